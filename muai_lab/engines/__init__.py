@@ -1,0 +1,1 @@
+"""Engines: load a model and run steps of it, behind one contract."""

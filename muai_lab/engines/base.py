@@ -1,0 +1,97 @@
+"""The contract of a step engine: prefill and decode over slots.
+
+A slot holds one sequence: its key/value tensors, its length, its last token and its sampling state. The scheduler
+decides which slot does what at every step; the engine computes. An engine is used from one thread at a time.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen from the logits.
+
+    temperature: 0 means greedy (argmax); otherwise logits are divided by it.
+    top_p: smallest set of tokens whose probability reaches it is kept (1.0 keeps all).
+    top_k: number of most likely tokens kept (0 keeps all).
+    seed: same seed, same prompt, same sampling, same tokens, whatever else runs in the batch; None draws fresh entropy.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+
+
+GREEDY = Sampling()
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillChunk:
+    """Prompt tokens of one slot to compute in this step.
+
+    tokens: token ids at positions `start`, `start + 1`, ...; positions before `start` are already in the slot
+    (from an earlier chunk or from the prefix cache). final: the prompt is complete, so a first token is sampled.
+    """
+
+    slot: int
+    tokens: Sequence[int]
+    start: int = 0
+    final: bool = True
+    sampling: Sampling = GREEDY
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What really serves, recorded with every result.
+
+    max_model_len: most positions (prompt + output) that one slot can hold. details: engine-specific facts, such as
+    the number of layers that DeepSpeed replaced or the ONNX providers in use.
+    """
+
+    name: str
+    version: str
+    device: str
+    dtype: str
+    max_model_len: int
+    details: dict[str, str | int | float | bool | None] = field(default_factory=dict)
+
+
+class StepEngine(ABC):
+    """One loaded model with `slots` places for sequences."""
+
+    info: EngineInfo
+    slots: int
+    eos_token_ids: frozenset[int]
+
+    @abstractmethod
+    def prefill(self, chunks: Sequence[PrefillChunk]) -> list[int | None]:
+        """Compute prompt tokens; returns per chunk the sampled token, or None where the chunk is not final.
+
+        For an encoder-decoder model the prompt goes through the encoder (always in one chunk) and the returned token
+        is the decoder's first.
+        """
+
+    @abstractmethod
+    def decode(self, slots: Sequence[int]) -> list[int]:
+        """Append one token to each slot and return them, in the order given."""
+
+    @abstractmethod
+    def release(self, slot: int) -> None:
+        """Forget the slot's sequence; the slot can be used again at once."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free memory, threads and processes; the engine is not used afterwards. Calling it twice is harmless."""
+
+    def prompt_limit(self) -> int:
+        """Most prompt tokens that one request may carry (at least one position is left for output)."""
+        return self.info.max_model_len - 1
+
+    def output_limit(self, prompt_tokens: int) -> int:
+        """Most output tokens that fit beside a prompt of `prompt_tokens` tokens."""
+        return self.info.max_model_len - prompt_tokens

@@ -1,0 +1,1 @@
+"""The inference stack: scheduling, driving an engine, telling observers."""

@@ -1,0 +1,100 @@
+"""What the stack tells its observers.
+
+Metrics, spans, anomaly windows and the tuner's window are observers. Times are monotonic seconds. Observers are called
+from the engine's thread, must return fast and must not raise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """A request was accepted and waits for admission."""
+
+    request_id: str
+    at: float
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A request was refused before it was queued (queue full, draining, too long)."""
+
+    at: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A request got a slot. cached_tokens: prompt tokens served from the prefix cache, None without a cache."""
+
+    request_id: str
+    at: float
+    queued_at: float
+    prompt_tokens: int
+    cached_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One engine step ran from `began` to `at`.
+
+    batch: sequences that were computed. prefill_tokens: prompt tokens computed. running, waiting: after the step.
+    """
+
+    at: float
+    began: float
+    batch: int
+    prefill_tokens: int
+    decode_tokens: int
+    running: int
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One output token was produced. index: 0 for the first."""
+
+    request_id: str
+    at: float
+    token: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A request ended with a result. reason: `stop` or `length`."""
+
+    request_id: str
+    at: float
+    reason: str
+    prompt_tokens: int
+    output_tokens: int
+    queued_at: float
+    admitted_at: float
+    first_token_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A request ended without a result. status: `error`, `cancelled` or `timeout`."""
+
+    request_id: str
+    at: float
+    status: str
+    message: str
+    queued_at: float
+
+
+Event = Queued | Rejected | Admitted | Step | Token | Finished | Failed
+
+
+class Observer(Protocol):
+    """Receives every event of one stack, in order, in batches."""
+
+    def observe(self, events: Sequence[Event]) -> None:
+        """Take in the events; called from the engine's thread."""

@@ -1,0 +1,42 @@
+"""What the stack is asked, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from muai_lab.engines.base import GREEDY, Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One prompt to complete.
+
+    prompt: token ids. max_tokens: most output tokens (>= 1). stop: strings that end the output (not included in it).
+    ignore_eos: go on past the end-of-sequence token, until max_tokens. timeout_s: seconds from submission until the
+    request is given up, None for never.
+    """
+
+    request_id: str
+    prompt: Sequence[int]
+    max_tokens: int
+    sampling: Sampling = GREEDY
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    timeout_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of output.
+
+    text: new text (may be empty when the tokens do not yet form whole characters). tokens: how many tokens were
+    produced since the last delta. output_tokens: tokens produced so far. finish_reason: `stop` or `length` on the
+    last delta, else None. cached_tokens: prompt tokens served from the prefix cache (None without a cache).
+    """
+
+    text: str
+    tokens: int
+    output_tokens: int
+    finish_reason: str | None = None
+    cached_tokens: int | None = None

@@ -1,0 +1,88 @@
+"""What the machine does while it serves: CPU, GPU memory, and this process' own memory, read at every scrape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import psutil
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+GpuReader = Callable[[], Sequence[tuple[str, int]]]
+
+
+def cpu_seconds() -> tuple[float, float]:
+    """Busy and total CPU seconds of the whole machine since it started."""
+    times = psutil.cpu_times()
+    idle = times.idle + getattr(times, "iowait", 0.0)
+    # Guest time is already contained in user time where the kernel reports both.
+    total = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
+    return total - idle, total
+
+
+def gpu_reader() -> GpuReader | None:
+    """A function that reads (GPU id, used bytes) per GPU, or None without a GPU or without nvidia-ml-py."""
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+    except pynvml.NVMLError:
+        return None  # no driver, or no device that this process may see
+    if not handles:
+        return None
+
+    def read() -> list[tuple[str, int]]:
+        used: list[tuple[str, int]] = []
+        for index, handle in enumerate(handles):
+            try:
+                used.append((str(index), int(pynvml.nvmlDeviceGetMemoryInfo(handle).used)))
+            except pynvml.NVMLError:
+                continue  # a device that fell off the bus has no sample
+        return used
+
+    return read
+
+
+class MachineMetrics(Collector):
+    """`cpu_usage_percent`, `gpu_memory_used_bytes{gpu_id}` and `muai_process_resident_bytes`.
+
+    CPU usage is that of the whole machine between two scrapes (the first: since construction), so no scrape waits.
+    """
+
+    def __init__(self, cpu: Callable[[], tuple[float, float]] = cpu_seconds, gpu: GpuReader | None = None) -> None:
+        self._cpu = cpu
+        self._gpu = gpu
+        self._process = psutil.Process()
+        self._busy_s, self._total_s = cpu()
+        self._percent = 0.0
+
+    def collect(self) -> Iterable[Metric]:
+        """All samples of this moment; the GPU family has none where no GPU can be read."""
+        gpu = GaugeMetricFamily("gpu_memory_used_bytes", "GPU memory usage", labels=["gpu_id"])
+        for gpu_id, used in self._gpu() if self._gpu else ():
+            gpu.add_metric([gpu_id], used)
+        return [
+            gpu,
+            GaugeMetricFamily("cpu_usage_percent", "CPU utilization", value=self._cpu_percent()),
+            GaugeMetricFamily(
+                "muai_process_resident_bytes", "Resident memory of the server", value=self._process.memory_info().rss
+            ),
+        ]
+
+    def describe(self) -> Iterable[Metric]:
+        """Names for the registry's check for duplicates; does not end the interval of the CPU usage."""
+        return [
+            Metric("gpu_memory_used_bytes", "", "gauge"),
+            Metric("cpu_usage_percent", "", "gauge"),
+            Metric("muai_process_resident_bytes", "", "gauge"),
+        ]
+
+    def _cpu_percent(self) -> float:
+        busy_s, total_s = self._cpu()
+        if total_s > self._total_s:  # the kernel counts in ticks; between two of them the last value stands
+            self._percent = 100.0 * (busy_s - self._busy_s) / (total_s - self._total_s)
+            self._busy_s, self._total_s = busy_s, total_s
+        return min(100.0, max(0.0, self._percent))

@@ -1,0 +1,181 @@
+"""The serving metrics, fed by the events of the stack and read by a Prometheus registry.
+
+An observer adds to plain numbers, and the samples are made when somebody scrapes: serving pays well under a
+microsecond per event, whatever the scraper does. Nothing lives at module level; the registry is the caller's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from threading import Lock
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from muai_lab.monitoring.histogram import (
+    BATCH_BUCKETS,
+    FIRST_TOKEN_BUCKETS_S,
+    LATENCY_BUCKETS_S,
+    STEP_BUCKETS_S,
+    Histogram,
+)
+from muai_lab.stack.events import Admitted, Event, Failed, Finished, Queued, Rejected, Step, Token
+
+STATUSES = ("ok", "error", "rejected", "cancelled", "timeout")
+THROUGHPUT_WINDOW_S = 10.0
+
+
+class PrometheusObserver:
+    """Counts what one model on one engine does; `ServingMetrics` turns the counts into samples.
+
+    The events of one stack come in order but from two threads (the engine's, and the event loop's for requests that
+    are refused or cancelled while they wait), so one lock is taken per batch of events, never per event.
+    """
+
+    def __init__(self, model: str, engine: str) -> None:
+        self.model = model
+        self.engine = engine
+        self.lock = Lock()
+        self.latency_s = Histogram(LATENCY_BUCKETS_S)
+        self.first_token_s = Histogram(FIRST_TOKEN_BUCKETS_S)
+        self.step_s = Histogram(STEP_BUCKETS_S)
+        self.batch = Histogram(BATCH_BUCKETS)
+        self.requests = dict.fromkeys(STATUSES, 0)
+        self.prompt_tokens = 0
+        self.output_tokens = 0
+        self.looked_up_tokens = 0
+        self.cached_tokens = 0
+        # Sets, not counters: a request that is run again on the next engine is admitted twice but counts once.
+        self.waiting: set[str] = set()
+        self.running: set[str] = set()
+        self.finish_times: deque[float] = deque()
+
+    def observe(self, events: Sequence[Event]) -> None:
+        """Take in the events; see `muai_lab.stack.events.Observer`."""
+        with self.lock:
+            for event in events:
+                kind = type(event)
+                if kind is Token:  # by far the most frequent, so first
+                    self.output_tokens += 1
+                elif isinstance(event, Step):
+                    self.step_s.observe(event.at - event.began)
+                    self.batch.observe(event.batch)
+                elif isinstance(event, Queued):
+                    self.waiting.add(event.request_id)
+                elif isinstance(event, Admitted):
+                    self._admitted(event)
+                elif isinstance(event, Finished):
+                    self._finished(event)
+                elif isinstance(event, Failed):
+                    self._left(event.request_id)
+                    self.requests[event.status] += 1
+                elif isinstance(event, Rejected):
+                    self.requests["rejected"] += 1
+
+    def _admitted(self, event: Admitted) -> None:
+        self.waiting.discard(event.request_id)
+        self.running.add(event.request_id)
+        self.prompt_tokens += event.prompt_tokens
+        if event.cached_tokens is not None:
+            self.looked_up_tokens += event.prompt_tokens
+            self.cached_tokens += event.cached_tokens
+
+    def _finished(self, event: Finished) -> None:
+        self._left(event.request_id)
+        self.requests["ok"] += 1
+        self.latency_s.observe(event.at - event.queued_at)
+        self.first_token_s.observe(event.first_token_at - event.queued_at)
+        self.finish_times.append(event.at)
+        self._forget_before(event.at - THROUGHPUT_WINDOW_S)
+
+    def _left(self, request_id: str) -> None:
+        self.waiting.discard(request_id)
+        self.running.discard(request_id)
+
+    def _forget_before(self, at: float) -> None:
+        while self.finish_times and self.finish_times[0] < at:
+            self.finish_times.popleft()
+
+    def throughput_rps(self, now: float) -> float:
+        """Requests per second that ended well within the last `THROUGHPUT_WINDOW_S` seconds (the lock is held)."""
+        self._forget_before(now - THROUGHPUT_WINDOW_S)
+        return len(self.finish_times) / THROUGHPUT_WINDOW_S
+
+
+class _ModelTotals:
+    """What is reported per model, over all engines that have served it (more than one after a fallback)."""
+
+    def __init__(self) -> None:
+        self.throughput_rps = 0.0
+        self.batch = Histogram(BATCH_BUCKETS)
+        self.waiting = 0
+        self.looked_up_tokens = 0
+        self.cached_tokens = 0
+
+    def add(self, observer: PrometheusObserver, now: float) -> None:
+        self.throughput_rps += observer.throughput_rps(now)
+        self.batch.add(observer.batch)
+        self.waiting += len(observer.waiting)
+        self.looked_up_tokens += observer.looked_up_tokens
+        self.cached_tokens += observer.cached_tokens
+
+
+class ServingMetrics(Collector):
+    """The specification's metrics of all models that one process serves, and ours beside them.
+
+    Register it in a `CollectorRegistry`; `observer()` gives each stack its own child. clock: monotonic seconds, the
+    same clock as the events'.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._observers: dict[tuple[str, str], PrometheusObserver] = {}
+
+    def observer(self, model: str, engine: str) -> PrometheusObserver:
+        """The observer of one model on one engine; the same one when a model is loaded again, so counters go on."""
+        return self._observers.setdefault((model, engine), PrometheusObserver(model, engine))
+
+    def collect(self) -> Iterable[Metric]:
+        """All samples of this moment, family by family."""
+        by_engine = ["model", "engine"]
+        latency = HistogramMetricFamily("inference_latency_seconds", "Inference latency histogram", labels=by_engine)
+        requests = CounterMetricFamily("inference_requests", "Request counter", labels=[*by_engine, "status"])
+        throughput = GaugeMetricFamily("throughput_requests_per_second", "Current throughput gauge", labels=["model"])
+        hit_rate = GaugeMetricFamily("kv_cache_hit_rate", "Cache hit rate", labels=["model"])
+        batch = HistogramMetricFamily("batch_size", "Batch size histogram", labels=["model"])
+        running = GaugeMetricFamily("muai_running_sequences", "Sequences in the running batch", labels=by_engine)
+        waiting = GaugeMetricFamily("muai_waiting_requests", "Requests that wait for admission", labels=["model"])
+        prompt = CounterMetricFamily("muai_prompt_tokens", "Prompt tokens of admitted requests", labels=by_engine)
+        output = CounterMetricFamily("muai_output_tokens", "Output tokens produced", labels=by_engine)
+        step = HistogramMetricFamily("muai_step_seconds", "Duration of one engine step", labels=by_engine)
+        first = HistogramMetricFamily(
+            "muai_time_to_first_token_seconds", "From queued to the first token, of finished requests", labels=by_engine
+        )
+        now = self._clock()
+        models: dict[str, _ModelTotals] = {}
+        for observer in list(self._observers.values()):
+            totals = models.setdefault(observer.model, _ModelTotals())
+            both = [observer.model, observer.engine]
+            with observer.lock:
+                totals.add(observer, now)
+                latency.add_metric(both, *observer.latency_s.snapshot())
+                for status, count in observer.requests.items():
+                    requests.add_metric([*both, status], count)
+                running.add_metric(both, len(observer.running))
+                prompt.add_metric(both, observer.prompt_tokens)
+                output.add_metric(both, observer.output_tokens)
+                step.add_metric(both, *observer.step_s.snapshot())
+                first.add_metric(both, *observer.first_token_s.snapshot())
+        for model, totals in models.items():
+            throughput.add_metric([model], totals.throughput_rps)
+            batch.add_metric([model], *totals.batch.snapshot())
+            waiting.add_metric([model], totals.waiting)
+            if totals.looked_up_tokens:  # no cache, no rate: missing, never 0
+                hit_rate.add_metric([model], totals.cached_tokens / totals.looked_up_tokens)
+        return [latency, requests, throughput, hit_rate, batch, running, waiting, prompt, output, step, first]
+
+    def describe(self) -> Iterable[Metric]:
+        """Names for the registry's check for duplicates."""
+        return self.collect()

@@ -1,0 +1,188 @@
+"""The lab's own settings: what is asked, when, of whom, and what was promised; and the tree that holds everything.
+
+These come from the configuration groups and the command line, not from the server's configuration file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from muai_lab.settings.schema import MonitoringSettings, OptimizationSettings
+from muai_lab.settings.section import Conflict, Name, PlainUrl, Section, setting
+
+
+def _check_variable_name(value: str) -> str:
+    if not value.isascii() or not value.isidentifier():
+        raise ValueError("expected the name of an environment variable (not the key itself)")
+    return value
+
+
+class ModelSettings(Section):
+    """The model under test."""
+
+    name: Name = setting(
+        "qwen_chat", "Name that the model is served under; an embedded model if nothing else is named."
+    )
+    checkpoint: Name | None = setting(
+        None, "Hub id or local directory; null takes optimization.models[name], else the embedded model of that name."
+    )
+
+
+class FixedLength(Section):
+    """Always the same length."""
+
+    distribution: Literal["fixed"] = setting("fixed", "Every length is `value`.")
+    value: int = setting(64, "The length.", unit="tokens", ge=1)
+
+
+class UniformLength(Section):
+    """Every length from low to high equally likely, both included."""
+
+    distribution: Literal["uniform"] = setting("uniform", "Lengths from `low` to `high`, equally likely.")
+    low: int = setting(16, "Shortest length.", unit="tokens", ge=1)
+    high: int = setting(128, "Longest length.", unit="tokens", ge=1)
+
+    def conflicts(self) -> Iterator[Conflict]:
+        if self.low > self.high:
+            yield Conflict(("low", "high"), f"low ({self.low}) is above high ({self.high})")
+
+
+class _BoundedLength(Section):
+    """Drawn lengths are rounded and kept between low and high."""
+
+    low: int = setting(1, "Shortest length; shorter draws become this.", unit="tokens", ge=1)
+    high: int | None = setting(None, "Longest length; longer draws become this. null for none.", unit="tokens", ge=1)
+
+    def conflicts(self) -> Iterator[Conflict]:
+        if self.high is not None and self.low > self.high:
+            yield Conflict(("low", "high"), f"low ({self.low}) is above high ({self.high})")
+
+
+class NormalLength(_BoundedLength):
+    """Normally distributed lengths."""
+
+    distribution: Literal["normal"] = setting("normal", "Normally distributed lengths.")
+    mean: float = setting(64.0, "Mean length.", unit="tokens", gt=0)
+    sigma: float = setting(16.0, "Standard deviation of the length.", unit="tokens", ge=0)
+
+
+class LognormalLength(_BoundedLength):
+    """Lengths whose logarithm is normally distributed: many short, few very long."""
+
+    distribution: Literal["lognormal"] = setting("lognormal", "Lengths whose logarithm is normally distributed.")
+    mean: float = setting(64.0, "Mean of the length itself (not of its logarithm).", unit="tokens", gt=0)
+    sigma: float = setting(0.8, "Standard deviation of the natural logarithm of the length.", ge=0)
+
+
+LengthDistribution = Annotated[
+    FixedLength | UniformLength | NormalLength | LognormalLength, Field(discriminator="distribution")
+]
+
+
+class SyntheticWorkload(Section):
+    """Made-up prompts of drawn lengths, each asking for an output of drawn length."""
+
+    kind: Literal["synthetic"] = setting("synthetic", "Made-up prompts of drawn lengths.")
+    name: Name = setting("chat", "Label of the workload in results.")
+    api: Literal["completions", "chat"] = setting("completions", "OpenAI endpoint that the requests go to.")
+    prompt_tokens: LengthDistribution = UniformLength(low=16, high=128)
+    output_tokens: LengthDistribution = UniformLength(low=8, high=48)
+    temperature: float = setting(0.0, "Sampling temperature; 0 is greedy.", ge=0.0)
+    ignore_eos: bool = setting(
+        True, "Go on past the end-of-sequence token, so that every output has the length that was asked for."
+    )
+
+
+# A union over `kind` once there is a second kind (traces, conversations).
+WorkloadSettings = SyntheticWorkload
+
+
+class ArrivalSettings(Section):
+    """When requests are sent."""
+
+    kind: Literal["closed", "constant", "poisson"] = setting(
+        "closed",
+        "closed: `concurrency` requests are always under way; constant, poisson: requests are due at `rate` per second,"
+        " evenly or at random, whether or not earlier ones have finished (open loop).",
+    )
+    rate: float = setting(20.0, "Offered rate of the open loop.", unit="requests/s", gt=0)
+    concurrency: int = setting(8, "Requests under way in the closed loop.", unit="requests", ge=1)
+
+
+class LoadSettings(Section):
+    """How long load is offered and measured."""
+
+    warmup_s: float = setting(4.0, "Load before the measurement; not counted.", unit="s", ge=0)
+    duration_s: float = setting(26.0, "Measurement window.", unit="s", gt=0)
+    drain_s: float = setting(
+        30.0, "Longest wait for the requests that are still under way after the window.", unit="s", ge=0
+    )
+    request_timeout_s: float = setting(60.0, "After this long the client gives a request up.", unit="s", gt=0)
+    requests: int | None = setting(
+        None, "Stop after this many requests (closed loop only); null goes on for the whole duration.", ge=1
+    )
+
+
+class SloSettings(Section):
+    """The latency that was promised; null where nothing was."""
+
+    ttft_ms: float | None = setting(None, "Time to first token.", unit="ms", gt=0)
+    tpot_ms: float | None = setting(None, "Time per output token after the first.", unit="ms", gt=0)
+    e2e_ms: float | None = setting(None, "Whole request.", unit="ms", gt=0)
+    quantile: float = setting(0.99, "Share of the requests that must keep the promise.", gt=0.0, lt=1.0)
+
+
+class TargetSettings(Section):
+    """Who is measured."""
+
+    kind: Literal["server", "inprocess", "endpoint"] = setting(
+        "server",
+        "server: a server process of our own; inprocess: the stack in the runner's process, without sockets; "
+        "endpoint: any OpenAI-compatible server at `url`.",
+    )
+    url: PlainUrl | None = setting(None, "Base address of the endpoint, such as http://host:8000/v1.")
+    api_key_env: Annotated[str, AfterValidator(_check_variable_name)] | None = setting(
+        None, "Name of the environment variable that holds the endpoint's key.", hide_in_errors=True
+    )
+    model: Name | None = setting(None, "Model name that the endpoint knows; null asks it and takes its only one.")
+
+    def conflicts(self) -> Iterator[Conflict]:
+        if self.kind == "endpoint":
+            if self.url is None:
+                yield Conflict(
+                    ("kind", "url"), "the target endpoint needs target.url, such as target.url=http://host:8000/v1"
+                )
+            return
+        for key in ("url", "api_key_env", "model"):
+            if getattr(self, key) is not None:
+                yield Conflict((key, "kind"), f"{key} belongs to target=endpoint, but the target is {self.kind}")
+
+
+class LabSettings(Section):
+    """Everything that one run or one server is made from."""
+
+    config_file: Name | None = setting(
+        None,
+        "Configuration file of the optimization and monitoring sections; null looks for config/optimization.yaml, then "
+        "config/system.yaml.",
+    )
+    seed: int = setting(0, "Seed of everything that is drawn: lengths, prompts, arrivals.", ge=0)
+    model: ModelSettings = ModelSettings()
+    workload: WorkloadSettings = SyntheticWorkload()
+    arrival: ArrivalSettings = ArrivalSettings()
+    load: LoadSettings = LoadSettings()
+    slo: SloSettings = SloSettings()
+    target: TargetSettings = TargetSettings()
+    optimization: OptimizationSettings = OptimizationSettings()
+    monitoring: MonitoringSettings = MonitoringSettings()
+
+    def conflicts(self) -> Iterator[Conflict]:
+        if self.load.requests is not None and self.arrival.kind != "closed":
+            yield Conflict(
+                ("load.requests", "arrival.kind"),
+                f"load.requests needs the closed loop, but arrival.kind is {self.arrival.kind}: bound an open loop by "
+                "load.duration_s",
+            )

@@ -1,0 +1,313 @@
+"""The `optimization` and `monitoring` sections: every key with its default, range, options and meaning.
+
+The specification's keys stand here in its order. Keys that are ours are marked `extension=True` and have defaults under
+which every example of the specification stays valid. Short environment names are those that the specification prints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal, get_args
+
+from muai_lab.settings.section import (
+    AnySequence,
+    Conflict,
+    HttpPath,
+    Name,
+    OtlpEndpoint,
+    SecretUrl,
+    Section,
+    Unique,
+    setting,
+)
+
+EngineName = Literal["vllm", "deepspeed", "onnx", "pytorch"]
+ENGINE_NAMES: tuple[EngineName, ...] = get_args(EngineName)
+Dtype = Literal["auto", "fp16", "fp32", "bf16"]
+ExecutionProvider = Literal[
+    "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider", "OpenVINOExecutionProvider"
+]
+AlertDestination = Literal["log", "webhook", "alertmanager"]
+
+
+class VllmSettings(Section):
+    """vLLM: continuous batching and PagedAttention; schedules its own steps."""
+
+    enabled: bool = setting(True, "Offer the vLLM engine. Needs the extra `vllm`.")
+    tensor_parallel_size: int = setting(
+        1,
+        "GPUs that one model is spread over (tensor parallelism).",
+        unit="GPUs",
+        env="MUAI_OPT_VLLM_TENSOR_PARALLEL",
+        ge=1,
+    )
+    dtype: Dtype = setting("auto", "Data type of the weights; auto takes what suits the device.")
+    max_model_len: int | None = setting(
+        None, "Longest sequence, prompt and output together; null takes the model's own limit.", unit="tokens", ge=1
+    )
+    gpu_memory_utilization: float = setting(
+        0.9, "Share of the GPU's memory that vLLM may use.", env="MUAI_OPT_VLLM_GPU_MEMORY", ge=0.0, le=1.0
+    )
+    swap_space: int = setting(
+        4,
+        "CPU memory that key/value blocks may move to when GPU memory runs short; 0 for none. "
+        "Current vLLM calls it `kv_offloading_size`.",
+        unit="GB",
+        ge=0,
+    )
+
+
+class DeepspeedSettings(Section):
+    """DeepSpeed inference: large models, kernel injection where a policy exists for the model."""
+
+    enabled: bool = setting(True, "Offer the DeepSpeed engine. Needs the extra `deepspeed`.")
+    tensor_parallel: int = setting(1, "GPUs that each layer is spread over (tensor parallelism).", unit="GPUs", ge=1)
+    pipeline_parallel: int = setting(
+        1,
+        "Stages that the layers are spread over. DeepSpeed inference has no pipeline parallelism: above 1 the engine "
+        "is reported as unavailable.",
+        unit="stages",
+        ge=1,
+    )
+    dtype: Literal["fp16", "fp32", "bf16"] = setting(
+        "fp16", "Data type for inference. A device that cannot run it (fp16 on a CPU) makes the engine unavailable."
+    )
+    replace_with_kernel_inject: bool = setting(
+        True,
+        "Use DeepSpeed's own kernels where it has an injection policy for the model and the device has the kernels.",
+    )
+
+
+class OnnxSettings(Section):
+    """ONNX Runtime: the exported graph on any execution provider."""
+
+    enabled: bool = setting(True, "Offer the ONNX Runtime engine. Needs the extra `onnx` or `onnx-gpu`.")
+    execution_providers: Annotated[tuple[ExecutionProvider, ...], AnySequence, Unique] = setting(
+        ("CUDAExecutionProvider", "CPUExecutionProvider"),
+        "Execution providers, most wanted first. Those that this build lacks are skipped with a warning.",
+        min_length=1,
+    )
+    optimization_level: Literal["none", "basic", "extended", "all"] = setting("all", "Graph optimisation level.")
+    enable_quantization: bool = setting(
+        False, "Quantise the exported graph dynamically to int8: smaller and faster, perhaps less exact."
+    )
+
+
+class PytorchSettings(Section):
+    """Plain PyTorch: always there, and what the other engines are measured against."""
+
+    device: Literal["auto", "cpu", "cuda"] = setting(
+        "auto", "Where the model runs; auto takes CUDA when there is a GPU.", extension=True
+    )
+    dtype: Dtype = setting("auto", "Data type of the weights; auto takes what suits the device.", extension=True)
+    threads: int | None = setting(
+        None, "CPU threads for one operation; null leaves the choice to PyTorch.", unit="threads", extension=True, ge=1
+    )
+
+
+class BatcherSettings(Section):
+    """Dynamic batching: which requests run together, and how long the first of them waits for company."""
+
+    enabled: bool = setting(True, "Batch requests; when off, one request runs at a time.")
+    max_batch_size: int = setting(
+        32, "Most sequences that run at once in one engine.", unit="sequences", env="MUAI_OPT_BATCHER_MAX_SIZE", ge=1
+    )
+    batch_timeout_ms: int = setting(
+        50,
+        "Longest that the oldest waiting request is held back to let a batch form. Sequences that are already decoding "
+        "are never held.",
+        unit="ms",
+        env="MUAI_OPT_BATCHER_TIMEOUT",
+        ge=0,
+    )
+    adaptive_batching: bool = setting(
+        True, "Move the running limit between min_batch_size and max_batch_size by what is observed."
+    )
+    min_batch_size: int = setting(
+        1, "A batch starts once this many wait, or the oldest has waited batch_timeout_ms.", unit="sequences", ge=1
+    )
+    latency_target_ms: float | None = setting(
+        None,
+        "Inter-token latency that adaptive_batching steers to; null keeps the best measured throughput instead.",
+        unit="ms",
+        extension=True,
+        gt=0,
+    )
+
+    def conflicts(self) -> Iterator[Conflict]:
+        if self.min_batch_size > self.max_batch_size:
+            yield Conflict(
+                ("min_batch_size", "max_batch_size"),
+                f"min_batch_size ({self.min_batch_size}) is above max_batch_size ({self.max_batch_size}): "
+                "lower the one or raise the other",
+            )
+
+
+class CacheSettings(Section):
+    """Prefix cache: key/value tensors of prompt prefixes and earlier turns, kept for reuse."""
+
+    enabled: bool = setting(True, "Reuse the key/value tensors of shared prompt prefixes and earlier turns.")
+    max_memory_mb: int = setting(
+        4096,
+        "Budget of the cache, never exceeded; measured in real tensor bytes. With vLLM on a GPU the budget counts only "
+        "when it is set; else gpu_memory_utilization rules.",
+        unit="MB",
+        env="MUAI_OPT_CACHE_MAX_MEMORY",
+        unset_matters=True,
+        ge=0,
+    )
+    eviction_policy: Literal["lru", "fifo"] = setting(
+        "lru", "What goes first when the budget is used up: the least recently used, or the oldest."
+    )
+
+
+class TunerSettings(Section):
+    """Online tuner: moves batcher and cache settings inside the running server, and reverts what does not help."""
+
+    enabled: bool = setting(False, "Tune while serving. Try it out before turning it on in production.")
+    observation_window_seconds: int = setting(300, "How much of the past a decision looks at.", unit="s", ge=1)
+    tuning_interval_seconds: int = setting(60, "Time between two adjustments.", unit="s", ge=1)
+    enable_batch_size_tuning: bool = setting(True, "The tuner may move the batch size.")
+    enable_timeout_tuning: bool = setting(True, "The tuner may move the batch timeout.")
+    enable_cache_size_tuning: bool = setting(True, "The tuner may move the cache size.")
+
+
+class OptimizationSettings(Section):
+    """How requests are served: engines, batching, cache, tuner."""
+
+    enabled: bool = setting(
+        True,
+        "Master switch. Off means plain PyTorch inference: no batching across requests, no prefix cache, no tuner.",
+    )
+    engine_preference: Annotated[tuple[EngineName, ...], AnySequence, Unique] = setting(
+        ENGINE_NAMES,
+        "Engines, most wanted first; the first that is available and supports the model serves it.",
+        min_length=1,
+    )
+    fallback_on_error: bool = setting(
+        True, "Go on with the next engine when one fails; when off, the engine's own error reaches the caller."
+    )
+    models: dict[str, Name] = setting(
+        {},
+        "Checkpoint of each model name: a hub id or a local directory. Names that are not listed are embedded models.",
+        extension=True,
+    )
+    vllm: VllmSettings = VllmSettings()
+    deepspeed: DeepspeedSettings = DeepspeedSettings()
+    onnx: OnnxSettings = OnnxSettings()
+    pytorch: PytorchSettings = PytorchSettings()
+    batcher: BatcherSettings = BatcherSettings()
+    cache: CacheSettings = CacheSettings()
+    tuner: TunerSettings = TunerSettings()
+
+
+class PrometheusSettings(Section):
+    """Metrics in Prometheus' text format, on a port of their own."""
+
+    enabled: bool = setting(True, "Export metrics.")
+    port: int = setting(9090, "HTTP port of the metrics; 0 takes any free port.", ge=0, le=65535)
+    host: Name = setting("0.0.0.0", "Address to bind; 127.0.0.1 for this machine only.")
+    path: HttpPath = setting("/metrics", "HTTP path of the metrics; other paths answer 404.")
+
+
+class TracingSettings(Section):
+    """OpenTelemetry traces over OTLP/gRPC."""
+
+    enabled: bool = setting(True, "Trace requests.")
+    endpoint: OtlpEndpoint = setting(
+        "http://localhost:4317", "OTLP collector; a bare host:port is accepted and means plaintext."
+    )
+    sample_rate: float = setting(1.0, "Share of the requests that are traced.", ge=0.0, le=1.0)
+    service_name: Name = setting("muai-orchestration", "Name of the service in the traces.")
+    export_timeout_ms: int = setting(
+        30000, "Longest that one export may take; bounds the shutdown too.", unit="ms", ge=1
+    )
+
+
+class AnomalySettings(Section):
+    """Alerts when latency, errors, memory or throughput leave their bounds."""
+
+    enabled: bool = setting(True, "Detect anomalies.")
+    latency_threshold_ms: float = setting(
+        1000.0, "Alert when latency is above.", unit="ms", env="MUAI_MON_ANOMALY_LATENCY_THRESHOLD", gt=0
+    )
+    error_rate_threshold: float = setting(0.05, "Alert when the share of failed requests is above.", ge=0.0, le=1.0)
+    memory_threshold_percent: float = setting(90.0, "Alert when memory use is above.", unit="%", ge=0.0, le=100.0)
+    throughput_threshold_rps: float = setting(
+        1.0, "Alert when throughput is below, while work is being offered.", unit="requests/s", ge=0.0
+    )
+    alert_rate_limit_seconds: int = setting(
+        300, "Shortest time between repeats of one alert (same rule, same labels).", unit="s", ge=0
+    )
+    alert_destinations: Annotated[tuple[AlertDestination, ...], AnySequence, Unique] = setting(
+        ("log",), "Where alerts go."
+    )
+    webhook_url: SecretUrl | None = setting(
+        None, "Address that alerts are posted to; needed by the destination webhook. A secret: never shown or written."
+    )
+    alertmanager_url: SecretUrl | None = setting(
+        None,
+        "Base address of Alertmanager (its v2 API); needed by the destination alertmanager. "
+        "A secret, since it may hold credentials: never shown or written.",
+        extension=True,
+    )
+
+    def conflicts(self) -> Iterator[Conflict]:
+        if "webhook" in self.alert_destinations and self.webhook_url is None:
+            yield Conflict(
+                ("alert_destinations", "webhook_url"),
+                "the destination webhook needs webhook_url: set it, or take webhook out of alert_destinations",
+            )
+        if "alertmanager" in self.alert_destinations and self.alertmanager_url is None:
+            yield Conflict(
+                ("alert_destinations", "alertmanager_url"),
+                "the destination alertmanager needs alertmanager_url: set it, or take alertmanager out of "
+                "alert_destinations",
+            )
+
+
+class ServerSettings(Section):
+    """The inference server."""
+
+    enabled: bool = setting(False, "Server mode, for deployments that start from this file.")
+    host: Name = setting("0.0.0.0", "Address to bind; 127.0.0.1 for this machine only.")
+    port: int = setting(8000, "HTTP port; 0 takes any free port.", ge=0, le=65535)
+    queue_capacity: int = setting(
+        100, "Most requests that wait; more are refused with HTTP 429.", unit="requests", ge=1
+    )
+    preload_models: Annotated[tuple[Name, ...], AnySequence, Unique] = setting(
+        (), "Models to load at start, so that the first request does not wait for it."
+    )
+    graceful_shutdown_timeout: int = setting(
+        30, "Longest that a shutdown waits for requests that are still running.", unit="s", ge=0
+    )
+    health_check_path: HttpPath = setting("/health", "HTTP path that says whether the process is healthy.")
+    readiness_check_path: HttpPath = setting("/ready", "HTTP path that says whether requests are welcome.")
+    request_timeout_s: float | None = setting(
+        None, "Longest that one request may take, queueing included; null for no limit.", unit="s", extension=True, gt=0
+    )
+
+    def conflicts(self) -> Iterator[Conflict]:
+        if self.health_check_path == self.readiness_check_path:
+            yield Conflict(
+                ("health_check_path", "readiness_check_path"),
+                f"health_check_path and readiness_check_path are both {self.health_check_path}: give each its own path",
+            )
+
+
+class MonitoringSettings(Section):
+    """How the running system is watched: metrics, traces, alerts; and the server itself."""
+
+    enabled: bool = setting(True, "Master switch of metrics, traces and anomaly detection.")
+    prometheus: PrometheusSettings = PrometheusSettings()
+    tracing: TracingSettings = TracingSettings()
+    anomaly: AnomalySettings = AnomalySettings()
+    server: ServerSettings = ServerSettings()
+
+    def conflicts(self) -> Iterator[Conflict]:
+        metrics, server = self.prometheus, self.server
+        if self.enabled and metrics.enabled and server.enabled and metrics.port == server.port != 0:
+            yield Conflict(
+                ("prometheus.port", "server.port"),
+                f"prometheus.port and server.port are both {server.port}: give each its own, or 0 for any free port",
+            )

@@ -1,0 +1,56 @@
+"""One hash for what a model directory holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+CONTENT_FILE = "content.json"
+
+_LARGE_BYTES = 256 * 2**20
+_WEIGHT_SUFFIXES = (".safetensors", ".bin")
+_MODEL_SUFFIXES = (*_WEIGHT_SUFFIXES, ".json", ".txt", ".model", ".jinja")
+
+
+def content_hash(directory: Path) -> str:
+    """SHA-256 over the names and contents of the model's files (weights, configuration, tokenizer).
+
+    Weight files above 256 MiB go in by their first MiB and their size. Of a safetensors file that is the header with all
+    names, shapes and types, and the first weights.
+    """
+    return _combine({path.name: _file_hash(path) for path in _model_files(directory)})
+
+
+def write_content_file(directory: Path) -> None:
+    """Record the hash of every file, to be checked by `is_intact`."""
+    files = {path.name: _file_hash(path) for path in _model_files(directory)}
+    record = {"content_hash": _combine(files), "files": files}
+    (directory / CONTENT_FILE).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def is_intact(directory: Path) -> bool:
+    """Whether every file that `write_content_file` recorded is there and unchanged."""
+    try:
+        record = json.loads((directory / CONTENT_FILE).read_text(encoding="utf-8"))
+        return bool(record["content_hash"] == content_hash(directory))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # absent, unreadable or not written by us: all the same to the caller, who builds anew
+
+
+def _model_files(directory: Path) -> list[Path]:
+    found = (path for path in directory.iterdir() if path.suffix in _MODEL_SUFFIXES and path.name != CONTENT_FILE)
+    return sorted((path for path in found if path.is_file()), key=lambda path: path.name)
+
+
+def _combine(files: dict[str, str]) -> str:
+    lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(files.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _file_hash(path: Path) -> str:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if path.suffix in _WEIGHT_SUFFIXES and size > _LARGE_BYTES:
+            return hashlib.sha256(file.read(2**20) + str(size).encode()).hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

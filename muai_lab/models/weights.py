@@ -1,0 +1,183 @@
+"""The weights of the embedded models: drawn, not trained, and equal to the last bit on every machine.
+
+Raw 64-bit integers of PCG64 (a stream that numpy guarantees) become odd integers -255..255, are scaled by one float32
+multiplication and rounded to bfloat16's precision with integer arithmetic. No library function takes part whose last
+bit could depend on a processor's vector width. As every weight is exact in bfloat16, a bfloat16 engine and a float32
+engine run the same model and differ by their activations only.
+
+What the scales are for: token choices that look like text and behave like those of a real model under test.
+- Attention scores spread widely (`SCORE_STD`), so each head picks a few places of the context; every layer adds as much
+  to the residual stream as the embedding brings. The next token hence depends on the whole context and its positions:
+  greedy output does not fall into a loop, and an engine that mixes up its key/value cache is found out.
+- Hidden dimension 0 holds the same constant for every token and no layer writes to it. The output head's weight on it
+  is a bias per token (neither architecture has one of its own): words are preferred, the end token is rare, and tokens
+  that would not print never come.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from math import sqrt
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Tensor = NDArray[np.float32]
+
+_ODD_STD = 147.8014  # standard deviation of the odd integers -255..255: sqrt((256 ** 2 - 1) / 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Scales:
+    """Standard deviations that the drawn weights aim at.
+
+    score: attention scores before the softmax. write: what one attention or feed-forward block adds to the residual
+    stream, the embedding being 1. logit: output logits. constant: value of hidden dimension 0 in the embedding.
+    """
+
+    score: float = 3.0
+    write: float = 1.0
+    logit: float = 2.5
+    constant: float = 4.0
+
+
+def draw(seed: str, shape: tuple[int, ...], std: float) -> Tensor:
+    """Uniform float32 values of standard deviation `std`, exact in bfloat16, the same for the same `seed`."""
+    import numpy as np
+
+    count = int(np.prod(shape))
+    state = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:16], "little")
+    raw = np.random.PCG64(np.random.SeedSequence(state)).random_raw((count + 7) // 8)
+    odd = raw.astype("<u8").view(np.int8)[:count].astype(np.int16) * 2 + 1
+    return round_to_bfloat16((odd.astype(np.float32) * np.float32(std / _ODD_STD)).reshape(shape))
+
+
+def round_to_bfloat16(values: Tensor) -> Tensor:
+    """Round float32 values to the nearest that bfloat16 can hold (ties to even)."""
+    import numpy as np
+
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
+    return rounded.astype(np.uint32).view(np.float32)
+
+
+def qwen2_weights(seed: str, config: dict[str, object], bias: Tensor, scales: Scales) -> dict[str, Tensor]:
+    """Tensors of a `Qwen2ForCausalLM` by name; `bias` is added to the logits, one value per token."""
+    import numpy as np
+
+    hidden, inner, layers, vocab, heads, kv_heads = (
+        _int(config, key)
+        for key in (
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "vocab_size",
+            "num_attention_heads",
+            "num_key_value_heads",
+        )
+    )
+    head_dim = hidden // heads
+    fan_in = 1 / sqrt(hidden)  # one input of unit variance per hidden dimension
+    score = sqrt(scales.score) * fan_in  # queries and keys share the spread; the model divides by sqrt(head_dim)
+    tensors: dict[str, Tensor] = {"model.norm.weight": np.ones(hidden, np.float32)}
+
+    def put(name: str, shape: tuple[int, ...], std: float) -> None:
+        tensors[name] = draw(f"{seed}/{name}", shape, std)
+
+    put("model.embed_tokens.weight", (vocab, hidden), 1.0)
+    for layer in range(layers):
+        at = f"model.layers.{layer}"
+        tensors[f"{at}.input_layernorm.weight"] = np.ones(hidden, np.float32)
+        tensors[f"{at}.post_attention_layernorm.weight"] = np.ones(hidden, np.float32)
+        put(f"{at}.self_attn.q_proj.weight", (hidden, hidden), score)
+        put(f"{at}.self_attn.q_proj.bias", (hidden,), score)
+        put(f"{at}.self_attn.k_proj.weight", (kv_heads * head_dim, hidden), score)
+        put(f"{at}.self_attn.k_proj.bias", (kv_heads * head_dim,), score)
+        put(f"{at}.self_attn.v_proj.weight", (kv_heads * head_dim, hidden), fan_in)
+        put(f"{at}.self_attn.v_proj.bias", (kv_heads * head_dim,), fan_in)
+        put(f"{at}.self_attn.o_proj.weight", (hidden, hidden), scales.write * fan_in)
+        put(f"{at}.mlp.gate_proj.weight", (inner, hidden), 1.5 * fan_in)
+        put(f"{at}.mlp.up_proj.weight", (inner, hidden), fan_in)
+        put(f"{at}.mlp.down_proj.weight", (hidden, inner), scales.write / sqrt(inner))
+        tensors[f"{at}.self_attn.o_proj.weight"][0] = 0
+        tensors[f"{at}.mlp.down_proj.weight"][0] = 0
+    tensors["model.embed_tokens.weight"][:, 0] = scales.constant
+    tensors["lm_head.weight"] = _output_head(seed, hidden, bias, scales, writes=2 * layers)
+    return tensors
+
+
+def t5_weights(seed: str, config: dict[str, object], bias: Tensor, scales: Scales) -> dict[str, Tensor]:
+    """Tensors of a `T5ForConditionalGeneration` (v1.1 layout) by name; `bias` is added to the logits."""
+    import numpy as np
+
+    hidden, inner, head_dim, heads, vocab, buckets = (
+        _int(config, key)
+        for key in ("d_model", "d_ff", "d_kv", "num_heads", "vocab_size", "relative_attention_num_buckets")
+    )
+    width = head_dim * heads
+    fan_in = 1 / sqrt(hidden)
+    score = sqrt(scales.score / sqrt(head_dim)) * fan_in  # T5 does not divide scores by sqrt(head_dim)
+    tensors: dict[str, Tensor] = {}
+
+    def put(name: str, shape: tuple[int, ...], std: float) -> None:
+        tensors[name] = draw(f"{seed}/{name}", shape, std)
+
+    def put_norm(name: str) -> None:
+        tensors[name] = np.ones(hidden, np.float32)
+
+    def put_write(name: str, shape: tuple[int, int], std: float) -> None:
+        put(name, shape, std)
+        tensors[name][0] = 0
+
+    def put_attention(at: str) -> None:
+        put(f"{at}.q.weight", (width, hidden), score)
+        put(f"{at}.k.weight", (width, hidden), score)
+        put(f"{at}.v.weight", (width, hidden), fan_in)
+        put_write(f"{at}.o.weight", (hidden, width), scales.write / sqrt(width))
+
+    put("shared.weight", (vocab, hidden), 1.0)
+    tensors["shared.weight"][:, 0] = scales.constant
+    for stack, layers in (("encoder", _int(config, "num_layers")), ("decoder", _int(config, "num_decoder_layers"))):
+        put(f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight", (buckets, heads), scales.score)
+        for layer in range(layers):
+            at = f"{stack}.block.{layer}.layer"
+            put_attention(f"{at}.0.SelfAttention")
+            put_norm(f"{at}.0.layer_norm.weight")
+            feed_forward = 1
+            if stack == "decoder":
+                put_attention(f"{at}.1.EncDecAttention")
+                put_norm(f"{at}.1.layer_norm.weight")
+                feed_forward = 2
+            put(f"{at}.{feed_forward}.DenseReluDense.wi_0.weight", (inner, hidden), 1.5 * fan_in)
+            put(f"{at}.{feed_forward}.DenseReluDense.wi_1.weight", (inner, hidden), fan_in)
+            put_write(f"{at}.{feed_forward}.DenseReluDense.wo.weight", (hidden, inner), scales.write / sqrt(inner))
+            put_norm(f"{at}.{feed_forward}.layer_norm.weight")
+        put_norm(f"{stack}.final_layer_norm.weight")
+    writes = 3 * _int(config, "num_decoder_layers")
+    tensors["lm_head.weight"] = _output_head(seed, hidden, bias, scales, writes=writes)
+    return tensors
+
+
+def _output_head(seed: str, hidden: int, bias: Tensor, scales: Scales, *, writes: int) -> Tensor:
+    """Rows of random direction, plus `bias` through the constant dimension.
+
+    writes: number of blocks that add to the residual stream, which the final norm divides by. A row with a large bias
+    either way has nothing else in it: the end token never wins by chance, an unprintable token never comes.
+    """
+    import numpy as np
+
+    head = draw(f"{seed}/lm_head.weight", (len(bias), hidden), scales.logit / sqrt(hidden))
+    head[(bias > 0) | (bias < -10)] = 0
+    spread = sqrt(1 + scales.write * scales.write * writes)
+    head[:, 0] = round_to_bfloat16(bias * np.float32(spread / scales.constant))
+    return head
+
+
+def _int(config: dict[str, object], key: str) -> int:
+    value = config[key]
+    if not isinstance(value, int):
+        raise TypeError(f"{key} must be an integer, not {value!r}")
+    return value

@@ -1,0 +1,96 @@
+"""Which requests count, and whether the system was in a steady state while they ran.
+
+warm-up -> measurement -> drain. Requests *due* in the measurement window count, also those that finish in the drain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from muai_lab.analysis.metrics import NS_PER_S, due_ns
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The phases of a run. Monotonic nanoseconds; the `*_s` properties count from the start of the load."""
+
+    load_start_ns: int
+    measure_start_ns: int
+    measure_end_ns: int
+    drain_end_ns: int
+
+    @property
+    def start_s(self) -> float:
+        return (self.measure_start_ns - self.load_start_ns) / NS_PER_S
+
+    @property
+    def end_s(self) -> float:
+        return (self.measure_end_ns - self.load_start_ns) / NS_PER_S
+
+    @property
+    def drain_end_s(self) -> float:
+        return (self.drain_end_ns - self.load_start_ns) / NS_PER_S
+
+    @property
+    def duration_s(self) -> float:
+        """Length of the measurement window; 0 when the run never reached it."""
+        return max(0.0, self.end_s - self.start_s)
+
+
+def window_of(manifest: Mapping[str, Any], records: pd.DataFrame, *, complete: bool) -> Window | None:
+    """The window that the manifest states.
+
+    For a run that did not end by itself the measurement ends at the last thing that was observed, if that is earlier:
+    time in which nothing could be measured must not dilute a rate. None when neither manifest nor records know a start.
+    """
+    stated = manifest.get("window") or {}
+    observed = records[["sent_ns", "first_content_ns", "last_token_ns", "stream_end_ns"]].max().max()
+    last_seen = None if pd.isna(observed) else int(observed)
+    load_start = stated.get("load_start_ns")
+    if load_start is None:
+        earliest = due_ns(records).min()
+        if pd.isna(earliest):
+            return None
+        load_start = int(earliest)
+    measure_start = _first(stated.get("measure_start_ns"), load_start)
+    measure_end = _first(stated.get("measure_end_ns"), last_seen, measure_start)
+    drain_end = _first(stated.get("drain_end_ns"), last_seen, measure_end)
+    if not complete:
+        measure_end = min(measure_end, max(measure_start, _first(last_seen, measure_start)))
+        drain_end = max(measure_end, min(drain_end, _first(last_seen, drain_end)))
+    return Window(int(load_start), measure_start, max(measure_start, measure_end), max(measure_end, drain_end))
+
+
+def _first(*candidates: int | None) -> int:
+    return int(next(candidate for candidate in candidates if candidate is not None))
+
+
+def due_in_window(records: pd.DataFrame, window: Window | None) -> pd.Series:
+    """True for each request that was due in the measurement window (start included, end excluded).
+
+    Where no due time was recorded, the recorded phase decides.
+    """
+    by_phase = (records["phase"] == "measure").fillna(False).astype(bool)
+    if window is None:
+        return by_phase
+    due = due_ns(records)
+    inside = ((due >= window.measure_start_ns) & (due < window.measure_end_ns)).fillna(False).astype(bool)
+    return inside.where(due.notna(), by_phase)
+
+
+def in_flight(requests: pd.DataFrame, at_s: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Requests that were due and not yet over at each time: the client's view of queue plus batch.
+
+    A request that never ended (no stamp) counts as in flight until the end.
+    """
+    due = np.sort(requests["due_s"].dropna().to_numpy())
+    over = np.sort(requests["over_s"].dropna().to_numpy())
+    arrived = np.searchsorted(due, at_s, side="right")
+    ended = np.searchsorted(over, at_s, side="right")
+    return np.asarray(arrived - ended, dtype=np.float64)

@@ -1,1 +1,54 @@
-""""""
+"""Analysis of runs: frames, metric definitions, statistics, summary, table, report.
+
+    from muai_lab.analysis import load_run
+    run = load_run("runs/…")
+    run.requests["ttft_s"].describe()
+
+The names below are loaded on first use, so that `import muai_lab.analysis` alone imports neither pandas nor matplotlib.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from muai_lab.analysis.frames import Run as Run
+    from muai_lab.analysis.frames import find_runs as find_runs
+    from muai_lab.analysis.frames import load_run as load_run
+    from muai_lab.analysis.metrics import METRICS as METRICS
+    from muai_lab.analysis.metrics import Metric as Metric
+    from muai_lab.analysis.report import render_report as render_report
+    from muai_lab.analysis.report import write_report as write_report
+    from muai_lab.analysis.summary import summarise as summarise
+    from muai_lab.analysis.sweep import load_runs as load_runs
+    from muai_lab.analysis.table import comparison_table as comparison_table
+    from muai_lab.analysis.table import result_table as result_table
+    from muai_lab.analysis.window import Window as Window
+
+_HOME = {
+    "METRICS": "metrics",
+    "Metric": "metrics",
+    "Run": "frames",
+    "Window": "window",
+    "comparison_table": "table",
+    "find_runs": "frames",
+    "load_run": "frames",
+    "load_runs": "sweep",
+    "render_report": "report",
+    "result_table": "table",
+    "summarise": "summary",
+    "write_report": "report",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,285 @@
+"""A run directory as pandas frames.
+
+run = load_run("runs/2026-01-31/12-00-00")
+run.requests          one row per request, derived columns in seconds
+run.tokens()          one row per gap between two chunks
+run.server_metrics    what the server said about itself, on the same clock
+load_runs("multirun/2026-01-31")   one row per run: summary and configuration
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from muai_lab.analysis.chunks import EMPTY_CHUNKS, Chunks, read_chunks
+from muai_lab.analysis.metrics import METRICS, NS_PER_S, due_ns, itl, output_tokens, seconds_between
+from muai_lab.analysis.slo import Slo, slo_of
+from muai_lab.analysis.window import Window, due_in_window, window_of
+from muai_lab.errors import RunError
+
+STAMPS = ("intended_ns", "released_ns", "sent_ns", "first_content_ns", "last_token_ns", "stream_end_ns")
+INTEGERS = (
+    "index",
+    *STAMPS,
+    "http_status",
+    "prompt_tokens",
+    "output_tokens",
+    "client_output_tokens",
+    "cached_prompt_tokens",
+    "max_tokens",
+    "session",
+    "turn",
+    "prefix_group",
+)
+TEXTS = ("phase", "status", "error", "finish_reason")
+SERVER_COLUMNS = ("t_ns", "name", "labels", "value")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory.
+
+    status: `complete`, `partial` (killed, interrupted or still going) or `failed`. Everything derived from a run that
+    is not complete says so: `requests.attrs["status"]`, the summary, the table and the report.
+    notes: what was missing or unreadable, in plain words.
+
+    requests: one row per request. Raw columns as recorded (`*_ns`: monotonic nanoseconds, `Int64`), and in seconds from
+    the start of the load: `due_s`, `intended_s`, `released_s`, `sent_s`, `first_content_s`, `last_token_s`,
+    `stream_end_s`, `over_s` (the last stamp that the request has); in seconds: one column for each of
+    `muai_lab.analysis.metrics.METRICS` (NaN where missing); `tokens` (server's count, else the client's);
+    `in_window` (due in the measurement window).
+
+    server_metrics: long: `t_s` (seconds from the start of the load), `name`, `labels` (JSON), `value`.
+    """
+
+    path: Path
+    status: str
+    manifest: Mapping[str, Any]
+    config: Mapping[str, Any]
+    origins: Mapping[str, str]
+    summary: Mapping[str, Any] | None
+    window: Window | None
+    requests: pd.DataFrame
+    server_metrics: pd.DataFrame
+    notes: tuple[str, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        return self.status == "complete"
+
+    @property
+    def slo(self) -> Slo | None:
+        """The objective that the run was configured with; None when it had none."""
+        return slo_of(self.config)
+
+    @property
+    def measured(self) -> pd.DataFrame:
+        """The requests that were due in the measurement window."""
+        return self.requests[self.requests["in_window"]]
+
+    @cached_property
+    def chunks(self) -> Chunks:
+        """Every content chunk as flat arrays (`row`: position in `requests`)."""
+        path = self.path / "requests.parquet"
+        if self.requests.empty or not path.is_file():
+            return EMPTY_CHUNKS
+        return read_chunks(path, self.requests["tokens"].to_numpy(dtype="float64", na_value=np.nan))
+
+    def tokens(self) -> pd.DataFrame:
+        """One row per gap between two successive chunks of a request.
+
+        Columns: `index` (of the request), `t_s` (arrival, seconds from the start of the load), `itl_s` (the gap),
+        `tokens` (carried by the later chunk, NaN if the server did not say), `merged` (more than one token came
+        together, so the gap stands for several), `in_window` (the request was due in the window), `status`.
+        """
+        chunks = self.chunks
+        later = np.flatnonzero(chunks.row[1:] == chunks.row[:-1]) + 1
+        row = chunks.row[later]
+        start_ns = self.window.load_start_ns if self.window else 0
+        tokens = np.where(chunks.counted[later], chunks.tokens[later], np.nan)
+        return pd.DataFrame(
+            {
+                "index": self.requests["index"].to_numpy()[row],
+                "t_s": (chunks.t_ns[later] - start_ns) / NS_PER_S,
+                "itl_s": itl(chunks.row, chunks.t_ns),
+                "tokens": tokens,
+                "merged": tokens > 1,
+                "in_window": self.requests["in_window"].to_numpy()[row],
+                "status": self.requests["status"].to_numpy()[row],
+            }
+        )
+
+
+def load_run(path: str | Path) -> Run:
+    """Load one run directory.
+
+    Raises RunError when the directory is no run, or when a run that says it is complete cannot be read. A partial run
+    loads as far as its files go.
+    """
+    directory = Path(path)
+    manifest = _read_manifest(directory)
+    stated = str(manifest.get("status", "partial"))
+    notes: list[str] = []
+    status = stated
+    if stated not in ("complete", "failed"):
+        status = "partial"
+        if stated == "running":
+            notes.append("the run never ended: it is still going, or it was killed")
+    if manifest.get("error"):
+        notes.append(str(manifest["error"]))
+    config, origins = _read_config(directory / "config.yaml")
+    records = _read_records(directory / "requests.parquet", must_exist=status == "complete", notes=notes)
+    window = window_of(manifest, records, complete=status == "complete")
+    requests = _derive(records, window, status)
+    server_metrics = _read_server_metrics(directory / "server_metrics.parquet", window, notes)
+    summary = _read_json(directory / "summary.json") if (directory / "summary.json").is_file() else None
+    return Run(directory, status, manifest, config, origins, summary, window, requests, server_metrics, tuple(notes))
+
+
+def is_run(path: Path) -> bool:
+    """Whether a directory looks like a run."""
+    return (path / "manifest.json").is_file()
+
+
+def find_runs(where: str | Path | Iterable[str | Path]) -> list[Path]:
+    """The run directories among `where`: each a run itself, or a directory (of a sweep) searched for runs below it.
+
+    Raises RunError when one of them holds no run.
+    """
+    places = [Path(where)] if isinstance(where, str | Path) else [Path(place) for place in where]
+    found: list[Path] = []
+    for place in places:
+        runs = [place] if is_run(place) else sorted(file.parent for file in place.rglob("manifest.json"))
+        if not runs:
+            raise RunError(
+                f"no run found in {place}: expected a directory with a manifest.json, or one that holds such"
+            )
+        found.extend(run for run in runs if run not in found)
+    return found
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one level with dotted keys: `{"a": {"b": 1}}` -> `{"a.b": 1}`. Lists stay as they are."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{name}."))
+        else:
+            flat[name] = value
+    return flat
+
+
+def _read_manifest(directory: Path) -> dict[str, Any]:
+    file = directory / "manifest.json"
+    if not directory.is_dir():
+        raise RunError(f"no run at {directory}: there is no such directory")
+    if not file.is_file():
+        raise RunError(
+            f"{directory} is no run: it has no manifest.json (a run directory is what `muai_lab run` writes)"
+        )
+    return _read_json(file)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise RunError(f"cannot read {file}: {problem}") from problem
+    if not isinstance(content, dict):
+        raise RunError(f"cannot read {file}: expected a JSON object, found {type(content).__name__}")
+    return content
+
+
+def _read_config(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The settings tree and, where the file states them, the origin of each dotted key."""
+    if not file.is_file():
+        return {}, {}
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as problem:
+        raise RunError(f"cannot read {file}: {problem}") from problem
+    if not isinstance(content, dict):
+        return {}, {}
+    origins = content.pop("origins", None)
+    settings = content.pop("settings", content)
+    stated = flatten(origins) if isinstance(origins, Mapping) else {}
+    return settings, {key: str(origin) for key, origin in stated.items()}
+
+
+def _read_records(file: Path, *, must_exist: bool, notes: list[str]) -> pd.DataFrame:
+    columns: dict[str, pd.Series] = {}
+    try:
+        present = [name for name in pq.read_schema(file).names if name in INTEGERS or name in TEXTS]
+        table = pq.read_table(file, columns=present)
+    except (OSError, pa.ArrowInvalid) as problem:
+        if must_exist:
+            raise RunError(f"cannot read {file}: {problem}; the run says that it is complete") from problem
+        notes.append("no request records" if not file.is_file() else "the request records cannot be read")
+        table = pa.table({})
+    frame = table.to_pandas(integer_object_nulls=False, types_mapper=_INTEGER_TYPES.get) if table.num_columns else None
+    rows = table.num_rows
+    for name in INTEGERS:
+        values = frame[name] if frame is not None and name in frame else pd.Series(pd.NA, index=range(rows))
+        columns[name] = values.astype("Int64")
+    for name in TEXTS:
+        values = frame[name] if frame is not None and name in frame else pd.Series(pd.NA, index=range(rows))
+        columns[name] = values.astype("string")
+    return pd.DataFrame(columns)
+
+
+_INTEGER_TYPES = {
+    pa.int64(): pd.Int64Dtype(),
+    pa.int32(): pd.Int64Dtype(),
+    pa.int16(): pd.Int64Dtype(),
+    pa.uint32(): pd.Int64Dtype(),
+}
+
+
+def _derive(records: pd.DataFrame, window: Window | None, status: str) -> pd.DataFrame:
+    requests = records.copy()
+    origin = pd.Series(window.load_start_ns if window else 0, index=records.index, dtype="Int64")
+    requests["due_s"] = seconds_between(due_ns(records), origin)
+    for stamp in STAMPS:
+        requests[f"{stamp.removesuffix('_ns')}_s"] = seconds_between(records[stamp], origin)
+    ended = records["stream_end_ns"].fillna(records["last_token_ns"]).fillna(records["sent_ns"])
+    failed_at_once = records["status"].isin(["error", "rejected", "cancelled", "timeout"])
+    requests["over_s"] = seconds_between(ended.fillna(due_ns(records).where(failed_at_once)), origin)
+    requests["tokens"] = output_tokens(records)
+    for metric in METRICS:
+        if metric.compute is not None:
+            requests[metric.column] = metric.compute(records)
+    requests["in_window"] = due_in_window(records, window)
+    requests.attrs["status"] = status
+    return requests
+
+
+def _read_server_metrics(file: Path, window: Window | None, notes: list[str]) -> pd.DataFrame:
+    empty = pd.DataFrame({"t_s": [], "name": [], "labels": [], "value": []}).astype(
+        {"t_s": "float64", "name": "string", "labels": "string", "value": "float64"}
+    )
+    if not file.is_file():
+        notes.append("no server metrics were recorded")
+        return empty
+    try:
+        table = pq.read_table(file, columns=list(SERVER_COLUMNS))
+    except (OSError, pa.ArrowInvalid, KeyError) as problem:
+        notes.append(f"the server metrics cannot be read ({str(problem).splitlines()[0]})")
+        return empty
+    start_ns = window.load_start_ns if window else 0
+    t_ns = np.asarray(table["t_ns"].to_numpy(), dtype=np.int64)
+    frame = table.select(["name", "labels", "value"]).to_pandas()
+    frame.insert(0, "t_s", (t_ns - start_ns) / NS_PER_S)
+    typed: pd.DataFrame = frame.astype({"name": "string", "labels": "string", "value": "float64"})
+    return typed

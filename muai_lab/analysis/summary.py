@@ -1,0 +1,311 @@
+"""The result of one run as one JSON document: is it valid, then what was measured.
+
+Units stand in the key names. What does not apply, or cannot be told from this run, is null; nothing is NaN and nothing
+missing is 0. An estimate is `{"value", "low", "high"}`: the figure and the ends of its 95 % interval.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from muai_lab.analysis import server_series
+from muai_lab.analysis.frames import Run
+from muai_lab.analysis.metrics import METRICS, Metric, itl
+from muai_lab.analysis.slo import Slo, met, misses
+from muai_lab.analysis.statistics import (
+    QUANTILES,
+    Blocks,
+    Distribution,
+    Estimate,
+    Floats,
+    describe,
+    make_blocks,
+    min_samples,
+    quantile_name,
+    rate,
+    share,
+)
+from muai_lab.analysis.steadiness import UNKNOWN, Steadiness, steadiness
+
+SCHEMA_VERSION = 1
+STATUSES = ("ok", "error", "rejected", "cancelled", "timeout")
+
+VALID = "valid"
+PARTIAL = "partial"
+FAILED = "failed"
+SATURATED = "client_saturated"
+NOT_STEADY = "not steady"
+NOTHING = "nothing measured"
+
+
+def summarise(run: Run, *, seed: int = 0) -> dict[str, Any]:
+    """Everything that `summary.json` says. seed: of the bootstrap, so that the same records give the same intervals."""
+    measured = run.measured
+    ok = measured[measured["status"] == "ok"]
+    window = run.window
+    blocks = None
+    if window is not None and window.duration_s > 0.0:
+        typical = float(ok["e2e_s"].median()) if len(ok) else 0.0
+        blocks = make_blocks(
+            window.start_s, window.end_s, correlation_s=0.0 if math.isnan(typical) else typical, seed=seed
+        )
+    steady = steadiness(run.requests, server_series.series(run.server_metrics, server_series.WAITING), window)
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "validity": _validity(run, measured, ok, steady),
+        "identity": _identity(run),
+        "window": {
+            "start_s": window.start_s if window else None,
+            "end_s": window.end_s if window else None,
+            "duration_s": window.duration_s if window else None,
+            "drain_end_s": window.drain_end_s if window else None,
+        },
+        "requests": _counts(run.requests, measured),
+        "throughput": _throughput(run, measured, blocks),
+        "latency": {metric.column: _latency(run, measured, metric, blocks) for metric in METRICS},
+        "slo": _slo(measured, run.slo, blocks),
+        "server": _server(run),
+        "generator": _generator(run),
+    }
+    return {key: clean(value) for key, value in document.items()}
+
+
+def clean(value: Any) -> Any:
+    """The same document with plain Python values and null instead of NaN and infinity."""
+    if isinstance(value, Mapping):
+        return {str(key): clean(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [clean(entry) for entry in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return None if value is pd.NA else value
+
+
+def _validity(run: Run, measured: pd.DataFrame, ok: pd.DataFrame, steady: Steadiness) -> dict[str, Any]:
+    """`verdict` names the worst problem; `valid` is true only when there is none."""
+    generator = run.manifest.get("generator") or {}
+    saturated = generator.get("verdict") == SATURATED
+    if not run.complete:
+        verdict = FAILED if run.status == "failed" else PARTIAL
+        reason = run.notes[0] if run.notes else "the run did not end by itself"
+    elif saturated:
+        verdict, reason = SATURATED, str(generator.get("reason") or "the load generator was the bottleneck")
+    elif ok.empty:
+        due = len(measured)
+        verdict = NOTHING
+        reason = f"none of {due} requests succeeded" if due else "no request was due in the measurement window"
+    elif steady.verdict == NOT_STEADY:
+        verdict, reason = NOT_STEADY, "; ".join(steady.reasons)
+    else:
+        verdict, reason = VALID, None
+    return {
+        "verdict": verdict,
+        "valid": verdict == VALID,
+        "reason": reason,
+        "status": run.status,
+        "generator": generator.get("verdict"),
+        "steadiness": str(steady),
+        "warnings": _warnings(run, measured, ok, steady, reason),
+    }
+
+
+def _warnings(run: Run, measured: pd.DataFrame, ok: pd.DataFrame, steady: Steadiness, reason: str | None) -> list[str]:
+    warnings = [note for note in run.notes if note != reason]
+    failed = len(measured) - len(ok)
+    if len(ok) and failed:
+        warnings.append(
+            f"{failed} of {len(measured)} requests in the window failed; latencies are those of the successful ones"
+        )
+    short = [quantile_name(q) for q in QUANTILES if 0 < len(ok) < min_samples(q)]
+    if short:
+        needed = ", ".join(f"{quantile_name(q)}: {min_samples(q)}" for q in QUANTILES if len(ok) < min_samples(q))
+        warnings.append(
+            f"too few successful requests in the window ({len(ok)}) for {', '.join(short)}; needed at least {needed}"
+        )
+    if steady.verdict == UNKNOWN and len(ok):
+        warnings.append(f"steadiness {steady}")
+    if len(ok) and ok["tokens"].isna().any():
+        warnings.append("the server did not report token counts for every request; token figures leave those out")
+    return warnings
+
+
+def _identity(run: Run) -> dict[str, Any]:
+    engine = run.manifest.get("engine") or {}
+    model = run.manifest.get("model") or {}
+    load = run.manifest.get("load") or {}
+    return {
+        "engine": engine.get("name"),
+        "engine_version": engine.get("version"),
+        "device": engine.get("device"),
+        "dtype": engine.get("dtype"),
+        "skipped_engines": [list(entry) for entry in run.manifest.get("skipped_engines") or []],
+        "model": model.get("name"),
+        "model_hash": model.get("content_hash"),
+        "arrival": load.get("kind"),
+        "rate_rps": load.get("rate"),
+        "concurrency": load.get("concurrency"),
+        "target": load.get("target"),
+        "schedule_hash": run.manifest.get("schedule_hash"),
+        "seed": run.manifest.get("seed"),
+    }
+
+
+def _counts(requests: pd.DataFrame, measured: pd.DataFrame) -> dict[str, Any]:
+    by_status = measured["status"].value_counts()
+    counts: dict[str, Any] = {"due": len(measured)}
+    counts |= {status: int(by_status.get(status, 0)) for status in STATUSES}
+    counts["outside_window"] = len(requests) - len(measured)
+    return counts
+
+
+def _throughput(run: Run, measured: pd.DataFrame, blocks: Blocks | None) -> dict[str, Any]:
+    """Rates over the window alone: what was offered (due), what was completed, which tokens arrived in it.
+
+    A request counts as completed, and a token as delivered, when it arrives; so the drain adds nothing, and a system
+    over its capacity shows its capacity, not the offered rate. Tokens of requests that failed in the end do not count.
+    """
+    window = run.window
+    if blocks is None or window is None:
+        return {"offered_rps": None, "requests_per_s": None, "output_tokens_per_s": None, "prompt_tokens_per_s": None}
+    start, end = window.start_s, window.end_s
+    ok = run.requests[run.requests["status"] == "ok"]
+    finished_s = ok["last_token_s"].fillna(ok["stream_end_s"]).to_numpy()
+    inside = (finished_s >= start) & (finished_s < end)
+    prompts = ok["prompt_tokens"].to_numpy(dtype="float64", na_value=np.nan)
+    token_t_s, tokens = _delivered_tokens(run)
+    in_window = (token_t_s >= start) & (token_t_s < end) & np.isfinite(tokens)
+    return {
+        "offered_rps": len(measured) / window.duration_s,
+        "requests_per_s": _estimate(rate(np.ones(int(inside.sum())), finished_s[inside], blocks)),
+        "output_tokens_per_s": (
+            _estimate(rate(tokens[in_window], token_t_s[in_window], blocks))
+            if ok["tokens"].notna().any() or ok.empty
+            else None
+        ),
+        "prompt_tokens_per_s": (
+            _estimate(rate(np.nan_to_num(prompts[inside]), finished_s[inside], blocks))
+            if np.isfinite(prompts[inside]).any() or ok.empty
+            else None
+        ),
+    }
+
+
+def _delivered_tokens(run: Run) -> tuple[Floats, Floats]:
+    """Arrival time and tokens of every chunk of the successful requests; an answer without chunks counts at its end."""
+    requests = run.requests
+    chunks = run.chunks
+    ok = (requests["status"] == "ok").to_numpy(dtype=np.bool_)
+    start_ns = run.window.load_start_ns if run.window else 0
+    chosen = ok[chunks.row]
+    t_s, tokens = (chunks.t_ns[chosen] - start_ns) / 1e9, chunks.tokens[chosen]
+    whole = ok.copy()
+    whole[chunks.row] = False
+    if not whole.any():
+        return t_s, tokens
+    at_end = requests.loc[whole, "last_token_s"].fillna(requests.loc[whole, "stream_end_s"]).to_numpy()
+    count = requests.loc[whole, "tokens"].to_numpy(dtype="float64", na_value=np.nan)
+    return np.concatenate([t_s, at_end]), np.concatenate([tokens, count])
+
+
+def _latency(run: Run, measured: pd.DataFrame, metric: Metric, blocks: Blocks | None) -> dict[str, Any] | None:
+    if blocks is None:
+        return None
+    independent = None
+    merged = None
+    if metric.sample == "gap":
+        values, t_s, merged, independent = _gaps(run)
+    else:
+        population = measured[measured["status"] == "ok"] if metric.successes_only else measured
+        values = population[metric.column].to_numpy(dtype=np.float64)
+        t_s = population["due_s"].to_numpy(dtype=np.float64)
+    found = describe(values, t_s, blocks, independent=independent)
+    if found.samples == 0:
+        return None
+    document = _distribution(found)
+    if merged is not None:
+        document["merged_share"] = merged
+    return document
+
+
+def _gaps(run: Run) -> tuple[Floats, Floats, float | None, int]:
+    """Token gaps of the measured successful requests, each at the time its request was due.
+
+    Also the share of gaps that stand for several tokens, and the number of requests that the gaps come from.
+    """
+    chunks = run.chunks
+    counts = (run.requests["in_window"] & (run.requests["status"] == "ok")).to_numpy(dtype=np.bool_)
+    later = np.flatnonzero(chunks.row[1:] == chunks.row[:-1]) + 1
+    row = chunks.row[later]
+    chosen = counts[row]
+    row = row[chosen]
+    tokens = chunks.tokens[later][chosen]
+    merged = float((tokens > 1.0).mean()) if row.size and chunks.counted[later][chosen].all() else None
+    gaps = itl(chunks.row, chunks.t_ns)[chosen]
+    return gaps, run.requests["due_s"].to_numpy(dtype=np.float64)[row], merged, int(np.count_nonzero(np.bincount(row)))
+
+
+def _distribution(found: Distribution) -> dict[str, Any]:
+    document: dict[str, Any] = {"samples": found.samples, "mean": _estimate(found.mean)}
+    document |= {name: _estimate(estimate) for name, estimate in found.quantiles.items()}
+    return document | {"min": found.minimum, "max": found.maximum}
+
+
+def _estimate(estimate: Estimate) -> dict[str, float | None] | None:
+    if estimate.value is None:
+        return None
+    return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+
+
+def _slo(measured: pd.DataFrame, slo: Slo | None, blocks: Blocks | None) -> dict[str, Any] | None:
+    if slo is None:
+        return None
+    document: dict[str, Any] = {"ttft_ms": slo.ttft_ms, "tpot_ms": slo.tpot_ms, "e2e_ms": slo.e2e_ms}
+    document["quantile"] = slo.quantile
+    if blocks is None or measured.empty:
+        return document | {"attainment": None, "goodput_rps": None, "met": None, "missed": None}
+    hit = met(measured, slo)
+    t_s = measured["due_s"].to_numpy(dtype=np.float64)
+    attainment = share(hit, t_s, blocks)
+    document["attainment"] = _estimate(attainment)
+    document["goodput_rps"] = _estimate(rate(np.ones(int(hit.sum())), t_s[hit], blocks))
+    document["met"] = attainment.value is not None and attainment.value >= slo.quantile
+    document["missed"] = {reason: int(missed.sum()) for reason, missed in misses(measured, slo).items()}
+    return document
+
+
+def _server(run: Run) -> dict[str, Any] | None:
+    """What the server said about itself during the window; null when nothing was scraped."""
+    window, scraped = run.window, run.server_metrics
+    if window is None or scraped.empty:
+        return None
+    start, end = window.start_s, window.end_s
+    names = server_series
+    step_s = names.histogram_mean(scraped, names.STEP, start, end)
+    return {
+        "running_mean": names.time_mean(names.series(scraped, names.RUNNING), start, end),
+        "waiting_mean": names.time_mean(names.series(scraped, names.WAITING), start, end),
+        "waiting_max": names.peak(names.series(scraped, names.WAITING), start, end),
+        "batch_mean": names.histogram_mean(scraped, names.BATCH, start, end),
+        "step_mean_s": step_s,
+        "cpu_mean_percent": names.time_mean(names.series(scraped, names.CPU), start, end),
+        "resident_max_bytes": names.peak(names.series(scraped, names.RESIDENT), start, end),
+        "gpu_memory_max_bytes": names.peak(names.series(scraped, names.GPU_MEMORY), start, end),
+        "kv_cache_hit_rate": names.last_value(names.series(scraped, names.HIT_RATE), end),
+    }
+
+
+def _generator(run: Run) -> dict[str, Any]:
+    generator = run.manifest.get("generator") or {}
+    return {
+        "verdict": generator.get("verdict"),
+        "reason": generator.get("reason"),
+        "cpu_share": generator.get("cpu_share"),
+        "send_lag_p99_s": generator.get("send_lag_p99_s"),
+    }

@@ -1,0 +1,37 @@
+"""Many runs as one table: a row per run, its result and its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from muai_lab.analysis.frames import Run, find_runs, flatten, load_run
+from muai_lab.analysis.summary import SCHEMA_VERSION, summarise
+
+
+def load_runs(where: str | Path | Iterable[str | Path]) -> pd.DataFrame:
+    """One row per run found in `where` (run directories, or a sweep directory that holds them).
+
+    Columns: `path`, `status`; the summary with dotted keys (`throughput.requests_per_s.value`,
+    `latency.ttft_s.p99.value`, ...); the settings as `config.<dotted key>`. A key that a run lacks is NaN or None.
+    Raises RunError when no run is found or one cannot be read.
+    """
+    rows = [run_row(load_run(path)) for path in find_runs(where)]
+    return pd.DataFrame(rows)
+
+
+def run_row(run: Run) -> dict[str, Any]:
+    """One run as a flat mapping, as in `load_runs`."""
+    row: dict[str, Any] = {"path": str(run.path), "status": run.status}
+    row |= flatten(summary_of(run))
+    return row | flatten(run.config, "config.")
+
+
+def summary_of(run: Run) -> Mapping[str, Any]:
+    """The summary that the run's directory holds, or a fresh one where it has none that this version understands."""
+    if run.complete and run.summary is not None and run.summary.get("schema_version") == SCHEMA_VERSION:
+        return run.summary
+    return summarise(run)

@@ -103,6 +103,9 @@ class PytorchSettings(Section):
     threads: int | None = setting(
         None, "CPU threads for one operation; null leaves the choice to PyTorch.", unit="threads", extension=True, ge=1
     )
+    max_model_len: int | None = setting(
+        None, "Most positions (prompt and output) of one sequence; null is the model's own.", unit="tokens", extension=True, ge=2
+    )
 
 
 class BatcherSettings(Section):

@@ -9,7 +9,7 @@ Source of the mechanism: https://huggingface.co/docs/transformers/attention_inte
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ class SlotStep:
     spans: Sequence[PrefillSpan] = ()
     rows: torch.Tensor | None = None  # decode: row index of each packed token
     positions: torch.Tensor | None = None  # decode: position of each packed token
-    masks: dict[int | None, torch.Tensor | None] | None = None  # decode: additive mask by sliding window
+    masks: dict[int | None, torch.Tensor] = field(default_factory=dict)  # decode: additive mask by sliding window
     longest: int = 0
 
 
@@ -93,9 +93,9 @@ def _decode(
     return attended.reshape(1, rows, heads, attended.shape[-1])
 
 
-def _decode_mask(step: SlotStep, window: int | None, dtype: torch.dtype) -> torch.Tensor | None:
+def _decode_mask(step: SlotStep, window: int | None, dtype: torch.dtype) -> torch.Tensor:
     """Additive mask `[rows, 1, 1, longest]`: 0 on a row's own positions, -inf behind its end; shared by all layers."""
-    assert step.masks is not None and step.positions is not None
+    assert step.positions is not None
     if window not in step.masks:
         columns = torch.arange(step.longest, device=step.positions.device)
         last = step.positions.unsqueeze(1)
@@ -195,7 +195,6 @@ class DecoderModel:
             kv,
             rows=torch.arange(len(live), device=self._device),
             positions=torch.tensor(positions, device=self._device),
-            masks={},
             longest=longest,
         )
         wanted = [kv.row(slot) for slot in slots]
@@ -208,9 +207,7 @@ class DecoderModel:
         """Free the slot."""
         self.kv.release(slot)
 
-    def _forward(
-        self, tokens: list[int], positions: list[int], step: SlotStep, wanted: list[int]
-    ) -> torch.Tensor:
+    def _forward(self, tokens: list[int], positions: list[int], step: SlotStep, wanted: list[int]) -> torch.Tensor:
         device = self._device
         output = self._model(
             input_ids=torch.tensor(tokens, device=device).unsqueeze(0),

@@ -15,7 +15,7 @@ from muai_lab.errors import EngineError
 
 if TYPE_CHECKING:
     from muai_lab.models.registry import ModelSource
-    from muai_lab.settings.schema import PyTorchSettings
+    from muai_lab.settings.schema import PytorchSettings
 
 NAME = "pytorch"
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -53,7 +53,7 @@ def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
 class PyTorchEngine(StepEngine):
     """Serves a Hugging Face checkpoint with PyTorch, on a CPU or a CUDA device."""
 
-    def __init__(self, source: ModelSource, settings: PyTorchSettings, *, slots: int) -> None:
+    def __init__(self, source: ModelSource, settings: PytorchSettings, *, slots: int) -> None:
         """Load the model. Raises EngineError when device, dtype, architecture or weights do not allow it."""
         import transformers
 
@@ -142,11 +142,11 @@ def _load(source: ModelSource, dtype: torch.dtype, device: torch.device) -> Any:
         else:
             kind, attention = transformers.AutoModelForCausalLM, ATTENTION_NAME
         model, report = kind.from_pretrained(
-            source.location, dtype=dtype, attn_implementation=attention, output_loading_info=True
+            source.path, dtype=dtype, attn_implementation=attention, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         # Transformers raises any of these for missing, truncated or foreign files.
-        raise EngineError(NAME, f"cannot load {source.name} from {source.location}: {error}") from error
+        raise EngineError(NAME, f"cannot load {source.name} from {source.path}: {error}") from error
     missing = sorted(report["missing_keys"])
     if missing:
         shown = ", ".join(missing[:3])

@@ -1,0 +1,255 @@
+"""The step-level scheduler: which sequences prefill, which decode, or until when to wait.
+
+Pure decisions on explicit time: no clock is read and nothing is awaited, so the same object runs against a real engine
+and in virtual time. The flow is four verbs: `add` a request, `plan` the next step, `complete` it with the tokens that
+the engine returned, and read the events that tell what happened.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from muai_lab.engines.base import PrefillChunk
+from muai_lab.stack.events import Admitted, Event, Failed, Finished, Queued, Step, Token
+from muai_lab.stack.request import GenerationRequest
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """What the batcher may do.
+
+    max_batch_size: most sequences that run at once (<= the engine's slots). min_batch_size: a batch starts once this
+    many wait. timeout_s: or once the oldest has waited this long. max_prefill_tokens: prompt tokens admitted into one
+    step (at least one sequence always is), which bounds how long running sequences stand still.
+    """
+
+    max_batch_size: int
+    min_batch_size: int = 1
+    timeout_s: float = 0.0
+    max_prefill_tokens: int = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The next step. Nothing to prefill or decode: sleep until `wait_until`, or until something is added (None)."""
+
+    prefill: tuple[PrefillChunk, ...] = ()
+    decode: tuple[int, ...] = ()
+    wait_until: float | None = None
+
+    @property
+    def empty(self) -> bool:
+        """True if there is nothing for the engine to do."""
+        return not self.prefill and not self.decode
+
+
+@dataclass(slots=True, eq=False)
+class _Sequence:
+    request: GenerationRequest
+    queued_at: float
+    deadline: float | None
+    slot: int | None = None
+    admitted_at: float = 0.0
+    first_token_at: float = 0.0
+    output_tokens: int = 0
+
+
+class Scheduler:
+    """Admits waiting requests first-in, first-out into slots and batches every step over the running ones.
+
+    Prefill goes before decode within a step, and both may be in one plan, so a hold for a batch to form never stalls
+    sequences that are already decoding. Invariant: free slots + running sequences = slots.
+    """
+
+    def __init__(self, limits: BatchLimits, *, slots: int, eos_token_ids: frozenset[int] = frozenset()) -> None:
+        if limits.max_batch_size > slots:
+            raise ValueError(f"max_batch_size {limits.max_batch_size} is more than the engine's {slots} slots")
+        self.limits = limits
+        self._slots = slots
+        self._eos = eos_token_ids
+        self._waiting: OrderedDict[str, _Sequence] = OrderedDict()  # in order of arrival
+        self._running: dict[str, _Sequence] = {}
+        self._by_slot: dict[int, _Sequence] = {}
+        self._free = list(range(slots))  # a heap: low slots are reused first, so rows stay dense
+        self._deadlines: list[tuple[float, str]] = []
+        self._in_step: Plan | None = None
+        self._released: list[int] = []
+        self._events: list[Event] = []
+
+    @property
+    def waiting(self) -> int:
+        """Requests that have no slot yet."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Sequences that hold a slot."""
+        return len(self._running)
+
+    @property
+    def free_slots(self) -> int:
+        """Slots that no sequence holds."""
+        return len(self._free)
+
+    def add(self, request: GenerationRequest, now: float) -> None:
+        """Put a request at the end of the queue. Raises ValueError if its id is already in use."""
+        name = request.request_id
+        if name in self._waiting or name in self._running:
+            raise ValueError(f"request id {name!r} is already in use")
+        deadline = None if request.timeout_s is None else now + request.timeout_s
+        self._waiting[name] = _Sequence(request, queued_at=now, deadline=deadline)
+        if deadline is not None:
+            heapq.heappush(self._deadlines, (deadline, name))
+        self._events.append(Queued(name, now, len(request.prompt)))
+
+    def finish(self, request_id: str, now: float) -> None:
+        """End a running request as `stop`: its text met a stop string. An ended request is ignored."""
+        sequence = self._running.get(request_id)
+        if sequence is not None:
+            self._finish(sequence, "stop", now)
+
+    def fail(self, request_id: str, now: float, *, status: str, message: str) -> None:
+        """End a request without a result (`cancelled`, `timeout`, `error`) and free its slot; ended ones are ignored."""
+        sequence = self._waiting.pop(request_id, None) or self._running.get(request_id)
+        if sequence is None:
+            return
+        self._leave(sequence)
+        self._events.append(Failed(request_id, now, status, message, sequence.queued_at))
+
+    def fail_all(self, now: float, *, status: str, message: str) -> None:
+        """End every request without a result, because the engine died or the stack closes."""
+        self._in_step = None
+        for request_id in [*self._running, *self._waiting]:
+            self.fail(request_id, now, status=status, message=message)
+
+    def plan(self, now: float) -> Plan:
+        """What to do next. The plan must be completed (or everything failed) before the next one is asked for."""
+        if self._in_step is not None:
+            raise RuntimeError("the last plan was not completed")
+        self._expire(now)
+        decode = tuple(sequence.slot for sequence in self._running.values() if sequence.slot is not None)
+        prefill = tuple(self._admit(now)) if self._may_admit(now) else ()
+        if not prefill and not decode:
+            return Plan(wait_until=self._next_time())
+        self._in_step = Plan(prefill=prefill, decode=decode)
+        return self._in_step
+
+    def complete(self, tokens: Mapping[int, int], *, began: float, now: float) -> None:
+        """Take in the step's outcome: the token that the engine produced for each slot of the plan.
+
+        Slots whose sequence ended while the step ran (cancelled) are ignored.
+        """
+        plan, self._in_step = self._in_step, None
+        if plan is None:
+            raise RuntimeError("there is no plan to complete")
+        for slot, token in tokens.items():
+            sequence = self._by_slot.get(slot)
+            if sequence is not None:
+                self._append(sequence, token, now)
+        self._events.append(
+            Step(
+                at=now,
+                began=began,
+                batch=len(plan.prefill) + len(plan.decode),
+                prefill_tokens=sum(len(chunk.tokens) for chunk in plan.prefill),
+                decode_tokens=len(plan.decode),
+                running=len(self._running),
+                waiting=len(self._waiting),
+            )
+        )
+
+    def take_events(self) -> list[Event]:
+        """What happened since the last call, in order."""
+        events, self._events = self._events, []
+        return events
+
+    def take_released(self) -> list[int]:
+        """Slots that sequences left since the last call; the engine must release them before the next step."""
+        released, self._released = self._released, []
+        for slot in released:
+            heapq.heappush(self._free, slot)
+        return released
+
+    def _may_admit(self, now: float) -> bool:
+        if not self._waiting or len(self._running) >= self.limits.max_batch_size or not self._free:
+            return False
+        oldest = next(iter(self._waiting.values()))
+        return len(self._waiting) >= self.limits.min_batch_size or now >= oldest.queued_at + self.limits.timeout_s
+
+    def _admit(self, now: float) -> list[PrefillChunk]:
+        chunks: list[PrefillChunk] = []
+        budget = self.limits.max_prefill_tokens
+        while self._waiting and self._free and len(self._running) < self.limits.max_batch_size:
+            name, sequence = next(iter(self._waiting.items()))
+            request = sequence.request
+            if chunks and len(request.prompt) > budget:
+                break
+            budget -= len(request.prompt)
+            self._waiting.popitem(last=False)
+            slot = heapq.heappop(self._free)
+            sequence.slot, sequence.admitted_at = slot, now
+            self._running[name] = sequence
+            self._by_slot[slot] = sequence
+            chunks.append(PrefillChunk(slot, request.prompt, sampling=request.sampling))
+            self._events.append(Admitted(name, now, sequence.queued_at, len(request.prompt)))
+        return chunks
+
+    def _append(self, sequence: _Sequence, token: int, now: float) -> None:
+        request = sequence.request
+        if sequence.output_tokens == 0:
+            sequence.first_token_at = now
+        ends = token in self._eos and not request.ignore_eos
+        sequence.output_tokens += 1
+        self._events.append(Token(request.request_id, now, token, sequence.output_tokens - 1))
+        if ends:
+            self._finish(sequence, "stop", now)
+        elif sequence.output_tokens >= request.max_tokens:
+            self._finish(sequence, "length", now)
+
+    def _finish(self, sequence: _Sequence, reason: str, now: float) -> None:
+        self._leave(sequence)
+        self._events.append(
+            Finished(
+                sequence.request.request_id,
+                now,
+                reason,
+                len(sequence.request.prompt),
+                sequence.output_tokens,
+                sequence.queued_at,
+                sequence.admitted_at,
+                sequence.first_token_at,
+            )
+        )
+
+    def _leave(self, sequence: _Sequence) -> None:
+        if sequence.slot is not None:
+            del self._running[sequence.request.request_id]
+            del self._by_slot[sequence.slot]
+            self._released.append(sequence.slot)
+            sequence.slot = None
+
+    def _expire(self, now: float) -> None:
+        while self._deadlines and self._deadlines[0][0] <= now:
+            deadline, name = heapq.heappop(self._deadlines)
+            sequence = self._waiting.get(name) or self._running.get(name)
+            if sequence is not None and sequence.deadline == deadline:
+                waited = now - sequence.queued_at
+                self.fail(name, now, status="timeout", message=f"the request's deadline passed after {waited:.1f} s")
+
+    def _next_time(self) -> float | None:
+        """When waiting ends if nothing is added: the oldest request's hold, or the first deadline."""
+        times = []
+        if self._waiting and self._free:
+            times.append(next(iter(self._waiting.values())).queued_at + self.limits.timeout_s)
+        while self._deadlines and not self._is_open(self._deadlines[0]):
+            heapq.heappop(self._deadlines)
+        if self._deadlines:
+            times.append(self._deadlines[0][0])
+        return min(times, default=None)
+
+    def _is_open(self, entry: tuple[float, str]) -> bool:
+        sequence = self._waiting.get(entry[1]) or self._running.get(entry[1])
+        return sequence is not None and sequence.deadline == entry[0]

@@ -1,0 +1,163 @@
+"""The bytes of an answer: server-sent events of a stream, and the document of a whole answer.
+
+A stream sends one event per token, so everything that does not change from event to event is encoded once per choice,
+and an event is a concatenation around the JSON form of its text.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+DONE = b"data: [DONE]\n\n"
+
+
+class Usage(enum.Enum):
+    """How much a stream says about tokens: nothing; a last event; or (vLLM's extension) every event as well."""
+
+    NONE = "none"
+    FINAL = "final"
+    CONTINUOUS = "continuous"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What every event of one answer repeats."""
+
+    id: str
+    model: str
+    created: int
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One finished choice. cached_tokens: prompt tokens served from the prefix cache, None without a cache."""
+
+    text: str
+    finish_reason: str
+    prompt_tokens: int
+    output_tokens: int
+    cached_tokens: int | None
+
+
+def usage_document(prompt_tokens: int, output_tokens: int, cached_tokens: int | None) -> dict[str, Any]:
+    """OpenAI's usage object; the detail about the cache only where there is a cache."""
+    usage: dict[str, Any] = {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": output_tokens,
+        "total_tokens": prompt_tokens + output_tokens,
+    }
+    if cached_tokens is not None:
+        usage["prompt_tokens_details"] = {"cached_tokens": cached_tokens}
+    return usage
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What differs between the answers of the two endpoints.
+
+    before_text, after_text: what stands around the JSON text in an event's choice. opening: choice of the event that
+    opens a stream, if there is one. ending: choice of an event of its own that tells why the stream ended; None where
+    the event with the last text tells it.
+    """
+
+    id_prefix: str
+    chunk_object: str
+    whole_object: str
+    before_text: bytes
+    after_text: bytes
+    opening: bytes | None
+    ending: bytes | None
+    content: Callable[[str], dict[str, Any]]
+
+
+COMPLETION = Shape(
+    id_prefix="cmpl-",
+    chunk_object="text_completion",
+    whole_object="text_completion",
+    before_text=b'"text":',
+    after_text=b"",
+    opening=None,
+    ending=None,
+    content=lambda text: {"text": text},
+)
+CHAT = Shape(
+    id_prefix="chatcmpl-",
+    chunk_object="chat.completion.chunk",
+    whole_object="chat.completion",
+    before_text=b'"delta":{"content":',
+    after_text=b"}",
+    opening=b'"delta":{"role":"assistant","content":""}',
+    ending=b'"delta":{}',
+    content=lambda text: {"message": {"role": "assistant", "content": text, "refusal": None}},
+)
+
+
+class Frames:
+    """The events of one choice of a stream.
+
+    prompt_tokens: of this choice's prompt; with `Usage.CONTINUOUS` every event tells the usage of its own choice.
+    """
+
+    def __init__(self, shape: Shape, answer: Answer, index: int, prompt_tokens: int, usage: Usage) -> None:
+        self._shape = shape
+        self._start = _head(shape, answer) + b'[{"index":%d,' % index
+        self._head = self._start + shape.before_text
+        self._middle = shape.after_text + _reason(None)
+        self._prompt_tokens = prompt_tokens
+        # None: the end of an event changes with the tokens so far.
+        self._tail = {Usage.NONE: b"}\n\n", Usage.FINAL: b',"usage":null}\n\n', Usage.CONTINUOUS: None}[usage]
+        self._counted = b',"usage":{"prompt_tokens":%d,"completion_tokens":%%d,"total_tokens":%%d}}\n\n' % prompt_tokens
+
+    def opening(self) -> bytes:
+        """What is sent before anything else of the choice; may be empty."""
+        opening = self._shape.opening
+        return self._start + opening + _reason(None) + self._end(0) if opening else b""
+
+    def text(self, text: str, output_tokens: int) -> bytes:
+        """The event that carries `text`; output_tokens: tokens of this choice so far."""
+        return self._head + orjson.dumps(text) + self._middle + (self._tail or self._end(output_tokens))
+
+    def ending(self, text: str, reason: str, output_tokens: int) -> bytes:
+        """The event or events that carry the last text and the reason why the choice ended."""
+        if self._shape.ending is None:
+            choice = self._head + orjson.dumps(text) + self._shape.after_text
+            return choice + _reason(reason) + self._end(output_tokens)
+        last = self._start + self._shape.ending + _reason(reason) + self._end(output_tokens)
+        return self.text(text, output_tokens) + last if text else last
+
+    def _end(self, output_tokens: int) -> bytes:
+        return self._tail or self._counted % (output_tokens, self._prompt_tokens + output_tokens)
+
+
+def whole(shape: Shape, answer: Answer, results: Sequence[Result], usage: dict[str, Any]) -> bytes:
+    """The document of an answer that is not streamed."""
+    choices = [
+        {"index": index, **shape.content(result.text), "logprobs": None, "finish_reason": result.finish_reason}
+        for index, result in enumerate(results)
+    ]
+    fields = {"id": answer.id, "object": shape.whole_object, "created": answer.created, "model": answer.model}
+    return orjson.dumps({**fields, "choices": choices, "usage": usage})
+
+
+def usage_event(shape: Shape, answer: Answer, usage: dict[str, Any]) -> bytes:
+    """The last event before `[DONE]` of a stream that was asked for usage."""
+    return _head(shape, answer) + b'[],"usage":' + orjson.dumps(usage) + b"}\n\n"
+
+
+def error_event(document: dict[str, Any]) -> bytes:
+    """The event that ends a stream which failed after it had begun."""
+    return b"data: " + orjson.dumps(document) + b"\n\n"
+
+
+def _head(shape: Shape, answer: Answer) -> bytes:
+    fields = {"id": answer.id, "object": shape.chunk_object, "created": answer.created, "model": answer.model}
+    return b"data: " + orjson.dumps(fields)[:-1] + b',"choices":'
+
+
+def _reason(reason: str | None) -> bytes:
+    return b',"logprobs":null,"finish_reason":' + orjson.dumps(reason) + b"}]"

@@ -1,0 +1,232 @@
+"""The two endpoints that generate: from a request's bytes to an answer, streamed or whole."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic
+
+from starlette.types import Receive, Scope, Send
+
+from muai_lab.errors import MuaiError, RequestError
+from muai_lab.server.exchange import ClientGone, Disconnect, read_body, send_json
+from muai_lab.server.frames import (
+    DONE,
+    Answer,
+    Frames,
+    Result,
+    Shape,
+    Usage,
+    error_event,
+    usage_document,
+    usage_event,
+    whole,
+)
+from muai_lab.server.host import ModelHost
+from muai_lab.server.http_error import Headers, http_error_of, internal_error
+from muai_lab.server.protocol import AnyRequest, GenerationFields, parse
+from muai_lab.stack.request import GenerationRequest
+
+if TYPE_CHECKING:
+    from muai_lab.stack.stack import Generation, InferenceStack
+
+log = logging.getLogger(__name__)
+
+# Longer bodies are tokenised in a thread: a megabyte of text would hold every stream up for tens of milliseconds.
+INLINE_TOKENIZE_BYTES = 16 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One sequence under way for a request. index: its place among the request's choices."""
+
+    index: int
+    prompt_index: int
+    prompt_tokens: int
+    generation: Generation
+
+
+class GenerationEndpoint(Generic[AnyRequest]):
+    """`/v1/completions` or `/v1/chat/completions`, as an ASGI application for POST requests.
+
+    request_timeout_s: longest that one request may take in the stack, None for no limit.
+    """
+
+    def __init__(self, host: ModelHost, kind: type[AnyRequest], shape: Shape, request_timeout_s: float | None) -> None:
+        self._host = host
+        self._kind = kind
+        self._shape = shape
+        self._request_timeout_s = request_timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request.
+
+        Raises:
+            HttpError, MuaiError: it cannot be served, and nothing of the answer has been sent.
+            ClientGone: nobody waits for the answer any more.
+        """
+        self._host.check_welcome()
+        body = await read_body(scope, receive)
+        request = parse(self._kind, body)
+        stack = await self._host.stack(request.model)
+        if len(body) > INLINE_TOKENIZE_BYTES:
+            prompts = await asyncio.to_thread(request.token_ids, stack.tokenizer)
+        else:
+            prompts = request.token_ids(stack.tokenizer)
+        answer = Answer(id=f"{self._shape.id_prefix}{uuid.uuid4().hex}", model=request.model, created=int(time.time()))
+        choices = self._submit(stack, request, prompts, answer.id)
+        disconnect = Disconnect(receive, [choice.generation for choice in choices])
+        watcher = asyncio.create_task(disconnect.watch())
+        try:
+            if request.stream:
+                await _Stream(send, self._shape, answer, _usage_wanted(request)).run(choices, disconnect)
+            else:
+                await self._answer_whole(send, answer, choices)
+        except RequestError as error:
+            if disconnect.gone:
+                raise ClientGone from error
+            raise
+        finally:
+            watcher.cancel()
+            for choice in choices:
+                choice.generation.cancel()
+
+    def _submit(
+        self, stack: InferenceStack, request: AnyRequest, prompts: Sequence[Sequence[int]], answer_id: str
+    ) -> list[Choice]:
+        """All sequences of the request, or none: one that is refused takes the others along."""
+        choices: list[Choice] = []
+        total = len(prompts) * request.choices
+        try:
+            for prompt_index, prompt in enumerate(prompts):
+                max_tokens = request.token_limit() or max(1, stack.info.engine.max_model_len - len(prompt))
+                for number in range(request.choices):
+                    index = len(choices)
+                    generation = stack.submit(
+                        GenerationRequest(
+                            request_id=answer_id if total == 1 else f"{answer_id}-{index}",
+                            prompt=prompt,
+                            max_tokens=max_tokens,
+                            sampling=request.sampling(number),
+                            stop=request.stop,
+                            ignore_eos=bool(request.ignore_eos),
+                            timeout_s=self._request_timeout_s,
+                        )
+                    )
+                    choices.append(Choice(index, prompt_index, len(prompt), generation))
+        except MuaiError:
+            for choice in choices:
+                choice.generation.cancel()
+            raise
+        return choices
+
+    async def _answer_whole(self, send: Send, answer: Answer, choices: Sequence[Choice]) -> None:
+        results = await _all([_collect(choice) for choice in choices])
+        body = whole(self._shape, answer, results, _total_usage(choices, results))
+        await send_json(send, body, headers=[(b"x-request-id", answer.id.encode())])
+
+
+class _Stream:
+    """One streamed answer: every piece of output is sent as soon as the engine has made it.
+
+    The status line waits for the first output, so that a request that fails while it is queued gets its true status.
+    """
+
+    def __init__(self, send: Send, shape: Shape, answer: Answer, usage: Usage) -> None:
+        self._send = send
+        self._shape = shape
+        self._answer = answer
+        self._usage = usage
+        self._started = False
+
+    async def run(self, choices: Sequence[Choice], disconnect: Disconnect) -> None:
+        """Send everything.
+
+        Raises:
+            RequestError: the request failed before anything was sent, or the client has gone.
+        """
+        try:
+            results = await _all([self._pump(choice) for choice in choices])
+        except RequestError as error:
+            if not self._started or disconnect.gone:
+                raise
+            await self._write(error_event(http_error_of(error).document()), more=False)
+            return
+        except Exception:
+            if not self._started:
+                raise
+            log.exception("stream %s failed", self._answer.id)
+            await self._write(error_event(internal_error().document()), more=False)
+            return
+        tail = DONE
+        if self._usage is not Usage.NONE:
+            tail = usage_event(self._shape, self._answer, _total_usage(choices, results)) + DONE
+        await self._write(tail, more=False)
+
+    async def _pump(self, choice: Choice) -> Result:
+        frames = Frames(self._shape, self._answer, choice.index, choice.prompt_tokens, self._usage)
+        opening = frames.opening()
+        async for delta in choice.generation:
+            if delta.finish_reason is not None:
+                ending = frames.ending(delta.text, delta.finish_reason, delta.output_tokens)
+                await self._write(opening + ending)
+                return Result("", delta.finish_reason, choice.prompt_tokens, delta.output_tokens, delta.cached_tokens)
+            if delta.text:
+                await self._write(opening + frames.text(delta.text, delta.output_tokens))
+                opening = b""
+        raise RequestError("the engine ended the stream without a result")
+
+    async def _write(self, body: bytes, *, more: bool = True) -> None:
+        if not self._started:
+            self._started = True
+            headers: Headers = [
+                (b"content-type", b"text/event-stream; charset=utf-8"),
+                (b"cache-control", b"no-cache"),
+                (b"x-request-id", self._answer.id.encode()),
+            ]
+            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body, "more_body": more})
+
+
+async def _collect(choice: Choice) -> Result:
+    texts: list[str] = []
+    async for delta in choice.generation:
+        texts.append(delta.text)
+        if delta.finish_reason is not None:
+            text = "".join(texts)
+            return Result(text, delta.finish_reason, choice.prompt_tokens, delta.output_tokens, delta.cached_tokens)
+    raise RequestError("the engine ended the request without a result")
+
+
+async def _all(work: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """Results in the order given; the first failure ends the rest and is raised."""
+    if len(work) == 1:  # nearly always: no task needed
+        return [await work[0]]
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(item) for item in work]
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from failures
+    return [task.result() for task in tasks]
+
+
+def _usage_wanted(request: GenerationFields) -> Usage:
+    options = request.stream_options
+    if options is None or not options.include_usage:
+        return Usage.NONE
+    return Usage.CONTINUOUS if options.continuous_usage_stats else Usage.FINAL
+
+
+def _total_usage(choices: Sequence[Choice], results: Sequence[Result]) -> dict[str, Any]:
+    """A prompt counts once, however many choices were made of it."""
+    first = {choice.prompt_index: result for choice, result in reversed(list(zip(choices, results, strict=True)))}
+    cached = [result.cached_tokens for result in first.values() if result.cached_tokens is not None]
+    return usage_document(
+        prompt_tokens=sum(result.prompt_tokens for result in first.values()),
+        output_tokens=sum(result.output_tokens for result in results),
+        cached_tokens=sum(cached) if cached else None,
+    )

@@ -1,0 +1,135 @@
+"""The models that one server offers: which there are, which are loaded, and whether requests are welcome."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from muai_lab.errors import MuaiError
+from muai_lab.server.http_error import HttpError, unavailable
+
+if TYPE_CHECKING:
+    from muai_lab.stack.stack import InferenceStack
+
+log = logging.getLogger(__name__)
+
+LOADING_RETRY_S = 2.0
+DRAINING_RETRY_S = 5.0
+
+
+class State(enum.Enum):
+    """Where the server is in its life."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+
+
+class ModelHost:
+    """Stacks by model name, opened at start or at their first request.
+
+    names: the models that may be asked for. open_stack: opens one of them; it blocks for seconds, so it is called in a
+    thread, once per model however many requests wait for it. A failed load is an error for those that wait for it; the
+    next request tries again. Everything here is used from one event loop.
+    """
+
+    def __init__(self, names: Iterable[str], open_stack: Callable[[str], InferenceStack]) -> None:
+        self.names = tuple(dict.fromkeys(names))
+        self.state = State.LOADING
+        self._open_stack = open_stack
+        self._stacks: dict[str, InferenceStack] = {}
+        self._loading: dict[str, asyncio.Task[InferenceStack]] = {}
+
+    @property
+    def stacks(self) -> Mapping[str, InferenceStack]:
+        """The loaded stacks by model name."""
+        return self._stacks
+
+    @property
+    def loading(self) -> bool:
+        """Whether a load is under way; the thread that does it cannot be interrupted."""
+        return bool(self._loading)
+
+    async def preload(self, names: Sequence[str]) -> None:
+        """Load these models one after the other, then welcome requests.
+
+        Raises:
+            MuaiError: a model cannot be loaded; the message names it.
+        """
+        for name in names:
+            await self._load(name)
+        if self.state is State.LOADING:
+            self.state = State.READY
+
+    async def stack(self, name: str) -> InferenceStack:
+        """The stack that serves `name`, loaded now if it is not yet.
+
+        Raises:
+            HttpError: the model is unknown (404), or requests are not welcome (503).
+            MuaiError: the model cannot be loaded.
+        """
+        self.check_welcome()
+        self.check_known(name)
+        stack = self._stacks.get(name)
+        return stack if stack is not None else await self._load(name)
+
+    def check_welcome(self) -> None:
+        """Raise the 503 that tells a client to come back later, unless the server is ready."""
+        if self.state is State.LOADING:
+            raise unavailable("the server is still loading its models", "loading", LOADING_RETRY_S)
+        if self.state is State.DRAINING:
+            raise unavailable("the server is shutting down", "draining", DRAINING_RETRY_S)
+
+    def check_known(self, name: str) -> None:
+        """Raise a 404 unless `name` is one of the models offered."""
+        if name not in self.names:
+            offered = ", ".join(f"'{known}'" for known in self.names)
+            raise HttpError(
+                HTTPStatus.NOT_FOUND,
+                f"the model '{name}' does not exist here; this server offers {offered}",
+                param="model",
+                code="model_not_found",
+            )
+
+    def unhealthy(self) -> list[str]:
+        """Loaded models whose engine does not work any more."""
+        return [name for name, stack in self._stacks.items() if not stack.healthy()]
+
+    async def drain(self, timeout_s: float) -> None:
+        """Refuse new requests; wait for the running ones, at most `timeout_s` seconds, then cancel what is left."""
+        self.state = State.DRAINING
+        await asyncio.gather(*(stack.drain(timeout_s) for stack in self._stacks.values()))
+
+    async def close(self) -> None:
+        """Close every engine, whatever one of them says about it."""
+        self.state = State.DRAINING
+        results = await asyncio.gather(*(stack.close() for stack in self._stacks.values()), return_exceptions=True)
+        for name, result in zip(self._stacks, results, strict=True):
+            if isinstance(result, BaseException):
+                log.error("closing %s failed", name, exc_info=result)
+        self._stacks.clear()
+
+    async def _load(self, name: str) -> InferenceStack:
+        task = self._loading.get(name)
+        if task is None:
+            task = asyncio.create_task(asyncio.to_thread(self._open_stack, name), name=f"load {name}")
+            self._loading[name] = task
+            task.add_done_callback(lambda done: self._loaded(name, done))
+        # Others wait for the same load: one client that goes away must not end it.
+        return await asyncio.shield(task)
+
+    def _loaded(self, name: str, task: asyncio.Task[InferenceStack]) -> None:
+        del self._loading[name]
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is None:
+            self._stacks[name] = task.result()
+        elif isinstance(error, MuaiError):
+            log.error("cannot load %s: %s", name, error)
+        else:
+            log.error("cannot load %s", name, exc_info=error)

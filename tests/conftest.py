@@ -1,0 +1,35 @@
+"""What all tests share: where `../shared` is, and the rule that CI skips nothing that it could run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+# A reason that begins so names something that CI does not have; any other skip is a failure there.
+_NOT_IN_CI = "needs a GPU"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--forbid-skips", action="store_true", help=f"fail on a skip whose reason is not {_NOT_IN_CI!r}")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder `../shared` with the specification and the traces; the test is skipped where it is missing."""
+    if not SHARED.is_dir():
+        pytest.skip("needs ../shared")
+    return SHARED
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and item.config.getoption("--forbid-skips"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        if _NOT_IN_CI not in reason:
+            report.outcome = "failed"
+            report.longrepr = f"{item.nodeid} was skipped where skips are forbidden: {reason}"
+    return report

@@ -19,6 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from muai_lab.analysis.window import Window, in_flight
+from muai_lab.analysis.wording import duration
 
 SLICES = 12
 MIN_SLICES = 8
@@ -109,9 +110,9 @@ def steadiness(requests: pd.DataFrame, waiting: pd.Series | None, window: Window
     for name, values in (("TTFT", first), ("TPOT", measured["tpot_s"].to_numpy())):
         drift = trend(due, values, start, end)
         if drift is not None and _matters(drift, relative=0.5, absolute=0.0005):
-            before, after = drift.start * 1e3, (drift.start + drift.change) * 1e3
+            before, after = max(drift.start, 0.0), max(drift.start + drift.change, 0.0)
             verb = "rose" if drift.change > 0 else "fell"
-            reasons.append(f"{name} {verb} from about {max(before, 0.0):.3g} ms to {max(after, 0.0):.3g} ms")
+            reasons.append(f"{name} {verb} from about {duration(before)} to {duration(after)}")
     return Steadiness(NOT_STEADY, tuple(reasons)) if reasons else Steadiness(STEADY)
 
 

@@ -1,0 +1,102 @@
+"""The configuration that ran, as people should see it: without secrets, and with what was changed first."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from muai_lab.analysis.frames import Run, flatten
+from muai_lab.settings.lab import LabSettings
+
+HIDDEN = "(set, not shown)"
+
+_SECRET_NAME = re.compile(
+    r"(^|[._-])(api_?key|access_?key|secret|password|passwd|token|authorization|credentials?|webhook_url)$", re.I
+)
+_SECRET_TEXT = re.compile(
+    r"(?P<keep>(bearer|basic)\s+|(api[_-]?key|token|secret|password|webhook_url)[\"']?\s*[=:]\s*[\"']?)"
+    r"(?P<hide>[^\s\"',;&]+)"
+    r"|(?P<bare>\bsk-[\w-]{8,})",
+    re.I,
+)
+_URL = re.compile(r"https?://[^\s\"'<>]+", re.I)
+
+
+def shown(key: str, value: Any) -> Any:
+    """The value of a dotted key as it may be shown: secrets hidden, addresses without user, password and query."""
+    if value is None:
+        return None
+    if _SECRET_NAME.search(key):
+        return HIDDEN
+    if isinstance(value, str):
+        return redacted(value)
+    if isinstance(value, Mapping):
+        return {name: shown(f"{key}.{name}", entry) for name, entry in value.items()}
+    if isinstance(value, Sequence):
+        return [shown(key, entry) for entry in value]
+    return value
+
+
+def redacted(text: str) -> str:
+    """A text (an error, a command) without what looks like a secret."""
+    text = _URL.sub(lambda match: _plain_url(match.group()), text)
+    return _SECRET_TEXT.sub(lambda match: HIDDEN if match["bare"] else f"{match['keep']}{HIDDEN}", text)
+
+
+def _plain_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return HIDDEN
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, host, parts.path, "", ""))
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One setting. default: what it would have been; origin: which layer set it (None where that was not recorded)."""
+
+    key: str
+    value: Any
+    default: Any
+    origin: str | None
+    changed: bool
+
+
+def entries(run: Run) -> list[Entry]:
+    """Every setting of the run in the order of the file; `changed` where it differs from the project's default."""
+    defaults = flatten(LabSettings().model_dump(mode="json"))
+    found = []
+    for key, value in flatten(run.config).items():
+        default = defaults.get(key)
+        origin = run.origins.get(key)
+        changed = value != default if key in defaults else origin not in (None, "default")
+        found.append(Entry(key, shown(key, value), shown(key, default), origin, changed))
+    return found
+
+
+def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """The dotted keys in which the runs' configurations differ, with each run's value (secrets hidden)."""
+    flat = [flatten(run.config) for run in runs]
+    keys = dict.fromkeys(key for config in flat for key in config)
+    return {
+        key: [shown(key, config.get(key)) for config in flat]
+        for key in keys
+        if any(config.get(key) != flat[0].get(key) for config in flat)
+    }
+
+
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """For each dotted key its last part, or as many parts as tell it apart from the others."""
+    names: dict[str, str] = {}
+    for key in keys:
+        parts = key.split(".")
+        for length in range(1, len(parts) + 1):
+            name = ".".join(parts[-length:])
+            if sum(other == name or other.endswith(f".{name}") for other in keys) == 1:
+                break
+        names[key] = name
+    return names

@@ -1,0 +1,180 @@
+"""What the terminal shows at the end of a run, and of a multirun."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from muai_lab.analysis.configuration import differing, redacted, short_names
+from muai_lab.analysis.frames import Run
+from muai_lab.analysis.metrics import METRICS
+from muai_lab.analysis.sheet import Grid, Sheet
+from muai_lab.analysis.slo import Slo
+from muai_lab.analysis.summary import STATUSES
+from muai_lab.analysis.sweep import summary_of
+from muai_lab.analysis.wording import (
+    MISSING,
+    SHORT_NAMES,
+    engine_line,
+    estimate_of,
+    interval,
+    judged,
+    load_line,
+    milliseconds,
+    number,
+    percent,
+    plural,
+    size,
+    value_of,
+    verdict_line,
+)
+
+
+def result_table(summary: Mapping[str, Any]) -> Sheet:
+    """The result of one run, from its summary. The first line says whether it is valid."""
+    window = summary["window"]
+    identity = summary["identity"]
+    facts = [("engine", engine_line(summary))]
+    facts += [("skipped", f"{engine}: {redacted(str(reason))}") for engine, reason in identity["skipped_engines"]]
+    facts.append(("model", str(identity["model"] or "not known")))
+    facts.append(("load", load_line(summary)))
+    if window["duration_s"] is not None:
+        facts.append(
+            ("window", f"{number(window['duration_s'])} s, from {number(window['start_s'])} s after the start")
+        )
+    facts.append(("requests", _counts(summary["requests"])))
+    grids = [_throughput(summary)]
+    grids += [found for found in (_latency(summary), _slo(summary), _server(summary)) if found is not None]
+    validity = summary["validity"]
+    notes = tuple(redacted(warning) for warning in validity["warnings"])
+    return Sheet(redacted(verdict_line(summary)), validity["valid"], tuple(facts), tuple(grids), notes)
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    listed = ", ".join(f"{counts[status]:,} {status}" for status in STATUSES if counts[status] or status == "ok")
+    return f"{counts['due']:,} due in the window: {listed}"
+
+
+def _throughput(summary: Mapping[str, Any]) -> Grid:
+    throughput = summary["throughput"]
+    rows = [("offered", number(throughput["offered_rps"]), "requests/s", "")]
+    for name, key, unit in (
+        ("completed", "requests_per_s", "requests/s"),
+        ("output", "output_tokens_per_s", "tokens/s"),
+        ("prompt", "prompt_tokens_per_s", "tokens/s"),
+    ):
+        rows.append((name, number(value_of(throughput[key])), unit, interval(throughput[key])))
+    return Grid("throughput", ("", "value", "unit", "95 % interval"), tuple(rows), "lrlr")
+
+
+def _latency(summary: Mapping[str, Any]) -> Grid | None:
+    rows = []
+    for metric in METRICS:
+        if not summary["latency"].get(metric.column):
+            continue
+        figures = {name: estimate_of(summary, metric.column, name) for name in ("mean", "p50", "p90", "p95", "p99")}
+        cells = [milliseconds(value_of(figure)) for figure in figures.values()]
+        intervals = [interval(figures[name], 1e3) or MISSING for name in ("p50", "p99")]
+        rows.append((SHORT_NAMES[metric.column], *cells, *intervals))
+    if not rows:
+        return None
+    columns = ("", "mean", "p50", "p90", "p95", "p99", "p50 95 % interval", "p99 95 % interval")
+    return Grid("latency in ms", columns, tuple(rows), "lrrrrrrr")
+
+
+def _slo(summary: Mapping[str, Any]) -> Grid | None:
+    slo = summary["slo"]
+    if slo is None:
+        return None
+    bounds = Slo(slo["ttft_ms"], slo["tpot_ms"], slo["e2e_ms"]).bounds_ms
+    promise = ", ".join(f"{name.upper()} <= {number(bound)} ms" for name, bound in bounds.items())
+    kept = MISSING if slo["met"] is None else "kept" if slo["met"] else "not kept"
+    attainment = slo["attainment"]
+    between = "" if not interval(attainment) else f"{percent(attainment['low'])} to {percent(attainment['high'])}"
+    rows = [
+        ("attainment", percent(value_of(attainment)), kept, between),
+        ("goodput", number(value_of(slo["goodput_rps"])), "requests/s", interval(slo["goodput_rps"])),
+    ]
+    rows += [(f"missed: {reason}", str(count), "requests", "") for reason, count in (slo["missed"] or {}).items()]
+    title = f"SLO: {promise} for {percent(slo['quantile'])} of the requests"
+    return Grid(title, ("", "value", "unit", "95 % interval"), tuple(rows), "lrlr")
+
+
+def _server(summary: Mapping[str, Any]) -> Grid | None:
+    server = summary["server"]
+    if server is None:
+        return None
+    rows = [
+        ("running, mean", number(server["running_mean"]), "sequences"),
+        ("waiting, mean", number(server["waiting_mean"]), "requests"),
+        ("waiting, most", number(server["waiting_max"]), "requests"),
+        ("batch per step, mean", number(server["batch_mean"]), "sequences"),
+        ("step, mean", milliseconds(server["step_mean_s"]), "ms"),
+        ("CPU, mean", number(server["cpu_mean_percent"]), "%"),
+        ("memory, most", *_split(size(server["resident_max_bytes"]))),
+        ("GPU memory, most", *_split(size(server["gpu_memory_max_bytes"]))),
+        ("KV cache hit rate", percent(server["kv_cache_hit_rate"]), "of the prompt tokens"),
+    ]
+    known = tuple(row for row in rows if row[1] != MISSING)
+    return Grid("server, during the window", ("", "value", "unit"), known, "lrl") if known else None
+
+
+def _split(written: str) -> tuple[str, str]:
+    value, _, unit = written.partition(" ")
+    return value, unit
+
+
+def comparison_table(runs: Sequence[Run]) -> Sheet:
+    """Runs side by side, a row each: the settings that differ, the engine that served, and the key figures.
+
+    The first line says how many of them are valid; it ranks nothing, since one run each shows no difference.
+    """
+    summaries = [summary_of(run) for run in runs]
+    changed = differing(runs)
+    names = short_names(list(changed))
+    columns = ["run", *names.values(), "engine", "verdict"]
+    align = "l" * len(columns)
+    columns += ["requests/s", "tokens/s", "TTFT p50 ms", "TTFT p99 ms", "TPOT p50 ms", "goodput/s"]
+    rows = []
+    for index, (run, summary) in enumerate(zip(runs, summaries, strict=True)):
+        ttft = judged(summary, "ttft")
+        throughput, slo = summary["throughput"], summary["slo"]
+        rows.append(
+            (
+                run.path.name,
+                *(_setting(values[index]) for values in changed.values()),
+                str(summary["identity"]["engine"] or MISSING),
+                str(summary["validity"]["verdict"]),
+                number(value_of(throughput["requests_per_s"])),
+                number(value_of(throughput["output_tokens_per_s"])),
+                milliseconds(value_of(estimate_of(summary, ttft, "p50"))),
+                milliseconds(value_of(estimate_of(summary, ttft, "p99"))),
+                milliseconds(value_of(estimate_of(summary, "tpot_s", "p50"))),
+                number(value_of(slo["goodput_rps"]) if slo else None),
+            )
+        )
+    valid = sum(bool(summary["validity"]["valid"]) for summary in summaries)
+    verdict = f"{plural(len(runs), 'run')}, {valid} valid"
+    notes = []
+    for run, summary in zip(runs, summaries, strict=True):
+        if not summary["validity"]["valid"]:
+            notes.append(f"{run.path.name}: {redacted(verdict_line(summary))}")
+        for engine, reason in summary["identity"]["skipped_engines"]:
+            notes.append(f"{run.path.name}: skipped {engine}: {redacted(str(reason))}")
+    return Sheet(
+        verdict,
+        valid == len(runs),
+        (),
+        (Grid("runs", tuple(columns), tuple(rows), align.ljust(len(columns), "r")),),
+        tuple(notes),
+    )
+
+
+def _setting(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return ",".join(_setting(entry) for entry in value)
+    return str(value)

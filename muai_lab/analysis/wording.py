@@ -1,0 +1,169 @@
+"""How figures are written for people: sensible digits, units, whole sentences. Shared by the table and the report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+MISSING = "-"
+
+SHORT_NAMES = {
+    "ttft_s": "TTFT",
+    "ttft_from_intended_s": "TTFT from intended",
+    "tpot_s": "TPOT",
+    "itl_s": "ITL",
+    "e2e_s": "E2E",
+    "e2e_from_intended_s": "E2E from intended",
+    "send_lag_s": "send lag",
+}
+
+
+def number(value: float | None) -> str:
+    """Three significant digits below 1,000, whole numbers above; `-` for what is missing."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    if value == 0:
+        return "0"
+    size = abs(value)
+    if size >= 99.95:
+        return f"{value:,.0f}"
+    decimals = 1 if size >= 9.995 else 2 if size >= 0.9995 else 3
+    written = f"{value:.{decimals}f}"
+    return written if float(written) else f"{value:.2g}"
+
+
+def milliseconds(value_s: float | None) -> str:
+    """Seconds written as a number of milliseconds, without the unit."""
+    return number(None if value_s is None else value_s * 1e3)
+
+
+def duration(value_s: float | None) -> str:
+    """Seconds with the unit that suits: `250 µs`, `28.6 ms`, `3.40 s`."""
+    if value_s is None or not math.isfinite(value_s):
+        return MISSING
+    if abs(value_s) < 0.001 and value_s != 0:
+        return f"{number(value_s * 1e6)} µs"
+    if abs(value_s) < 1.0:
+        return f"{number(value_s * 1e3)} ms"
+    return f"{number(value_s)} s"
+
+
+def percent(value: float | None) -> str:
+    """A share as a percentage; never rounded up to 100 % or down to 0 %."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    written = f"{value * 100:.1f}"
+    if written == "100.0":
+        written = "100" if value == 1.0 else ">99.9"
+    elif written == "0.0":
+        written = "0" if value == 0.0 else "<0.1"
+    return f"{written.removesuffix('.0')} %"
+
+
+def size(value_bytes: float | None) -> str:
+    """Bytes in binary units: `381 MiB`."""
+    if value_bytes is None or not math.isfinite(value_bytes):
+        return MISSING
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if abs(value_bytes) < 1024 or unit == "GiB":
+            return f"{number(value_bytes)} {unit}"
+        value_bytes /= 1024
+    return MISSING
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 request`, `20 requests`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def value_of(estimate: Mapping[str, Any] | None) -> float | None:
+    """The figure of an estimate of a summary; None where there is none."""
+    return None if estimate is None else estimate.get("value")
+
+
+def interval(estimate: Mapping[str, Any] | None, scale: float = 1.0) -> str:
+    """`16.4 to 19.8`, or nothing where no interval is known."""
+    if estimate is None or estimate.get("low") is None or estimate.get("high") is None:
+        return ""
+    return f"{number(estimate['low'] * scale)} to {number(estimate['high'] * scale)}"
+
+
+def estimate_of(summary: Mapping[str, Any], column: str, figure: str) -> Mapping[str, Any] | None:
+    """One estimate of a latency metric (`mean`, `p50`, ...) of a summary."""
+    latency = summary["latency"].get(column)
+    found = latency.get(figure) if latency else None
+    return found if isinstance(found, Mapping) else None
+
+
+def judged(summary: Mapping[str, Any], metric: str) -> str:
+    """The column of `ttft` or `e2e` that counts: from the intended time where the run has one (open loop)."""
+    from_intended = f"{metric}_from_intended_s"
+    return from_intended if summary["latency"].get(from_intended) else f"{metric}_s"
+
+
+def verdict_line(summary: Mapping[str, Any]) -> str:
+    """The first line of every result: is it valid, and if not, why."""
+    validity = summary["validity"]
+    if validity["valid"]:
+        facts = [f"run {validity['status']}"]
+        if validity["generator"]:
+            facts.append(f"load generator {validity['generator']}")
+        facts.append(str(validity["steadiness"]).split(":")[0].replace("unknown", "steadiness unknown"))
+        return f"valid: {', '.join(facts)}"
+    return f"NOT VALID, {validity['verdict']}: {validity['reason']}"
+
+
+def engine_line(summary: Mapping[str, Any]) -> str:
+    """The engine that really served, with version, device and dtype."""
+    identity = summary["identity"]
+    if not identity["engine"]:
+        return "not known"
+    where = ", ".join(str(part) for part in (identity["device"], identity["dtype"]) if part)
+    named = " ".join(str(part) for part in (identity["engine"], identity["engine_version"]) if part)
+    return f"{named} ({where})" if where else named
+
+
+def load_line(summary: Mapping[str, Any]) -> str:
+    """What was asked of the system: `poisson arrivals at 20.0 requests/s`, `closed loop, 8 at a time`."""
+    identity = summary["identity"]
+    kind = identity["arrival"]
+    if kind == "closed":
+        return f"closed loop, {plural(int(identity['concurrency'] or 0), 'request')} at a time"
+    if kind is None:
+        return "not known"
+    return f"open loop, {kind} arrivals at {number(identity['rate_rps'])} requests/s"
+
+
+def headline(summary: Mapping[str, Any]) -> str:
+    """The result in two or three plain sentences."""
+    identity, throughput, counts = summary["identity"], summary["throughput"], summary["requests"]
+    engine = identity["engine"] or "The server"
+    served = value_of(throughput["requests_per_s"])
+    if not counts["due"]:
+        return "No request was due in the measurement window, so nothing was measured."
+    if not counts["ok"]:
+        return f"None of the {plural(counts['due'], 'request')} in the measurement window succeeded."
+    sentences = [f"{engine} served {number(served)} requests per second"]
+    tokens = value_of(throughput["output_tokens_per_s"])
+    if tokens is not None:
+        sentences[0] += f" ({number(tokens)} output tokens per second)"
+    if identity["arrival"] not in (None, "closed"):
+        sentences[0] += f" of {number(throughput['offered_rps'])} offered"
+    elif identity["concurrency"]:
+        sentences[0] += f" to {plural(int(identity['concurrency']), 'client')} that each wait for their answer"
+    sentences[0] += "."
+    column = judged(summary, "ttft")
+    half, tail = (value_of(estimate_of(summary, column, figure)) for figure in ("p50", "p99"))
+    if half is not None:
+        sentence = f"Half of the answers began within {duration(half)}"
+        sentence += f", 99 of 100 within {duration(tail)}." if tail is not None else "."
+        sentences.append(sentence)
+    if summary["slo"] and summary["slo"]["attainment"]:
+        slo = summary["slo"]
+        kept = "kept" if slo["met"] else "not kept"
+        sentences.append(
+            f"The promised latency was {kept}: {percent(value_of(slo['attainment']))} of the requests met it, "
+            f"{percent(slo['quantile'])} were to."
+        )
+    return " ".join(sentences)

@@ -104,7 +104,11 @@ class PytorchSettings(Section):
         None, "CPU threads for one operation; null leaves the choice to PyTorch.", unit="threads", extension=True, ge=1
     )
     max_model_len: int | None = setting(
-        None, "Most positions (prompt and output) of one sequence; null is the model's own.", unit="tokens", extension=True, ge=2
+        None,
+        "Most positions (prompt and output) of one sequence; null is the model's own.",
+        unit="tokens",
+        extension=True,
+        ge=2,
     )
 
 

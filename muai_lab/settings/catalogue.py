@@ -1,0 +1,322 @@
+"""Every setting as data, read off the models: path, type, default, range, options, environment names, meaning.
+
+The loader, the dumps, the reference page, the example file and Hydra's base nodes are all driven by this tree.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic import ConfigDict, SecretStr, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from muai_lab.settings.lab import LabSettings
+from muai_lab.settings.nearest import did_you_mean, nearest
+from muai_lab.settings.section import Section
+
+Kind = Literal["bool", "int", "float", "str", "list", "mapping"]
+
+ENVIRONMENT_PREFIXES = {"optimization": "MUAI_OPT_", "monitoring": "MUAI_MON_"}
+_WORDS: dict[Kind, str] = {
+    "bool": "true or false",
+    "int": "an integer",
+    "float": "a number",
+    "str": "a string",
+    "list": "a list of strings",
+    "mapping": "a mapping from names to strings",
+}
+_SHOWN_CHARACTERS = 80
+_STRICT = ConfigDict(strict=True, allow_inf_nan=False, hide_input_in_errors=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Bounds of a number; None where there is none."""
+
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+
+    def __str__(self) -> str:
+        if self.ge is not None and self.le is not None:
+            return f"from {self.ge:g} to {self.le:g}"
+        bounds = [
+            f"{word} {bound:g}"
+            for word, bound in (
+                ("at least", self.ge),
+                ("above", self.gt),
+                ("at most", self.le),
+                ("below", self.lt),
+            )
+            if bound is not None
+        ]
+        return " and ".join(bounds)
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One setting.
+
+    options: the values allowed (for a list: of its items), empty where anything of the type goes. env_long, env_short:
+    environment variables, None where there is none (the lab's own settings have none). secret: the value is never shown
+    or written. hidden: error texts do not show the value.
+    """
+
+    path: str
+    kind: Kind
+    default: object
+    description: str
+    nullable: bool = False
+    options: tuple[str, ...] = ()
+    range: Range = Range()
+    non_empty: bool = False
+    unit: str | None = None
+    env_long: str | None = None
+    env_short: str | None = None
+    extension: bool = False
+    secret: bool = False
+    hidden: bool = False
+    unset_matters: bool = False
+    adapter: TypeAdapter[Any] = field(compare=False, repr=False, kw_only=True)
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition(".")[2]
+
+    def expected(self) -> str:
+        """What a valid value looks like, in words."""
+        words = _WORDS[self.kind]
+        if self.options:
+            listed = ", ".join(self.options)
+            words = f"a list of {listed}" if self.kind == "list" else f"one of {listed}"
+        if self.non_empty:
+            words += ", not empty"
+        if str(self.range):
+            words += f" {self.range}" if self.range.ge is not None and self.range.le is not None else f", {self.range}"
+        if self.unit:
+            words += f" ({self.unit})"
+        return f"{words}, or null" if self.nullable else words
+
+    def check(self, value: object) -> object:
+        """Return the valid, immutable form of `value`; raise ValueError saying what was expected, without the value."""
+        try:
+            return self.adapter.validate_python(value)
+        except ValidationError as error:
+            raise ValueError(self._explain(value, error)) from None
+
+    def _explain(self, value: object, error: ValidationError) -> str:
+        for detail in error.errors(include_url=False, include_input=False):
+            if detail["type"] == "value_error":
+                return str(detail["ctx"]["error"])
+        wrong = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
+        matches = [
+            match
+            for item in wrong
+            if isinstance(item, str) and item not in self.options
+            for match in nearest(item, self.options, limit=1)
+        ]
+        return f"expected {self.expected()}{did_you_mean(matches)}"
+
+    def shown(self, value: object) -> str:
+        """The value as people read it in one line; never a secret, nor credentials inside an address."""
+        if self.secret:
+            return "null" if value is None else "(set, not shown)"
+        return show(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A section: its children by name, in the order of the specification."""
+
+    path: str
+    model: type[Section]
+    children: Mapping[str, Key | Group | Choice]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A section whose keys depend on one of them (`discriminator`), such as a length distribution."""
+
+    path: str
+    discriminator: str
+    kinds: Mapping[str, Group]
+    default: Section
+
+    @property
+    def default_kind(self) -> str:
+        return str(getattr(self.default, self.discriminator))
+
+
+def show(value: object) -> str:
+    """A value in one line, as YAML would have it, cut to a readable length, without credentials in addresses."""
+    if isinstance(value, SecretStr):
+        return "(set, not shown)"
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    text = re.sub(r"://[^/@\s\"]*@", "://***@", text)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 1]}…"
+
+
+@cache
+def catalogue() -> Group:
+    """The whole tree of settings."""
+    return _group(LabSettings, "", LabSettings())
+
+
+def _group(model: type[Section], path: str, default: Section) -> Group:
+    children: dict[str, Key | Group | Choice] = {}
+    for name, info in model.model_fields.items():
+        child_path = f"{path}.{name}" if path else name
+        annotation = info.annotation
+        child_default = getattr(default, name, info.default)
+        if isinstance(annotation, type) and issubclass(annotation, Section):
+            children[name] = _group(annotation, child_path, child_default)
+        elif info.discriminator is not None:
+            children[name] = _choice(info, child_path, child_default)
+        else:
+            children[name] = _key(info, child_path, child_default)
+    return Group(path, model, types.MappingProxyType(children))
+
+
+def _choice(info: FieldInfo, path: str, default: Section) -> Choice:
+    discriminator = str(info.discriminator)
+    models = {str(model.model_fields[discriminator].default): model for model in get_args(info.annotation)}
+    options = tuple(models)
+    every_kind: Any = Literal[options]
+    adapter: TypeAdapter[Any] = TypeAdapter(every_kind, config=_STRICT)
+    kinds = {}
+    for kind, model in models.items():
+        group = _group(model, path, default if type(default) is model else model())
+        own = group.children[discriminator]
+        assert isinstance(own, Key)
+        choosing = replace(own, options=options, default=getattr(default, discriminator), adapter=adapter)
+        kinds[kind] = replace(group, children=types.MappingProxyType({**group.children, discriminator: choosing}))
+    return Choice(path, discriminator, types.MappingProxyType(kinds), default)
+
+
+def _key(info: FieldInfo, path: str, default: object) -> Key:
+    annotation, nullable = _without_none(info.annotation)
+    kind, options = _kind(annotation)
+    notes = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
+    short = notes.get("env")
+    unit = notes.get("unit")
+    secret = annotation is SecretStr
+    typed: Any = Annotated[(info.annotation, *info.metadata)] if info.metadata else info.annotation
+    return Key(
+        path=path,
+        kind=kind,
+        default=default,
+        description=info.description or "",
+        nullable=nullable,
+        options=options,
+        range=_range(info),
+        non_empty=any(isinstance(item, MinLen) and item.min_length > 0 for item in info.metadata),
+        unit=unit if isinstance(unit, str) else None,
+        env_long=_long_name(path),
+        env_short=short if isinstance(short, str) else None,
+        extension=bool(notes.get("extension")),
+        secret=secret,
+        hidden=secret or bool(notes.get("hide_in_errors")),
+        unset_matters=bool(notes.get("unset_matters")),
+        adapter=TypeAdapter(typed, config=_STRICT),
+    )
+
+
+def _without_none(annotation: Any) -> tuple[Any, bool]:
+    """The annotation without `| None` and without Annotated, and whether None was there."""
+    nullable = False
+    if get_origin(annotation) in (Union, types.UnionType):
+        others = [item for item in get_args(annotation) if item is not type(None)]
+        nullable = len(others) < len(get_args(annotation))
+        (annotation,) = others
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    return annotation, nullable
+
+
+def _kind(annotation: Any) -> tuple[Kind, tuple[str, ...]]:
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return "str", get_args(annotation)
+    if origin is tuple:
+        item, _ = _without_none(get_args(annotation)[0])
+        return "list", get_args(item) if get_origin(item) is Literal else ()
+    if origin is dict:
+        return "mapping", ()
+    kinds: dict[Any, Kind] = {bool: "bool", int: "int", float: "float", str: "str", SecretStr: "str"}
+    return kinds[annotation], ()
+
+
+def _range(info: FieldInfo) -> Range:
+    bounds: dict[str, float] = {}
+    for item in info.metadata:
+        for name, bound in (("ge", Ge), ("gt", Gt), ("le", Le), ("lt", Lt)):
+            if isinstance(item, bound):
+                bounds[name] = float(getattr(item, name))
+    return Range(**bounds)
+
+
+def _long_name(path: str) -> str | None:
+    section, _, rest = path.partition(".")
+    prefix = ENVIRONMENT_PREFIXES.get(section)
+    return prefix + rest.replace(".", "_").upper() if prefix else None
+
+
+def keys_of(node: Key | Group | Choice) -> Iterator[Key]:
+    """All keys below, in order; a key that several kinds of a choice have comes once for each kind."""
+    if isinstance(node, Key):
+        yield node
+        return
+    children = node.children if isinstance(node, Group) else node.kinds
+    for child in children.values():
+        yield from keys_of(child)
+
+
+@cache
+def keys_by_path() -> Mapping[str, Key]:
+    """Every key by its path; where kinds of a choice share a path, the first of them."""
+    keys: dict[str, Key] = {}
+    for key in keys_of(catalogue()):
+        keys.setdefault(key.path, key)
+    return types.MappingProxyType(keys)
+
+
+@cache
+def sections() -> Mapping[str, Group | Choice]:
+    """Every section by its path, without the kinds of a choice (which share its path)."""
+    found: dict[str, Group | Choice] = {}
+
+    def visit(node: Group | Choice) -> None:
+        if node.path:
+            found.setdefault(node.path, node)
+        children = [node] if isinstance(node, Group) else list(node.kinds.values())
+        for group in children:
+            for child in group.children.values():
+                if not isinstance(child, Key):
+                    visit(child)
+
+    visit(catalogue())
+    return types.MappingProxyType(found)
+
+
+@cache
+def mapping_paths() -> tuple[str, ...]:
+    """Paths of the keys that are open mappings: `PATH.NAME` is valid for any name."""
+    return tuple(key.path for key in keys_by_path().values() if key.kind == "mapping")
+
+
+def find_key(path: str) -> Key | None:
+    """The key that a dotted path means; for an entry of an open mapping, the key of the mapping."""
+    key = keys_by_path().get(path)
+    if key is None:
+        for prefix in mapping_paths():
+            if path.startswith(f"{prefix}."):
+                return keys_by_path()[prefix]
+    return key

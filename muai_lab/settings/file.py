@@ -1,0 +1,175 @@
+"""Settings from a YAML file, each with the line that set it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+from muai_lab.errors import SettingsError
+from muai_lab.settings.catalogue import Choice, Group, Key, catalogue
+from muai_lab.settings.nearest import did_you_mean, nearest
+from muai_lab.settings.origin import Given, Layer, Origin
+
+OPTIMIZATION_FILE = Path("config/optimization.yaml")
+SYSTEM_FILE = Path("config/system.yaml")
+FILE_SECTIONS = ("optimization", "monitoring")
+
+_NULL = "tag:yaml.org,2002:null"
+_MERGE = "tag:yaml.org,2002:merge"
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader; numbers such as 1e3 are numbers, as in YAML 1.2 (YAML 1.1 has them as strings)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def default_file() -> Path | None:
+    """The file that is read when none is named, relative to the current folder; None when there is none."""
+    return next((path for path in (OPTIMIZATION_FILE, SYSTEM_FILE) if path.exists()), None)
+
+
+def read_file(path: Path) -> tuple[Layer, list[str]]:
+    """The values that the file sets, and the problems found in its structure.
+
+    Top-level sections besides `optimization` and `monitoring` are an error, except in a file named `system.yaml`, which
+    belongs to the whole system and holds our sections among others.
+
+    Raises SettingsError when there is nothing to go on with: missing, unreadable, or no valid YAML.
+    """
+    loader = _Loader(_text(path))
+    try:
+        return _Reader(path, loader).read()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "unknown place"
+        what = ", ".join(part for part in (error.context, error.problem) if part)
+        raise SettingsError([f"{path}, {where}: not valid YAML: {what}"]) from None
+    except RecursionError:
+        raise SettingsError([f"{path}: not valid YAML: nested too deeply"]) from None
+    finally:
+        loader.dispose()
+
+
+def _text(path: Path) -> str:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise SettingsError([f"configuration file {path} does not exist"]) from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        column = error.start - error.object.rfind(b"\n", 0, error.start)
+        raise SettingsError([f"{path}, line {line}, column {column}: not valid YAML: not UTF-8 text"]) from None
+    except OSError as error:
+        raise SettingsError([f"configuration file {path} cannot be read: {error.strerror}"]) from None
+    forbidden = yaml.reader.Reader.NON_PRINTABLE.search(text)
+    if forbidden:
+        line = text.count("\n", 0, forbidden.start()) + 1
+        column = forbidden.start() - text.rfind("\n", 0, forbidden.start())
+        raise SettingsError([f"{path}, line {line}, column {column}: not valid YAML: unprintable character"])
+    return text
+
+
+class _Reader:
+    """Walks the composed nodes along the catalogue, so that every key keeps its line."""
+
+    def __init__(self, path: Path, loader: _Loader) -> None:
+        self.path = path
+        self.loader = loader
+        self.layer: dict[str, Given] = {}
+        self.problems: list[str] = []
+
+    def read(self) -> tuple[Layer, list[str]]:
+        root = self.loader.get_single_node()
+        if root is None or root.tag == _NULL:
+            return {}, []
+        if not isinstance(root, yaml.MappingNode):
+            return {}, [f"{self._where(root)}: expected the sections {' and '.join(FILE_SECTIONS)}"]
+        tree = catalogue()
+        for key_node, value_node in self._pairs(root):
+            name = key_node.value
+            if name in FILE_SECTIONS:
+                self._section(value_node, tree.children[name])
+            elif self.path.name != SYSTEM_FILE.name:
+                hint = did_you_mean(nearest(name, FILE_SECTIONS)) or (
+                    f"; valid are {' and '.join(FILE_SECTIONS)} (a file named {SYSTEM_FILE.name} may hold others too)"
+                )
+                self.problems.append(f"{name} ({self._where(key_node)}): no such section{hint}")
+        return self.layer, self.problems
+
+    def _section(self, node: yaml.Node, target: Key | Group | Choice) -> None:
+        if isinstance(target, Key):
+            self._key(node, target)
+            return
+        assert isinstance(target, Group), "the sections of a file have no choices"
+        if node.tag == _NULL:
+            return
+        if not isinstance(node, yaml.MappingNode):
+            self.problems.append(f"{target.path} ({self._where(node)}): expected a section with keys below it")
+            return
+        if _is_placeholder(node):
+            return
+        for key_node, value_node in self._pairs(node):
+            child = target.children.get(key_node.value)
+            if child is None:
+                matches = nearest(key_node.value, target.children)
+                hint = did_you_mean([f"{target.path}.{match}" for match in matches]) or (
+                    f"; valid are {', '.join(target.children)}"
+                )
+                self.problems.append(f"{target.path}.{key_node.value} ({self._where(key_node)}): no such key{hint}")
+            else:
+                self._section(value_node, child)
+
+    def _key(self, node: yaml.Node, key: Key) -> None:
+        if key.kind == "mapping" and isinstance(node, yaml.MappingNode):
+            for key_node, value_node in self._pairs(node):
+                self._give(f"{key.path}.{key_node.value}", value_node)
+        elif key.kind != "mapping" or node.tag != _NULL:
+            self._give(key.path, node)
+
+    def _give(self, path: str, node: yaml.Node) -> None:
+        try:
+            value = self.loader.construct_object(node, deep=True)
+        except ValueError:
+            # Such as `!!int abc`. The text of the error would hold the value, which may be a secret.
+            self.problems.append(f"{path} ({self._where(node)}): the value does not fit its YAML tag")
+            return
+        self.layer[path] = Given(value, Origin("file", self._where(node)))
+
+    def _pairs(self, node: yaml.MappingNode) -> Iterator[tuple[yaml.ScalarNode, yaml.Node]]:
+        """Keys and values of a mapping; merge keys (`<<`) are followed, keys given twice are a problem."""
+        seen: dict[str, int] = {}
+        merged: list[tuple[yaml.ScalarNode, yaml.Node]] = []
+        for key_node, value_node in node.value:
+            if key_node.tag == _MERGE:
+                sources = value_node.value if isinstance(value_node, yaml.SequenceNode) else [value_node]
+                for source in sources:
+                    if isinstance(source, yaml.MappingNode) and source is not node:
+                        merged += self._pairs(source)
+            elif not isinstance(key_node, yaml.ScalarNode):
+                self.problems.append(f"{self._where(key_node)}: a key must be a plain name")
+            elif key_node.value in seen:
+                self.problems.append(
+                    f"{key_node.value} ({self._where(key_node)}): given twice, first in line {seen[key_node.value]}"
+                )
+            else:
+                seen[key_node.value] = key_node.start_mark.line + 1
+                yield key_node, value_node
+        for key_node, value_node in merged:
+            if key_node.value not in seen:
+                seen[key_node.value] = key_node.start_mark.line + 1
+                yield key_node, value_node
+
+    def _where(self, node: yaml.Node) -> str:
+        return f"{self.path}:{node.start_mark.line + 1}"
+
+
+def _is_placeholder(node: yaml.MappingNode) -> bool:
+    """Whether the section is written `{...}`, as the specification does for "and so on": nothing is set."""
+    return len(node.value) == 1 and node.value[0][0].value == "..." and node.value[0][1].tag == _NULL

@@ -1,0 +1,263 @@
+"""From layers to one frozen tree: command-line override > group choice > environment > file > default."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from muai_lab.errors import SettingsError
+from muai_lab.settings.catalogue import Choice, Group, Key, catalogue, find_key, keys_by_path, mapping_paths, sections
+from muai_lab.settings.environment import read_environment
+from muai_lab.settings.file import default_file, read_file
+from muai_lab.settings.lab import LabSettings
+from muai_lab.settings.nearest import did_you_mean, nearest_path
+from muai_lab.settings.origin import DEFAULT, OVERRIDE, Given, Layer, Origin
+from muai_lab.settings.section import UNCHECKED, Section
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One resolved setting."""
+
+    key: Key
+    value: object
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """The frozen tree and where each of its values comes from.
+
+    file: the configuration file that was read, None without one. origins: dotted path -> origin, for every key that a
+    layer above the defaults set.
+    """
+
+    settings: LabSettings
+    file: Path | None
+    origins: Mapping[str, Origin]
+
+    def origin(self, path: str) -> Origin:
+        """The layer that set the key; for an open mapping with entries from several layers, the highest of them."""
+        if path in self.origins:
+            return self.origins[path]
+        order = ("default", "file", "environment", "group", "override")
+        entries = [origin for name, origin in self.origins.items() if name.startswith(f"{path}.")]
+        return max(entries, key=lambda origin: order.index(origin.layer), default=DEFAULT)
+
+    def entries(self, under: str = "") -> Iterator[Entry]:
+        """Every setting below the section `under`, in the order of the schema. Keys that do not apply are left out."""
+        for key, value in _leaves(catalogue(), self.settings):
+            if not under or key.path == under or key.path.startswith(f"{under}."):
+                yield Entry(key, value, self.origin(key.path))
+
+
+def load_settings(
+    config_file: str | Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    overrides: Mapping[str, object] | None = None,
+    *,
+    choices: Sequence[Layer] = (),
+) -> Resolved:
+    """Resolve all layers into one valid tree.
+
+    config_file: the file to read; None looks for config/optimization.yaml, then for the sections in config/system.yaml,
+    in the current folder. environ: None means the process's own environment. overrides: dotted path -> value; a
+    section's path with a mapping sets the keys below it. choices: layers of configuration-group options, lowest first.
+
+    Raises SettingsError with every problem of every layer, also of values that a higher layer hides.
+    """
+    given: dict[str, Given] = _flatten((overrides or {}).items(), OVERRIDE)
+    named = given.get("config_file")
+    if config_file is None and named is not None and isinstance(named.value, str):
+        config_file = named.value
+    path = Path(config_file) if config_file is not None else default_file()
+    problems: list[str] = []
+    from_file: Layer = {}
+    if path is not None:
+        try:
+            from_file, problems = read_file(path)
+        except SettingsError as error:
+            problems = list(error.problems)
+    from_environment, more = read_environment(os.environ if environ is None else environ)
+    problems += more
+    if config_file is not None:
+        given.setdefault("config_file", Given(str(config_file), OVERRIDE))
+    return _resolve([from_file, from_environment, *choices, given], path, problems)
+
+
+def flatten(values: Mapping[str, object], origin: Origin) -> Layer:
+    """A layer from dotted paths; a section's path with a mapping as value is taken apart into its keys."""
+    return _flatten(values.items(), origin)
+
+
+def _flatten(values: Iterable[tuple[str, object]], origin: Origin) -> dict[str, Given]:
+    layer: dict[str, Given] = {}
+    for path, value in values:
+        if isinstance(value, Mapping) and (path in sections() or path in mapping_paths()):
+            layer.update(_flatten(((f"{path}.{name}", item) for name, item in value.items()), origin))
+        elif value is not None or path not in sections():
+            layer[path] = Given(value, origin)
+    return layer
+
+
+def _resolve(layers: Sequence[Layer], file: Path | None, problems: list[str]) -> Resolved:
+    merged: dict[str, Given] = {}
+    for layer in layers:
+        problems += [_unknown_key(path, given) for path, given in layer.items() if find_key(path) is None]
+        _put(layer, merged)
+    values, invalid = _check(merged, problems)
+    problems += _hidden_problems(layers, merged)
+    settings = LabSettings.model_validate(_build(catalogue(), LabSettings(), values), context=UNCHECKED)
+    problems += _conflicts(settings, merged, invalid)
+    if problems:
+        raise SettingsError(list(dict.fromkeys(problems)))
+    return Resolved(settings, file, {path: merged[path].origin for path in values})
+
+
+def _unknown_key(path: str, given: Given) -> str:
+    if path in sections():
+        return f"{path} ({given.origin}): expected a section with keys below it"
+    matches = nearest_path(path, keys_by_path())
+    return f"{path} ({given.origin}): no such key{did_you_mean(matches)}"
+
+
+def _put(layer: Layer, merged: dict[str, Given]) -> None:
+    """Lay `layer` over `merged`. Where it changes the kind of a choice, what lower layers said of the old kind goes."""
+    for path, section in sections().items():
+        if isinstance(section, Choice):
+            discriminator = f"{path}.{section.discriminator}"
+            if discriminator in layer:
+                before = merged[discriminator].value if discriminator in merged else section.default_kind
+                if before != layer[discriminator].value:
+                    for name in [name for name in merged if name.startswith(f"{path}.")]:
+                        del merged[name]
+    merged.update({path: given for path, given in layer.items() if find_key(path) is not None})
+
+
+def _check(merged: Mapping[str, Given], problems: list[str]) -> tuple[dict[str, object], set[str]]:
+    """Check each value by itself: the valid ones, and the paths of the others, whose problems are added."""
+    values: dict[str, object] = {}
+    invalid: set[str] = set()
+    for path, given in merged.items():
+        key = _applicable_key(path, merged)
+        if key is None:
+            problems.append(f"{path} ({given.origin}): does not apply to {_kind_of(path, merged)}")
+            invalid.add(path)
+            continue
+        try:
+            values[path] = check_value(key, path, given)
+        except ValueError as error:
+            problems.append(str(error))
+            invalid.add(path)
+    return values, invalid
+
+
+def check_value(key: Key, path: str, given: Given) -> object:
+    """The valid form of one value; raises ValueError naming key, value, origin and what was expected."""
+    entry = path != key.path
+    try:
+        if entry:
+            name = path.removeprefix(f"{key.path}.")
+            checked = key.check({name: given.value})
+            assert isinstance(checked, dict)
+            return checked[name]
+        return key.check(given.value)
+    except ValueError as error:
+        shown = "(value not shown)" if key.hidden else f"= {key.shown(given.value)}"
+        raise ValueError(f"{path} {shown} ({given.origin}): {error}") from None
+
+
+def _hidden_problems(layers: Sequence[Layer], merged: Mapping[str, Given]) -> Iterator[str]:
+    """Invalid values of lower layers that a higher layer hides: they would surface on another day."""
+    for layer in layers:
+        for path, given in layer.items():
+            key = find_key(path)
+            if key is not None and merged.get(path) is not given and _choice_above(path) is None:
+                try:
+                    check_value(key, path, given)
+                except ValueError as error:
+                    yield str(error)
+
+
+def _choice_above(path: str) -> Choice | None:
+    section = sections().get(path.rpartition(".")[0])
+    return section if isinstance(section, Choice) else None
+
+
+def _kind_of(path: str, merged: Mapping[str, Given]) -> str:
+    choice = _choice_above(path)
+    assert choice is not None
+    given = merged.get(f"{choice.path}.{choice.discriminator}")
+    kind = choice.default_kind if given is None else given.value
+    return f"{choice.discriminator} {kind}"
+
+
+def _applicable_key(path: str, merged: Mapping[str, Given]) -> Key | None:
+    """The key that `path` means under the kinds that are chosen; None when the chosen kind has no such key."""
+    choice = _choice_above(path)
+    if choice is None:
+        return find_key(path)
+    discriminator = f"{choice.path}.{choice.discriminator}"
+    given = merged.get(discriminator)
+    kind = choice.default_kind if given is None else given.value
+    if kind not in choice.kinds:
+        return keys_by_path()[path]
+    child = choice.kinds[str(kind)].children.get(path.rpartition(".")[2])
+    return child if isinstance(child, Key) else None
+
+
+def _build(group: Group, default: Section, values: Mapping[str, object]) -> dict[str, object]:
+    """Nested data for the models, holding only what was set (so that `model_fields_set` says what was)."""
+    data: dict[str, object] = {}
+    for name, child in group.children.items():
+        if isinstance(child, Key):
+            if child.path in values:
+                data[name] = values[child.path]
+            elif child.kind == "mapping":
+                prefix = f"{child.path}."
+                entries = {path.removeprefix(prefix): item for path, item in values.items() if path.startswith(prefix)}
+                if entries:
+                    data[name] = entries
+        elif not any(path.startswith(f"{child.path}.") for path in values):
+            continue
+        elif isinstance(child, Group):
+            data[name] = _build(child, getattr(default, name), values)
+        else:
+            kind = str(values.get(f"{child.path}.{child.discriminator}", child.default_kind))
+            same = kind == child.default_kind
+            own = _build(child.kinds[kind], child.default, values)
+            data[name] = {**(child.default.model_dump() if same else {child.discriminator: kind}), **own}
+    return data
+
+
+def _conflicts(settings: LabSettings, merged: Mapping[str, Given], invalid: set[str]) -> Iterator[str]:
+    for path, section in _walk("", settings):
+        for conflict in section.conflicts():
+            paths = {key: f"{path}.{key}" if path else key for key in conflict.keys}
+            if invalid.isdisjoint(paths.values()):
+                origins = ", ".join(
+                    f"{key}: {merged[full].origin if full in merged else DEFAULT}" for key, full in paths.items()
+                )
+                yield f"{path + ': ' if path else ''}{conflict.message} ({origins})"
+
+
+def _walk(path: str, section: Section) -> Iterator[tuple[str, Section]]:
+    yield path, section
+    for name in type(section).model_fields:
+        child = getattr(section, name)
+        if isinstance(child, Section):
+            yield from _walk(f"{path}.{name}" if path else name, child)
+
+
+def _leaves(node: Group | Choice, section: BaseModel) -> Iterator[tuple[Key, object]]:
+    group = node if isinstance(node, Group) else node.kinds[str(getattr(section, node.discriminator))]
+    for name, child in group.children.items():
+        value = getattr(section, name)
+        if isinstance(child, Key):
+            yield child, value
+        else:
+            yield from _leaves(child, value)

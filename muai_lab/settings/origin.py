@@ -1,0 +1,39 @@
+"""Which layer gave a value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+LayerName = Literal["default", "file", "environment", "group", "override"]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a value comes from; `str(origin)` is what people read.
+
+    where: `file:line`, the variable's name, the group choice (`batcher=latency`), `override`, or `default`.
+    """
+
+    layer: LayerName
+    where: str
+
+    def __str__(self) -> str:
+        return self.where
+
+
+DEFAULT = Origin("default", "default")
+OVERRIDE = Origin("override", "override")
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A value that one layer gives, not yet checked."""
+
+    value: object
+    origin: Origin
+
+
+# What one layer says: dotted path of a key (or of an entry of an open mapping) -> value.
+Layer = Mapping[str, Given]

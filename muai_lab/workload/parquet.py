@@ -1,0 +1,47 @@
+"""Tables of a run directory, written so that a file is either whole or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from muai_lab.errors import RunError
+
+
+def write_parquet(table: pa.Table, path: Path) -> None:
+    """Write a table; raises RunError when the file cannot be written (directory missing, no rights, disk full)."""
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        pq.write_table(table, unfinished, compression="zstd")
+        os.replace(unfinished, path)
+    except OSError as error:
+        _discard(unfinished)
+        reason = error.strerror or str(error)
+        raise RunError(f"cannot write {path}: {reason}; free space or choose another output directory") from error
+
+
+def read_parquet(path: Path, schema: pa.Schema, what: str) -> pa.Table:
+    """Read a table of exactly `schema`; raises RunError that names the file and what is wrong with it.
+
+    what: what the file should be, for the message, such as `schedule`.
+    """
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError as error:
+        raise RunError(f"no {what} at {path}: check the path") from error
+    except (OSError, pa.ArrowInvalid) as error:
+        raise RunError(f"{path} is not a {what}: {error}") from error
+    if not table.schema.equals(schema):
+        missing = sorted(set(schema.names) - set(table.schema.names))
+        problem = f"it lacks the columns {', '.join(missing)}" if missing else "its columns have other types"
+        raise RunError(f"{path} is not a {what} of this version: {problem}; draw it again")
+    return table
+
+
+def _discard(path: Path) -> None:
+    with contextlib.suppress(OSError):  # the directory itself may be gone; the first error is the one to tell
+        path.unlink(missing_ok=True)

@@ -1,0 +1,148 @@
+"""The schedule: who asks what, and when. Frozen before the load starts, saved with the run, replayable."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from muai_lab.workload.parquet import read_parquet, write_parquet
+
+SCHEDULE_SCHEMA = pa.schema(
+    [
+        pa.field("index", pa.int64(), nullable=False),
+        pa.field("intended_s", pa.float64()),
+        pa.field("prompt", pa.string()),
+        pa.field("prompt_ids", pa.list_(pa.int32())),
+        pa.field("prompt_tokens", pa.int64(), nullable=False),
+        pa.field("max_tokens", pa.int64(), nullable=False),
+        pa.field("session", pa.int64()),
+        pa.field("turn", pa.int64()),
+        pa.field("prefix_group", pa.int64()),
+        pa.field("seed", pa.int64()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledRequest:
+    """One row of a schedule.
+
+    intended_s: seconds from the start of the load; None in the closed loop. Exactly one of prompt and prompt_ids
+    (int32 token ids) is given. seed: for sampling.
+    """
+
+    index: int
+    intended_s: float | None
+    prompt: str | None
+    prompt_ids: npt.NDArray[np.int32] | None
+    prompt_tokens: int
+    max_tokens: int
+    session: int | None = None
+    turn: int | None = None
+    prefix_group: int | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """All requests of one load, in order of sending; `table` has `SCHEDULE_SCHEMA`."""
+
+    table: pa.Table
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def __iter__(self) -> Iterator[ScheduledRequest]:
+        return map(self.request, range(len(self)))
+
+    @property
+    def open_loop(self) -> bool:
+        """Whether requests have times of their own; otherwise they are sent as slots become free."""
+        return len(self) > 0 and self.table["intended_s"].null_count == 0
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 over the content: equal schedules have equal hashes, however they came about or were stored."""
+        digest = hashlib.sha256()
+        for field in SCHEDULE_SCHEMA:
+            digest.update(f"{field.name}:{field.type}:{len(self)};".encode())
+            _digest_array(digest, self._columns[field.name])
+        return digest.hexdigest()
+
+    def request(self, row: int) -> ScheduledRequest:
+        """One row; cheap enough to be called when the request is due."""
+        columns = self._columns
+        ids = columns["prompt_ids"]
+        start, stop = self._id_offsets[row], self._id_offsets[row + 1]
+        return ScheduledRequest(
+            index=columns["index"][row].as_py(),
+            intended_s=columns["intended_s"][row].as_py(),
+            prompt=columns["prompt"][row].as_py(),
+            prompt_ids=self._id_values[start:stop] if ids[row].is_valid else None,
+            prompt_tokens=columns["prompt_tokens"][row].as_py(),
+            max_tokens=columns["max_tokens"][row].as_py(),
+            session=columns["session"][row].as_py(),
+            turn=columns["turn"][row].as_py(),
+            prefix_group=columns["prefix_group"][row].as_py(),
+            seed=columns["seed"][row].as_py(),
+        )
+
+    def write(self, path: Path) -> None:
+        """Save as Parquet; raises RunError when the file cannot be written."""
+        write_parquet(self.table, path)
+
+    @classmethod
+    def read(cls, path: Path) -> Schedule:
+        """Load a saved schedule; raises RunError when it is missing, damaged or of another version."""
+        return cls(read_parquet(path, SCHEDULE_SCHEMA, "schedule"))
+
+    @classmethod
+    def of(cls, requests: list[ScheduledRequest]) -> Schedule:
+        """A schedule from rows, for small hand-made ones."""
+        columns = [
+            pa.array([getattr(request, field.name) for request in requests], type=field.type)
+            for field in SCHEDULE_SCHEMA
+        ]
+        return cls(pa.table(columns, schema=SCHEDULE_SCHEMA))
+
+    @cached_property
+    def _columns(self) -> dict[str, pa.Array]:
+        table = self.table.combine_chunks()
+        columns = {}
+        for name in SCHEDULE_SCHEMA.names:
+            chunks = table[name].chunks
+            columns[name] = chunks[0] if chunks else pa.array([], type=SCHEDULE_SCHEMA.field(name).type)
+        return columns
+
+    @cached_property
+    def _id_offsets(self) -> list[int]:
+        offsets: list[int] = self._columns["prompt_ids"].offsets.to_pylist()
+        return offsets
+
+    @cached_property
+    def _id_values(self) -> npt.NDArray[np.int32]:
+        values: npt.NDArray[np.int32] = self._columns["prompt_ids"].values.to_numpy(zero_copy_only=False)
+        return values
+
+
+def _digest_array(digest: hashlib._Hash, column: pa.Array) -> None:
+    """Feed a column into the digest by value: which rows are null, then lengths, then bytes."""
+    digest.update(np.packbits(column.is_null().to_numpy(zero_copy_only=False)).tobytes())
+    valid = column.drop_null()
+    if pa.types.is_list(column.type):
+        digest.update(pc.list_value_length(valid).to_numpy(zero_copy_only=False).tobytes())
+        _digest_array(digest, valid.flatten())
+    elif pa.types.is_string(column.type):
+        digest.update(pc.binary_length(valid).to_numpy(zero_copy_only=False).tobytes())
+        for text in valid:
+            digest.update(text.as_buffer())
+    else:
+        digest.update(valid.to_numpy(zero_copy_only=False).tobytes())

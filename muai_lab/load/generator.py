@@ -1,0 +1,325 @@
+"""The load generator: one schedule, one target, one event loop.
+
+Open loop: every request has its own absolute time, and nothing that happens to one moves another. Closed loop: a
+fixed number of slots, each sending its next request when the last has ended. Warm-up, measurement and drain are told
+apart by when a request was due.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from muai_lab.errors import RunError
+from muai_lab.load.event_loop import run_on_fast_loop
+from muai_lab.load.records import Phase, RequestRecord, Status, Window
+from muai_lab.load.self_report import GeneratorReport, report_on_generator
+from muai_lab.load.target import Target
+from muai_lab.settings.lab import LabSettings
+from muai_lab.workload.schedule import Schedule, ScheduledRequest
+
+# From opening the load to its first due request: the time to start the tasks that watch it.
+_LEAD_NS = 20_000_000
+_PROGRESS_INTERVAL_NS = 250_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class LoadPlan:
+    """How long load is offered, and how long answers are awaited; seconds.
+
+    concurrency: slots of the closed loop; not used in the open loop, where the schedule has the times.
+    """
+
+    warmup_s: float
+    duration_s: float
+    drain_s: float
+    request_timeout_s: float
+    concurrency: int = 1
+
+    @classmethod
+    def of(cls, settings: LabSettings) -> LoadPlan:
+        """The plan that the settings ask for."""
+        load = settings.load
+        return cls(
+            warmup_s=load.warmup_s,
+            duration_s=load.duration_s,
+            drain_s=load.drain_s,
+            request_timeout_s=load.request_timeout_s,
+            concurrency=settings.arrival.concurrency,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LoadProgress:
+    """A moment of a running load. elapsed_s counts from the first due time; total_s is without the drain."""
+
+    elapsed_s: float
+    total_s: float
+    phase: Phase
+    sent: int
+    ok: int
+    failed: int
+    outstanding: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadResult:
+    """What came of a load.
+
+    records: one per request that was sent or given up, all ended, in order of sending. interrupted: cancelled from
+    outside before its end. notes: what a reader of the results must know.
+    """
+
+    records: tuple[RequestRecord, ...]
+    window: Window
+    generator: GeneratorReport
+    interrupted: bool
+    notes: tuple[str, ...]
+
+
+async def generate(
+    schedule: Schedule,
+    target: Target,
+    plan: LoadPlan,
+    *,
+    clock: Callable[[], int] = time.monotonic_ns,
+    cpu_clock: Callable[[], int] = time.thread_time_ns,
+    progress: Callable[[LoadProgress], None] | None = None,
+) -> LoadResult:
+    """Open the target, send the schedule to it, and close it.
+
+    Cancelling the task that runs this ends the load: what is under way is recorded as cancelled, and the result so
+    far is returned, marked as interrupted, instead of CancelledError (which is raised only while the target opens).
+    Raises RunError for an empty schedule or a target that cannot serve it. clock, cpu_clock: nanoseconds; monotonic
+    time and CPU time of the loop's thread.
+    """
+    if len(schedule) == 0:
+        raise RunError("the schedule is empty: nothing to send; raise arrival.rate, load.duration_s or load.requests")
+    await target.open(schedule)
+    try:
+        main = asyncio.current_task()
+        assert main is not None, "a coroutine runs in a task"
+        load = _Load(main, schedule, target, plan, clock, cpu_clock, progress)
+        with _rare_garbage_collection():
+            return await load.run()
+    finally:
+        await target.close()
+
+
+class _Load:
+    """The state of one running load."""
+
+    def __init__(
+        self,
+        main: asyncio.Task[Any],
+        schedule: Schedule,
+        target: Target,
+        plan: LoadPlan,
+        clock: Callable[[], int],
+        cpu_clock: Callable[[], int],
+        progress: Callable[[LoadProgress], None] | None,
+    ) -> None:
+        self.main = main
+        self.schedule = schedule
+        self.target = target
+        self.plan = plan
+        self.clock = clock
+        self.cpu_clock = cpu_clock
+        self.progress = progress
+        self.records: list[RequestRecord] = []
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.ok = 0
+        self.failed = 0
+        self.giving_up: tuple[Status, str] = ("cancelled", "the run was interrupted")
+        self.ran_out = False
+        self.start_ns = clock() + _LEAD_NS
+        self.measure_ns = self.start_ns + round(plan.warmup_s * 1e9)
+        self.end_ns = self.measure_ns + round(plan.duration_s * 1e9)  # moves to the front when the schedule runs out
+        self.cpu_at_measure: tuple[int, int] | None = None  # wall and CPU time
+        self.crash: BaseException | None = None
+
+    async def run(self) -> LoadResult:
+        watch = asyncio.create_task(self._watch())
+        watch.add_done_callback(self._finished)
+        interrupted = False
+        cpu_share = None
+        try:
+            await (self._open_loop() if self.schedule.open_loop else self._closed_loop())
+            cpu_share = self._cpu_share()
+            await self._drain()
+        except asyncio.CancelledError:
+            self.main.uncancel()
+            interrupted = True
+            self.end_ns = min(self.end_ns, self.clock())
+        finally:
+            watch.cancel()
+            await self._give_up()
+        if self.crash is not None:
+            raise self.crash
+        window = Window(self.start_ns, min(self.measure_ns, self.end_ns), self.end_ns, self.clock())
+        return LoadResult(
+            records=tuple(self.records),
+            window=window,
+            generator=report_on_generator(self.records, window, cpu_share),
+            interrupted=interrupted,
+            notes=self.target.notes + self._notes(window),
+        )
+
+    async def _open_loop(self) -> None:
+        """Start every request at its time. Requests that are due together are started together."""
+        for row in range(len(self.schedule)):
+            request = self.schedule.request(row)
+            assert request.intended_s is not None, "an open-loop schedule has times"
+            record = _record_of(request)
+            record.intended_ns = self.start_ns + round(request.intended_s * 1e9)
+            await self._sleep_until(record.intended_ns)
+            self._start(self._send(request, record))
+        await self._sleep_until(self.end_ns)
+
+    async def _closed_loop(self) -> None:
+        """Keep every slot busy until the window ends or the schedule has run out."""
+        await self._sleep_until(self.start_ns)
+        rows = iter(range(len(self.schedule)))
+        slots = [self._start(self._slot(rows)) for _ in range(self.plan.concurrency)]
+        left_s = (self.end_ns - self.clock()) / 1e9
+        await asyncio.wait(slots, timeout=max(left_s, 0.0), return_when=asyncio.FIRST_COMPLETED)
+
+    async def _slot(self, rows: Iterator[int]) -> None:
+        while (released_ns := self.clock()) < self.end_ns:
+            row = next(rows, None)
+            if row is None:
+                self.ran_out = True
+                self.end_ns = released_ns
+                return
+            request = self.schedule.request(row)
+            record = _record_of(request)
+            record.released_ns = released_ns
+            await self._send(request, record)
+
+    async def _send(self, request: ScheduledRequest, record: RequestRecord) -> None:
+        self.records.append(record)
+        try:
+            async with asyncio.timeout(self.plan.request_timeout_s):
+                await self.target.send(request, record)
+        except TimeoutError:
+            record.end("timeout", self.clock(), f"no end within request_timeout_s = {self.plan.request_timeout_s:g} s")
+        except asyncio.CancelledError:
+            status, why = self.giving_up
+            record.end(status, self.clock(), why)
+            raise
+        finally:
+            if record.status == "ok":
+                self.ok += 1
+            else:
+                self.failed += 1
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self._finished)
+        return task
+
+    async def _drain(self) -> None:
+        """Wait for what is under way, at most `drain_s` past the window."""
+        if self.tasks:
+            left_s = self.plan.drain_s - (self.clock() - self.end_ns) / 1e9
+            await asyncio.wait(self.tasks, timeout=max(left_s, 0.0))
+        # Due in the window and not answered by now: a miss, like a request that exceeded its own timeout.
+        self.giving_up = ("timeout", f"no end within drain_s = {self.plan.drain_s:g} s after the window")
+
+    async def _give_up(self) -> None:
+        """Cancel what is still under way and wait until it is recorded."""
+        tasks = list(self.tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None and self.crash is None:
+            self.crash = error  # a fault of ours, not of a request: end the load, and raise it there
+            self.main.cancel()
+
+    async def _watch(self) -> None:
+        """Take the CPU time when the measurement begins, and report progress."""
+        while True:
+            now = self.clock()
+            if self.cpu_at_measure is None and now >= self.measure_ns:
+                self.cpu_at_measure = (now, self.cpu_clock())
+            if self.progress is not None:
+                self.progress(self._progress(now))
+            wake_ns = now + _PROGRESS_INTERVAL_NS
+            await self._sleep_until(wake_ns if self.cpu_at_measure else min(wake_ns, self.measure_ns))
+
+    async def _sleep_until(self, due_ns: int) -> None:
+        """Return at `due_ns` or as soon after as the loop allows, never before; past it, without yielding."""
+        while (left_ns := due_ns - self.clock()) > 0:  # noqa: ASYNC110 (uvloop may wake half a millisecond early)
+            await asyncio.sleep(left_ns * 1e-9)
+
+    def _progress(self, now: int) -> LoadProgress:
+        return LoadProgress(
+            elapsed_s=max(now - self.start_ns, 0) / 1e9,
+            total_s=(self.end_ns - self.start_ns) / 1e9,
+            phase="warmup" if now < self.measure_ns else "measure" if now < self.end_ns else "drain",
+            sent=len(self.records),
+            ok=self.ok,
+            failed=self.failed,
+            outstanding=len(self.records) - self.ok - self.failed,
+        )
+
+    def _cpu_share(self) -> float | None:
+        if self.cpu_at_measure is None:
+            return None
+        wall_ns, cpu_ns = self.cpu_at_measure
+        elapsed_ns = self.clock() - wall_ns
+        return (self.cpu_clock() - cpu_ns) / elapsed_ns if elapsed_ns > 0 else None
+
+    def _notes(self, window: Window) -> tuple[str, ...]:
+        if not self.ran_out:
+            return ()
+        after_s = (self.end_ns - self.start_ns) / 1e9
+        after = f"all {len(self.schedule)} requests of the schedule were sent after {after_s:.1f} s"
+        if window.measured_s <= 0:
+            return (f"{after}, during the warm-up: nothing was measured; lower load.warmup_s or raise load.requests",)
+        return (f"{after}: the window ends there, {window.measured_s:.1f} s long",)
+
+
+def _record_of(request: ScheduledRequest) -> RequestRecord:
+    return RequestRecord(
+        request.index,
+        max_tokens=request.max_tokens,
+        session=request.session,
+        turn=request.turn,
+        prefix_group=request.prefix_group,
+    )
+
+
+@contextmanager
+def _rare_garbage_collection() -> Iterator[None]:
+    """Keep pauses of the cyclic garbage collector out of the measurement.
+
+    A full collection walks every live object: with many records that is tens of milliseconds in which no time is
+    stamped. What lives already is set aside; young generations are still collected, only less often, and a full
+    collection does not come up in a run of ordinary length.
+    """
+    thresholds = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 1_000)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
+
+
+def run_load(
+    schedule: Schedule, target: Target, plan: LoadPlan, *, progress: Callable[[LoadProgress], None] | None = None
+) -> LoadResult:
+    """`generate` on an event loop of its own; Ctrl-C ends the load and returns what was recorded until then."""
+    return run_on_fast_loop(generate(schedule, target, plan, progress=progress))

@@ -1,0 +1,252 @@
+"""A target over HTTP: any OpenAI-compatible server, streaming."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import aiohttp
+import orjson
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.payload import BytesPayload
+from yarl import URL
+
+from muai_lab.errors import RunError
+from muai_lab.load.completion_stream import CompletionStream, StreamError, error_message
+from muai_lab.load.records import RequestRecord, Status
+from muai_lab.load.sse import SseParser
+from muai_lab.workload.schedule import Schedule, ScheduledRequest
+
+Api = Literal["completions", "chat"]
+UsageSupport = Literal["continuous", "final", "none"]
+
+_PATHS: dict[Api, str] = {"completions": "completions", "chat": "chat/completions"}
+_STREAM_OPTIONS: dict[UsageSupport, dict[str, bool] | None] = {
+    "continuous": {"include_usage": True, "continuous_usage_stats": True},
+    "final": {"include_usage": True},
+    "none": None,
+}
+_REJECTED = frozenset({429, 503})
+# Statuses by which strict servers refuse a request field that they do not know.
+_UNKNOWN_FIELD = frozenset({400, 422})
+# A server may close a connection that idles (uvicorn after 5 s). Ours is dropped a little earlier, else a request
+# written into the closing connection would be lost.
+_IDLE_CONNECTION_S = 4.0
+_ERROR_BODY_BYTES = 4096
+_PROBE_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """Which extensions of the OpenAI API the server knows."""
+
+    usage: UsageSupport
+    ignore_eos: bool
+
+
+class _StampedBody(BytesPayload):
+    """A request body that notes when it is written: after a connection was found or opened, just before the bytes."""
+
+    def __init__(self, body: bytes, record: RequestRecord, clock: Callable[[], int]) -> None:
+        super().__init__(body, content_type="application/json")
+        self._record = record
+        self._clock = clock
+
+    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
+        self._record.sent_ns = self._clock()
+        await super().write_with_length(writer, content_length)
+
+
+class HttpTarget:
+    """`POST {base_url}/v1/completions` or `/v1/chat/completions`, one streamed answer per request.
+
+    base_url: with or without `/v1` at its end. api_key: sent as a bearer token, and nowhere else. clock: monotonic
+    nanoseconds.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        api: Api = "completions",
+        model: str,
+        temperature: float = 0.0,
+        ignore_eos: bool = True,
+        api_key: str | None = None,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        root = base_url.rstrip("/")
+        self.url = URL(f"{root if root.endswith('/v1') else root + '/v1'}/{_PATHS[api]}")
+        if self.url.scheme not in ("http", "https") or not self.url.host:
+            raise RunError(f"target.url={base_url!r} is not an HTTP address; write it as http://host:port")
+        self._api = api
+        self._model = model
+        self._temperature = temperature
+        self._ignore_eos = ignore_eos
+        self._api_key = api_key
+        self._clock = clock
+        self._session: aiohttp.ClientSession | None = None
+        self._dialect = Dialect("continuous", ignore_eos)
+        self._body_head = b""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the server lacks, and what follows for the results."""
+        notes = []
+        if self._dialect.usage == "final":
+            notes.append(
+                "the server does not report usage per chunk: tokens per chunk are known only where each is one"
+            )
+        if self._dialect.usage == "none":
+            notes.append("the server reports no usage: token counts are unknown")
+        if self._ignore_eos and not self._dialect.ignore_eos:
+            notes.append("the server does not know ignore_eos: outputs may be shorter than the schedule asks for")
+        return tuple(notes)
+
+    async def open(self, schedule: Schedule) -> None:
+        """Open the session and send probes of one token until the server's dialect is known.
+
+        Raises RunError when the server cannot be reached or refuses even the plain request.
+        """
+        headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
+        if self._api_key is not None:
+            headers["Authorization"] = f"Bearer {self._api_key}"
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_CONNECTION_S),
+            headers=headers,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # the generator sets the limits
+            auto_decompress=False,
+            skip_auto_headers=("Accept-Encoding",),  # a compressed stream would arrive in larger pieces
+        )
+        try:
+            await self._find_dialect(schedule.request(0))
+        except BaseException:
+            await self.close()
+            raise
+
+    async def send(self, request: ScheduledRequest, record: RequestRecord) -> None:
+        """One request over a kept-alive connection."""
+        assert self._session is not None, "open() comes first"
+        body = _StampedBody(self._encode(request), record, self._clock)
+        headers = {"X-Request-Id": str(request.index)}
+        try:
+            async with self._session.post(self.url, data=body, headers=headers, allow_redirects=False) as response:
+                record.http_status = response.status
+                if response.status == 200:
+                    await self._read_stream(response, record)
+                else:
+                    status: Status = "rejected" if response.status in _REJECTED else "error"
+                    message = await self._error_of(response)
+                    record.end(status, self._clock(), message)
+        except StreamError as error:
+            record.end("error", self._clock(), self._without_key(str(error)))
+        except (aiohttp.ClientError, OSError) as error:
+            record.end("error", self._clock(), self._without_key(_connection_problem(error)))
+
+    async def close(self) -> None:
+        """Close all connections."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def _read_stream(self, response: aiohttp.ClientResponse, record: RequestRecord) -> None:
+        clock, readany = self._clock, response.content.readany
+        parser, stream = SseParser(), CompletionStream(record)
+        while data := await readany():
+            at_ns = clock()
+            for payload in parser.feed(data):
+                stream.take(payload, at_ns)
+        ended_ns = clock()
+        try:
+            stream.finish()
+        except StreamError as error:
+            kind = response.headers.get("Content-Type", "none")
+            if "text/event-stream" in kind:
+                raise
+            raise StreamError(f"{error} (content type {kind} instead of text/event-stream)") from error
+        record.end("ok", ended_ns)
+
+    def _encode(self, request: ScheduledRequest) -> bytes:
+        """The request as JSON; what all requests share is rendered once."""
+        if self._api == "chat":
+            content = orjson.dumps(request.prompt)
+            prompt = b'"messages":[{"role":"user","content":' + content + b"}]"
+        elif request.prompt_ids is not None:
+            prompt = b'"prompt":' + orjson.dumps(request.prompt_ids, option=orjson.OPT_SERIALIZE_NUMPY)
+        else:
+            prompt = b'"prompt":' + orjson.dumps(request.prompt)
+        seed = b"" if request.seed is None or self._temperature == 0 else b',"seed":%d' % request.seed
+        return b'%b,%b,"max_tokens":%d%b}' % (self._body_head, prompt, request.max_tokens, seed)
+
+    def _speak(self, dialect: Dialect) -> None:
+        self._dialect = dialect
+        head: dict[str, Any] = {"model": self._model, "stream": True, "temperature": self._temperature}
+        if (stream_options := _STREAM_OPTIONS[dialect.usage]) is not None:
+            head["stream_options"] = stream_options
+        if dialect.ignore_eos:
+            head["ignore_eos"] = True
+        self._body_head = orjson.dumps(head)[:-1]
+
+    def _dialects(self) -> Iterator[Dialect]:
+        """What to try, richest first."""
+        for usages in (("continuous", "final"), ("none",)):
+            for ignore_eos in (True, False) if self._ignore_eos else (False,):
+                for usage in usages:
+                    yield Dialect(usage, ignore_eos)
+
+    async def _find_dialect(self, request: ScheduledRequest) -> None:
+        if request.prompt is None and self._api == "chat":
+            raise RunError("workload.api=chat needs prompts as text, and the schedule holds token ids; draw it again")
+        refusal: str | None = None
+        for dialect in self._dialects():
+            self._speak(dialect)
+            probe = await self._probe(request)
+            if probe.status == "ok":
+                return
+            refusal = refusal or probe.error
+            if probe.http_status not in _UNKNOWN_FIELD:
+                break
+        raise RunError(f"{self.url} cannot be measured: {refusal}; check target.url, target.model and the key")
+
+    async def _probe(self, request: ScheduledRequest) -> RequestRecord:
+        """Ask for one token of a short prompt."""
+        if request.prompt_ids is not None:
+            request = replace(request, prompt_ids=request.prompt_ids[:1])
+        else:
+            request = replace(request, prompt=(request.prompt or "")[:16])
+        record = RequestRecord(-1, max_tokens=1)
+        try:
+            async with asyncio.timeout(_PROBE_TIMEOUT_S):
+                await self.send(replace(request, index=-1, max_tokens=1), record)
+        except TimeoutError:
+            record.end("timeout", self._clock(), f"no answer to a first small request within {_PROBE_TIMEOUT_S:g} s")
+        return record
+
+    async def _error_of(self, response: aiohttp.ClientResponse) -> str:
+        """What a response other than 200 says, in one line without the key."""
+        body = await response.content.read(_ERROR_BODY_BYTES)
+        try:
+            detail = error_message(orjson.loads(body))
+        except orjson.JSONDecodeError:
+            kind = response.headers.get("Content-Type", "no content type")
+            detail = f"{kind}: {body[:120].decode('utf-8', 'replace')}" if body else "empty answer"
+        return self._without_key(f"HTTP {response.status}: {detail}")
+
+    def _without_key(self, text: str) -> str:
+        return text.replace(self._api_key, "***") if self._api_key else text
+
+
+def _connection_problem(error: Exception) -> str:
+    match error:
+        case aiohttp.ClientConnectorError():
+            return f"cannot connect: {error.os_error.strerror or error.os_error}"
+        case aiohttp.ServerDisconnectedError():
+            return "the server closed the connection without an answer"
+        case aiohttp.ClientPayloadError():
+            return "the connection broke off in the middle of the answer"
+        case _:
+            return f"{type(error).__name__}: {error}"

@@ -1,0 +1,62 @@
+"""Server-sent events: bytes in, payloads out.
+
+Follows the WHATWG HTML standard, section "Server-sent events" (event stream interpretation), for what an LLM stream
+uses: the `data` field. Other fields and comments are read and dropped.
+"""
+
+from __future__ import annotations
+
+
+class SseParser:
+    """Incremental parser; one per response. Chunks may be split anywhere, even inside a line end."""
+
+    __slots__ = ("_data", "_line", "_skip_lf")
+
+    def __init__(self) -> None:
+        self._line = b""  # the line that has not ended yet
+        self._data: list[bytes] = []  # data lines of the event that has not ended yet
+        self._skip_lf = False  # the last byte was a CR: an LF that follows belongs to it
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """Take in the next bytes; returns the payloads of all events that they complete, in order."""
+        # Nearly every chunk of an LLM stream is a run of whole `data: {...}\n\n` events: no state, no lines.
+        if chunk.endswith(b"\n\n") and not (self._line or self._data or self._skip_lf or b"\r" in chunk):
+            payloads = []
+            for block in chunk[:-2].split(b"\n\n"):
+                if block.startswith(b"data: ") and b"\n" not in block:
+                    payloads.append(block[6:])
+                else:
+                    self._take_lines(block.split(b"\n"), payloads)
+                    self._take_lines([b""], payloads)
+            return payloads
+        return self._feed_any(chunk)
+
+    @property
+    def pending(self) -> bool:
+        """Whether an event has begun and not ended; at the end of a stream such an event is lost."""
+        return bool(self._line or self._data)
+
+    def _feed_any(self, chunk: bytes) -> list[bytes]:
+        if self._skip_lf and chunk:
+            chunk = chunk.removeprefix(b"\n")
+            self._skip_lf = False
+        if chunk.endswith(b"\r"):
+            self._skip_lf = True
+        if b"\r" in chunk:
+            chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        lines = (self._line + chunk).split(b"\n")
+        self._line = lines.pop()
+        payloads: list[bytes] = []
+        self._take_lines(lines, payloads)
+        return payloads
+
+    def _take_lines(self, lines: list[bytes], payloads: list[bytes]) -> None:
+        for line in lines:
+            if not line:
+                if self._data:
+                    payloads.append(b"\n".join(self._data))
+                    self._data = []
+            elif line.startswith(b"data:"):
+                self._data.append(line[6:] if line.startswith(b"data: ") else line[5:])
+            elif line == b"data":
+                self._data.append(b"")

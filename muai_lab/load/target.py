@@ -1,0 +1,29 @@
+"""What a load is sent to."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from muai_lab.load.records import RequestRecord
+from muai_lab.workload.schedule import Schedule, ScheduledRequest
+
+
+class Target(Protocol):
+    """Something that completes prompts and streams the answer."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the results must know about this target, known once it is open."""
+
+    async def open(self, schedule: Schedule) -> None:
+        """Connect and find out what the other side supports; raises RunError when it cannot serve this schedule."""
+
+    async def send(self, request: ScheduledRequest, record: RequestRecord) -> None:
+        """Send one request and read its answer to the end, filling in `record`.
+
+        Ends the record with `ok`, `error` or `rejected`, and raises nothing for a request that fails. Timeouts and
+        cancellation come from outside, as `asyncio.CancelledError`; whoever cancels ends the record.
+        """
+
+    async def close(self) -> None:
+        """Let go of connections; harmless when called twice or before `open`."""

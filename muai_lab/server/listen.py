@@ -1,0 +1,115 @@
+"""Listening sockets and HTTP servers on them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from muai_lab.errors import RunError
+
+BACKLOG = 2048
+KEEP_ALIVE_S = 75
+
+
+def listen(host: str, port: int, key: str) -> socket.socket:
+    """A socket that listens on `host`:`port`; port 0 takes any free one. key: the setting that holds the port.
+
+    The socket listens at once, so that of two servers that start together one is told so now, and not after it has
+    loaded its models.
+
+    Raises:
+        RunError: the port is in use, or the address is not one of this machine's.
+    """
+    where = f"{host}:{port}"
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise RunError(f"cannot listen on {where}: {host!r} is no address of this machine ({error})") from error
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            advice = f"the port is in use; choose another with {key}=PORT, or {key}=0 for any free port"
+        elif error.errno == errno.EACCES:
+            advice = f"not permitted; choose a port above 1023 with {key}=PORT"
+        else:
+            advice = f"{error.strerror}; choose an address of this machine with {key.removesuffix('port')}host=ADDRESS"
+        raise RunError(f"cannot listen on {where}: {advice}") from error
+    listener.setblocking(False)
+    return listener
+
+
+def url_of(listener: socket.socket, path: str = "") -> str:
+    """An address under which this machine reaches the socket (the loopback where it listens everywhere)."""
+    host, port = listener.getsockname()[:2]
+    address = ipaddress.ip_address(host)
+    if address.is_unspecified:
+        address = ipaddress.ip_address("127.0.0.1" if address.version == 4 else "::1")
+    return f"http://{f'[{address}]' if address.version == 6 else address}:{port}{path}"
+
+
+def is_exposed(listener: socket.socket) -> bool:
+    """Whether other machines can reach the socket."""
+    return not ipaddress.ip_address(listener.getsockname()[0]).is_loopback
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn on a socket and a loop of ours; signals are ours as well."""
+
+    def __init__(self, app: ASGIApp, listener: socket.socket, *, flush_s: int) -> None:
+        """flush_s: longest that `stop` waits for answers that are still being read."""
+        super().__init__(
+            uvicorn.Config(
+                app,
+                loop="none",
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                interface="asgi3",
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                backlog=BACKLOG,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=flush_s,
+            )
+        )
+        self._listener = listener
+        self._up = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Return once requests are answered."""
+        self._task = asyncio.create_task(self.serve(sockets=[self._listener]))
+        await self._up.wait()
+
+    async def stop(self) -> None:
+        """Close the socket and idle connections at once, the others when their answer is complete or time is up."""
+        self.should_exit = True
+        if self._task is not None:
+            await self._task
+        self._listener.close()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._up.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the process' signal handlers alone."""
+        yield

@@ -1,0 +1,88 @@
+"""The server as a process of its own: signals, and an end that leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import psutil
+import uvloop
+
+from muai_lab.server.service import InferenceService
+from muai_lab.settings.lab import LabSettings
+
+log = logging.getLogger(__name__)
+
+EXIT_STATUS = {signal.SIGTERM: 0, signal.SIGINT: 130}
+
+
+def serve(settings: LabSettings, announce: Callable[[dict[str, Any]], None]) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit status: 0 for SIGTERM, 130 for SIGINT.
+
+    announce: called once with `InferenceService.describe()`, when requests are welcome. The first signal drains; a
+    second one ends the process at once, as does the first while models are still being loaded (a load cannot be
+    interrupted, and nobody is being served).
+
+    Raises:
+        MuaiError: a port is in use, a model cannot be loaded.
+    """
+    service = InferenceService(settings)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_serve(service, announce))
+
+
+async def _serve(service: InferenceService, announce: Callable[[dict[str, Any]], None]) -> int:
+    stop = _StopSignals()
+    starting = asyncio.create_task(service.start())
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        log.info("stopped while loading")
+        leave_at_once(EXIT_STATUS[await stopping])
+    try:
+        await starting
+        announce(service.describe())
+        log.info("ready")
+        signum = await stopping
+        log.info("%s: finishing what runs, refusing what comes", signum.name)
+    finally:
+        stopping.cancel()
+        await service.stop()
+    if service.host.loading:
+        leave_at_once(EXIT_STATUS[signum])
+    log.info("stopped")
+    return EXIT_STATUS[signum]
+
+
+class _StopSignals:
+    """The first SIGTERM or SIGINT is reported, the second ends the process."""
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._first: asyncio.Future[signal.Signals] = loop.create_future()
+        for signum in EXIT_STATUS:
+            loop.add_signal_handler(signum, self._take, signum)
+
+    async def wait(self) -> signal.Signals:
+        return await self._first
+
+    def _take(self, signum: signal.Signals) -> None:
+        if not self._first.done():
+            self._first.set_result(signum)
+        else:
+            log.warning("second signal: leaving at once")
+            leave_at_once(128 + signum)
+
+
+def leave_at_once(status: int) -> NoReturn:
+    """End the process without waiting for threads, and its children with it."""
+    for child in psutil.Process().children(recursive=True):
+        child.kill()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

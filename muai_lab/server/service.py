@@ -1,0 +1,148 @@
+"""One inference server: sockets, models, metrics, from start to drained."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from muai_lab.models.embedded import EMBEDDED_MODELS
+from muai_lab.monitoring.exposition import metrics_app
+from muai_lab.monitoring.observers import LateObservers, observers_for, open_exporter
+from muai_lab.server.app import create_app
+from muai_lab.server.host import ModelHost
+from muai_lab.server.listen import HttpServer, is_exposed, listen, url_of
+from muai_lab.settings.lab import LabSettings
+from muai_lab.stack.stack import InferenceStack
+
+if TYPE_CHECKING:
+    from muai_lab.stack.events import Observer
+
+log = logging.getLogger(__name__)
+
+FLUSH_S = 5
+METRICS_FLUSH_S = 1
+
+OpenStack = Callable[[LabSettings, str, list["Observer"]], InferenceStack]
+
+
+def open_stack(settings: LabSettings, name: str, observers: list[Observer]) -> InferenceStack:
+    """The stack that the settings ask for under this model name; blocks for seconds."""
+    return InferenceStack.open(
+        settings.optimization,
+        name,
+        checkpoint=settings.model.checkpoint if name == settings.model.name else None,
+        queue_capacity=settings.monitoring.server.queue_capacity,
+        observers=observers,
+    )
+
+
+class InferenceService:
+    """The HTTP API and the metrics of one process.
+
+    Making it binds both sockets, before any model is loaded. open_stack: how a model is opened; tests bring their own.
+
+    Raises:
+        RunError: a socket cannot be bound.
+    """
+
+    def __init__(self, settings: LabSettings, open_stack: OpenStack = open_stack) -> None:
+        self._settings = settings
+        self._open_stack = open_stack
+        server, prometheus = settings.monitoring.server, settings.monitoring.prometheus
+        self.preloaded = server.preload_models or (settings.model.name,)
+        offered = (*self.preloaded, settings.model.name, *settings.optimization.models, *EMBEDDED_MODELS)
+        self.host = ModelHost(offered, self._open)
+        self._exporter = open_exporter(settings.monitoring)
+        self._listener = listen(server.host, server.port, "monitoring.server.port")
+        self.url = url_of(self._listener)
+        self.metrics_url: str | None = None
+        self._metrics_listener = None
+        if self._exporter is not None:
+            try:
+                self._metrics_listener = listen(prometheus.host, prometheus.port, "monitoring.prometheus.port")
+            except BaseException:
+                self._listener.close()
+                raise
+            self.metrics_url = url_of(self._metrics_listener, prometheus.path)
+        self._servers: list[HttpServer] = []
+
+    async def start(self) -> None:
+        """Answer health checks now, and requests once the models are loaded.
+
+        Raises:
+            MuaiError: a model cannot be loaded.
+        """
+        monitoring = self._settings.monitoring
+        api = create_app(self.host, monitoring.server, created=int(time.time()))
+        self._servers.append(HttpServer(api, self._listener, flush_s=FLUSH_S))
+        if self._exporter is not None and self._metrics_listener is not None:
+            metrics = metrics_app(self._exporter.registry, monitoring.prometheus.path)
+            self._servers.append(HttpServer(metrics, self._metrics_listener, flush_s=METRICS_FLUSH_S))
+        for server in self._servers:
+            await server.start()
+        self._tell_addresses()
+        await self.host.preload(self.preloaded)
+
+    async def stop(self) -> None:
+        """Refuse new requests, finish the running ones within the configured time, then end everything.
+
+        Metrics are served until the last, so that the drain can be watched.
+        """
+        await self.host.drain(self._settings.monitoring.server.graceful_shutdown_timeout)
+        for server in self._servers:
+            await server.stop()
+        await self.host.close()
+        self._listener.close()
+        if self._metrics_listener is not None:
+            self._metrics_listener.close()
+
+    def describe(self) -> dict[str, Any]:
+        """What serves and where, for whoever started the process."""
+        models = []
+        for name, stack in self.host.stacks.items():
+            info = stack.info
+            engine = {
+                "name": info.engine.name,
+                "version": info.engine.version,
+                "device": info.engine.device,
+                "dtype": info.engine.dtype,
+                "max_model_len": info.engine.max_model_len,
+                "details": info.engine.details,
+            }
+            source = {"kind": info.source.kind, "content_hash": info.source.content_hash}
+            models.append({"name": name, "engine": engine, "skipped": info.skipped, "source": source})
+        return {
+            "event": "ready",
+            "url": self.url,
+            "metrics_url": self.metrics_url,
+            "pid": os.getpid(),
+            "models": models,
+        }
+
+    def _open(self, name: str) -> InferenceStack:
+        log.info("loading %s", name)
+        began = time.monotonic()
+        late = LateObservers()
+        stack = self._open_stack(self._settings, name, [late] if self._exporter is not None else [])
+        engine = stack.info.engine
+        late.targets = observers_for(self._exporter, name, engine.name)
+        for skipped, reason in stack.info.skipped:
+            log.info("%s: engine %s skipped: %s", name, skipped, reason)
+        log.info(
+            "%s: served by %s %s on %s in %s, context %d tokens, loaded in %.1f s",
+            *(name, engine.name, engine.version, engine.device, engine.dtype),
+            *(engine.max_model_len, time.monotonic() - began),
+        )
+        return stack
+
+    def _tell_addresses(self) -> None:
+        server = self._settings.monitoring.server
+        log.info("listening on %s, OpenAI API at %s/v1", self.url, self.url)
+        if is_exposed(self._listener):
+            log.info("%s is open to other machines, without authentication", server.host)
+            log.info("monitoring.server.host=127.0.0.1 keeps it to this machine")
+        if self.metrics_url is not None:
+            log.info("metrics at %s", self.metrics_url)

@@ -121,15 +121,16 @@ class Run:
         )
 
 
-def load_run(path: str | Path) -> Run:
+def load_run(path: str | Path, *, ended: str | None = None) -> Run:
     """Load one run directory.
 
+    ended: the status that the run is about to get, for the runner, which analyses a run before it marks it as ended.
     Raises RunError when the directory is no run, or when a run that says it is complete cannot be read. A partial run
     loads as far as its files go.
     """
     directory = Path(path)
     manifest = _read_manifest(directory)
-    stated = str(manifest.get("status", "partial"))
+    stated = ended or str(manifest.get("status", "partial"))
     notes: list[str] = []
     status = stated
     if stated not in ("complete", "failed"):

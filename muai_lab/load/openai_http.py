@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from muai_lab.errors import RunError
 from muai_lab.load.completion_stream import CompletionStream, StreamError, error_message
 from muai_lab.load.records import RequestRecord, Status
 from muai_lab.load.sse import SseParser
+from muai_lab.settings.lab import LabSettings
 from muai_lab.workload.schedule import Schedule, ScheduledRequest
 
 Api = Literal["completions", "chat"]
@@ -63,8 +65,8 @@ class _StampedBody(BytesPayload):
 class HttpTarget:
     """`POST {base_url}/v1/completions` or `/v1/chat/completions`, one streamed answer per request.
 
-    base_url: with or without `/v1` at its end. api_key: sent as a bearer token, and nowhere else. clock: monotonic
-    nanoseconds.
+    base_url: with or without `/v1` at its end. model: None asks the server and takes its only one.
+    api_key: sent as a bearer token, and nowhere else. clock: monotonic nanoseconds.
     """
 
     def __init__(
@@ -72,16 +74,17 @@ class HttpTarget:
         base_url: str,
         *,
         api: Api = "completions",
-        model: str,
+        model: str | None = None,
         temperature: float = 0.0,
         ignore_eos: bool = True,
         api_key: str | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         root = base_url.rstrip("/")
-        self.url = URL(f"{root if root.endswith('/v1') else root + '/v1'}/{_PATHS[api]}")
-        if self.url.scheme not in ("http", "https") or not self.url.host:
+        self._root = URL(root if root.endswith("/v1") else f"{root}/v1")
+        if self._root.scheme not in ("http", "https") or not self._root.host:
             raise RunError(f"target.url={base_url!r} is not an HTTP address; write it as http://host:port")
+        self.url = self._root.joinpath(*_PATHS[api].split("/"))
         self._api = api
         self._model = model
         self._temperature = temperature
@@ -91,6 +94,37 @@ class HttpTarget:
         self._session: aiohttp.ClientSession | None = None
         self._dialect = Dialect("continuous", ignore_eos)
         self._body_head = b""
+
+    @classmethod
+    def of(cls, settings: LabSettings, url: str | None = None) -> HttpTarget:
+        """The target of the settings; url: address of the server that the run started, None for `target.url`.
+
+        Raises RunError when the environment lacks the variable that should hold the key.
+        """
+        target, workload = settings.target, settings.workload
+        base_url = url or target.url
+        if base_url is None:
+            raise RunError("the target has no address; set target.url, such as target.url=http://host:8000/v1")
+        api_key = None
+        if target.api_key_env is not None:
+            api_key = os.environ.get(target.api_key_env)
+            if not api_key:
+                raise RunError(
+                    f"the environment variable {target.api_key_env} (target.api_key_env) is not set; export it"
+                )
+        return cls(
+            base_url,
+            api=workload.api,
+            model=target.model if target.kind == "endpoint" else settings.model.name,
+            temperature=workload.temperature,
+            ignore_eos=workload.ignore_eos,
+            api_key=api_key,
+        )
+
+    @property
+    def model(self) -> str | None:
+        """Name of the model that is asked for; known once the target is open."""
+        return self._model
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -123,6 +157,8 @@ class HttpTarget:
             skip_auto_headers=("Accept-Encoding",),  # a compressed stream would arrive in larger pieces
         )
         try:
+            if self._model is None:
+                self._model = await self._only_model()
             await self._find_dialect(schedule.request(0))
         except BaseException:
             await self.close()
@@ -198,6 +234,24 @@ class HttpTarget:
                 for usage in usages:
                     yield Dialect(usage, ignore_eos)
 
+    async def _only_model(self) -> str:
+        """Ask `/v1/models`; raises RunError unless the server has exactly one."""
+        assert self._session is not None
+        url = self._root / "models"
+        try:
+            async with asyncio.timeout(_PROBE_TIMEOUT_S), self._session.get(url, allow_redirects=False) as response:
+                if response.status != 200:
+                    raise RunError(f"{url} answers {await self._error_of(response)}; set target.model")
+                models = [str(model["id"]) for model in orjson.loads(await response.read())["data"]]
+        except (orjson.JSONDecodeError, LookupError, TypeError) as error:
+            raise RunError(f"{url} does not answer with a list of models; set target.model") from error
+        except (aiohttp.ClientError, OSError) as error:
+            problem = self._without_key(_connection_problem(error))
+            raise RunError(f"{url} cannot be asked for its models: {problem}; check target.url") from error
+        if len(models) != 1:
+            raise RunError(f"{url} lists {len(models)} models ({', '.join(models[:8])}); choose one with target.model")
+        return models[0]
+
     async def _find_dialect(self, request: ScheduledRequest) -> None:
         if request.prompt is None and self._api == "chat":
             raise RunError("workload.api=chat needs prompts as text, and the schedule holds token ids; draw it again")
@@ -246,6 +300,8 @@ def _connection_problem(error: Exception) -> str:
             return f"cannot connect: {error.os_error.strerror or error.os_error}"
         case aiohttp.ServerDisconnectedError():
             return "the server closed the connection without an answer"
+        case TimeoutError():
+            return "no answer in time"
         case aiohttp.ClientPayloadError():
             return "the connection broke off in the middle of the answer"
         case _:

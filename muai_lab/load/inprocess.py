@@ -1,0 +1,97 @@
+"""A target without sockets: the inference stack in the generator's own process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from muai_lab.engines.base import Sampling
+from muai_lab.errors import EngineError, InvalidRequest, RequestError
+from muai_lab.load.records import RequestRecord, Status
+from muai_lab.stack.request import GenerationRequest
+from muai_lab.workload.schedule import Schedule, ScheduledRequest
+
+if TYPE_CHECKING:  # the stack brings torch, which only its opener needs
+    from muai_lab.stack.stack import InferenceStack
+
+_STATUS: dict[str, Status] = {"rejected": "rejected", "cancelled": "cancelled", "timeout": "timeout"}
+
+
+class InProcessTarget:
+    """Sends to an open stack on the same event loop; the stack's owner opens and closes it.
+
+    chat: prompts are a user's message in a conversation instead of plain text. The prompt is tokenized inside `send`,
+    after `sent` is stamped: a server does so too, and the client waits for it. clock: monotonic nanoseconds.
+    """
+
+    def __init__(
+        self,
+        stack: InferenceStack,
+        *,
+        chat: bool = False,
+        temperature: float = 0.0,
+        ignore_eos: bool = True,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._stack = stack
+        self._chat = chat
+        self._temperature = temperature
+        self._ignore_eos = ignore_eos
+        self._clock = clock
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Says that times were taken without a network in between."""
+        return ("target=inprocess: no sockets, and the stack shares the load generator's event loop",)
+
+    async def open(self, schedule: Schedule) -> None:
+        """Nothing to do: the stack is open."""
+
+    async def send(self, request: ScheduledRequest, record: RequestRecord) -> None:
+        """Submit one request and read its deltas; gives its slot up when cancelled."""
+        record.sent_ns = self._clock()
+        generation = None
+        unseen = 0  # tokens whose text is not complete yet: the next text carries them
+        try:
+            generation = self._stack.submit(self._request(request))
+            async for delta in generation:
+                unseen += delta.tokens
+                if delta.text:
+                    record.chunk_t_ns.append(self._clock())
+                    record.chunk_tokens.append(unseen)
+                    unseen = 0
+                record.output_tokens = delta.output_tokens
+                record.cached_prompt_tokens = delta.cached_tokens
+                record.finish_reason = delta.finish_reason
+        except (InvalidRequest, EngineError) as error:
+            # An invalid request is a fault of the schedule, not load that was refused; over HTTP it is a 400.
+            record.end("error", self._clock(), str(error))
+        except RequestError as error:
+            record.end(_STATUS.get(error.status, "error"), self._clock(), str(error))
+        else:
+            record.prompt_tokens = request.prompt_tokens
+            record.client_output_tokens = record.output_tokens
+            record.end("ok", self._clock())
+        finally:
+            if generation is not None:
+                generation.cancel()
+
+    async def close(self) -> None:
+        """Nothing to do: the stack's owner closes it."""
+
+    def _request(self, request: ScheduledRequest) -> GenerationRequest:
+        tokenizer = self._stack.tokenizer
+        if request.prompt_ids is not None:
+            prompt = request.prompt_ids.tolist()
+        elif self._chat:
+            prompt = tokenizer.encode_chat([{"role": "user", "content": request.prompt or ""}])
+        else:
+            prompt = tokenizer.encode(request.prompt or "")
+        return GenerationRequest(
+            request_id=f"load-{request.index}",
+            prompt=prompt,
+            max_tokens=request.max_tokens,
+            sampling=Sampling(temperature=self._temperature, seed=request.seed if self._temperature > 0 else None),
+            ignore_eos=self._ignore_eos,
+        )

@@ -1,1 +1,1 @@
-""""""
+"""Experiments: one run from settings to report, in a directory that tells how it went."""

@@ -1,0 +1,76 @@
+"""How a run gets on, on the terminal: a live line there, one line a stage in a log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from muai_lab.load.generator import LoadProgress
+
+
+class PlainWatcher:
+    """One line a stage and a phase: for logs and pipes."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._phase: str | None = None
+
+    def stage(self, what: str) -> None:
+        """See `RunWatcher.stage`."""
+        self._console.print(f"{what} …", markup=False, highlight=False)
+
+    def load(self, progress: LoadProgress) -> None:
+        """Say each phase once."""
+        if progress.phase != self._phase:
+            self._phase = progress.phase
+            self._console.print(f"{_PHASES[progress.phase]}: {_counts(progress)}", markup=False, highlight=False)
+
+
+class LiveWatcher:
+    """A spinner with the stage, and a bar while load is offered."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task: TaskID = progress.add_task("starting", total=None, detail="")
+
+    def stage(self, what: str) -> None:
+        """See `RunWatcher.stage`."""
+        self._progress.update(self._task, description=what, total=None, completed=0, detail="")
+
+    def load(self, progress: LoadProgress) -> None:
+        """Move the bar."""
+        self._progress.update(
+            self._task,
+            description=_PHASES[progress.phase],
+            total=progress.total_s,
+            completed=min(progress.elapsed_s, progress.total_s),
+            detail=_counts(progress),
+        )
+
+
+_PHASES = {"warmup": "warming up", "measure": "measuring", "drain": "waiting for the last answers"}
+
+
+def _counts(progress: LoadProgress) -> str:
+    failed = f", {progress.failed} failed" if progress.failed else ""
+    return f"{progress.sent} sent, {progress.ok} done{failed}, {progress.outstanding} under way"
+
+
+@contextmanager
+def watching(console: Console) -> Iterator[PlainWatcher | LiveWatcher]:
+    """The watcher that suits the console, for the time of one run."""
+    if not console.is_terminal:
+        yield PlainWatcher(console)
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[detail]}", style="dim"),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield LiveWatcher(progress)

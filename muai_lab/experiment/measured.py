@@ -1,0 +1,147 @@
+"""What a run measures, behind one face: our own server, the stack in this process, or somebody's endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from muai_lab.errors import RunError
+from muai_lab.experiment.scrape import MetricsScraper
+from muai_lab.experiment.server_process import ServerProcess
+from muai_lab.load.target import Target
+
+if TYPE_CHECKING:
+    from muai_lab.experiment.directory import RunDirectory
+    from muai_lab.settings.lab import LabSettings
+
+# Loading a large checkpoint, exporting it, compiling: minutes, but not for ever.
+_READY_TIMEOUT_S = 900.0
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The other side of the load.
+
+    engine: who really serves, as in the manifest, None where it cannot be known. skipped: [engine, reason] pairs.
+    failure: why it is gone, None while it lives. notes: what a reader of the results must know.
+    """
+
+    target: Target
+    engine: Mapping[str, Any] | None
+    skipped: list[list[str]]
+    scraper: MetricsScraper | None = None
+    failure: Callable[[], str | None] = lambda: None
+    notes: Callable[[], list[str]] = list
+
+
+@contextmanager
+def open_measured(settings: LabSettings, directory: RunDirectory, environ: Mapping[str, str]) -> Iterator[Measured]:
+    """Start what `settings.target` names; behind the context it is gone. Raises RunError, EngineError, ModelError."""
+    match settings.target.kind:
+        case "server":
+            yield from _server(settings, directory, environ)
+        case "inprocess":
+            yield from _inprocess(settings)
+        case "endpoint":
+            yield _endpoint(settings, environ)
+
+
+def _server(settings: LabSettings, directory: RunDirectory, environ: Mapping[str, str]) -> Iterator[Measured]:
+    from muai_lab.load.openai_http import HttpTarget
+    from muai_lab.settings.dump import child_environment
+
+    config = directory.path.resolve() / "optimization.yaml"
+    arguments = [
+        f"config_file={_quoted(config)}",
+        f"model.name={_quoted(settings.model.name)}",
+        # The file stays what production runs; only where it listens is the run's own affair.
+        "monitoring.server.host=127.0.0.1",
+        "monitoring.server.port=0",
+        "monitoring.prometheus.host=127.0.0.1",
+        "monitoring.prometheus.port=0",
+        f"monitoring.server.preload_models=[{_quoted(settings.model.name)}]",
+    ]
+    if settings.model.checkpoint is not None:
+        arguments.append(f"model.checkpoint={_quoted(settings.model.checkpoint)}")
+    process = ServerProcess(
+        arguments, environment=child_environment(settings, environ), log=directory.path / "server.log"
+    )
+    with process:
+        ready = process.wait_ready(_READY_TIMEOUT_S)
+        served = next((model for model in ready.models if model["name"] == settings.model.name), None)
+        if served is None:
+            raise RunError(f"the server does not serve {settings.model.name}; see {directory.path / 'server.log'}")
+        scraper = None if ready.metrics_url is None else MetricsScraper(ready.metrics_url)
+        yield Measured(
+            target=HttpTarget(
+                ready.url,
+                api=settings.workload.api,
+                model=settings.model.name,
+                temperature=settings.workload.temperature,
+                ignore_eos=settings.workload.ignore_eos,
+            ),
+            engine=served["engine"],
+            skipped=[list(pair) for pair in served["skipped"]],
+            scraper=scraper,
+            failure=process.failure,
+            notes=lambda: _scrape_notes(scraper),
+        )
+    if not process.stopped_cleanly:
+        raise RunError(f"the server did not stop in order; see {directory.path / 'server.log'}")
+
+
+def _inprocess(settings: LabSettings) -> Iterator[Measured]:
+    from muai_lab.load.inprocess import InProcessTarget
+    from muai_lab.stack.stack import InferenceStack
+
+    stack = InferenceStack.open(
+        settings.optimization, settings.model.name, checkpoint=settings.model.checkpoint, queue_capacity=None
+    )
+    try:
+        yield Measured(
+            target=InProcessTarget(
+                stack, temperature=settings.workload.temperature, ignore_eos=settings.workload.ignore_eos
+            ),
+            engine=asdict(stack.info.engine),
+            skipped=[list(pair) for pair in stack.info.skipped],
+            failure=lambda: None if stack.healthy() else "the engine failed during the run",
+        )
+    finally:
+        asyncio.run(stack.close())
+
+
+def _endpoint(settings: LabSettings, environ: Mapping[str, str]) -> Measured:
+    from muai_lab.load.openai_http import HttpTarget
+
+    target = settings.target
+    key = None
+    if target.api_key_env is not None:
+        key = environ.get(target.api_key_env)
+        if not key:
+            raise RunError(f"the environment variable {target.api_key_env}, named by target.api_key_env, is not set")
+    http = HttpTarget(
+        target.url or "",
+        api=settings.workload.api,
+        model=target.model or settings.model.name,
+        temperature=settings.workload.temperature,
+        ignore_eos=settings.workload.ignore_eos,
+        api_key=key,
+    )
+    return Measured(target=http, engine=None, skipped=[])
+
+
+def _scrape_notes(scraper: MetricsScraper | None) -> list[str]:
+    if scraper is None:
+        return ["the server's metrics are switched off: there is no server side in this result"]
+    return [f"{scraper.failures} scrapes of the server's metrics failed"] if scraper.failures else []
+
+
+def _quoted(value: str | os.PathLike[str]) -> str:
+    """A value in single quotes, as the grammar of Hydra's overrides wants it for any text."""
+    text = str(Path(value)) if isinstance(value, Path) else str(value)
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -1,0 +1,178 @@
+"""One run, from settings to report: start what is measured, offer the load, keep what was seen, analyse it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from muai_lab.errors import RunError
+from muai_lab.experiment.directory import COMPLETE, FAILED, PARTIAL, RUNNING, RunDirectory
+from muai_lab.experiment.measured import Measured, open_measured
+from muai_lab.experiment.provenance import git_revision, hardware, versions
+from muai_lab.load.event_loop import run_on_fast_loop
+from muai_lab.load.generator import LoadPlan, LoadProgress, LoadResult, generate
+from muai_lab.load.records import records_table
+from muai_lab.models.registry import resolve_model
+from muai_lab.models.tokenizer import load_tokenizer
+from muai_lab.settings.dump import dump_config_yaml, dump_optimization_yaml
+from muai_lab.workload.draw import draw_schedule
+from muai_lab.workload.parquet import write_parquet
+from muai_lab.workload.schedule import Schedule
+
+if TYPE_CHECKING:
+    from muai_lab.settings.load import Resolved
+
+_DEATH_CHECK_S = 0.25
+
+
+class RunWatcher(Protocol):
+    """Is told how a run gets on; shows it to whoever waits."""
+
+    def stage(self, what: str) -> None:
+        """A new stage began, such as `starting the server`."""
+
+    def load(self, progress: LoadProgress) -> None:
+        """The load is under way."""
+
+
+def run_experiment(resolved: Resolved, path: Path, watcher: RunWatcher) -> Mapping[str, Any]:
+    """Make the run that the settings ask for in directory `path`; returns its summary (as in `summary.json`).
+
+    Ctrl-C while the load runs ends it early: the records so far are kept and analysed, the directory is marked as
+    partial, and KeyboardInterrupt is raised at the end; in any other phase the directory is marked at once.
+    Raises the MuaiError that made the run fail, after the directory was marked as failed.
+    """
+    directory = RunDirectory(path)
+    directory.update_manifest(
+        status=RUNNING,
+        error=None,
+        started=_now(),
+        finished=None,
+        clock={"monotonic_ns": time.monotonic_ns(), "unix_ns": time.time_ns()},
+        seed=resolved.settings.seed,
+    )
+    with _marking(directory):
+        return _run(resolved, directory, watcher)
+
+
+@contextmanager
+def _marking(directory: RunDirectory) -> Iterator[None]:
+    """Mark the directory with how the run ended. An error that is not ours is a bug, and marks it as failed too."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        directory.update_manifest(status=PARTIAL, error="interrupted", finished=_now())
+        raise
+    except BaseException as error:
+        directory.update_manifest(status=FAILED, error=str(error) or type(error).__name__, finished=_now())
+        raise
+
+
+def _run(resolved: Resolved, directory: RunDirectory, watcher: RunWatcher) -> Mapping[str, Any]:
+    settings = resolved.settings
+    directory.write_text("config.yaml", dump_config_yaml(resolved))
+    directory.write_text("optimization.yaml", dump_optimization_yaml(settings))
+    directory.update_manifest(
+        versions=versions(), git=git_revision(Path(__file__).parent), hardware=hardware(), skipped_engines=[]
+    )
+    watcher.stage("preparing the model and the schedule")
+    # An endpoint's model is its own affair; ours only lends its tokenizer to make prompts of known length.
+    source = resolve_model(
+        settings.model.name, settings.model.checkpoint or settings.optimization.models.get(settings.model.name)
+    )
+    schedule = draw_schedule(settings, load_tokenizer(source))
+    schedule.write(directory.path / "schedule.parquet")
+    directory.update_manifest(
+        schedule_hash=schedule.hash,
+        load={
+            "kind": settings.arrival.kind,
+            "rate": None if settings.arrival.kind == "closed" else settings.arrival.rate,
+            "concurrency": settings.arrival.concurrency if settings.arrival.kind == "closed" else None,
+            "target": settings.target.kind,
+        },
+        model={
+            "name": settings.model.name,
+            "kind": source.kind,
+            "content_hash": source.content_hash,
+            "checkpoint": settings.model.checkpoint,
+        },
+    )
+    with ExitStack() as resources:
+        watcher.stage(f"starting the {settings.target.kind}")
+        measured = resources.enter_context(open_measured(settings, directory, os.environ))
+        directory.update_manifest(engine=measured.engine, skipped_engines=measured.skipped)
+        watcher.stage("offering load")
+        result = run_on_fast_loop(_offer(schedule, measured, LoadPlan.of(settings), watcher))
+        death = measured.failure()
+    _keep(directory, result, measured)
+    if death is not None:
+        raise RunError(death)
+    watcher.stage("analysing")
+    summary = _analyse(directory, PARTIAL if result.interrupted else COMPLETE)
+    if result.interrupted:
+        raise KeyboardInterrupt
+    return summary
+
+
+async def _offer(schedule: Schedule, measured: Measured, plan: LoadPlan, watcher: RunWatcher) -> LoadResult:
+    """Generate the load while watching the other side; a server that dies ends the load at once."""
+    load = asyncio.ensure_future(generate(schedule, measured.target, plan, progress=watcher.load))
+    beside = [asyncio.ensure_future(_end_on_death(load, measured))]
+    if measured.scraper is not None:
+        beside.append(asyncio.ensure_future(measured.scraper.run()))
+    try:
+        while not load.done():
+            try:
+                await asyncio.shield(load)
+            except asyncio.CancelledError:
+                # Ctrl-C cancelled us: pass it on once, and wait for the records that the generator saves.
+                if not load.cancel():
+                    raise
+        return load.result()
+    finally:
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
+
+
+async def _end_on_death(load: asyncio.Future[LoadResult], measured: Measured) -> None:
+    while True:
+        await asyncio.sleep(_DEATH_CHECK_S)
+        if measured.failure() is not None:
+            load.cancel()
+            return
+
+
+def _keep(directory: RunDirectory, result: LoadResult, measured: Measured) -> None:
+    """Write what was seen; before the analysis, so that nothing that fails later loses it."""
+    write_parquet(records_table(result.records, result.window), directory.path / "requests.parquet")
+    if measured.scraper is not None:
+        write_parquet(measured.scraper.table(), directory.path / "server_metrics.parquet")
+    directory.update_manifest(
+        window=asdict(result.window), generator=asdict(result.generator), notes=[*result.notes, *measured.notes()]
+    )
+
+
+def _analyse(directory: RunDirectory, status: str) -> Mapping[str, Any]:
+    from muai_lab.analysis import load_run, summarise, write_report
+
+    # The analysis reads the status from the manifest, so the manifest of the finished run is shown to it first,
+    # and becomes the directory's own only when summary and report are there.
+    error = "interrupted" if status == PARTIAL else None
+    run = load_run(directory.path, ended=status)
+    summary = summarise(run)
+    directory.write_json("summary.json", summary)
+    write_report(run, summary)
+    directory.update_manifest(status=status, error=error, finished=_now())
+    return summary
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,146 @@
+"""The server under test: the very `serve` that production runs, as a process of its own."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from muai_lab.errors import RunError
+
+_LAST_LINES = 12
+_KILL_AFTER_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class ServerReady:
+    """What a server says when it is ready. metrics_url is None when metrics are off; models as `serve` prints them."""
+
+    url: str
+    metrics_url: str | None
+    pid: int
+    models: tuple[Mapping[str, Any], ...]
+
+
+class ServerProcess:
+    """A context manager: the server runs inside it and is gone behind it, however it is left."""
+
+    def __init__(self, arguments: Sequence[str], *, environment: Mapping[str, str], log: Path) -> None:
+        """arguments: of `muai_lab serve`. environment: all of it. log: file for what the server prints."""
+        self._command = [sys.executable, "-m", "muai_lab", "serve", *arguments]
+        self._environment = dict(environment)
+        self._log = log
+        self._process: subprocess.Popen[str] | None = None
+        self.stopped_cleanly: bool | None = None  # known once it was stopped
+
+    def __enter__(self) -> ServerProcess:
+        with self._log.open("w", encoding="utf-8") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                # A session of its own: Ctrl-C in the terminal reaches only us, and we stop the server in order.
+                start_new_session=True,
+                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop(grace_s=_KILL_AFTER_S if kind is None else 2.0)
+
+    @property
+    def running(self) -> bool:
+        """True while the process lives."""
+        return self._process is not None and self._process.poll() is None
+
+    def wait_ready(self, timeout_s: float) -> ServerReady:
+        """Block until the server says that it is ready. Raises RunError with the end of its log if it does not."""
+        process = self._started()
+        lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        threading.Thread(target=_read_lines, args=(process, lines), daemon=True, name="server-stdout").start()
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                # Short waits: in the main thread a signal is only answered between them.
+                line = lines.get(timeout=0.2)
+            except queue.Empty:
+                if time.monotonic() > deadline:
+                    raise RunError(f"the server was not ready after {timeout_s:.0f} s{self._end_of_log()}") from None
+                continue
+            if line is None:
+                raise RunError(f"the server ended with status {process.wait()} before it was ready{self._end_of_log()}")
+            ready = _parse_ready(line)
+            if ready is not None:
+                return ready
+
+    def failure(self) -> str | None:
+        """Why the server is gone, if it ended by itself; None while it runs."""
+        if self.running:
+            return None
+        status = self._started().returncode
+        return f"the server ended with status {status} during the run{self._end_of_log()}"
+
+    def stop(self, *, grace_s: float) -> None:
+        """SIGTERM, then SIGKILL to its whole session after `grace_s` seconds."""
+        process = self._started()
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(grace_s)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        self.stopped_cleanly = process.returncode == 0
+        if process.stdout is not None:
+            process.stdout.close()
+
+    def _started(self) -> subprocess.Popen[str]:
+        if self._process is None:
+            raise RuntimeError("the server process was not started")
+        return self._process
+
+    def _end_of_log(self) -> str:
+        lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:]
+        return "".join([f"; the end of {self._log}:", *(f"\n    {line}" for line in lines)]) if lines else ""
+
+
+def _read_lines(process: subprocess.Popen[str], lines: queue.SimpleQueue[str | None]) -> None:
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            lines.put(line)
+    except ValueError:
+        pass  # the pipe was closed by stop()
+    lines.put(None)
+
+
+def _parse_ready(line: str) -> ServerReady | None:
+    try:
+        said = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    if not isinstance(said, dict) or said.get("event") != "ready":
+        return None
+    return ServerReady(said["url"], said.get("metrics_url"), said["pid"], tuple(said["models"]))
+
+
+def _end_with_parent() -> None:
+    """Ask Linux to end the child when its parent dies, so that even a killed runner leaves no server behind."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

@@ -142,7 +142,7 @@ def comparison_table(runs: Sequence[Run]) -> Sheet:
         rows.append(
             (
                 run.path.name,
-                *(_setting(values[index]) for values in changed.values()),
+                *(setting_text(values[index]) for values in changed.values()),
                 str(summary["identity"]["engine"] or MISSING),
                 str(summary["validity"]["verdict"]),
                 number(value_of(throughput["requests_per_s"])),
@@ -170,11 +170,12 @@ def comparison_table(runs: Sequence[Run]) -> Sheet:
     )
 
 
-def _setting(value: Any) -> str:
+def setting_text(value: Any) -> str:
+    """A setting as it is written on a command line: `null`, `true`, `a,b`."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
-        return ",".join(_setting(entry) for entry in value)
+        return ",".join(setting_text(entry) for entry in value)
     return str(value)

@@ -1,0 +1,265 @@
+"""The figures of the report: distributions with their tails, and client and server on one time axis."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+from numpy.typing import NDArray
+
+from muai_lab.analysis import server_series
+from muai_lab.analysis.frames import Run
+from muai_lab.analysis.statistics import SAMPLES_BEYOND, Floats
+from muai_lab.analysis.svg import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, SHADE, inline_svg, new_figure, style
+from muai_lab.analysis.window import Window, in_flight
+from muai_lab.analysis.wording import number, value_of
+
+WIDTH = 9.2  # inches; the page scales it to its column
+_DOTS = 700
+_CURVE_POINTS = 240
+_BINS = 120
+_WIDE = 30.0  # ratio of largest to middle value from which an axis is logarithmic
+_TAIL = (0.0, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999)
+
+
+def latency_figure(values_s: Floats, summary: Mapping[str, Any], *, name: str, title: str, sample: str) -> str:
+    """Histogram, and percentiles on a log tail axis, of one latency metric.
+
+    values_s: the samples in seconds. summary: the metric's entry of the run's summary. name: id in the page.
+    """
+    values = np.sort(values_s[np.isfinite(values_s)]) * 1e3
+    figures = {key: value_of(summary.get(key)) for key in ("p50", "p90", "p95", "p99")}
+    marks = {key: value * 1e3 for key, value in figures.items() if value is not None}
+    with mpl.rc_context(style()):
+        figure = new_figure(WIDTH, 2.3)
+        left, right = figure.subplots(1, 2, width_ratios=(1.0, 1.15))
+        _histogram(left, values, marks, sample)
+        _percentiles(right, values, summary)
+        listed = (
+            ", ".join(f"{key} {number(value)} ms" for key, value in marks.items()) or "too few samples for quantiles"
+        )
+        description = (
+            f"Histogram and percentile curve of {values.size} samples, from {number(values[0])} ms to "
+            f"{number(values[-1])} ms: {listed}."
+        )
+        return inline_svg(figure, name, title, description)
+
+
+def _histogram(axes: Axes, values: Floats, marks: Mapping[str, float], sample: str) -> None:
+    low, high = float(values[0]), float(values[-1])
+    wide = low > 0 and high / max(float(np.median(values)), 1e-9) > _WIDE
+    if high <= low:
+        low, high = low * 0.9, high * 1.1 or 1.0
+    bins = int(np.clip(np.sqrt(values.size) * 1.5, 8, 60))
+    edges = np.geomspace(low, high, bins + 1) if wide else np.linspace(low, high, bins + 1)
+    counts, edges = np.histogram(values, edges)
+    axes.stairs(counts, edges, fill=True, color=BLUE, alpha=0.75, linewidth=0)
+    if wide:
+        _log_axis(axes.set_xscale, axes.xaxis)
+    axes.set_ylim(0, max(float(counts.max()) * 1.18, 1.0))
+    axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.set_xlabel("ms" + (" (log scale)" if wide else ""))
+    axes.set_title(f"How often: {sample}s per bin", loc="left")
+    axes.grid(visible=False, axis="x")
+    top = axes.get_ylim()[1]
+    for key, side in (("p50", "left"), ("p99", "right")):
+        if key not in marks:
+            continue
+        axes.axvline(marks[key], color=INK, linewidth=0.9, linestyle="-" if key == "p50" else (0, (4, 2)))
+        # p50 is named to the right of its line, p99 to the left: they cannot run into each other or out of the axes
+        # unless they are close, and then only p50 is named.
+        near = key == "p99" and _fraction(axes, marks["p99"]) - _fraction(axes, marks["p50"]) < 0.22
+        if not near:
+            offset = (3, -2) if side == "left" else (-3, -2)
+            axes.annotate(
+                f"{key} {number(marks[key])}", (marks[key], top), offset, textcoords="offset points", ha=side, va="top"
+            )
+
+
+def _fraction(axes: Axes, value: float) -> float:
+    """Where a value lies on the x axis, 0 to 1."""
+    x, _ = axes.transAxes.inverted().transform(axes.transData.transform((value, 0.0)))
+    return float(x)
+
+
+def _log_axis(set_scale: Any, axis: Any) -> None:
+    set_scale("log")
+    axis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _percentiles(axes: Axes, values: Floats, summary: Mapping[str, Any]) -> None:
+    count = values.size
+    last = max(-np.log10(1.0 / count), 0.31) if count > 1 else 0.31
+    at = np.linspace(0.0, last, _CURVE_POINTS)
+    quantiles = np.quantile(values, np.clip(1.0 - 10.0**-at, 0.0, 1.0))
+    backed = at <= -np.log10(min(SAMPLES_BEYOND / count, 1.0))
+    axes.plot(at[backed], quantiles[backed], color=BLUE)
+    axes.plot(at[~backed], quantiles[~backed], color=BLUE, linestyle=(0, (1, 1.5)))
+    for quantile in (0.5, 0.9, 0.95, 0.99):
+        estimate = summary.get(f"p{quantile * 100:g}")
+        if estimate is None:
+            continue
+        x, y = -np.log10(1.0 - quantile), estimate["value"] * 1e3
+        if estimate["low"] is not None:
+            axes.plot([x, x], [estimate["low"] * 1e3, estimate["high"] * 1e3], color=ORANGE, linewidth=2.2, alpha=0.8)
+        axes.plot([x], [y], marker="o", markersize=3.6, color=ORANGE)
+    ticks = [quantile for quantile in _TAIL if -np.log10(1.0 - quantile) <= last + 0.05]
+    axes.set_xticks([-np.log10(1.0 - quantile) for quantile in ticks])
+    axes.set_xticklabels([f"p{quantile * 100:g}" for quantile in ticks])
+    axes.set_xlim(0.0, last * 1.03)
+    if values[0] > 0 and values[-1] / max(float(np.median(values)), 1e-9) > _WIDE:
+        _log_axis(axes.set_yscale, axes.yaxis)
+    else:
+        axes.set_ylim(0.0, float(values[-1]) * 1.08 or 1.0)
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: "0" if value == 0 else f"{value:,.6g}"))
+    axes.set_xlabel("percentile, tail stretched")
+    axes.set_title("How bad: ms at each percentile", loc="left")
+
+
+def timeline_figure(run: Run, *, name: str) -> str | None:
+    """Client throughput, the server's batch and queue, and TTFT, on one time axis; None without requests."""
+    requests, window = run.requests, run.window
+    if window is None or requests["due_s"].dropna().empty:
+        return None
+    end = max(float(np.nanmax(requests[["due_s", "over_s"]].to_numpy())), window.drain_end_s, window.end_s)
+    width = _bin_width(end)
+    edges: Floats = np.arange(0.0, end + width, width, dtype=np.float64)
+    running = server_series.series(run.server_metrics, server_series.RUNNING)
+    waiting = server_series.series(run.server_metrics, server_series.WAITING)
+    with mpl.rc_context(style()):
+        figure = new_figure(WIDTH, 7.4)
+        panels = list(figure.subplots(5, 1, sharex=True, height_ratios=(1.0, 1.0, 0.8, 0.8, 1.2)))
+        _request_rates(panels[0], requests, edges)
+        _token_rate(panels[1], run, edges)
+        _gauge(panels[2], running, "Running sequences (server)", GREEN, end)
+        _gauge(panels[3], waiting, "Waiting requests (server)", ORANGE, end)
+        at = np.linspace(0.0, end, 400)
+        panels[3].plot(at, in_flight(requests, at), color=MUTED, linewidth=0.9, label="due and not over (client)")
+        _legend(panels[3])
+        _first_tokens(panels[4], requests)
+        for panel in panels:
+            _shade(panel, window, end)
+        panels[0].set_xlim(0.0, end)
+        panels[-1].set_xlabel("seconds from the start of the load (grey: warm-up and drain, not counted)")
+        figure.align_ylabels()
+        described = (
+            "Five panels over the seconds of the run: requests per second due and completed, output tokens per second, "
+            "sequences running in the server, requests waiting in it, and the time to first token of each request. "
+            f"Measured from {number(window.start_s)} s to {number(window.end_s)} s."
+        )
+        return inline_svg(figure, name, "Timeline of the run", described)
+
+
+def _bin_width(end_s: float) -> float:
+    for width in (0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0):
+        if end_s / width <= _BINS:
+            return width
+    return end_s / _BINS
+
+
+def _steps(axes: Axes, times: Floats, amounts: Floats | None, edges: Floats, **drawn: Any) -> None:
+    times_ok = np.isfinite(times) if amounts is None else np.isfinite(times) & np.isfinite(amounts)
+    weights = None if amounts is None else amounts[times_ok]
+    totals, _ = np.histogram(times[times_ok], edges, weights=weights)
+    axes.stairs(totals / np.diff(edges), edges, baseline=None, **drawn)
+
+
+def _request_rates(axes: Axes, requests: pd.DataFrame, edges: Floats) -> None:
+    ok = requests["status"] == "ok"
+    _steps(axes, requests["due_s"].to_numpy(), None, edges, color=MUTED, linewidth=0.9, label="due")
+    _steps(axes, requests.loc[ok, "last_token_s"].to_numpy(), None, edges, color=BLUE, linewidth=1.3, label="completed")
+    if not ok.all():
+        _steps(axes, requests.loc[~ok, "over_s"].to_numpy(), None, edges, color=ORANGE, linewidth=1.3, label="failed")
+    axes.set_title("Requests per second (client)", loc="left")
+    _from_zero(axes)
+    _legend(axes)
+
+
+def _token_rate(axes: Axes, run: Run, edges: Floats) -> None:
+    chunks = run.chunks
+    start_ns = run.window.load_start_ns if run.window else 0
+    _steps(axes, (chunks.t_ns - start_ns) / 1e9, chunks.tokens, edges, color=PURPLE, linewidth=1.3)
+    axes.set_title("Output tokens per second (client)", loc="left")
+    _from_zero(axes)
+
+
+def _gauge(axes: Axes, gauge: pd.Series | None, title: str, colour: str, end_s: float) -> None:
+    axes.set_title(title, loc="left")
+    if gauge is None:
+        axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", va="center", color=MUTED)
+    else:
+        seen = gauge[(gauge.index >= 0) & (gauge.index <= end_s)]
+        every = max(1, len(seen) // 600)
+        thinned = (
+            seen if every == 1 else seen.groupby(np.arange(len(seen)) // every).max().set_axis(seen.index[::every])
+        )
+        axes.step(
+            thinned.index.to_numpy(), thinned.to_numpy(), where="post", color=colour, linewidth=1.3, label="waiting"
+        )
+    _from_zero(axes)
+
+
+def _first_tokens(axes: Axes, requests: pd.DataFrame) -> None:
+    from_intended = requests["ttft_from_intended_s"].notna().any()
+    column = "ttft_from_intended_s" if from_intended else "ttft_s"
+    seen = requests[(requests["status"] == "ok") & requests[column].notna() & requests["due_s"].notna()]
+    values = seen[column].to_numpy() * 1e3
+    kept = _thinned(values)
+    axes.plot(
+        seen["due_s"].to_numpy()[kept], values[kept], linestyle="none", marker="o", markersize=2.0, markeredgewidth=0,
+        color=BLUE, alpha=0.65, label="successful",
+    )  # fmt: skip
+    since = "due" if from_intended else "sent"
+    title = f"Time to first token of each request, ms since {since}"
+    if kept.size < values.size:
+        title += f" ({kept.size} of {values.size:,} drawn: the slowest and a sample)"
+    axes.set_title(title, loc="left")
+    if values.size and values.min() > 0 and values.max() / np.median(values) > _WIDE:
+        _log_axis(axes.set_yscale, axes.yaxis)
+        axes.yaxis.set_minor_locator(NullLocator())
+    else:
+        _from_zero(axes)
+    failed = requests[(requests["status"] != "ok") & requests["due_s"].notna()]["due_s"].to_numpy()
+    if failed.size:
+        shown = failed[:: max(1, failed.size // 200)]
+        axes.plot(
+            shown, np.full(shown.size, 0.03), linestyle="none", marker="x", markersize=4, color=ORANGE,
+            transform=axes.get_xaxis_transform(), label="failed (no value)",
+        )  # fmt: skip
+        _legend(axes)
+
+
+def _thinned(values: Floats) -> NDArray[np.int64]:
+    """Positions of at most `_DOTS` values, in order: the slowest tenth of them, and an even sample of the rest."""
+    if values.size <= _DOTS:
+        return np.arange(values.size)
+    slowest = np.argsort(values)[-_DOTS // 10 :]
+    rest = np.linspace(0, values.size - 1, _DOTS - slowest.size).astype(np.int64)
+    return np.union1d(slowest, rest)
+
+
+def _from_zero(axes: Axes) -> None:
+    top = axes.get_ylim()[1]
+    axes.set_ylim(0.0, max(top * 1.05, 1.0))
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+
+
+def _legend(axes: Axes) -> None:
+    axes.legend(
+        loc="lower right", bbox_to_anchor=(1.0, 0.98), ncols=3, borderpad=0.0, handlelength=1.4, columnspacing=1.2
+    )
+
+
+def _shade(axes: Axes, window: Window, end_s: float) -> None:
+    for start, stop in ((0.0, window.start_s), (window.end_s, end_s)):
+        if stop > start:
+            axes.axvspan(start, stop, color=SHADE, linewidth=0, zorder=-1)

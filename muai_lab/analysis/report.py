@@ -1,0 +1,314 @@
+"""`report.html`: one page about one run that a manager and an engineer both can read.
+
+Self-contained (no script, no font, no image from elsewhere), printable, usable by keyboard and screen reader. Every
+text that came from outside (errors, reasons, settings) is escaped, and secrets are left out.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from muai_lab.analysis.configuration import entries, redacted, shown
+from muai_lab.analysis.figures import latency_figure, timeline_figure
+from muai_lab.analysis.frames import Run, flatten
+from muai_lab.analysis.metrics import METRIC_BY_NAME, METRICS
+from muai_lab.analysis.summary import summarise
+from muai_lab.analysis.table import result_table, setting_text
+from muai_lab.analysis.wording import (
+    MISSING,
+    duration,
+    engine_line,
+    estimate_of,
+    headline,
+    interval,
+    judged,
+    load_line,
+    milliseconds,
+    number,
+    percent,
+    plural,
+    value_of,
+    verdict_line,
+)
+from muai_lab.errors import RunError
+
+SLOWEST = 10
+_FIGURES = ("ttft", "tpot", "itl", "e2e")
+
+
+def write_report(run: Run, summary: Mapping[str, Any] | None = None) -> Path:
+    """Write `report.html` into the run's directory and return its path; the file appears whole or not at all.
+
+    Raises RunError when the directory cannot be written.
+    """
+    target = run.path / "report.html"
+    draft = target.with_suffix(".html.part")
+    try:
+        draft.write_text(render_report(run, summary), encoding="utf-8")
+        os.replace(draft, target)
+    except OSError as problem:
+        raise RunError(f"cannot write {target}: {problem.strerror or problem}") from problem
+    return target
+
+
+def render_report(run: Run, summary: Mapping[str, Any] | None = None) -> str:
+    """The report as one HTML document. summary: as `summarise` gives it; made here if None."""
+    summary = summarise(run) if summary is None else summary
+    environment = Environment(
+        loader=PackageLoader("muai_lab.analysis", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["setting"] = setting_text
+    validity = summary["validity"]
+    settings = entries(run)
+    timeline = timeline_figure(run, name="timeline")
+    context: dict[str, Any] = {
+        "title": _title(run, summary),
+        "headline": redacted(headline(summary)),
+        "valid": validity["valid"],
+        "verdict": redacted(verdict_line(summary)),
+        "warnings": [redacted(warning) for warning in validity["warnings"]],
+        "checks": _checks(summary),
+        "cards": _cards(summary),
+        "facts": _facts(run, summary),
+        "grids": result_table(summary).grids,
+        "figures": _latency_figures(run, summary),
+        "timeline": None if timeline is None else Markup(timeline),
+        "slowest": _slowest(run),
+        "failures": _failures(run),
+        "changed": [entry for entry in settings if entry.changed],
+        "settings": settings,
+        "environment": _environment(run),
+        "commands": repeat_commands(run),
+        "definitions": METRICS,
+        "name": run.path.name,
+    }
+    return environment.get_template("report.html.j2").render(context)
+
+
+def _title(run: Run, summary: Mapping[str, Any]) -> str:
+    identity = summary["identity"]
+    what = " on ".join(str(part) for part in (identity["model"], identity["engine"]) if part)
+    return what or f"Run {run.path.name}"
+
+
+def _checks(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """What validity rests on: name, outcome, and what it is based on."""
+    validity, generator = summary["validity"], summary["generator"]
+    evidence = []
+    if generator["cpu_share"] is not None:
+        evidence.append(f"used {percent(generator['cpu_share'])} of one CPU core")
+    if generator["send_lag_p99_s"] is not None:
+        evidence.append(f"sent 99 % of the requests within {duration(generator['send_lag_p99_s'])} of their time")
+    steady, _, why = str(validity["steadiness"]).partition(": ")
+    return [
+        ("Run", validity["status"], "went to its end" if validity["status"] == "complete" else "did not end by itself"),
+        (
+            "Load generator",
+            str(validity["generator"] or "not known"),
+            redacted(generator["reason"] or "; ".join(evidence)),
+        ),
+        ("System", steady, why or "no trend in queue, TTFT or TPOT over the window"),
+    ]
+
+
+def _cards(summary: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The key figures: label, figure, unit, interval."""
+    throughput, slo = summary["throughput"], summary["slo"]
+    ttft, e2e = judged(summary, "ttft"), judged(summary, "e2e")
+    cards = [
+        _card("Requests", throughput["requests_per_s"], "per second"),
+        _card("Output tokens", throughput["output_tokens_per_s"], "per second"),
+        _card("First token, median", estimate_of(summary, ttft, "p50"), "ms", 1e3),
+        _card("First token, p99", estimate_of(summary, ttft, "p99"), "ms", 1e3),
+        _card("Per token, median", estimate_of(summary, "tpot_s", "p50"), "ms", 1e3),
+        _card("Whole answer, median", estimate_of(summary, e2e, "p50"), "ms", 1e3),
+    ]
+    if slo:
+        cards.append(_card("Met the SLO", slo["attainment"], "% of requests", 100.0))
+        cards.append(_card("Goodput", slo["goodput_rps"], "requests per second"))
+    if not summary["requests"]["due"]:
+        return []
+    return cards
+
+
+def _card(label: str, estimate: Mapping[str, Any] | None, unit: str, scale: float = 1.0) -> dict[str, str]:
+    value = value_of(estimate)
+    missing = value is None
+    return {
+        "label": label,
+        "figure": MISSING if value is None else number(value * scale),
+        "unit": "" if missing else unit,
+        "interval": "too few samples" if missing else interval(estimate, scale),
+    }
+
+
+def _facts(run: Run, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    identity, window, counts = summary["identity"], summary["window"], summary["requests"]
+    facts = [("Engine that served", engine_line(summary))]
+    for engine, reason in identity["skipped_engines"]:
+        facts.append((f"Skipped: {engine}", redacted(str(reason))))
+    facts.append(("Model", str(identity["model"] or "not known")))
+    facts.append(("Load", load_line(summary)))
+    if window["duration_s"] is not None:
+        facts.append(("Measured", f"{number(window['duration_s'])} s after {number(window['start_s'])} s of warm-up"))
+    failed = counts["due"] - counts["ok"]
+    facts.append(("Requests in the window", f"{counts['due']:,}: {counts['ok']:,} successful, {failed:,} failed"))
+    facts.append(("Started", str(run.manifest.get("started") or "not known")))
+    return facts
+
+
+def _latency_figures(run: Run, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    measured = run.measured
+    ok = measured[measured["status"] == "ok"]
+    found = []
+    for name in _FIGURES:
+        metric = METRIC_BY_NAME[name]
+        column = judged(summary, name) if name in ("ttft", "e2e") else metric.column
+        entry = summary["latency"].get(column)
+        if not entry:
+            continue
+        metric = next(metric for metric in METRICS if metric.column == column)
+        if metric.sample == "gap":
+            gaps = run.tokens()
+            values = gaps.loc[gaps["in_window"] & (gaps["status"] == "ok"), "itl_s"].to_numpy()
+        else:
+            values = ok[column].to_numpy(dtype=np.float64)
+        note = None
+        if entry.get("merged_share"):
+            note = f"{percent(entry['merged_share'])} of the gaps stand for several tokens that came in one chunk."
+        svg = latency_figure(values, entry, name=f"figure-{name}", title=metric.title, sample=metric.sample)
+        found.append(
+            {
+                "id": f"latency-{name}",
+                "title": metric.title,
+                "definition": metric.definition,
+                "samples": plural(int(entry["samples"]), metric.sample),
+                "note": note,
+                "svg": Markup(svg),
+            }
+        )
+    return found
+
+
+def _slowest(run: Run) -> list[dict[str, Any]]:
+    """The successful measured requests with the longest end-to-end latency, and where their time went."""
+    measured = run.measured
+    ok = measured[measured["status"] == "ok"]
+    column = "e2e_from_intended_s" if ok["e2e_from_intended_s"].notna().any() else "e2e_s"
+    slowest = ok[ok[column].notna()].nlargest(SLOWEST, column)
+    longest = float(slowest[column].max()) if len(slowest) else 1.0
+    rows = []
+    for _, request in slowest.iterrows():
+        total = float(request[column])
+        lag = float(request["send_lag_s"]) if column == "e2e_from_intended_s" else 0.0
+        first = float(request["ttft_s"])
+        phases = (lag, first, max(0.0, total - lag - first))
+        rows.append(
+            {
+                "index": _count(request["index"]),
+                "due": f"{request['due_s']:.2f}",
+                "lag": milliseconds(lag) if column == "e2e_from_intended_s" else MISSING,
+                "first": milliseconds(first),
+                "decode": milliseconds(phases[2]),
+                "total": milliseconds(total),
+                "prompt": _count(request["prompt_tokens"]),
+                "output": _count(request["tokens"]),
+                "widths": [f"{phase / max(longest, 1e-9) * 100:.1f}" for phase in phases],
+            }
+        )
+    return rows
+
+
+def _count(value: Any) -> str:
+    return MISSING if pd.isna(value) else f"{int(value):,}"
+
+
+def _failures(run: Run) -> list[tuple[str, str, str]]:
+    """Failed requests of the window grouped by what happened, the most frequent first: status, message, count."""
+    measured = run.measured
+    failed = measured[measured["status"] != "ok"]
+    counted = Counter(
+        (str(status), redacted(str(text)))
+        for status, text in zip(failed["status"], failed["error"].fillna("no message"), strict=True)
+    )
+    return [(status, text, f"{count:,}") for (status, text), count in counted.most_common(SLOWEST)]
+
+
+def _environment(run: Run) -> list[tuple[str, list[tuple[str, str]]]]:
+    """What is needed to judge and repeat the run: titled lists of name and value."""
+    manifest = run.manifest
+    sections = [
+        ("Engine", manifest.get("engine")),
+        ("Model", manifest.get("model")),
+        ("Load", manifest.get("load")),
+        ("Hardware", manifest.get("hardware")),
+        ("Versions", manifest.get("versions")),
+        ("Source", manifest.get("git")),
+        (
+            "Repeatability",
+            {
+                "seed": manifest.get("seed"),
+                "schedule hash (SHA-256)": manifest.get("schedule_hash"),
+                "started": manifest.get("started"),
+                "finished": manifest.get("finished"),
+                "run directory": str(run.path),
+            },
+        ),
+    ]
+    return [
+        (title, [(key, _written(shown(key, value))) for key, value in flatten(section).items()])
+        for title, section in sections
+        if isinstance(section, Mapping) and section
+    ]
+
+
+def _written(value: Any) -> str:
+    if value is None:
+        return MISSING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:,.6g}"
+    if isinstance(value, list | dict) and not value:
+        return "none"
+    return str(value)
+
+
+def repeat_commands(run: Run) -> list[str]:
+    """Command lines that repeat the run and open it, from the overrides that Hydra kept with the run.
+
+    A value that is a secret is not written; such a command has to be completed by hand.
+    """
+    commands = []
+    file = run.path / ".hydra" / "overrides.yaml"
+    if file.is_file():
+        try:
+            overrides = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError):
+            overrides = None  # a report without this line is better than none
+        if isinstance(overrides, list):
+            words = [_override(str(override)) for override in overrides]
+            commands.append(shlex.join(["python", "-m", "muai_lab", "run", *words]))
+    program = f"from muai_lab.analysis import load_run; print(load_run({str(run.path)!r}).requests.describe())"
+    commands.append(shlex.join(["python", "-c", program]))
+    return commands
+
+
+def _override(text: str) -> str:
+    key, equals, value = text.partition("=")
+    return f"{key}={shown(key.lstrip('+~'), value)}" if equals else text

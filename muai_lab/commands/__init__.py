@@ -1,1 +1,1 @@
-""""""
+"""Sub-commands: arguments, progress and exit status; no logic."""

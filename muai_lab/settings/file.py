@@ -25,9 +25,13 @@ class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader; numbers such as 1e3 are numbers, as in YAML 1.2 (YAML 1.1 has them as strings)."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+def understand_exponents(yaml_class: type[yaml.SafeLoader | yaml.SafeDumper]) -> None:
+    """Teach a loader to read 1e3 as a number, or a dumper to quote the string "1e3"."""
+    pattern = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
+    yaml_class.add_implicit_resolver("tag:yaml.org,2002:float", pattern, list("-+0123456789"))
+
+
+understand_exponents(_Loader)
 
 
 def default_file() -> Path | None:

@@ -158,14 +158,13 @@ def _check(merged: Mapping[str, Given], problems: list[str]) -> tuple[dict[str, 
 
 def check_value(key: Key, path: str, given: Given) -> object:
     """The valid form of one value; raises ValueError naming key, value, origin and what was expected."""
-    entry = path != key.path
     try:
-        if entry:
-            name = path.removeprefix(f"{key.path}.")
-            checked = key.check({name: given.value})
-            assert isinstance(checked, dict)
-            return checked[name]
-        return key.check(given.value)
+        if path == key.path:
+            return key.check(given.value)
+        if not isinstance(given.value, str):
+            raise ValueError("expected a string")
+        key.check({path.removeprefix(f"{key.path}."): given.value})
+        return given.value
     except ValueError as error:
         shown = "(value not shown)" if key.hidden else f"= {key.shown(given.value)}"
         raise ValueError(f"{path} {shown} ({given.origin}): {error}") from None

@@ -1,0 +1,217 @@
+"""Settings from Hydra's configuration groups and command-line overrides.
+
+Hydra composes; then one function turns the outcome into the frozen tree, and nothing behind it sees omegaconf. What a
+chosen option or an override sets is laid over environment and file; what they leave alone follows environment, file and
+defaults. No state is kept in this module, so jobs may run in other processes.
+
+Before a run, every job of the invocation is composed and resolved once: a typing mistake is answered with the valid
+names instead of a traceback, and a sweep never dies at its fifth job of one.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from muai_lab.errors import SettingsError
+from muai_lab.settings.catalogue import find_key
+from muai_lab.settings.hydra_groups import compose_config, hydra_session
+from muai_lab.settings.load import Resolved, flatten, load_settings
+from muai_lab.settings.origin import OVERRIDE, Layer, Origin
+from muai_lab.settings.overrides import name_problems, parse_overrides
+
+# Above this many jobs not every combination is composed, only every value of every swept key once.
+MOST_COMBINATIONS = 24
+# A folder's name may have 255 bytes; the job's number and some room to spare come off.
+_LONGEST_FOLDER_NAME = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Jobs:
+    """What an invocation will run.
+
+    swept, constant: groups and keys that have several values, and those that have one, in order. combinations: how many
+    jobs. described: the swept values fit into the name of a job's folder.
+    """
+
+    swept: tuple[str, ...] = ()
+    constant: tuple[str, ...] = ()
+    combinations: int = 1
+    described: bool = False
+
+
+def compose(argv: Sequence[str]) -> Resolved:
+    """Resolve group choices (`batcher=latency`) and overrides (`arrival.rate=8`) without running anything.
+
+    Raises SettingsError for a mistyped group, option or key, with the nearest valid ones, and for invalid values.
+    """
+    parsed, problems = parse_overrides(argv)
+    sweeps = [override.get_key_element() for override in parsed if override.is_sweep_override()]
+    problems += [f"{key}: one value is expected here, not several" for key in sweeps]
+    with hydra_session(parsed) as loader:
+        _stop_at(problems + name_problems(parsed, loader))
+        return _compose_job([override.input_line or "" for override in parsed])
+
+
+def resolve_job(cfg: DictConfig) -> Resolved:
+    """The settings of the task that Hydra runs at this moment; cfg: what it handed to the task."""
+    return _resolve(cfg, OmegaConf.create({"hydra": HydraConfig.get()}).hydra)
+
+
+def check_overrides(argv: Sequence[str], *, multirun: bool = False) -> Jobs:
+    """Check everything that this invocation of `run` would compose, before anything runs.
+
+    argv: overrides only. multirun: several values per key are allowed (an experiment may ask for that by itself).
+
+    Raises SettingsError: mistyped groups, options and keys with the nearest valid ones; invalid values with the job in
+    which they occur; a secret on the command line, which Hydra would print and write down.
+    """
+    parsed, problems = parse_overrides(argv)
+    secrets = [key for override in parsed if (key := find_key(override.key_or_group)) is not None and key.secret]
+    problems += [
+        f"{key.path}: a secret does not belong on the command line, which run directories record; "
+        f"set {key.env_long} or use the configuration file"
+        for key in secrets
+    ]
+    with hydra_session(parsed) as loader:
+        _stop_at(problems + name_problems(parsed, loader))
+        first = [next(_lines(override)) for override in parsed]
+        cfg = compose_config(first)
+        multirun = multirun or str(cfg.hydra.mode).endswith("MULTIRUN")
+        swept = [override for override in parsed if override.is_sweep_override()]
+        if not multirun:
+            _stop_at([f"{override.get_key_element()}: several values need -m (--multirun)" for override in swept])
+            _compose_job(first)
+            return Jobs()
+        everything = _with_sweeper_params(parsed, cfg)
+        _stop_at(name_problems(everything, loader))
+        return _check_jobs(everything)
+
+
+def _stop_at(problems: list[str]) -> None:
+    if problems:
+        raise SettingsError(problems)
+
+
+def _with_sweeper_params(overrides: list[Override], cfg: DictConfig) -> list[Override]:
+    """The overrides after those that an experiment asks for, as the sweeper will see them; the last of a key counts."""
+    params = cfg.hydra.sweeper.get("params") or {}
+    lines = [f"{key}={value}" for key, value in params.items()]
+    asked, problems = parse_overrides(lines)
+    _stop_at(problems)
+    by_key = {override.get_key_element(): override for override in [*asked, *overrides]}
+    return list(by_key.values())
+
+
+def _lines(override: Override) -> Iterator[str]:
+    """The override with each of its values, one line each."""
+    if override.is_sweep_override() and override.is_discrete_sweep():
+        for value in override.sweep_string_iterator():
+            yield f"{override.get_key_element()}={value}"
+    else:
+        yield override.input_line or ""
+
+
+def _check_jobs(overrides: list[Override]) -> Jobs:
+    values = [list(_lines(override)) for override in overrides]
+    names = [override.key_or_group for override in overrides]
+    swept = tuple(name for name, lines in zip(names, values, strict=True) if len(lines) > 1)
+    constant = tuple(name for name in names if name not in swept)
+    combinations = 1
+    for lines in values:
+        combinations *= len(lines)
+    if combinations <= MOST_COMBINATIONS:
+        jobs = [list(job) for job in itertools.product(*values)]
+    else:
+        base = [lines[0] for lines in values]
+        jobs = [base] + [
+            [*base[:place], line, *base[place + 1 :]] for place, lines in enumerate(values) for line in lines[1:]
+        ]
+    problems: list[str] = []
+    longest = 0
+    for job in jobs:
+        labels = [line for line, lines in zip(job, values, strict=True) if len(lines) > 1]
+        longest = max(longest, len(",".join(labels).encode()))
+        try:
+            _compose_job(job)
+        except SettingsError as error:
+            where = f"{' '.join(labels)}: " if labels else ""
+            problems += [f"{where}{problem}" for problem in error.problems]
+    _stop_at(problems)
+    plain = not any("/" in line for lines in values if len(lines) > 1 for line in lines)
+    return Jobs(swept, constant, combinations, bool(swept) and plain and longest <= _LONGEST_FOLDER_NAME)
+
+
+def _compose_job(overrides: Sequence[str]) -> Resolved:
+    """One job's settings; needs an open `hydra_session`. overrides: one value each."""
+    cfg = compose_config(overrides)
+    return _resolve(cfg, cfg.hydra)
+
+
+def _resolve(cfg: DictConfig, hydra: DictConfig) -> Resolved:
+    parsed = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
+    choices = {str(group): option for group, option in hydra.runtime.choices.items()}
+    given: dict[str, object] = {}
+    for override in parsed:
+        if override.key_or_group not in choices and not override.is_hydra_override():
+            given[override.key_or_group] = override.value()
+    folders = [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
+    layers = _choice_layers(cfg, choices, folders)
+    file = _select(cfg, "config_file")
+    overrides = {path: _select(cfg, path) for path in flatten(given, OVERRIDE)}
+    return load_settings(None if file is None else str(file), overrides=overrides, choices=layers)
+
+
+def _select(cfg: DictConfig, path: str) -> object:
+    try:
+        value = OmegaConf.select(cfg, path)
+        return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    except OmegaConfBaseException as error:
+        raise SettingsError([f"{path}: {' '.join(str(error).split())}"]) from None
+
+
+def _choice_layers(cfg: DictConfig, choices: Mapping[str, object], folders: Sequence[Path]) -> list[Layer]:
+    """What each chosen option sets, one layer each; an experiment lies above the other groups."""
+    layers = []
+    for group in sorted(choices, key=lambda name: name == "experiment"):
+        option = choices[group]
+        if isinstance(option, str) and not group.startswith("hydra/"):
+            name, _, package = group.partition("@")
+            values = {
+                path: _select(cfg, path) if "${" in str(value) else value
+                for path, value in _option_values(name, option, package, folders).items()
+            }
+            layers.append(flatten(values, Origin("group", f"{group}={option}")))
+    return layers
+
+
+def _option_values(group: str, option: str, package: str, folders: Sequence[Path]) -> dict[str, object]:
+    """What the option's file sets, by dotted path, over what files of the same group set that it builds on."""
+    file = next((path for folder in folders if (path := folder / group / f"{option}.yaml").is_file()), None)
+    if file is None:
+        return {}
+    content = OmegaConf.to_container(OmegaConf.load(file))
+    if not isinstance(content, dict):
+        return {}
+    if not package:
+        header = re.search(r"^# *@package +(\S+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+        package = header[1] if header else "_group_"
+    package = package.replace("_global_", "").replace("_group_", group.replace("/", ".")).strip(".")
+    values: dict[str, object] = {}
+    for entry in content.pop("defaults", []):
+        if isinstance(entry, str) and entry != "_self_" and not entry.startswith("/"):
+            values.update(_option_values(group, entry, package, folders))
+    content.pop("hydra", None)
+    prefix = f"{package}." if package else ""
+    own = flatten({f"{prefix}{name!s}": value for name, value in content.items()}, OVERRIDE)
+    values.update({path: given.value for path, given in own.items()})
+    return values

@@ -1,0 +1,106 @@
+"""Settings written down again: the file that a server runs, the record of a run, the environment of a child process.
+
+Secrets are never written to a file; a child process gets them through its environment.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+
+import yaml
+from pydantic import BaseModel, SecretStr
+
+from muai_lab.settings.catalogue import ENVIRONMENT_PREFIXES, Choice, Group, Key, catalogue, keys_by_path
+from muai_lab.settings.file import FILE_SECTIONS, understand_exponents
+from muai_lab.settings.lab import LabSettings
+from muai_lab.settings.load import Resolved
+
+_INDENT = "  "
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's safe dumper; writes strings such as "1e3" so that our loader reads them as strings."""
+
+
+understand_exponents(_Dumper)
+
+
+def yaml_value(value: object) -> str:
+    """One value in one line of YAML."""
+    plain = list(value) if isinstance(value, tuple) else value
+    text = yaml.dump(plain, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=float("inf"))
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def dump_optimization_yaml(settings: LabSettings) -> str:
+    """The `optimization` and `monitoring` sections in the specification's shape: what `serve` runs unchanged.
+
+    Loading the text gives the same settings. A key for which "not set" means something of its own
+    (`optimization.cache.max_memory_mb`) is written as a comment where no layer had set it. Secrets are null, with a
+    comment that names the variable which brings them back.
+    """
+    tree = catalogue()
+    lines = []
+    for name in FILE_SECTIONS:
+        group = tree.children[name]
+        assert isinstance(group, Group)
+        lines += [f"{name}:", *_section_lines(group, getattr(settings, name), _INDENT, _no_comment), ""]
+    return "\n".join(lines[:-1]) + "\n"
+
+
+def dump_config_yaml(resolved: Resolved) -> str:
+    """The whole tree as YAML, each value with its origin as a comment; the record that is kept with a run."""
+    header = f"# file: {resolved.file if resolved.file is not None else 'none'}"
+    lines = _section_lines(catalogue(), resolved.settings, "", lambda key: str(resolved.origin(key.path)))
+    return "\n".join([header, *lines]) + "\n"
+
+
+def _no_comment(key: Key) -> str:
+    return ""
+
+
+def _section_lines(node: Group | Choice, section: BaseModel, indent: str, comment: Callable[[Key], str]) -> list[str]:
+    group = node if isinstance(node, Group) else node.kinds[str(getattr(section, node.discriminator))]
+    lines = []
+    for name, child in group.children.items():
+        value = getattr(section, name)
+        if isinstance(child, Key):
+            lines.append(indent + _key_line(child, value, name in section.model_fields_set, comment(child)))
+        else:
+            lines += [f"{indent}{name}:", *_section_lines(child, value, indent + _INDENT, comment)]
+    return lines
+
+
+def _key_line(key: Key, value: object, was_set: bool, comment: str) -> str:
+    if isinstance(value, SecretStr):
+        return f"{key.name}: null  # a secret, left out; {key.env_long} brings it back"
+    line = f"{key.name}: {yaml_value(value)}"
+    if key.unset_matters and not was_set:
+        line = f"# {line} (not set)"
+    return f"{line}  # {comment}" if comment else line
+
+
+def secret_environment(settings: LabSettings) -> dict[str, str]:
+    """The variables that carry the secrets to a child process, by their systematic names."""
+    carried = {}
+    for key in keys_by_path().values():
+        if key.secret and key.env_long is not None:
+            value: object = settings
+            for name in key.path.split("."):
+                value = getattr(value, name)
+            if isinstance(value, SecretStr):
+                carried[key.env_long] = value.get_secret_value()
+    return carried
+
+
+def child_environment(settings: LabSettings, environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment for a child that gets the resolved settings as a file.
+
+    Variables that set settings are taken out, since they are in the file already and would be laid over it again;
+    the secrets, which are not in the file, are put in. environ: None means the process's own.
+    """
+    prefixes = tuple(ENVIRONMENT_PREFIXES.values())
+    inherited = os.environ if environ is None else environ
+    kept = {name: value for name, value in inherited.items() if not name.startswith(prefixes)}
+    return kept | secret_environment(settings)

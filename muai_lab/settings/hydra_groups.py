@@ -1,0 +1,95 @@
+"""Hydra, set up with our configuration groups and with base nodes generated from the settings' schema."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, SecretStr
+
+import muai_lab
+from muai_lab.errors import MuaiError, SettingsError
+from muai_lab.settings.catalogue import Choice, Group, Key, catalogue
+from muai_lab.settings.lab import LabSettings
+from muai_lab.settings.load import load_settings
+
+PRIMARY = "config"
+BASE_NODE = "muai_settings"
+_HIDDEN = "***"
+
+
+def groups_folder() -> Path:
+    """The folder of the configuration groups: inside the package in a wheel, `conf/` at the top of a checkout."""
+    package = Path(muai_lab.__file__).resolve().parent
+    for folder in (package / "_hydra", package.parent / "conf"):
+        if (folder / f"{PRIMARY}.yaml").is_file():
+            return folder
+    raise MuaiError(f"the configuration groups are missing: neither {package / '_hydra'} nor {package.parent / 'conf'}")
+
+
+@contextmanager
+def hydra_session(overrides: Sequence[Override]) -> Iterator[ConfigLoader]:
+    """Hydra, ready to compose with our groups and base nodes; what was set up before is put back at the end."""
+    register_base_nodes(overrides)
+    with initialize_config_dir(str(groups_folder()), job_name="muai_lab", version_base="1.3"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        yield hydra.config_loader
+
+
+def register_base_nodes(overrides: Sequence[Override]) -> None:
+    """Give Hydra every key of the settings, with the values of file and environment, so that `--cfg job` is the truth.
+
+    Where the file itself is swept over, or a layer has errors, the nodes hold defaults: the errors are reported when
+    the job is resolved, and the values are taken from the layers again then.
+    """
+    named = [override for override in overrides if override.key_or_group == "config_file"]
+    file = named[-1].value() if named and not named[-1].is_sweep_override() else None
+    try:
+        settings = load_settings(file if isinstance(file, str) else None).settings
+    except SettingsError:
+        settings = LabSettings()
+    node = _base_node(catalogue(), settings)
+    node["config_file"] = None
+    ConfigStore.instance().store(name=BASE_NODE, node=node, provider="muai_lab")
+
+
+def _base_node(node: Group | Choice, section: BaseModel) -> dict[str, Any]:
+    """Plain values of every key; for a choice the keys of all its kinds, null where the kind in force has none."""
+    data: dict[str, Any] = {}
+    for group in [node] if isinstance(node, Group) else node.kinds.values():
+        for name, child in group.children.items():
+            if name not in data:
+                value: Any = getattr(section, name, None)
+                data[name] = _plain(value) if isinstance(child, Key) else _base_node(child, value)
+    return data
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, SecretStr):
+        return _HIDDEN
+    if isinstance(value, str):
+        return value.replace("${", "\\${")  # else omegaconf would take it for an interpolation
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def compose_config(overrides: Sequence[str]) -> DictConfig:
+    """Hydra's composed configuration with its `hydra` node; needs an open `hydra_session`."""
+    try:
+        return hydra_compose(PRIMARY, list(overrides), return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        reasons = [str(reason) for reason in (error, error.__cause__) if reason is not None]
+        raise SettingsError([" ".join(" ".join(reasons).split())]) from None

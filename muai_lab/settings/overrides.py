@@ -1,0 +1,83 @@
+"""Command-line overrides: parsing them, and answering a mistyped name with the valid ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+from muai_lab.settings.catalogue import catalogue, find_key, keys_by_path, mapping_paths, sections
+from muai_lab.settings.nearest import did_you_mean, nearest, nearest_path
+
+
+def parse_overrides(lines: Sequence[str]) -> tuple[list[Override], list[str]]:
+    """Parse `key=value` arguments: those that can be read, and the problems of the others (never with their values)."""
+    parser = OverridesParser.create()
+    parsed: list[Override] = []
+    problems: list[str] = []
+    for line in lines:
+        key, equals, _ = line.partition("=")
+        if line.startswith("-"):
+            problems.append(f"{key}: no such option; overrides look like group=option or key=value")
+        elif not equals and not line.startswith("~"):
+            problems.append(f"{line}: overrides look like group=option or key=value")
+        else:
+            try:
+                parsed.append(_open_mapping(parser.parse_override(line)))
+            except HydraException:
+                problems.append(f"{key}: the value cannot be read; put it in quotes: '{key}=\"...\"'")
+    return parsed, problems
+
+
+def _open_mapping(override: Override) -> Override:
+    """An entry of an open mapping may be new: what Hydra wants a `++` for."""
+    line = override.input_line or ""
+    if line[0] in "+~" or not override.key_or_group.startswith(tuple(f"{path}." for path in mapping_paths())):
+        return override
+    parser = OverridesParser.create()
+    return parser.parse_override(f"++{line}")
+
+
+def name_problems(overrides: Sequence[Override], loader: ConfigLoader) -> list[str]:
+    """A problem for every group, option and key that does not exist, with the nearest valid ones."""
+    groups = loader.get_group_options("", ObjectType.GROUP)
+    return [problem for override in overrides for problem in _name_problems(override, groups, loader)]
+
+
+def _name_problems(override: Override, groups: list[str], loader: ConfigLoader) -> list[str]:
+    name = override.key_or_group
+    if override.is_hydra_override() or name.startswith("hydra"):
+        return []
+    if name in groups:
+        return _option_problems(override, loader)
+    if override.is_delete():
+        return [f"~{name}: a setting cannot be taken away, only given another value"]
+    if find_key(name) is not None or name in sections():
+        return []
+    own_groups = [group for group in groups if group != "hydra"]
+    matches = nearest(name, own_groups, limit=1) if "." not in name else []
+    matches += nearest_path(name, [*keys_by_path(), *sections()])
+    top = [path for path in catalogue().children if path not in own_groups]
+    hint = did_you_mean(matches[:3]) or f"; groups: {', '.join(own_groups)}; further top-level keys: {', '.join(top)}"
+    return [f"{name}: no such group or key{hint}"]
+
+
+def _option_problems(override: Override, loader: ConfigLoader) -> list[str]:
+    group = override.key_or_group
+    options = loader.get_group_options(group, ObjectType.CONFIG)
+    if override.is_delete():
+        return []
+    if override.is_sweep_override():
+        wanted = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else []
+    else:
+        wanted = [override.get_value_element_as_str()]
+    listed = ", ".join(option for option in options)
+    return [
+        f"{group}={option}: no such option{did_you_mean(nearest(option, options, limit=1))} (valid: {listed})"
+        for option in wanted
+        if option not in options and option != "null" and "/" not in option
+    ]

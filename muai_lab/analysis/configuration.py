@@ -22,6 +22,7 @@ _SECRET_TEXT = re.compile(
     r"|(?P<bare>\bsk-[\w-]{8,})",
     re.I,
 )
+_VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
 _URL = re.compile(r"https?://[^\s\"'<>]+", re.I)
 
 
@@ -32,6 +33,8 @@ def shown(key: str, value: Any) -> Any:
     if _SECRET_NAME.search(key):
         return HIDDEN
     if isinstance(value, str):
+        if key.endswith("api_key_env") and not _VARIABLE.fullmatch(value):
+            return HIDDEN  # meant to be the name of a variable, but people paste the key itself
         return redacted(value)
     if isinstance(value, Mapping):
         return {name: shown(f"{key}.{name}", entry) for name, entry in value.items()}

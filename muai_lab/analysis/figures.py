@@ -24,7 +24,7 @@ _DOTS = 700
 _CURVE_POINTS = 240
 _BINS = 120
 _WIDE = 30.0  # ratio of largest to middle value from which an axis is logarithmic
-_TAIL = (0.0, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999)
+_TAIL = (0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999)
 
 
 def latency_figure(values_s: Floats, summary: Mapping[str, Any], *, name: str, title: str, sample: str) -> str:
@@ -61,6 +61,8 @@ def _histogram(axes: Axes, values: Floats, marks: Mapping[str, float], sample: s
     axes.stairs(counts, edges, fill=True, color=BLUE, alpha=0.75, linewidth=0)
     if wide:
         _log_axis(axes.set_xscale, axes.xaxis)
+    else:
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
     axes.set_ylim(0, max(float(counts.max()) * 1.18, 1.0))
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -68,18 +70,16 @@ def _histogram(axes: Axes, values: Floats, marks: Mapping[str, float], sample: s
     axes.set_title(f"How often: {sample}s per bin", loc="left")
     axes.grid(visible=False, axis="x")
     top = axes.get_ylim()[1]
-    for key, side in (("p50", "left"), ("p99", "right")):
-        if key not in marks:
-            continue
+    texts = {key: f"{key} {number(marks[key])}" for key in ("p50", "p99") if key in marks}
+    # p50 is named to the right of its line, p99 to the left of its own; where both do not fit, only p50 is named.
+    room = _fraction(axes, marks["p99"]) - _fraction(axes, marks["p50"]) if "p99" in marks else 0.0
+    fits = room > 0.018 * sum(map(len, texts.values()))
+    for key, text in texts.items():
         axes.axvline(marks[key], color=INK, linewidth=0.9, linestyle="-" if key == "p50" else (0, (4, 2)))
-        # p50 is named to the right of its line, p99 to the left: they cannot run into each other or out of the axes
-        # unless they are close, and then only p50 is named.
-        near = key == "p99" and _fraction(axes, marks["p99"]) - _fraction(axes, marks["p50"]) < 0.22
-        if not near:
-            offset = (3, -2) if side == "left" else (-3, -2)
-            axes.annotate(
-                f"{key} {number(marks[key])}", (marks[key], top), offset, textcoords="offset points", ha=side, va="top"
-            )
+        if key == "p50":
+            axes.annotate(text, (marks[key], top), (3, -2), textcoords="offset points", ha="left", va="top")
+        elif fits:
+            axes.annotate(text, (marks[key], top), (-3, -2), textcoords="offset points", ha="right", va="top")
 
 
 def _fraction(axes: Axes, value: float) -> float:
@@ -139,16 +139,16 @@ def timeline_figure(run: Run, *, name: str) -> str | None:
         panels = list(figure.subplots(5, 1, sharex=True, height_ratios=(1.0, 1.0, 0.8, 0.8, 1.2)))
         _request_rates(panels[0], requests, edges)
         _token_rate(panels[1], run, edges)
-        _gauge(panels[2], running, "Running sequences (server)", GREEN, end)
-        _gauge(panels[3], waiting, "Waiting requests (server)", ORANGE, end)
         at = np.linspace(0.0, end, 400)
-        panels[3].plot(at, in_flight(requests, at), color=MUTED, linewidth=0.9, label="due and not over (client)")
-        _legend(panels[3])
+        panels[2].plot(at, in_flight(requests, at), color=MUTED, linewidth=0.9, label="due and not over (client)")
+        _gauge(panels[2], running, "Requests in the system", GREEN, end, "running (server)")
+        _legend(panels[2])
+        _gauge(panels[3], waiting, "Requests waiting (server)", ORANGE, end)
         _first_tokens(panels[4], requests)
         for panel in panels:
             _shade(panel, window, end)
         panels[0].set_xlim(0.0, end)
-        panels[-1].set_xlabel("seconds from the start of the load (grey: warm-up and drain, not counted)")
+        panels[-1].set_xlabel("seconds from the start of the load (shaded: warm-up and drain, not counted)")
         figure.align_ylabels()
         described = (
             "Five panels over the seconds of the run: requests per second due and completed, output tokens per second, "
@@ -191,19 +191,20 @@ def _token_rate(axes: Axes, run: Run, edges: Floats) -> None:
     _from_zero(axes)
 
 
-def _gauge(axes: Axes, gauge: pd.Series | None, title: str, colour: str, end_s: float) -> None:
+def _gauge(
+    axes: Axes, gauge: pd.Series | None, title: str, colour: str, end_s: float, label: str | None = None
+) -> None:
     axes.set_title(title, loc="left")
     if gauge is None:
-        axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", va="center", color=MUTED)
+        what = label or "values of the server"
+        axes.text(0.5, 0.5, f"{what}: not recorded", transform=axes.transAxes, ha="center", va="center", color=MUTED)
     else:
         seen = gauge[(gauge.index >= 0) & (gauge.index <= end_s)]
         every = max(1, len(seen) // 600)
         thinned = (
             seen if every == 1 else seen.groupby(np.arange(len(seen)) // every).max().set_axis(seen.index[::every])
         )
-        axes.step(
-            thinned.index.to_numpy(), thinned.to_numpy(), where="post", color=colour, linewidth=1.3, label="waiting"
-        )
+        axes.step(thinned.index.to_numpy(), thinned.to_numpy(), where="post", color=colour, linewidth=1.3, label=label)
     _from_zero(axes)
 
 
@@ -249,7 +250,7 @@ def _thinned(values: Floats) -> NDArray[np.int64]:
 def _from_zero(axes: Axes) -> None:
     top = axes.get_ylim()[1]
     axes.set_ylim(0.0, max(top * 1.05, 1.0))
-    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
 
 

@@ -6,6 +6,7 @@ text that came from outside (errors, reasons, settings) is escaped, and secrets 
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from collections import Counter
@@ -133,17 +134,22 @@ def _cards(summary: Mapping[str, Any]) -> list[dict[str, str]]:
     cards = [
         _card("Requests", throughput["requests_per_s"], "per second"),
         _card("Output tokens", throughput["output_tokens_per_s"], "per second"),
-        _card("First token, median", estimate_of(summary, ttft, "p50"), "ms", 1e3),
-        _card("First token, p99", estimate_of(summary, ttft, "p99"), "ms", 1e3),
-        _card("Per token, median", estimate_of(summary, "tpot_s", "p50"), "ms", 1e3),
-        _card("Whole answer, median", estimate_of(summary, e2e, "p50"), "ms", 1e3),
+        _latency_card("First token, median", estimate_of(summary, ttft, "p50")),
+        _latency_card("First token, p99", estimate_of(summary, ttft, "p99")),
+        _latency_card("Per token, median", estimate_of(summary, "tpot_s", "p50")),
+        _latency_card("Whole answer, median", estimate_of(summary, e2e, "p50")),
     ]
     if slo:
         cards.append(_card("Met the SLO", slo["attainment"], "% of requests", 100.0))
-        cards.append(_card("Goodput", slo["goodput_rps"], "requests per second"))
+        cards.append(_card("Goodput", slo["goodput_rps"], "per second"))
     if not summary["requests"]["due"]:
         return []
     return cards
+
+
+def _latency_card(label: str, estimate: Mapping[str, Any] | None) -> dict[str, str]:
+    long = (value_of(estimate) or 0.0) >= 10.0
+    return _card(label, estimate, "s" if long else "ms", 1.0 if long else 1e3)
 
 
 def _card(label: str, estimate: Mapping[str, Any] | None, unit: str, scale: float = 1.0) -> dict[str, str]:
@@ -304,7 +310,9 @@ def repeat_commands(run: Run) -> list[str]:
         if isinstance(overrides, list):
             words = [_override(str(override)) for override in overrides]
             commands.append(shlex.join(["python", "-m", "muai_lab", "run", *words]))
-    program = f"from muai_lab.analysis import load_run; print(load_run({str(run.path)!r}).requests.describe())"
+    program = (
+        f"from muai_lab.analysis import load_run; print(load_run({json.dumps(str(run.path))}).requests.describe())"
+    )
     commands.append(shlex.join(["python", "-c", program]))
     return commands
 

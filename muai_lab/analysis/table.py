@@ -15,6 +15,7 @@ from muai_lab.analysis.sweep import summary_of
 from muai_lab.analysis.wording import (
     MISSING,
     SHORT_NAMES,
+    count,
     engine_line,
     estimate_of,
     interval,
@@ -87,7 +88,7 @@ def _slo(summary: Mapping[str, Any]) -> Grid | None:
     if slo is None:
         return None
     bounds = Slo(slo["ttft_ms"], slo["tpot_ms"], slo["e2e_ms"]).bounds_ms
-    promise = ", ".join(f"{name.upper()} <= {number(bound)} ms" for name, bound in bounds.items())
+    promise = ", ".join(f"{name.upper()} <= {bound:g} ms" for name, bound in bounds.items())
     kept = MISSING if slo["met"] is None else "kept" if slo["met"] else "not kept"
     attainment = slo["attainment"]
     between = "" if not interval(attainment) else f"{percent(attainment['low'])} to {percent(attainment['high'])}"
@@ -95,7 +96,7 @@ def _slo(summary: Mapping[str, Any]) -> Grid | None:
         ("attainment", percent(value_of(attainment)), kept, between),
         ("goodput", number(value_of(slo["goodput_rps"])), "requests/s", interval(slo["goodput_rps"])),
     ]
-    rows += [(f"missed: {reason}", str(count), "requests", "") for reason, count in (slo["missed"] or {}).items()]
+    rows += [(f"missed: {reason}", str(missed), "requests", "") for reason, missed in (slo["missed"] or {}).items()]
     title = f"SLO: {promise} for {percent(slo['quantile'])} of the requests"
     return Grid(title, ("", "value", "unit", "95 % interval"), tuple(rows), "lrlr")
 
@@ -107,7 +108,7 @@ def _server(summary: Mapping[str, Any]) -> Grid | None:
     rows = [
         ("running, mean", number(server["running_mean"]), "sequences"),
         ("waiting, mean", number(server["waiting_mean"]), "requests"),
-        ("waiting, most", number(server["waiting_max"]), "requests"),
+        ("waiting, most", count(server["waiting_max"]), "requests"),
         ("batch per step, mean", number(server["batch_mean"]), "sequences"),
         ("step, mean", milliseconds(server["step_mean_s"]), "ms"),
         ("CPU, mean", number(server["cpu_mean_percent"]), "%"),

@@ -33,6 +33,11 @@ def number(value: float | None) -> str:
     return written if float(written) else f"{value:.2g}"
 
 
+def count(value: float | None) -> str:
+    """A whole number with separators; `-` for what is missing."""
+    return MISSING if value is None or not math.isfinite(value) else f"{value:,.0f}"
+
+
 def milliseconds(value_s: float | None) -> str:
     """Seconds written as a number of milliseconds, without the unit."""
     return number(None if value_s is None else value_s * 1e3)

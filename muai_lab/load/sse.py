@@ -31,11 +31,6 @@ class SseParser:
             return payloads
         return self._feed_any(chunk)
 
-    @property
-    def pending(self) -> bool:
-        """Whether an event has begun and not ended; at the end of a stream such an event is lost."""
-        return bool(self._line or self._data)
-
     def _feed_any(self, chunk: bytes) -> list[bytes]:
         if self._skip_lf and chunk:
             chunk = chunk.removeprefix(b"\n")

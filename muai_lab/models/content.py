@@ -16,8 +16,8 @@ _MODEL_SUFFIXES = (*_WEIGHT_SUFFIXES, ".json", ".txt", ".model", ".jinja")
 def content_hash(directory: Path) -> str:
     """SHA-256 over the names and contents of the model's files (weights, configuration, tokenizer).
 
-    Weight files above 256 MiB go in by their first MiB and their size. Of a safetensors file that is the header with all
-    names, shapes and types, and the first weights.
+    Weight files above 256 MiB go in by their first MiB and their size. Of a safetensors file that is the header with
+    all names, shapes and types, and the first weights.
     """
     return _combine({path.name: _file_hash(path) for path in _model_files(directory)})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib import resources
 
 VOCAB_SIZE = 2048
@@ -27,6 +28,11 @@ def corpus() -> str:
     """The training text, with the line ends of every checkout made equal."""
     raw = resources.files("muai_lab.models").joinpath("corpus.txt").read_bytes()
     return raw.decode("utf-8").replace("\r\n", "\n")
+
+
+def words() -> frozenset[str]:
+    """Every word of the training text."""
+    return frozenset(re.findall(r"[^\W\d_]+", corpus()))
 
 
 def train(text: str) -> dict[str, object]:

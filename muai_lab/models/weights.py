@@ -6,9 +6,10 @@ bit could depend on a processor's vector width. As every weight is exact in bflo
 engine run the same model and differ by their activations only.
 
 What the scales are for: token choices that look like text and behave like those of a real model under test.
-- Attention scores spread widely (`SCORE_STD`), so each head picks a few places of the context; every layer adds as much
-  to the residual stream as the embedding brings. The next token hence depends on the whole context and its positions:
-  greedy output does not fall into a loop, and an engine that mixes up its key/value cache is found out.
+- Attention scores spread widely, so each head picks a few places of the context, and together the layers add more to
+  the residual stream than the embedding brought. The next token hence depends on the whole context and its positions:
+  greedy output does not fall into a loop, and an engine that mixes up its key/value cache is found out. A wider spread
+  would vary the output more, but also magnify rounding errors until engines disagree.
 - Hidden dimension 0 holds the same constant for every token and no layer writes to it. The output head's weight on it
   is a bias per token (neither architecture has one of its own): words are preferred, the end token is rare, and tokens
   that would not print never come.
@@ -35,11 +36,13 @@ class Scales:
     """Standard deviations that the drawn weights aim at.
 
     score: attention scores before the softmax. write: what one attention or feed-forward block adds to the residual
-    stream, the embedding being 1. logit: output logits. constant: value of hidden dimension 0 in the embedding.
+    stream, the embedding being 1. cross: the same for attention to an encoder's output, so that the first tokens depend
+    on the text already. logit: output logits. constant: value of hidden dimension 0 in the embedding.
     """
 
-    score: float = 3.0
-    write: float = 1.0
+    score: float
+    write: float
+    cross: float = 0.0
     logit: float = 2.5
     constant: float = 4.0
 
@@ -105,7 +108,8 @@ def qwen2_weights(seed: str, config: dict[str, object], bias: Tensor, scales: Sc
         tensors[f"{at}.self_attn.o_proj.weight"][0] = 0
         tensors[f"{at}.mlp.down_proj.weight"][0] = 0
     tensors["model.embed_tokens.weight"][:, 0] = scales.constant
-    tensors["lm_head.weight"] = _output_head(seed, hidden, bias, scales, writes=2 * layers)
+    variance = 1 + 2 * layers * scales.write * scales.write
+    tensors["lm_head.weight"] = _output_head(seed, bias, scales, hidden=hidden, variance=variance)
     return tensors
 
 
@@ -132,11 +136,11 @@ def t5_weights(seed: str, config: dict[str, object], bias: Tensor, scales: Scale
         put(name, shape, std)
         tensors[name][0] = 0
 
-    def put_attention(at: str) -> None:
+    def put_attention(at: str, write: float) -> None:
         put(f"{at}.q.weight", (width, hidden), score)
         put(f"{at}.k.weight", (width, hidden), score)
         put(f"{at}.v.weight", (width, hidden), fan_in)
-        put_write(f"{at}.o.weight", (hidden, width), scales.write / sqrt(width))
+        put_write(f"{at}.o.weight", (hidden, width), write / sqrt(width))
 
     put("shared.weight", (vocab, hidden), 1.0)
     tensors["shared.weight"][:, 0] = scales.constant
@@ -144,11 +148,11 @@ def t5_weights(seed: str, config: dict[str, object], bias: Tensor, scales: Scale
         put(f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight", (buckets, heads), scales.score)
         for layer in range(layers):
             at = f"{stack}.block.{layer}.layer"
-            put_attention(f"{at}.0.SelfAttention")
+            put_attention(f"{at}.0.SelfAttention", scales.write)
             put_norm(f"{at}.0.layer_norm.weight")
             feed_forward = 1
             if stack == "decoder":
-                put_attention(f"{at}.1.EncDecAttention")
+                put_attention(f"{at}.1.EncDecAttention", scales.cross)
                 put_norm(f"{at}.1.layer_norm.weight")
                 feed_forward = 2
             put(f"{at}.{feed_forward}.DenseReluDense.wi_0.weight", (inner, hidden), 1.5 * fan_in)
@@ -156,23 +160,23 @@ def t5_weights(seed: str, config: dict[str, object], bias: Tensor, scales: Scale
             put_write(f"{at}.{feed_forward}.DenseReluDense.wo.weight", (hidden, inner), scales.write / sqrt(inner))
             put_norm(f"{at}.{feed_forward}.layer_norm.weight")
         put_norm(f"{stack}.final_layer_norm.weight")
-    writes = 3 * _int(config, "num_decoder_layers")
-    tensors["lm_head.weight"] = _output_head(seed, hidden, bias, scales, writes=writes)
+    decoder_layers = _int(config, "num_decoder_layers")
+    variance = 1 + decoder_layers * (2 * scales.write * scales.write + scales.cross * scales.cross)
+    tensors["lm_head.weight"] = _output_head(seed, bias, scales, hidden=hidden, variance=variance)
     return tensors
 
 
-def _output_head(seed: str, hidden: int, bias: Tensor, scales: Scales, *, writes: int) -> Tensor:
+def _output_head(seed: str, bias: Tensor, scales: Scales, *, hidden: int, variance: float) -> Tensor:
     """Rows of random direction, plus `bias` through the constant dimension.
 
-    writes: number of blocks that add to the residual stream, which the final norm divides by. A row with a large bias
-    either way has nothing else in it: the end token never wins by chance, an unprintable token never comes.
+    variance: of the residual stream, which the final norm divides by. A row that is raised or far lowered has nothing
+    else in it: the end token never wins by chance, an unprintable token never comes.
     """
     import numpy as np
 
     head = draw(f"{seed}/lm_head.weight", (len(bias), hidden), scales.logit / sqrt(hidden))
     head[(bias > 0) | (bias < -10)] = 0
-    spread = sqrt(1 + scales.write * scales.write * writes)
-    head[:, 0] = round_to_bfloat16(bias * np.float32(spread / scales.constant))
+    head[:, 0] = round_to_bfloat16(bias * np.float32(sqrt(variance) / scales.constant))
     return head
 
 

@@ -302,6 +302,8 @@ def _connection_problem(error: Exception) -> str:
             return "the server closed the connection without an answer"
         case TimeoutError():
             return "no answer in time"
+        case aiohttp.ClientResponseError():
+            return f"not an HTTP answer: {error.message}"
         case aiohttp.ClientPayloadError():
             return "the connection broke off in the middle of the answer"
         case _:

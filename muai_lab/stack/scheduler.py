@@ -16,6 +16,8 @@ from muai_lab.engines.base import PrefillChunk
 from muai_lab.stack.events import Admitted, Event, Failed, Finished, Queued, Step, Token
 from muai_lab.stack.request import GenerationRequest
 
+_SPARE_DEADLINES = 64  # deadlines of ended requests that are not worth sweeping out
+
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
@@ -34,8 +36,12 @@ class BatchLimits:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The next step. Nothing to prefill or decode: sleep until `wait_until`, or until something is added (None)."""
+    """The next step: free the slots in `release`, then prefill, then decode.
 
+    Nothing to prefill or decode: sleep until `wait_until`, or until something is added (None).
+    """
+
+    release: tuple[int, ...] = ()
     prefill: tuple[PrefillChunk, ...] = ()
     decode: tuple[int, ...] = ()
     wait_until: float | None = None
@@ -61,14 +67,14 @@ class Scheduler:
     """Admits waiting requests first-in, first-out into slots and batches every step over the running ones.
 
     Prefill goes before decode within a step, and both may be in one plan, so a hold for a batch to form never stalls
-    sequences that are already decoding. Invariant: free slots + running sequences = slots.
+    sequences that are already decoding. Invariant: free slots + running sequences = slots. A slot is free as soon as
+    its sequence ends, since the next plan tells the engine to release it before anything else.
     """
 
     def __init__(self, limits: BatchLimits, *, slots: int, eos_token_ids: frozenset[int] = frozenset()) -> None:
         if limits.max_batch_size > slots:
             raise ValueError(f"max_batch_size {limits.max_batch_size} is more than the engine's {slots} slots")
         self.limits = limits
-        self._slots = slots
         self._eos = eos_token_ids
         self._waiting: OrderedDict[str, _Sequence] = OrderedDict()  # in order of arrival
         self._running: dict[str, _Sequence] = {}
@@ -102,6 +108,7 @@ class Scheduler:
         deadline = None if request.timeout_s is None else now + request.timeout_s
         self._waiting[name] = _Sequence(request, queued_at=now, deadline=deadline)
         if deadline is not None:
+            self._forget_ended_deadlines()
             heapq.heappush(self._deadlines, (deadline, name))
         self._events.append(Queued(name, now, len(request.prompt)))
 
@@ -112,7 +119,7 @@ class Scheduler:
             self._finish(sequence, "stop", now)
 
     def fail(self, request_id: str, now: float, *, status: str, message: str) -> None:
-        """End a request without a result (`cancelled`, `timeout`, `error`) and free its slot; ended ones are ignored."""
+        """End a request without a result (`cancelled`, `timeout`, `error`) and free its slot; ended ones: nothing."""
         sequence = self._waiting.pop(request_id, None) or self._running.get(request_id)
         if sequence is None:
             return
@@ -126,15 +133,16 @@ class Scheduler:
             self.fail(request_id, now, status=status, message=message)
 
     def plan(self, now: float) -> Plan:
-        """What to do next. The plan must be completed (or everything failed) before the next one is asked for."""
+        """What to do next. A plan that computes must be completed (or everything failed) before the next one."""
         if self._in_step is not None:
             raise RuntimeError("the last plan was not completed")
         self._expire(now)
         decode = tuple(sequence.slot for sequence in self._running.values() if sequence.slot is not None)
         prefill = tuple(self._admit(now)) if self._may_admit(now) else ()
+        release, self._released = tuple(self._released), []
         if not prefill and not decode:
-            return Plan(wait_until=self._next_time())
-        self._in_step = Plan(prefill=prefill, decode=decode)
+            return Plan(release, wait_until=self._next_time())
+        self._in_step = Plan(release, prefill, decode)
         return self._in_step
 
     def complete(self, tokens: Mapping[int, int], *, began: float, now: float) -> None:
@@ -166,23 +174,26 @@ class Scheduler:
         events, self._events = self._events, []
         return events
 
-    def take_released(self) -> list[int]:
-        """Slots that sequences left since the last call; the engine must release them before the next step."""
-        released, self._released = self._released, []
-        for slot in released:
-            heapq.heappush(self._free, slot)
-        return released
+    def _room(self) -> int:
+        """Sequences that could join now."""
+        return min(len(self._free), self.limits.max_batch_size - len(self._running))
 
     def _may_admit(self, now: float) -> bool:
-        if not self._waiting or len(self._running) >= self.limits.max_batch_size or not self._free:
+        room = self._room()
+        if not self._waiting or room <= 0:
             return False
-        oldest = next(iter(self._waiting.values()))
-        return len(self._waiting) >= self.limits.min_batch_size or now >= oldest.queued_at + self.limits.timeout_s
+        # Where fewer than min_batch_size fit, the batch is as large as it can get once these wait.
+        enough = min(self.limits.min_batch_size, room)
+        return len(self._waiting) >= enough or now >= self._hold_end()
+
+    def _hold_end(self) -> float:
+        """When the oldest waiting request has been held back for as long as is allowed."""
+        return next(iter(self._waiting.values())).queued_at + self.limits.timeout_s
 
     def _admit(self, now: float) -> list[PrefillChunk]:
         chunks: list[PrefillChunk] = []
         budget = self.limits.max_prefill_tokens
-        while self._waiting and self._free and len(self._running) < self.limits.max_batch_size:
+        while self._waiting and self._room() > 0:
             name, sequence = next(iter(self._waiting.items()))
             request = sequence.request
             if chunks and len(request.prompt) > budget:
@@ -228,28 +239,32 @@ class Scheduler:
         if sequence.slot is not None:
             del self._running[sequence.request.request_id]
             del self._by_slot[sequence.slot]
+            heapq.heappush(self._free, sequence.slot)
             self._released.append(sequence.slot)
             sequence.slot = None
 
     def _expire(self, now: float) -> None:
         while self._deadlines and self._deadlines[0][0] <= now:
-            deadline, name = heapq.heappop(self._deadlines)
-            sequence = self._waiting.get(name) or self._running.get(name)
-            if sequence is not None and sequence.deadline == deadline:
-                waited = now - sequence.queued_at
-                self.fail(name, now, status="timeout", message=f"the request's deadline passed after {waited:.1f} s")
+            entry = heapq.heappop(self._deadlines)
+            if self._is_open(entry):
+                self.fail(entry[1], now, status="timeout", message="the request was not finished before its deadline")
 
     def _next_time(self) -> float | None:
         """When waiting ends if nothing is added: the oldest request's hold, or the first deadline."""
-        times = []
-        if self._waiting and self._free:
-            times.append(next(iter(self._waiting.values())).queued_at + self.limits.timeout_s)
+        times = [self._hold_end()] if self._waiting else []
         while self._deadlines and not self._is_open(self._deadlines[0]):
             heapq.heappop(self._deadlines)
         if self._deadlines:
             times.append(self._deadlines[0][0])
         return min(times, default=None)
 
+    def _forget_ended_deadlines(self) -> None:
+        """Drop the deadlines of ended requests once they are most of the heap, which else grows with the traffic."""
+        if len(self._deadlines) > 2 * (len(self._waiting) + len(self._running)) + _SPARE_DEADLINES:
+            self._deadlines = [entry for entry in self._deadlines if self._is_open(entry)]
+            heapq.heapify(self._deadlines)
+
     def _is_open(self, entry: tuple[float, str]) -> bool:
-        sequence = self._waiting.get(entry[1]) or self._running.get(entry[1])
-        return sequence is not None and sequence.deadline == entry[0]
+        deadline, name = entry
+        sequence = self._waiting.get(name) or self._running.get(name)
+        return sequence is not None and sequence.deadline == deadline

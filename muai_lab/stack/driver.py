@@ -1,12 +1,13 @@
 """Runs a scheduler against a real engine, in a thread of its own.
 
-The thread owns scheduler and engine: everything else reaches them through its inbox, so there are no locks, and the event
-loop goes on answering while a step computes. The tokens of a step are handed over in one call while the next step already
-runs.
+The thread owns scheduler and engine: everything else reaches them through its inbox, so there are no locks, and the
+event loop goes on answering while a step computes. The tokens of a step are handed over in one call while the next step
+already runs.
 """
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -17,11 +18,19 @@ from muai_lab.stack.events import Event, Observer
 from muai_lab.stack.request import GenerationRequest
 from muai_lab.stack.scheduler import Plan, Scheduler
 
+log = logging.getLogger(__name__)
+
 Command = Callable[[float], None]
+
+_LONGEST_SLEEP_S = 3600.0  # a thread cannot wait for longer than some platform's limit; waking up early costs nothing
 
 
 class StepDriver:
-    """One engine thread. `deliver` gets every batch of events, in order, and must only pass them on."""
+    """One engine thread.
+
+    deliver: gets every batch of events, in order, on the engine's thread; it must only pass them on. Whatever engine,
+    scheduler or observers do, every request ends with an event, and a failure is told in `failure` and in the log.
+    """
 
     def __init__(
         self,
@@ -35,7 +44,7 @@ class StepDriver:
         self._engine = engine
         self._scheduler = scheduler
         self._deliver = deliver
-        self._observers = tuple(observers)
+        self._observers = list(observers)
         self._clock = clock
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._closing = False
@@ -56,9 +65,13 @@ class StepDriver:
         """End a request with success: its text met a stop string."""
         self._inbox.put(lambda now: self._scheduler.finish(request_id, now))
 
-    def cancel(self, request_id: str, message: str) -> None:
-        """End a request without a result and free its slot before the next step."""
-        self._inbox.put(lambda now: self._scheduler.fail(request_id, now, status="cancelled", message=message))
+    def fail(self, request_id: str, *, status: str, message: str) -> None:
+        """End a request without a result (see `Scheduler.fail`) and free its slot before the next step."""
+        self._inbox.put(lambda now: self._scheduler.fail(request_id, now, status=status, message=message))
+
+    def tell(self, events: Sequence[Event]) -> None:
+        """Show observers what happened outside the scheduler; on the engine's thread, like all events."""
+        self._inbox.put(lambda _now: self._show(events))
 
     def close(self) -> None:
         """End what still runs as cancelled, close the engine, end the thread. Blocks until the present step is over."""
@@ -71,31 +84,45 @@ class StepDriver:
 
     def _add(self, request: GenerationRequest, now: float) -> None:
         self._scheduler.add(request, now)
-        if self.failure is not None:
+        if self._closing:
+            self._scheduler.fail(request.request_id, now, status="cancelled", message="the stack was closed")
+        elif self.failure is not None:
             self._scheduler.fail(request.request_id, now, status="error", message=self.failure)
 
     def _run(self) -> None:
         plan = Plan()
-        while True:
-            # While there is work the inbox is only emptied; without work the thread sleeps in it. No polling.
-            self._take_commands(block=plan.empty, until=plan.wait_until)
-            if self.failure is None:
-                for slot in self._scheduler.take_released():
-                    self._engine.release(slot)
-            if self._closing:
-                break
-            plan = self._scheduler.plan(self._clock()) if self.failure is None else Plan()
-            self._flush()
-            if not plan.empty:
-                self._step(plan)
-                self._flush()
+        while not self._closing:
+            try:
+                plan = self._turn(plan)
+            except Exception as error:  # noqa: BLE001 - an engine may fail in any way; its requests must end, not hang
+                self._fail(error)
+                plan = Plan()
         self._flush()
-        self._engine.close()
+        try:
+            self._engine.close()
+        except Exception:  # the thread ends here, so nobody else could tell
+            log.exception("engine %s failed while it was closed", self._engine.info.name)
+
+    def _turn(self, previous: Plan) -> Plan:
+        """Take commands (sleep for them if there was nothing to compute), then plan and run one step."""
+        self._take_commands(block=previous.empty, until=previous.wait_until)
+        if self._closing or self.failure is not None:
+            self._flush()
+            return Plan()
+        plan = self._scheduler.plan(self._clock())
+        self._flush()
+        for slot in plan.release:
+            self._engine.release(slot)
+        if not plan.empty:
+            self._step(plan)
+            self._flush()
+        return plan
 
     def _take_commands(self, *, block: bool, until: float | None) -> None:
+        # While there is work the inbox is only emptied; without work the thread sleeps in it. No polling.
         try:
             if block:
-                timeout = None if until is None else max(0.0, until - self._clock())
+                timeout = None if until is None else min(max(0.0, until - self._clock()), _LONGEST_SLEEP_S)
                 self._inbox.get(timeout=timeout)(self._clock())
             while True:
                 self._inbox.get_nowait()(self._clock())
@@ -105,22 +132,33 @@ class StepDriver:
     def _step(self, plan: Plan) -> None:
         began = self._clock()
         tokens: dict[int, int] = {}
-        try:
-            if plan.prefill:
-                for chunk, token in zip(plan.prefill, self._engine.prefill(plan.prefill), strict=True):
-                    if token is not None:
-                        tokens[chunk.slot] = token
-            if plan.decode:
-                tokens.update(zip(plan.decode, self._engine.decode(plan.decode), strict=True))
-        except Exception as error:  # noqa: BLE001 - an engine may fail in any way; its requests must end, not hang
-            self.failure = f"engine {self._engine.info.name} failed in a step: {type(error).__name__}: {error}"
-            self._scheduler.fail_all(self._clock(), status="error", message=self.failure)
-            return
+        if plan.prefill:
+            for chunk, token in zip(plan.prefill, self._engine.prefill(plan.prefill), strict=True):
+                if token is not None:
+                    tokens[chunk.slot] = token
+        if plan.decode:
+            tokens.update(zip(plan.decode, self._engine.decode(plan.decode), strict=True))
         self._scheduler.complete(tokens, began=began, now=self._clock())
+
+    def _fail(self, error: Exception) -> None:
+        """The engine is done for: every request ends with this error, and so does every later one."""
+        name = self._engine.info.name
+        log.error("engine %s failed in a step", name, exc_info=error)
+        self.failure = f"engine {name} failed in a step: {type(error).__name__}: {error}"
+        self._scheduler.fail_all(self._clock(), status="error", message=self.failure)
+        self._flush()
 
     def _flush(self) -> None:
         events = self._scheduler.take_events()
-        if events:
-            self._deliver(events)
-            for observer in self._observers:
+        if not events:
+            return
+        self._deliver(events)
+        self._show(events)
+
+    def _show(self, events: Sequence[Event]) -> None:
+        for observer in tuple(self._observers):
+            try:
                 observer.observe(events)
+            except Exception:  # an observer's mistake must not end the requests that it looks at
+                log.exception("observer %r failed; it gets no more events", observer)
+                self._observers.remove(observer)

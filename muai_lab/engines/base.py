@@ -67,6 +67,8 @@ class StepEngine(ABC):
     info: EngineInfo
     slots: int
     eos_token_ids: frozenset[int]
+    vocab_size: int | None = None
+    """Token ids that the model has embeddings for; None: as many as its tokenizer knows."""
 
     @abstractmethod
     def prefill(self, chunks: Sequence[PrefillChunk]) -> list[int | None]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from muai_lab.engines.base import EngineInfo, StepEngine
+from muai_lab.engines.base import EngineInfo, Sampling, StepEngine
 from muai_lab.engines.selection import open_engine
 from muai_lab.errors import EngineError, InvalidRequest, Overloaded, RequestCancelled, RequestError, RequestTimeout
 from muai_lab.models.registry import ModelSource, resolve_model
@@ -21,6 +23,8 @@ from muai_lab.stack.text import OutputText
 
 if TYPE_CHECKING:
     from muai_lab.settings.schema import OptimizationSettings
+
+log = logging.getLogger(__name__)
 
 # What a rejected client is asked to wait. A constant, since the queue's own pace is not known before it moves.
 RETRY_AFTER_S = 1.0
@@ -75,8 +79,7 @@ class Generation:
     def cancel(self) -> None:
         """Give the request up: its slot is free before the next step. Ended requests are left alone."""
         if not self.ended:
-            self._fail(RequestCancelled(f"request {self.request_id} was cancelled"))
-            self._stack._cancel(self.request_id)
+            self._give_up(RequestCancelled(f"request {self.request_id} was cancelled"))
 
     def __aiter__(self) -> Generation:
         return self
@@ -102,7 +105,12 @@ class Generation:
             return
         self._new_tokens += 1
         self._output_tokens += 1
-        text = self._text.push(token)
+        try:
+            text = self._text.push(token)
+        except Exception as error:  # a tokenizer's fault ends this request, and no other
+            log.exception("request %s: its output cannot be decoded", self.request_id)
+            self._give_up(RequestError(f"token {token} cannot be decoded: {error}"))
+            return
         if text:
             self._pieces.append(text)
         if self._text.stopped:
@@ -113,11 +121,21 @@ class Generation:
     def _finish(self, reason: str) -> None:
         if self.ended:
             return
-        rest = self._text.end()
+        try:
+            rest = self._text.end()
+        except Exception as error:  # as above
+            log.exception("request %s: its output cannot be decoded", self.request_id)
+            self._fail(RequestError(f"the output's end cannot be decoded: {error}"))
+            return
         if rest:
             self._pieces.append(rest)
         self._finish_reason = "stop" if self._text.stopped else reason
         self._wake()
+
+    def _give_up(self, error: RequestError) -> None:
+        """End with `error`, and have the sequence ended too."""
+        self._fail(error)
+        self._stack._abandon(self.request_id, error)
 
     def _fail(self, error: RequestError) -> None:
         if not self.ended:
@@ -130,7 +148,10 @@ class Generation:
 
 
 class InferenceStack:
-    """One model served by one engine. `open` blocks; everything else runs on one event loop."""
+    """One model served by one engine. `open` blocks; everything else runs on one event loop.
+
+    `_open` holds the requests whose last event has not come yet, `_waiting` the ids of those without a slot.
+    """
 
     def __init__(
         self,
@@ -143,7 +164,6 @@ class InferenceStack:
         self.info = info
         self.tokenizer = tokenizer
         self._engine = engine
-        self._observers = tuple(observers)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._open: dict[str, Generation] = {}
         self._waiting: set[str] = set()
@@ -169,6 +189,7 @@ class InferenceStack:
         Raises ModelError or EngineError.
         """
         source = resolve_model(model, checkpoint or optimization.models.get(model))
+        tokenizer = load_tokenizer(source)
         batching = optimization.enabled and optimization.batcher.enabled
         slots = optimization.batcher.max_batch_size if batching else 1
         engine, skipped = open_engine(optimization, source, slots=slots)
@@ -178,16 +199,16 @@ class InferenceStack:
             timeout_s=optimization.batcher.batch_timeout_ms / 1000,
         )
         info = StackInfo(model, source, engine.info, skipped, queue_capacity)
-        return cls(info, load_tokenizer(source), engine, limits, observers)
+        return cls(info, tokenizer, engine, limits, observers)
 
     def submit(self, request: GenerationRequest) -> Generation:
         """Queue a request. Raises InvalidRequest for one that can never be served, Overloaded for one too many."""
         try:
             self._check(request)
         except (InvalidRequest, Overloaded, EngineError) as error:
-            self._tell([Rejected(time.monotonic(), str(error))])
+            self._driver.tell([Rejected(time.monotonic(), str(error))])
             raise
-        self._loop = asyncio.get_running_loop()
+        self._enter(asyncio.get_running_loop())
         generation = Generation(self, request, OutputText(self.tokenizer.stream(), request.stop))
         self._open[request.request_id] = generation
         self._waiting.add(request.request_id)
@@ -206,17 +227,18 @@ class InferenceStack:
     async def drain(self, timeout_s: float) -> None:
         """Refuse new requests, wait for those there are, cancel what is left after `timeout_s` seconds."""
         self._draining = True
-        if self._open:
+        if not self._open:
+            return
+        if self._idle is None:  # a second drain waits for the same moment
             self._idle = asyncio.Event()
-            try:
-                await asyncio.wait_for(self._idle.wait(), timeout_s)
-            except TimeoutError:
-                for generation in list(self._open.values()):
-                    generation._fail(RequestCancelled("the server is shutting down"))
-                    self._cancel(generation.request_id)
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+        except TimeoutError:
+            for generation in list(self._open.values()):
+                generation._give_up(RequestCancelled("the server is shutting down"))
 
     async def close(self) -> None:
-        """Cancel what still runs and free the engine."""
+        """Cancel what still runs, end the engine's thread and free the engine; a step that runs is waited for."""
         self._draining = True
         await asyncio.to_thread(self._driver.close)
 
@@ -225,19 +247,26 @@ class InferenceStack:
             raise Overloaded("the server is shutting down", retry_after_s=RETRY_AFTER_S, draining=True)
         if not self.healthy():
             raise EngineError(self.info.engine.name, self._driver.failure or "its thread ended")
-        if request.max_tokens < 1:
-            raise InvalidRequest(f"max_tokens must be at least 1, not {request.max_tokens}", param="max_tokens")
-        if not request.prompt:
-            raise InvalidRequest("the prompt is empty", param="prompt")
-        vocabulary = self.tokenizer.vocab_size
-        if min(request.prompt) < 0 or max(request.prompt) >= vocabulary:
-            raise InvalidRequest(f"prompt token ids must lie in 0..{vocabulary - 1}", param="prompt")
-        self._check_length(len(request.prompt), request.max_tokens)
         if request.request_id in self._open:
             raise InvalidRequest(f"request id {request.request_id!r} is already in use", param="request_id")
+        self._check_prompt(request.prompt)
+        _check_sampling(request.sampling)
+        if request.timeout_s is not None and not request.timeout_s > 0:
+            raise InvalidRequest(f"timeout_s must be more than 0, not {request.timeout_s}", param="timeout_s")
+        if request.max_tokens < 1:
+            raise InvalidRequest(f"max_tokens must be at least 1, not {request.max_tokens}", param="max_tokens")
+        self._check_length(len(request.prompt), request.max_tokens)
+        # Not `_waiting`: right after a burst, requests wait only for the engine's thread to look into its inbox.
         capacity = self.info.queue_capacity
-        if capacity is not None and len(self._waiting) >= capacity:
+        if capacity is not None and len(self._open) - self._engine.slots >= capacity:
             raise Overloaded(f"the queue is full ({capacity} requests wait)", retry_after_s=RETRY_AFTER_S)
+
+    def _check_prompt(self, prompt: Sequence[int]) -> None:
+        if not prompt:
+            raise InvalidRequest("the prompt is empty", param="prompt")
+        vocabulary = self._engine.vocab_size or self.tokenizer.vocab_size
+        if min(prompt) < 0 or max(prompt) >= vocabulary:
+            raise InvalidRequest(f"prompt token ids must lie in 0..{vocabulary - 1}", param="prompt")
 
     def _check_length(self, prompt_tokens: int, max_tokens: int) -> None:
         limit = self._engine.info.max_model_len
@@ -255,16 +284,31 @@ class InferenceStack:
                 code="context_length_exceeded",
             )
 
-    def _cancel(self, request_id: str) -> None:
-        self._driver.cancel(request_id, "cancelled by the client")
+    def _enter(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Speak to `loop` from now on; what a loop before it left behind can no longer be waited for, and ends."""
+        if self._loop is loop:
+            return
+        self._loop = loop
+        for request_id in self._open:
+            self._abandon(request_id, RequestCancelled("the event loop that asked for it ended"))
+        self._open.clear()
+        self._waiting.clear()
+
+    def _abandon(self, request_id: str, error: RequestError) -> None:
+        self._driver.fail(request_id, status=error.status, message=str(error))
 
     def _stopped(self, request_id: str) -> None:
         self._driver.finish(request_id)
 
     def _deliver(self, events: Sequence[Event]) -> None:
         """Called on the engine's thread: pass the events to the event loop."""
-        if self._loop is not None and not self._loop.is_closed():
+        if self._loop is None:
+            return
+        try:
             self._loop.call_soon_threadsafe(self._take, events)
+        except RuntimeError:
+            # The loop was closed under us, and nobody is left to tell; the requests run to their end.
+            log.debug("%d events were dropped: the event loop is closed", len(events))
 
     def _take(self, events: Sequence[Event]) -> None:
         for event in events:
@@ -291,6 +335,11 @@ class InferenceStack:
             self._idle.set()
         return generation
 
-    def _tell(self, events: Sequence[Event]) -> None:
-        for observer in self._observers:
-            observer.observe(events)
+
+def _check_sampling(sampling: Sampling) -> None:
+    if not (math.isfinite(sampling.temperature) and sampling.temperature >= 0):
+        raise InvalidRequest(f"temperature must be 0 or more, not {sampling.temperature}", param="temperature")
+    if not 0 < sampling.top_p <= 1:
+        raise InvalidRequest(f"top_p must be above 0 and at most 1, not {sampling.top_p}", param="top_p")
+    if sampling.top_k < 0:
+        raise InvalidRequest(f"top_k must be 0 (all tokens) or more, not {sampling.top_k}", param="top_k")

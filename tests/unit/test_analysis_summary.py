@@ -1,0 +1,206 @@
+"""The summary: validity first, rates over the window alone, null instead of what cannot be told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from synthetic_run import record, simulated, write_run
+
+from muai_lab.analysis import load_run, summarise
+from muai_lab.analysis.slo import Slo, met, misses, slo_of
+
+
+def steady_rows(count: int = 60, *, ttft: float = 0.2) -> list[dict[str, Any]]:
+    return [record(i, due=i * 0.1, sent=i * 0.1, chunks=[i * 0.1 + ttft, i * 0.1 + ttft + 0.1]) for i in range(count)]
+
+
+def summary_of(path: Path, rows: list[dict[str, Any]], **written: Any) -> dict[str, Any]:
+    return summarise(load_run(write_run(path, rows, **written)))
+
+
+def test_throughput_counts_what_arrived_in_the_window(tmp_path: Path) -> None:
+    rows = [
+        record(0, due=0.5, sent=0.5, chunks=[1.5, 2.5], phase="warmup"),  # second token in the window
+        record(1, due=3.0, sent=3.0, chunks=[4.0, 5.0, 6.0]),  # all of it
+        record(2, due=11.0, sent=11.0, chunks=[11.5, 13.0, 14.0]),  # first token only; finished in the drain
+        record(3, due=5.0, sent=5.0, chunks=[6.0, 7.0], status="error"),  # failed: its tokens are lost
+    ]
+
+    found = summary_of(tmp_path, rows, measure=(2.0, 12.0), drain_end=14.0)
+
+    assert found["requests"]["due"] == 3
+    assert found["requests"]["ok"] == 2
+    assert found["requests"]["error"] == 1
+    assert found["throughput"]["offered_rps"] == pytest.approx(0.3)
+    assert found["throughput"]["requests_per_s"]["value"] == pytest.approx(0.2)
+    assert found["throughput"]["output_tokens_per_s"]["value"] == pytest.approx(0.5)
+
+
+def test_tokens_without_counts_per_chunk_are_shared_out(tmp_path: Path) -> None:
+    # ten tokens in four chunks, three of them in the window
+    row = record(due=5.0, sent=5.0, chunks=[6.0, 7.0, 8.0, 11.0], output_tokens=10) | {"chunk_tokens": None}
+
+    found = summary_of(tmp_path, [row], drain_end=11.0)
+
+    assert found["throughput"]["output_tokens_per_s"]["value"] == pytest.approx(0.75)
+
+
+def test_an_answer_without_chunks_counts_at_its_end(tmp_path: Path) -> None:
+    row = record(due=5.0, sent=5.0, output_tokens=10) | {"stream_end_ns": None, "chunk_t_ns": None}
+    row["stream_end_ns"] = row["sent_ns"] + 1_000_000_000
+
+    throughput = summary_of(tmp_path, [row])["throughput"]
+
+    assert throughput["output_tokens_per_s"]["value"] == pytest.approx(1.0)
+    assert throughput["requests_per_s"]["value"] == pytest.approx(0.1)
+
+
+def test_a_system_over_capacity_shows_its_capacity(tmp_path: Path) -> None:
+    found = summarise(load_run(simulated(tmp_path, rate=45.0, slots=8)))
+
+    assert found["throughput"]["offered_rps"] > 40
+    assert found["throughput"]["requests_per_s"]["value"] < 25
+    assert found["validity"]["verdict"] == "not steady"
+    assert not found["validity"]["valid"]
+
+
+@pytest.mark.parametrize(
+    ("written", "verdict", "reason"),
+    [
+        ({"status": "partial", "manifest": {"error": "interrupted"}}, "partial", "interrupted"),
+        ({"status": "failed", "manifest": {"error": "the server died"}}, "failed", "the server died"),
+        (
+            {"manifest": {"generator": {"verdict": "client_saturated", "reason": "send lag p99 80 ms"}}},
+            "client_saturated",
+            "send lag p99 80 ms",
+        ),
+    ],
+)
+def test_the_verdict_names_what_is_wrong(tmp_path: Path, written: Any, verdict: str, reason: str) -> None:
+    validity = summary_of(tmp_path, steady_rows(), **written)["validity"]
+
+    assert (validity["verdict"], validity["valid"], validity["reason"]) == (verdict, False, reason)
+
+
+def test_a_good_run_is_valid(tmp_path: Path) -> None:
+    validity = summary_of(tmp_path, steady_rows(), measure=(0.0, 6.0))["validity"]
+
+    assert validity["valid"]
+    assert validity["steadiness"] == "steady"
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        ([], "no request was due in the measurement window"),
+        ([record(0, status="error")], "none of 1 requests succeeded"),
+    ],
+)
+def test_nothing_measured_is_not_valid(tmp_path: Path, rows: list[dict[str, Any]], reason: str) -> None:
+    found = summary_of(tmp_path, rows)
+
+    assert found["validity"]["verdict"] == "nothing measured"
+    assert found["validity"]["reason"] == reason
+    assert all(entry is None or entry["samples"] for entry in found["latency"].values())
+    assert found["latency"]["ttft_s"] is None
+
+
+def test_too_few_samples_are_said_and_the_quantile_is_null(tmp_path: Path) -> None:
+    found = summary_of(tmp_path, steady_rows(60))
+
+    assert found["latency"]["ttft_s"]["p50"]["value"] == pytest.approx(0.2)
+    assert found["latency"]["ttft_s"]["p99"] is None
+    assert any("p95: 100, p99: 500" in warning for warning in found["validity"]["warnings"])
+
+
+def test_failures_are_pointed_out_next_to_latencies(tmp_path: Path) -> None:
+    rows = steady_rows(60)
+    rows[3] |= record(3, due=0.3, sent=0.3, status="timeout")
+
+    warnings = summary_of(tmp_path, rows)["validity"]["warnings"]
+
+    assert "1 of 60 requests in the window failed; latencies are those of the successful ones" in warnings
+
+
+def test_the_document_is_json_without_nan(tmp_path: Path) -> None:
+    rows = [*steady_rows(20), record(20, due=2.1, sent=None, status="rejected")]
+    scraped = [(float(t), "muai_running_sequences", {}, float("nan")) for t in range(10)]
+
+    text = json.dumps(summary_of(tmp_path, rows, server_metrics=scraped), allow_nan=False)
+
+    assert json.loads(text)["server"]["running_mean"] is None
+
+
+def test_the_same_records_give_the_same_summary(tmp_path: Path) -> None:
+    run = load_run(simulated(tmp_path, duration=6.0))
+
+    assert json.dumps(summarise(run)) == json.dumps(summarise(run))
+
+
+def test_the_servers_own_figures_are_those_of_the_window(tmp_path: Path) -> None:
+    names = ("muai_running_sequences", "muai_waiting_requests")
+    scraped = [(float(t), name, {}, 99.0 if t < 2 or t >= 8 else 4.0) for t in range(10) for name in names]
+
+    server = summary_of(tmp_path, steady_rows(), measure=(2.0, 8.0), server_metrics=scraped)["server"]
+
+    assert (server["running_mean"], server["waiting_mean"], server["waiting_max"]) == (4.0, 4.0, 4.0)
+    assert server["batch_mean"] is None
+
+
+def test_without_an_slo_there_is_no_goodput(tmp_path: Path) -> None:
+    assert summary_of(tmp_path, steady_rows())["slo"] is None
+
+
+def test_attainment_counts_every_failure_as_a_miss(tmp_path: Path) -> None:
+    # of 10 due: 6 in time, 1 too late, and an error, a timeout and a rejection
+    rows = [*steady_rows(6), record(6, due=1.0, sent=1.0, chunks=[1.9, 2.0])]
+    rows += [
+        record(7 + i, due=2.0, sent=2.0, status=status) for i, status in enumerate(("error", "timeout", "rejected"))
+    ]
+
+    slo = summary_of(tmp_path, rows, config={"slo": {"ttft_ms": 500}})["slo"]
+
+    assert slo["attainment"]["value"] == pytest.approx(0.6)
+    assert slo["goodput_rps"]["value"] == pytest.approx(0.6)
+    assert slo["missed"] == {"failed": 3, "ttft": 1}
+    assert slo["met"] is False
+
+
+def test_the_slo_of_an_open_loop_counts_the_clients_lag(tmp_path: Path) -> None:
+    rows = [record(due=1.0, sent=1.4, chunks=[1.6, 1.7])]
+
+    requests = load_run(write_run(tmp_path, rows)).requests
+
+    assert met(requests, Slo(ttft_ms=500)).tolist() == [False]
+    assert met(requests, Slo(ttft_ms=700)).tolist() == [True]
+
+
+def test_tpot_cannot_be_missed_where_it_does_not_apply_but_a_first_token_can(tmp_path: Path) -> None:
+    rows = [record(0, sent=0.0, chunks=[0.1]), record(1, sent=0.0, chunks=[])]
+
+    found = misses(load_run(write_run(tmp_path, rows)).requests, Slo(ttft_ms=500, tpot_ms=1))
+
+    assert found["tpot"].tolist() == [False, False]
+    assert found["ttft"].tolist() == [False, True]
+
+
+@pytest.mark.parametrize("section", [None, {}, {"quantile": 0.99}, {"ttft_ms": None, "quantile": 0.9}])
+def test_no_bound_is_no_slo(section: Any) -> None:
+    assert slo_of({"slo": section}) is None
+
+
+def test_send_lag_is_that_of_all_requests_not_only_of_the_successful(tmp_path: Path) -> None:
+    rows = steady_rows(20)
+    rows.append(record(20, due=2.0, sent=3.0, status="error"))
+
+    assert summary_of(tmp_path, rows)["latency"]["send_lag_s"]["max"] == pytest.approx(1.0)
+
+
+def test_the_engine_that_served_and_the_skipped_ones_are_named(tmp_path: Path) -> None:
+    identity = summary_of(tmp_path, steady_rows())["identity"]
+
+    assert identity["engine"] == "pytorch"
+    assert identity["skipped_engines"][0][0] == "vllm"

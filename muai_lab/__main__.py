@@ -70,6 +70,10 @@ def help_text() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status. argv: arguments after the program's name, None for `sys.argv`."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    # Threads of OpenMP (PyTorch, ONNX Runtime) spin while they wait for each other. Beside a load generator or an event
+    # loop on the same cores that steals the very time they wait for: steps were seen to take 100 times as long. It is
+    # read when the library is loaded, hence here, before any engine is.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         with _termination_unwinds():
             status = _dispatch(arguments)

@@ -67,8 +67,9 @@ def _marking(directory: RunDirectory) -> Iterator[None]:
     """Mark the directory with how the run ended. An error that is not ours is a bug, and marks it as failed too."""
     try:
         yield
-    except KeyboardInterrupt:
-        directory.update_manifest(status=PARTIAL, error="interrupted", finished=_now())
+    except (KeyboardInterrupt, SystemExit) as end:
+        error = "interrupted" if isinstance(end, KeyboardInterrupt) else "terminated"
+        directory.update_manifest(status=PARTIAL, error=error, finished=_now())
         raise
     except BaseException as error:
         directory.update_manifest(status=FAILED, error=str(error) or type(error).__name__, finished=_now())

@@ -12,6 +12,16 @@ class MuaiError(Exception):
 
     exit_status = 2
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Errors cross process borders (sweeps in worker processes), whatever their constructors take."""
+        return _restore, (type(self), self.args, self.__dict__)
+
+
+def _restore(kind: type[MuaiError], args: tuple[object, ...], state: dict[str, object]) -> MuaiError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
+
 
 class SettingsError(MuaiError):
     """One or more settings are invalid; all problems of one load are reported together."""

@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -24,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from muai_lab.errors import SettingsError
 from muai_lab.settings.catalogue import find_key
-from muai_lab.settings.hydra_groups import compose_config, hydra_session
+from muai_lab.settings.hydra_groups import compose_config, hydra_message, hydra_session
 from muai_lab.settings.load import Resolved, flatten, load_settings
 from muai_lab.settings.origin import OVERRIDE, Layer, Origin
 from muai_lab.settings.overrides import name_problems, parse_overrides
@@ -39,14 +40,13 @@ _LONGEST_FOLDER_NAME = 200
 class Jobs:
     """What an invocation will run.
 
-    swept, constant: groups and keys that have several values, and those that have one, in order. combinations: how many
-    jobs. described: the swept values fit into the name of a job's folder.
+    combinations: how many jobs. named: groups and keys whose values tell the jobs apart and fit into the name of a
+    job's folder. unnamed: the others that were given.
     """
 
-    swept: tuple[str, ...] = ()
-    constant: tuple[str, ...] = ()
     combinations: int = 1
-    described: bool = False
+    named: tuple[str, ...] = ()
+    unnamed: tuple[str, ...] = ()
 
 
 def compose(argv: Sequence[str]) -> Resolved:
@@ -64,7 +64,7 @@ def compose(argv: Sequence[str]) -> Resolved:
 
 def resolve_job(cfg: DictConfig) -> Resolved:
     """The settings of the task that Hydra runs at this moment; cfg: what it handed to the task."""
-    return _resolve(cfg, OmegaConf.create({"hydra": HydraConfig.get()}).hydra)
+    return _resolve(cfg, cast(DictConfig, HydraConfig.get()))
 
 
 def check_overrides(argv: Sequence[str], *, multirun: bool = False) -> Jobs:
@@ -123,9 +123,6 @@ def _lines(override: Override) -> Iterator[str]:
 
 def _check_jobs(overrides: list[Override]) -> Jobs:
     values = [list(_lines(override)) for override in overrides]
-    names = [override.key_or_group for override in overrides]
-    swept = tuple(name for name, lines in zip(names, values, strict=True) if len(lines) > 1)
-    constant = tuple(name for name in names if name not in swept)
     combinations = 1
     for lines in values:
         combinations *= len(lines)
@@ -137,18 +134,19 @@ def _check_jobs(overrides: list[Override]) -> Jobs:
             [*base[:place], line, *base[place + 1 :]] for place, lines in enumerate(values) for line in lines[1:]
         ]
     problems: list[str] = []
-    longest = 0
     for job in jobs:
         labels = [line for line, lines in zip(job, values, strict=True) if len(lines) > 1]
-        longest = max(longest, len(",".join(labels).encode()))
         try:
             _compose_job(job)
         except SettingsError as error:
             where = f"{' '.join(labels)}: " if labels else ""
             problems += [f"{where}{problem}" for problem in error.problems]
     _stop_at(problems)
-    plain = not any("/" in line for lines in values if len(lines) > 1 for line in lines)
-    return Jobs(swept, constant, combinations, bool(swept) and plain and longest <= _LONGEST_FOLDER_NAME)
+    given = {override.key_or_group: lines for override, lines in zip(overrides, values, strict=True)}
+    named = [key for key, lines in given.items() if len(lines) > 1 and not any("/" in line for line in lines)]
+    if sum(max(len(line.encode()) + 1 for line in given[key]) for key in named) > _LONGEST_FOLDER_NAME:
+        named = []
+    return Jobs(combinations, tuple(named), tuple(key for key in given if key not in named))
 
 
 def _compose_job(overrides: Sequence[str]) -> Resolved:
@@ -158,7 +156,9 @@ def _compose_job(overrides: Sequence[str]) -> Resolved:
 
 
 def _resolve(cfg: DictConfig, hydra: DictConfig) -> Resolved:
-    parsed = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
+    lines = OmegaConf.to_container(hydra.overrides.task, resolve=False)
+    assert isinstance(lines, list)
+    parsed = OverridesParser.create().parse_overrides(lines)
     choices = {str(group): option for group, option in hydra.runtime.choices.items()}
     given: dict[str, object] = {}
     for override in parsed:
@@ -176,7 +176,7 @@ def _select(cfg: DictConfig, path: str) -> object:
         value = OmegaConf.select(cfg, path)
         return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
     except OmegaConfBaseException as error:
-        raise SettingsError([f"{path}: {' '.join(str(error).split())}"]) from None
+        raise SettingsError([f"{path}: {hydra_message(error)}"]) from None
 
 
 def _choice_layers(cfg: DictConfig, choices: Mapping[str, object], folders: Sequence[Path]) -> list[Layer]:

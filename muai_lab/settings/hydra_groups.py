@@ -91,5 +91,22 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
     try:
         return hydra_compose(PRIMARY, list(overrides), return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
-        reasons = [str(reason) for reason in (error, error.__cause__) if reason is not None]
-        raise SettingsError([" ".join(" ".join(reasons).split())]) from None
+        raise SettingsError([hydra_message(error)]) from None
+
+
+def hydra_message(error: HydraException | OmegaConfBaseException) -> str:
+    """What Hydra or omegaconf has to say, in one line, without their internals."""
+    noise = (
+        "full_key:",
+        "reference_type=",
+        "object_type=",
+        "To append to your config",
+        "Search path:",
+        "Config search path:",
+        "\t",
+    )
+    texts = [str(reason) for reason in (error, error.__cause__) if reason is not None]
+    lines = [line for text in texts for line in text.splitlines()]
+    options = [line.strip() for line in lines if line.startswith("\t") and "://" not in line]
+    told = " ".join(line.strip() for line in lines if line.strip() and not line.strip(" ").startswith(noise))
+    return f"{told} {', '.join(options)}" if options else told

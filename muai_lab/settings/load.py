@@ -84,7 +84,7 @@ def load_settings(
             problems = list(error.problems)
     from_environment, more = read_environment(os.environ if environ is None else environ)
     problems += more
-    if config_file is not None:
+    if config_file is not None and not any("config_file" in layer for layer in choices):
         given.setdefault("config_file", Given(str(config_file), OVERRIDE))
     return _resolve([from_file, from_environment, *choices, given], path, problems)
 

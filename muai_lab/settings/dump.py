@@ -23,7 +23,13 @@ class _Dumper(yaml.SafeDumper):
     """PyYAML's safe dumper; writes strings such as "1e3" so that our loader reads them as strings."""
 
 
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """Quote text with unprintable characters: some of them are line breaks to YAML."""
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
+
+
 understand_exponents(_Dumper)
+_Dumper.add_representer(str, _represent_text)
 
 
 def yaml_value(value: object) -> str:

@@ -32,7 +32,7 @@ def listen(host: str, port: int, key: str) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: a name that cannot even be looked up
         raise RunError(f"cannot listen on {where}: {host!r} is no address of this machine ({error})") from error
     listener = socket.socket(family, kind, protocol)
     try:

@@ -24,18 +24,22 @@ def content_hash(directory: Path) -> str:
 
 def write_content_file(directory: Path) -> None:
     """Record the hash of every file, to be checked by `is_intact`."""
-    files = {path.name: _file_hash(path) for path in _model_files(directory)}
-    record = {"content_hash": _combine(files), "files": files}
-    (directory / CONTENT_FILE).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    record = json.dumps(_record(directory), indent=1, sort_keys=True)
+    (directory / CONTENT_FILE).write_text(record + "\n", encoding="utf-8")
 
 
 def is_intact(directory: Path) -> bool:
     """Whether every file that `write_content_file` recorded is there and unchanged."""
     try:
-        record = json.loads((directory / CONTENT_FILE).read_text(encoding="utf-8"))
-        return bool(record["content_hash"] == content_hash(directory))
-    except (OSError, ValueError, KeyError, TypeError):
+        written = json.loads((directory / CONTENT_FILE).read_text(encoding="utf-8"))
+        return bool(written == _record(directory))
+    except (OSError, ValueError):
         return False  # absent, unreadable or not written by us: all the same to the caller, who builds anew
+
+
+def _record(directory: Path) -> dict[str, object]:
+    files = {path.name: _file_hash(path) for path in _model_files(directory)}
+    return {"content_hash": _combine(files), "files": files}
 
 
 def _model_files(directory: Path) -> list[Path]:

@@ -179,7 +179,7 @@ def _build(name: str, directory: Path) -> None:
 def _bias(token_bytes: list[bytes], words: frozenset[str], end_tokens: tuple[int, ...]) -> Tensor:
     """What is added to each token's logit.
 
-    Whole words and sentence marks compete freely, parts of words stand back. The end token never wins in greedy decoding
+    Whole words and sentence marks compete freely, parts of words stand back. The end token never wins greedily
     but is drawn about once in some hundred tokens at temperature 1. Special tokens, control characters and incomplete
     UTF-8 never come.
     """

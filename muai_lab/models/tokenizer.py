@@ -2,52 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from muai_lab.errors import ModelError
+from muai_lab.errors import InvalidRequest, ModelError
+from muai_lab.models import vocabulary
 from muai_lab.models.registry import ModelSource
 
 if TYPE_CHECKING:
     import numpy as np
+    from tokenizers import Tokenizer
+
+    ChatTemplate = Callable[[list[dict[str, str]]], str]
 
 _WORD_STARTS = ("Ġ", "▁")  # how byte-level and SentencePiece vocabularies write the space before a word
 _TRIES = 64
 
 
 class ModelTokenizer:
-    """The tokenizer that belongs to a model; safe to share between threads."""
+    """The tokenizer that belongs to a model; may be used from several threads at once.
 
-    def __init__(self, tokenizer: Any) -> None:
-        """tokenizer: a `transformers` tokenizer with a Rust backend."""
-        self._tokenizer = tokenizer
-        self._backend = tokenizer.backend_tokenizer
-        self._special_ids = frozenset(tokenizer.all_special_ids)
-        self.vocab_size: int = len(tokenizer)
-        end = tokenizer.eos_token_id
-        self.eos_token_ids: frozenset[int] = frozenset() if end is None else frozenset({end})
+    vocab_size: number of tokens, special ones included. eos_token_ids: tokens that end an output.
+    """
+
+    def __init__(self, backend: Tokenizer, eos_token_ids: frozenset[int], chat_template: ChatTemplate | None) -> None:
+        self._backend = backend
+        self._chat_template = chat_template
+        self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
+        self.eos_token_ids = eos_token_ids
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, with the special tokens that the model expects around a prompt."""
-        ids: list[int] = self._backend.encode(text).ids
-        return ids
+        return self._backend.encode(text).ids
 
     def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """Token ids of a conversation (`role`, `content`), ready for the assistant's answer.
 
-        A model without a chat template (a T5) gets the contents joined by newlines, without the roles.
+        A model without a chat template (a T5) gets the contents joined by newlines, without the roles. Raises
+        InvalidRequest when the template refuses the conversation, for its order of roles for one.
         """
-        if self._tokenizer.chat_template is None:
+        if self._chat_template is None:
             return self.encode("\n".join(message["content"] for message in messages))
-        text = self._tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
-        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids  # the template writes its own
-        return ids
+        from jinja2 import TemplateError
+
+        try:
+            text = self._chat_template(list(messages))
+        except TemplateError as error:
+            raise InvalidRequest(f"the model's chat template refuses: {error}", param="messages") from error
+        return self._backend.encode(text, add_special_tokens=False).ids  # the template has written them
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids` without special tokens; bytes that form no character become U+FFFD."""
-        text: str = self._backend.decode(list(ids), skip_special_tokens=True)
-        return text
+        return self._backend.decode(list(ids), skip_special_tokens=True)
 
     def stream(self) -> StreamDecoder:
         """A decoder for one sequence that arrives token by token."""
@@ -55,82 +64,130 @@ class ModelTokenizer:
 
     @cached_property
     def ordinary_token_ids(self) -> list[int]:
-        """Ids of tokens that are one lower- or upper-case ASCII word with the space before it, in ascending order.
+        """Ids of tokens that are a space and an ASCII word, in ascending order.
 
-        Each of them alone encodes to itself, so texts made of them keep their number of tokens.
+        Each of them encodes to itself, also beside another, so a text made of them keeps its number of tokens.
         """
-        words = {}
+        words: dict[int, str] = {}
         for token, index in self._backend.get_vocab(with_added_tokens=False).items():
             word = token[1:]
             if token.startswith(_WORD_STARTS) and len(word) > 1 and word.isascii() and word.isalpha():
                 words[index] = f" {word}"
         ids = sorted(words)
         encoded = self._backend.encode_batch([words[index] for index in ids], add_special_tokens=False)
-        return [index for index, found in zip(ids, encoded, strict=True) if found.ids == [index]]
+        # SentencePiece adds a space before the text, which may show as a token of its own: compare the last one.
+        return [index for index, found in zip(ids, encoded, strict=True) if found.ids[-1:] == [index]]
 
     def prompt_of(self, n_tokens: int, rng: np.random.Generator) -> tuple[str, list[int]]:
         """A made-up text that `encode` turns into exactly `n_tokens` ids, and these ids.
 
-        The same generator state gives the same text. Raises ModelError when the tokenizer cannot make such a text:
-        fewer tokens than it adds around every prompt, or no ordinary words.
+        The same state of the generator gives the same text. Raises ModelError when this tokenizer has no such text:
+        special tokens around every prompt leave no room, or there are no ordinary words.
         """
-        around = len(self.encode(""))
         words = self.ordinary_token_ids
-        wanted = n_tokens - around
-        if wanted < 1 or not words:
-            why = "it has no ordinary words" if not words else f"every prompt has at least {around + 1}"
-            raise ModelError(f"the tokenizer cannot make a prompt of {n_tokens} tokens: {why}")
-        chosen = [words[index] for index in rng.integers(len(words), size=wanted)]
+        around = len(self.encode(""))
+        if n_tokens <= around or not words:
+            reason = f"every prompt has at least {around + 1}" if words else "it knows no ordinary words"
+            raise ModelError(f"the tokenizer cannot make a prompt of {n_tokens} tokens: {reason}")
+
+        def draw(count: int) -> list[int]:
+            return [words[index] for index in rng.integers(len(words), size=count)]
+
+        chosen = draw(n_tokens - around)
         for _ in range(_TRIES):
             text = self.decode(chosen)
             ids = self.encode(text)
             surplus = len(ids) - n_tokens
             if surplus == 0:
                 return text, ids
-            # Neighbours merged or a word fell apart: change the tail, where it costs nothing to look again.
-            keep = max(len(chosen) - max(surplus, 0) - 1, 0)
-            more = len(chosen) - surplus - keep
-            chosen = chosen[:keep] + [words[index] for index in rng.integers(len(words), size=max(more, 1))]
+            # A word fell apart or two merged. New words at the end, as many as fit, and look again.
+            kept = chosen[: max(len(chosen) - max(surplus, 0) - 1, 0)]
+            chosen = kept + draw(max(len(chosen) - surplus - len(kept), 1))
         raise ModelError(f"the tokenizer made no text of exactly {n_tokens} tokens in {_TRIES} tries")
 
 
 class StreamDecoder:
     """Turns the tokens of one sequence into text as they come.
 
-    All texts of `push` and the one of `flush`, joined, are `ModelTokenizer.decode` of all tokens.
+    All texts of `push` and that of `flush`, joined, are `ModelTokenizer.decode` of all tokens.
     """
 
-    def __init__(self, backend: Any) -> None:
+    def __init__(self, backend: Tokenizer) -> None:
         from tokenizers.decoders import DecodeStream
 
         self._backend = backend
         self._stream = DecodeStream(skip_special_tokens=True)
         self._ids: list[int] = []
-        self._emitted = 0
+        self._given = 0
 
     def push(self, token_id: int) -> str:
         """New text that the token completes; empty while a character is incomplete and for special tokens."""
         self._ids.append(token_id)
         text = self._stream.step(self._backend, token_id) or ""
-        self._emitted += len(text)
+        self._given += len(text)
         return text
 
     def flush(self) -> str:
-        """What is left at the end: U+FFFD for bytes that never became a character."""
-        text: str = self._backend.decode(self._ids, skip_special_tokens=True)
-        rest = text[self._emitted :]
-        self._emitted += len(rest)
+        """What is left at the end: U+FFFD for bytes that became no character. A second call gives nothing."""
+        rest = self._backend.decode(self._ids, skip_special_tokens=True)[self._given :]
+        self._given += len(rest)
         return rest
 
 
 def load_tokenizer(source: ModelSource) -> ModelTokenizer:
-    """Load the tokenizer of a model. Raises ModelError when its files cannot be read or have no fast backend."""
+    """Load the tokenizer of a model. Raises ModelError when its files cannot be read or give no fast tokenizer."""
+    if source.path is None:
+        raise ModelError(f"model {source.name} has no files on this machine")
+    if source.kind == "embedded":
+        return _load_embedded(source.path)
+    return _load_with_transformers(source.path, source.name)
+
+
+def _load_embedded(path: Path) -> ModelTokenizer:
+    """What transformers would load, without importing it: the load generator needs no torch."""
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from tokenizers import Tokenizer
+
+    settings = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    template = None
+    if "chat_template" in settings:
+        compiled = ImmutableSandboxedEnvironment().from_string(vocabulary.CHAT_TEMPLATE)
+
+        def template(messages: list[dict[str, str]]) -> str:
+            return compiled.render(messages=messages, add_generation_prompt=True)
+
+    return ModelTokenizer(Tokenizer.from_file(str(path / "tokenizer.json")), _end_tokens(path, None), template)
+
+
+def _load_with_transformers(path: Path, name: str) -> ModelTokenizer:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source.path, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"cannot load the tokenizer of {source.name} from {source.path}: {error}") from error
+        tokenizer: Any = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except Exception as error:  # the Rust backend raises bare exceptions for files that it cannot read
+        raise ModelError(
+            f"cannot load the tokenizer of {name} from {path}: {error}. Copy or download the model again."
+        ) from error
     if not getattr(tokenizer, "is_fast", False):
-        raise ModelError(f"the tokenizer of {source.name} in {source.path} has no tokenizer.json; save it with one")
-    return ModelTokenizer(tokenizer)
+        raise ModelError(
+            f"the tokenizer of {name} in {path} is a slow one. Save it there with a tokenizer.json (a fast tokenizer)."
+        )
+
+    def template(messages: list[dict[str, str]]) -> str:
+        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+
+    has_template = tokenizer.chat_template is not None
+    end_tokens = _end_tokens(path, tokenizer.eos_token_id)
+    return ModelTokenizer(tokenizer.backend_tokenizer, end_tokens, template if has_template else None)
+
+
+def _end_tokens(path: Path, tokenizer_eos: int | None) -> frozenset[int]:
+    """The end tokens of generation_config.json (chat models often have several there) and the tokenizer's own."""
+    found = set() if tokenizer_eos is None else {tokenizer_eos}
+    for file in ("generation_config.json", "config.json"):
+        if (path / file).is_file():
+            named = json.loads((path / file).read_text(encoding="utf-8")).get("eos_token_id")
+            found.update(named if isinstance(named, list) else [] if named is None else [named])
+            if named is not None:
+                break
+    return frozenset(found)

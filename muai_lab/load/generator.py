@@ -157,8 +157,7 @@ class _Load:
             interrupted = True
             self.end_ns = min(self.end_ns, self.clock())
         finally:
-            watch.cancel()
-            await self._give_up()
+            await self._give_up(watch)
         if self.crash is not None:
             raise self.crash
         window = Window(self.start_ns, min(self.measure_ns, self.end_ns), self.end_ns, self.clock())
@@ -200,6 +199,9 @@ class _Load:
             record = _record_of(request)
             record.released_ns = released_ns
             await self._send(request, record)
+            if record.status != "ok":
+                # A refusal may come without any wait. The other slots, and what they wait for, must have their turn.
+                await asyncio.sleep(0)
 
     async def _send(self, request: ScheduledRequest, record: RequestRecord) -> None:
         self.records.append(record)
@@ -232,9 +234,9 @@ class _Load:
         # Due in the window and not answered by now: a miss, like a request that exceeded its own timeout.
         self.giving_up = ("timeout", f"no end within drain_s = {self.plan.drain_s:g} s after the window")
 
-    async def _give_up(self) -> None:
+    async def _give_up(self, watch: asyncio.Task[None]) -> None:
         """Cancel what is still under way and wait until it is recorded."""
-        tasks = list(self.tasks)
+        tasks = [watch, *self.tasks]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from muai_lab.engines.base import Sampling
 from muai_lab.errors import EngineError, InvalidRequest, RequestError
 from muai_lab.load.records import RequestRecord, Status
+from muai_lab.settings.lab import LabSettings
 from muai_lab.stack.request import GenerationRequest
 from muai_lab.workload.schedule import Schedule, ScheduledRequest
 
@@ -39,6 +40,12 @@ class InProcessTarget:
         self._temperature = temperature
         self._ignore_eos = ignore_eos
         self._clock = clock
+
+    @classmethod
+    def of(cls, settings: LabSettings, stack: InferenceStack) -> InProcessTarget:
+        """The target of the settings over an open stack."""
+        workload = settings.workload
+        return cls(stack, chat=workload.api == "chat", temperature=workload.temperature, ignore_eos=workload.ignore_eos)
 
     @property
     def notes(self) -> tuple[str, ...]:

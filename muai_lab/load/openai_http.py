@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -96,10 +96,10 @@ class HttpTarget:
         self._body_head = b""
 
     @classmethod
-    def of(cls, settings: LabSettings, url: str | None = None) -> HttpTarget:
+    def of(cls, settings: LabSettings, url: str | None = None, environ: Mapping[str, str] = os.environ) -> HttpTarget:
         """The target of the settings; url: address of the server that the run started, None for `target.url`.
 
-        Raises RunError when the environment lacks the variable that should hold the key.
+        Raises RunError when `environ` lacks the variable that should hold the key.
         """
         target, workload = settings.target, settings.workload
         base_url = url or target.url
@@ -107,7 +107,7 @@ class HttpTarget:
             raise RunError("the target has no address; set target.url, such as target.url=http://host:8000/v1")
         api_key = None
         if target.api_key_env is not None:
-            api_key = os.environ.get(target.api_key_env)
+            api_key = environ.get(target.api_key_env)
             if not api_key:
                 raise RunError(
                     f"the environment variable {target.api_key_env} (target.api_key_env) is not set; export it"

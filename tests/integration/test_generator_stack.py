@@ -28,7 +28,7 @@ async def load_the_stack(settings: LabSettings) -> tuple[Schedule, LoadResult]:
     stack = await asyncio.to_thread(InferenceStack.open, settings.optimization, settings.model.name)
     try:
         schedule = draw_schedule(settings, stack.tokenizer)
-        target = InProcessTarget(stack, chat=settings.workload.api == "chat")
+        target = InProcessTarget.of(settings, stack)
         return schedule, await generate(schedule, target, LoadPlan.of(settings))
     finally:
         await stack.close()

@@ -101,6 +101,13 @@ class TestOpenLoop:
         assert lags_ms[28:38] == [0, 0, 0, 450, 350, 250, 150, 50, 0, 0]
         assert lags_ms[38:] == [0] * 62
 
+    def test_requests_due_together_leave_together(self) -> None:
+        schedule = Schedule.of([ScheduledRequest(i, 3.0, "hello", None, 1, 4) for i in range(500)])
+        result, target = load(schedule, lambda index: 1.0)
+
+        assert {record.sent_ns for record in result.records} == {result.records[0].sent_ns}
+        assert max(target.in_flight_at_start) == 500
+
     def test_the_phase_follows_from_the_due_time(self) -> None:
         result, _ = load(open_schedule(), lambda index: 3.0)
 
@@ -172,6 +179,27 @@ class TestClosedLoop:
         assert result.window.measured_s == 0.0
         assert phases(result) == ["warmup"] * 8
         assert "nothing was measured; lower load.warmup_s or raise load.requests" in result.notes[0]
+
+    def test_slots_that_are_refused_at_once_let_the_others_work(self) -> None:
+        turns = 0
+
+        class Refusing(TimedTarget):
+            async def send(self, request: ScheduledRequest, record: RequestRecord) -> None:
+                record.sent_ns = self.loop.now_ns()
+                self.loop.call_soon(self.other_work)
+                record.end("rejected", self.loop.now_ns(), f"{turns} turns so far")
+
+            def other_work(self) -> None:
+                nonlocal turns
+                turns += 1
+
+        async def main(loop: VirtualTimeLoop) -> LoadResult:
+            return await generate(closed_schedule(400), Refusing(loop, lambda index: 0.0), PLAN, clock=loop.now_ns)
+
+        result = run_virtual(main)
+
+        assert [record.status for record in result.records] == ["rejected"] * 400
+        assert result.records[-1].error == "396 turns so far"
 
     def test_slots_that_never_become_free_do_not_hold_up_the_end(self) -> None:
         result, _ = load(closed_schedule(100), lambda index: 1000.0)

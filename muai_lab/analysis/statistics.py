@@ -106,12 +106,11 @@ def bootstrap_quantiles(values: Floats, block_of: Ints, blocks: Blocks, quantile
     A replicate is the sample in which the values of block b occur as often as b was drawn; it is never written out:
     the counts per block and rank are multiplied with the draws in one matrix product.
     """
-    order = np.argsort(values, kind="stable")
+    order = np.argsort(values)
     ranked = values[order]
     bins = min(ranked.size, _MAX_BINS)
     bin_of = (np.arange(ranked.size) * bins) // ranked.size
-    counts = np.zeros((blocks.count, bins))
-    np.add.at(counts, (block_of[order], bin_of), 1.0)
+    counts = np.bincount(block_of[order] * bins + bin_of, minlength=blocks.count * bins).reshape(blocks.count, bins)
     first = np.searchsorted(bin_of, np.arange(bins), side="left")
     last = np.searchsorted(bin_of, np.arange(bins), side="right") - 1
     representative = ranked[(first + last) // 2]

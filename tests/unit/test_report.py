@@ -1,0 +1,240 @@
+"""The report: whole, self-contained, accessible and without secrets, whatever the run was like."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from synthetic_run import record, simulated, write_run
+
+from muai_lab.analysis import load_run, render_report, write_report
+from muai_lab.errors import RunError
+
+VOID = {"meta", "link", "br", "img", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Collects what the tests ask about and checks that every element is closed."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] not in ("style", "title"):
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def values(self, attribute: str) -> list[str]:
+        return [value for _, attrs in self.elements if (value := attrs.get(attribute)) is not None]
+
+    def tags(self) -> list[str]:
+        return [tag for tag, _ in self.elements]
+
+
+def report_of(path: Path, rows: list[dict[str, Any]], **written: Any) -> Page:
+    return Page(render_report(load_run(write_run(path, rows, **written))))
+
+
+@pytest.fixture(scope="module")
+def html(tmp_path_factory: pytest.TempPathFactory) -> str:
+    slo = {"slo": {"ttft_ms": 200, "tpot_ms": 40}}
+    path = simulated(tmp_path_factory.mktemp("run") / "full", rate=22.0, failures=0.01, burst=2, config=slo)
+    return render_report(load_run(path))
+
+
+def test_it_parses_and_every_id_is_unique(html: str) -> None:
+    ids = Page(html).values("id")
+
+    assert len(ids) == len(set(ids))
+    assert {"content", "latency", "configuration", "timeline-title"} <= set(ids)
+
+
+def test_it_loads_nothing_from_elsewhere(html: str) -> None:
+    page = Page(html)
+
+    assert not {"script", "link", "img", "iframe", "object", "embed"} & set(page.tags())
+    assert all(target.startswith("#") for attribute in ("href", "src", "action") for target in page.values(attribute))
+    assert "@import" not in html
+    assert not re.search(r"url\((?!#)", html)
+    assert "http://" not in html
+    assert "https://" not in html
+
+
+def test_every_reference_inside_it_leads_somewhere(html: str) -> None:
+    page = Page(html)
+    ids = set(page.values("id"))
+
+    assert {target[1:] for target in page.values("href")} <= ids
+    assert set(re.findall(r"url\(#([^)]+)\)", html)) <= ids
+    assert {name for value in page.values("aria-labelledby") for name in value.split()} <= ids
+
+
+def test_it_is_made_for_everyone(html: str) -> None:
+    page = Page(html)
+    levels = [int(tag[1]) for tag in page.tags() if re.fullmatch(r"h[1-6]", tag)]
+    figures = [attrs for tag, attrs in page.elements if tag == "svg"]
+
+    assert ("html", {"lang": "en"}) in page.elements
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(later - earlier <= 1 for earlier, later in pairwise(levels))
+    assert page.tags().count("table") == page.tags().count("caption")
+    assert all(attrs.get("role") == "img" and attrs.get("aria-labelledby") for attrs in figures)
+    assert page.tags().count("desc") == page.tags().count("title") - 1 == len(figures) == 5
+    assert ("a", {"class": "skip", "href": "#content"}) in page.elements
+    assert "prefers-color-scheme" in html
+    assert "@media print" in html
+
+
+def test_it_says_first_whether_the_run_is_valid_and_what_came_out(html: str) -> None:
+    text = Page(html).text
+
+    assert text.index("pytorch served") < text.index("Valid: run complete") < text.index("What happened when")
+    assert "Skipped: vllm" in text
+    assert "The promised latency was" in text
+    assert "of the gaps stand for several tokens" in text
+    assert "HTTP 500: engine died" in text
+
+
+def test_the_same_run_gives_the_same_page(tmp_path: Path) -> None:
+    run = load_run(simulated(tmp_path, duration=3.0))
+
+    assert render_report(run) == render_report(run)
+
+
+def test_what_was_changed_stands_before_everything_else(html: str) -> None:
+    text = Page(html).text
+
+    changed, everything = text.split("Settings that differ from the defaults")[1].split("All settings", 1)
+    assert "optimization.batcher.max_batch_size 16 32" in changed
+    assert "optimization.batcher.batch_timeout_ms" not in changed
+    assert "optimization.batcher.batch_timeout_ms 50 50" in everything
+
+
+def test_secrets_are_never_in_it(tmp_path: Path) -> None:
+    rows = [record(0, chunks=[0.1, 0.2]), record(1, status="error", error="401: bad key sk-abcdef1234567890")]
+    config = {
+        "monitoring": {"anomaly": {"alertmanager_url": "http://user:hunter2@alerts:9093/api?token=hunter3"}},
+        "target": {"api_key_env": "hunter5abc"},
+    }
+    write_run(tmp_path, rows, config=config, manifest={"versions": {"api_key": "hunter4"}})
+    (tmp_path / ".hydra").mkdir()
+    overrides = "- ++monitoring.anomaly.webhook_url=https://x.example.org/hunter6\n- arrival.rate=8\n"
+    (tmp_path / ".hydra" / "overrides.yaml").write_text(overrides)
+
+    html = render_report(load_run(tmp_path))
+
+    assert "python -m muai_lab run" in html
+    assert "arrival.rate=8" in html
+    for secret in ("T0PS3CRET", "hunter", "sk-abcdef"):
+        assert secret not in html
+
+
+def test_what_comes_from_outside_is_escaped(tmp_path: Path) -> None:
+    attack = "<script>alert(1)</script>"
+    page = report_of(
+        tmp_path,
+        [record(0, chunks=[0.1, 0.2]), record(1, status="error", error=attack)],
+        manifest={"skipped_engines": [["onnx", attack]], "model": {"name": attack}},
+        config={"model": {"name": attack}},
+    )
+
+    assert "script" not in page.tags()
+    assert page.text.count(attack) >= 3
+
+
+ONE = [record(0, due=1.0, sent=1.0, chunks=[1.1, 1.2])]
+
+
+@pytest.mark.parametrize(
+    ("rows", "written", "expected"),
+    [
+        pytest.param([], {}, "No request was due in the measurement window", id="no requests"),
+        pytest.param(
+            [record(i, due=i * 0.1, sent=i * 0.1, status="error", error=None) for i in range(5)],
+            {"config": {"slo": {"ttft_ms": 100}}},
+            "None of the 5 requests in the measurement window succeeded",
+            id="all failed",
+        ),
+        pytest.param([record(0, sent=None, status="timeout")], {}, "None of the 1 request in", id="never sent"),
+        pytest.param(ONE, {}, "too few samples", id="one request"),
+        pytest.param([record(0, chunks=[1.0])], {}, "too few samples", id="one token"),
+        pytest.param([record(0, chunks=[])], {}, "No successful request in the measurement window", id="no token"),
+        pytest.param(ONE, {"status": "running"}, "NOT VALID, partial: the run never ended", id="killed"),
+        pytest.param(ONE, {"measure": (5.0, 5.0)}, "No request was due", id="empty window"),
+        pytest.param(
+            ONE,
+            {"server_metrics": [(0.5, "muai_waiting_requests", {}, float("nan"))]},
+            "not recorded",
+            id="NaN from the server",
+        ),
+        pytest.param(
+            [record(i, closed=True, due=i * 0.1, sent=i * 0.1, chunks=[i * 0.1 + 0.2] * 3) for i in range(60)],
+            {"manifest": {"load": {"kind": "closed", "concurrency": 8}}},
+            "to 8 clients that each wait for their answer",
+            id="closed loop, all tokens at once",
+        ),
+        pytest.param(
+            ONE,
+            {"manifest": dict.fromkeys(("engine", "model", "load", "hardware", "versions", "git", "generator"))},
+            "Engine that served not known",
+            id="bare manifest",
+        ),
+    ],
+)
+def test_it_survives_runs_that_went_wrong(
+    tmp_path: Path, rows: list[dict[str, Any]], written: dict[str, Any], expected: str
+) -> None:
+    assert expected in report_of(tmp_path, rows, **written).text
+
+
+def test_it_stays_small_with_many_requests(tmp_path: Path) -> None:
+    rows = [
+        record(i, due=i * 0.01, sent=i * 0.01, chunks=[i * 0.01 + 0.1 + (i % 97) * 0.003, i * 0.01 + 0.9])
+        for i in range(5000)
+    ]
+
+    html = render_report(load_run(write_run(tmp_path, rows, measure=(0.0, 50.0))))
+
+    assert len(html) < 500_000
+    assert "of 5,000 drawn" in html
+
+
+def test_it_is_written_whole_beside_the_records(tmp_path: Path) -> None:
+    target = write_report(load_run(write_run(tmp_path, ONE)))
+
+    assert target == tmp_path / "report.html"
+    assert target.read_text(encoding="utf-8").endswith("</html>")
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_directory_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None:
+    run = load_run(write_run(tmp_path, ONE))
+    (tmp_path / "report.html.part").mkdir()
+
+    with pytest.raises(RunError, match=r"cannot write .*report\.html"):
+        write_report(run)

@@ -90,7 +90,7 @@ def check_overrides(argv: Sequence[str], *, multirun: bool = False) -> Jobs:
         swept = [override for override in parsed if override.is_sweep_override()]
         if not multirun:
             _stop_at([f"{override.get_key_element()}: several values need -m (--multirun)" for override in swept])
-            _compose_job(first)
+            _resolve(cfg, cfg.hydra)
             return Jobs()
         everything = _with_sweeper_params(parsed, cfg)
         _stop_at(name_problems(everything, loader))

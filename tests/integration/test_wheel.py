@@ -1,0 +1,54 @@
+"""The package works from a wheel, in a folder that holds nothing else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def call(*arguments: str | Path, cwd: Path, path: Path | None = None) -> str:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(("MUAI_", "PYTHONPATH"))}
+    if path is not None:
+        environ["PYTHONPATH"] = str(path)
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env=environ, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder into which the wheel of this checkout was installed, without its dependencies."""
+    wheels, target = tmp_path_factory.mktemp("wheels"), tmp_path_factory.mktemp("installed")
+    call("-m", "build", "--wheel", "--no-isolation", "--outdir", wheels, ROOT, cwd=ROOT)
+    (wheel,) = wheels.glob("*.whl")
+    call("-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", target, wheel, cwd=wheels)
+    return target
+
+
+def test_the_configuration_groups_come_with_the_wheel(installed: Path, tmp_path: Path) -> None:
+    where = call("-c", "import muai_lab; print(muai_lab.__file__)", cwd=tmp_path, path=installed)
+    shown = call("-m", "muai_lab", "config", "show", "--origin", "batcher=latency", cwd=tmp_path, path=installed)
+
+    assert where.startswith(str(installed))
+    assert "optimization.batcher.max_batch_size = 8  # batcher=latency" in shown
+
+
+@pytest.mark.parametrize("experiment", sorted(path.stem for path in (ROOT / "experiments").glob("*.yaml")))
+def test_experiments_come_with_the_wheel(installed: Path, tmp_path: Path, experiment: str) -> None:
+    shown = call("-m", "muai_lab", "run", "--cfg", "job", f"experiment={experiment}", cwd=tmp_path, path=installed)
+
+    assert "engine_preference:\n  - pytorch\n" in shown
+
+
+def test_run_tells_its_groups_from_the_wheel(installed: Path, tmp_path: Path) -> None:
+    shown = call("-m", "muai_lab", "run", "--help", cwd=tmp_path, path=installed)
+
+    assert "experiment: batch_size, batch_timeout, load_curve" in shown

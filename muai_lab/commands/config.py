@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import SecretStr
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from muai_lab.errors import MuaiError
 from muai_lab.settings.load import Entry, Resolved, load_settings
@@ -66,11 +67,16 @@ def _show(console: Console, resolved: Resolved, *, origin: bool, as_json: bool) 
     if as_json:
         console.print_json(json.dumps({entry.key.path: _as_json(entry) for entry in entries}))
     elif console.is_terminal:
-        table = Table("key", "value", *(["origin"] if origin else []), box=None, pad_edge=False)
+        table = Table(box=None, pad_edge=False)
+        table.add_column("key", no_wrap=True)
+        table.add_column("value", overflow="fold")
+        if origin:
+            table.add_column("origin", overflow="fold")
         for entry in entries:
-            shown = entry.key.shown(entry.value)
-            table.add_row(entry.key.path, shown, *([str(entry.origin)] if origin else []))
-        console.print(table, markup=False)
+            cells = [entry.key.path, entry.key.shown(entry.value), *([str(entry.origin)] if origin else [])]
+            changed = entry.value != entry.key.default
+            table.add_row(*(Text(cell) for cell in cells), style="bold" if changed else None)
+        console.print(table)
     else:
         for entry in entries:
             line = f"{entry.key.path} = {entry.key.shown(entry.value)}"

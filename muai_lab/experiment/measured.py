@@ -78,13 +78,7 @@ def _server(settings: LabSettings, directory: RunDirectory, environ: Mapping[str
             raise RunError(f"the server does not serve {settings.model.name}; see {directory.path / 'server.log'}")
         scraper = None if ready.metrics_url is None else MetricsScraper(ready.metrics_url)
         yield Measured(
-            target=HttpTarget(
-                ready.url,
-                api=settings.workload.api,
-                model=settings.model.name,
-                temperature=settings.workload.temperature,
-                ignore_eos=settings.workload.ignore_eos,
-            ),
+            target=HttpTarget.of(settings, ready.url),
             engine=served["engine"],
             skipped=[list(pair) for pair in served["skipped"]],
             scraper=scraper,
@@ -104,9 +98,7 @@ def _inprocess(settings: LabSettings) -> Iterator[Measured]:
     )
     try:
         yield Measured(
-            target=InProcessTarget(
-                stack, temperature=settings.workload.temperature, ignore_eos=settings.workload.ignore_eos
-            ),
+            target=InProcessTarget.of(settings, stack),
             engine=asdict(stack.info.engine),
             skipped=[list(pair) for pair in stack.info.skipped],
             failure=lambda: None if stack.healthy() else "the engine failed during the run",
@@ -118,21 +110,7 @@ def _inprocess(settings: LabSettings) -> Iterator[Measured]:
 def _endpoint(settings: LabSettings, environ: Mapping[str, str]) -> Measured:
     from muai_lab.load.openai_http import HttpTarget
 
-    target = settings.target
-    key = None
-    if target.api_key_env is not None:
-        key = environ.get(target.api_key_env)
-        if not key:
-            raise RunError(f"the environment variable {target.api_key_env}, named by target.api_key_env, is not set")
-    http = HttpTarget(
-        target.url or "",
-        api=settings.workload.api,
-        model=target.model or settings.model.name,
-        temperature=settings.workload.temperature,
-        ignore_eos=settings.workload.ignore_eos,
-        api_key=key,
-    )
-    return Measured(target=http, engine=None, skipped=[])
+    return Measured(target=HttpTarget.of(settings, environ=environ), engine=None, skipped=[])
 
 
 def _scrape_notes(scraper: MetricsScraper | None) -> list[str]:

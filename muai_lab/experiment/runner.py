@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from muai_lab.settings.load import Resolved
 
 _DEATH_CHECK_S = 0.25
+_TERMINATED = 128 + signal.SIGTERM
 
 
 class RunWatcher(Protocol):
@@ -110,7 +113,8 @@ def _run(resolved: Resolved, directory: RunDirectory, watcher: RunWatcher) -> Ma
         measured = resources.enter_context(open_measured(settings, directory, os.environ))
         directory.update_manifest(engine=measured.engine, skipped_engines=measured.skipped)
         watcher.stage("offering load")
-        result = run_on_fast_loop(_offer(schedule, measured, LoadPlan.of(settings), watcher))
+        offer = _Offer(schedule, measured, LoadPlan.of(settings), watcher)
+        result = run_on_fast_loop(offer.run())
         death = measured.failure()
     _keep(directory, result, measured)
     if death is not None:
@@ -118,37 +122,68 @@ def _run(resolved: Resolved, directory: RunDirectory, watcher: RunWatcher) -> Ma
     watcher.stage("analysing")
     summary = _analyse(directory, PARTIAL if result.interrupted else COMPLETE)
     if result.interrupted:
-        raise KeyboardInterrupt
+        raise SystemExit(_TERMINATED) if offer.terminated else KeyboardInterrupt
     return summary
 
 
-async def _offer(schedule: Schedule, measured: Measured, plan: LoadPlan, watcher: RunWatcher) -> LoadResult:
-    """Generate the load while watching the other side; a server that dies ends the load at once."""
-    load = asyncio.ensure_future(generate(schedule, measured.target, plan, progress=watcher.load))
-    beside = [asyncio.ensure_future(_end_on_death(load, measured))]
-    if measured.scraper is not None:
-        beside.append(asyncio.ensure_future(measured.scraper.run()))
-    try:
-        while not load.done():
-            try:
-                await asyncio.shield(load)
-            except asyncio.CancelledError:
-                # Ctrl-C cancelled us: pass it on once, and wait for the records that the generator saves.
-                if not load.cancel():
-                    raise
-        return load.result()
-    finally:
-        for task in beside:
-            task.cancel()
-        await asyncio.gather(*beside, return_exceptions=True)
+class _Offer:
+    """Generates the load while watching the other side, which ends the load when it dies, and for signals.
 
+    terminated: SIGTERM came; as after Ctrl-C, the load was ended and its records are kept.
+    """
 
-async def _end_on_death(load: asyncio.Future[LoadResult], measured: Measured) -> None:
-    while True:
-        await asyncio.sleep(_DEATH_CHECK_S)
-        if measured.failure() is not None:
-            load.cancel()
+    def __init__(self, schedule: Schedule, measured: Measured, plan: LoadPlan, watcher: RunWatcher) -> None:
+        self.terminated = False
+        self._measured = measured
+        self._work = generate(schedule, measured.target, plan, progress=watcher.load)
+
+    async def run(self) -> LoadResult:
+        """The result of the load. Raises RunError when the other side died before there was any."""
+        load = asyncio.ensure_future(self._work)
+        beside = [asyncio.ensure_future(self._end_on_death(load))]
+        if self._measured.scraper is not None:
+            beside.append(asyncio.ensure_future(self._measured.scraper.run()))
+        try:
+            with self._sigterm_ends(load):
+                while not load.done():
+                    try:
+                        await asyncio.shield(load)
+                    except asyncio.CancelledError:
+                        # Ctrl-C cancelled us: pass it on, and wait for the records that the generator saves.
+                        load.cancel()
+            if load.cancelled() and (death := self._measured.failure()) is not None:
+                raise RunError(death)
+            return load.result()
+        finally:
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
+
+    async def _end_on_death(self, load: asyncio.Future[LoadResult]) -> None:
+        while True:
+            await asyncio.sleep(_DEATH_CHECK_S)
+            if self._measured.failure() is not None:
+                load.cancel()
+                return
+
+    @contextmanager
+    def _sigterm_ends(self, load: asyncio.Future[LoadResult]) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield  # only the main thread may have signal handlers
             return
+        loop = asyncio.get_running_loop()
+        before = signal.getsignal(signal.SIGTERM)
+
+        def end() -> None:
+            self.terminated = True
+            load.cancel()
+
+        loop.add_signal_handler(signal.SIGTERM, end)
+        try:
+            yield
+        finally:
+            loop.remove_signal_handler(signal.SIGTERM)
+            signal.signal(signal.SIGTERM, before)
 
 
 def _keep(directory: RunDirectory, result: LoadResult, measured: Measured) -> None:

@@ -12,6 +12,7 @@ from muai_lab.analysis.frames import Run, flatten
 from muai_lab.settings.lab import LabSettings
 
 HIDDEN = "(set, not shown)"
+LEFT_OUT = "a secret, left out"  # how the comment behind such a value in config.yaml begins
 
 _SECRET_NAME = re.compile(
     r"(^|[._-])(api_?key|access_?key|secret|password|passwd|token|authorization|credentials?|webhook_url)$", re.I
@@ -76,8 +77,9 @@ def entries(run: Run) -> list[Entry]:
     for key, value in flatten(run.config).items():
         default = defaults.get(key)
         origin = run.origins.get(key)
-        changed = value != default if key in defaults else origin not in (None, "default")
-        found.append(Entry(key, shown(key, value), shown(key, default), origin, changed))
+        left_out = (origin or "").startswith(LEFT_OUT)
+        changed = left_out or (value != default if key in defaults else origin not in (None, "default"))
+        found.append(Entry(key, HIDDEN if left_out else shown(key, value), shown(key, default), origin, changed))
     return found
 
 

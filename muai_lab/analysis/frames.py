@@ -24,6 +24,7 @@ import yaml
 
 from muai_lab.analysis.chunks import EMPTY_CHUNKS, Chunks, read_chunks
 from muai_lab.analysis.metrics import METRICS, NS_PER_S, due_ns, itl, output_tokens, seconds_between
+from muai_lab.analysis.origins import read_origins
 from muai_lab.analysis.slo import Slo, slo_of
 from muai_lab.analysis.window import Window, due_in_window, window_of
 from muai_lab.errors import RunError
@@ -139,6 +140,7 @@ def load_run(path: str | Path, *, ended: str | None = None) -> Run:
             notes.append("the run never ended: it is still going, or it was killed")
     if manifest.get("error"):
         notes.append(str(manifest["error"]))
+    notes += [str(note) for note in manifest.get("notes") or []]
     config, origins = _read_config(directory / "config.yaml")
     records = _read_records(directory / "requests.parquet", must_exist=status == "complete", notes=notes)
     window = window_of(manifest, records, complete=status == "complete")
@@ -204,19 +206,15 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _read_config(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The settings tree and, where the file states them, the origin of each dotted key."""
+    """The settings tree, and the origin of each dotted key."""
     if not file.is_file():
         return {}, {}
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as problem:
+        text = file.read_text(encoding="utf-8")
+        content, origins = yaml.safe_load(text), read_origins(text)
+    except (OSError, ValueError, yaml.YAMLError) as problem:
         raise RunError(f"cannot read {file}: {problem}") from problem
-    if not isinstance(content, dict):
-        return {}, {}
-    origins = content.pop("origins", None)
-    settings = content.pop("settings", content)
-    stated = flatten(origins) if isinstance(origins, Mapping) else {}
-    return settings, {key: str(origin) for key, origin in stated.items()}
+    return (content, origins) if isinstance(content, dict) else ({}, {})
 
 
 def _read_records(file: Path, *, must_exist: bool, notes: list[str]) -> pd.DataFrame:

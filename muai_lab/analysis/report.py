@@ -6,9 +6,7 @@ text that came from outside (errors, reasons, settings) is escaped, and secrets 
 
 from __future__ import annotations
 
-import json
 import os
-import shlex
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -24,6 +21,7 @@ from muai_lab.analysis.configuration import entries, redacted, shown
 from muai_lab.analysis.figures import latency_figure, timeline_figure
 from muai_lab.analysis.frames import Run, flatten
 from muai_lab.analysis.metrics import METRIC_BY_NAME, METRICS
+from muai_lab.analysis.repetition import repeat_commands
 from muai_lab.analysis.summary import summarise
 from muai_lab.analysis.table import result_table, setting_text
 from muai_lab.analysis.wording import (
@@ -293,30 +291,3 @@ def _written(value: Any) -> str:
     if isinstance(value, list | dict) and not value:
         return "none"
     return str(value)
-
-
-def repeat_commands(run: Run) -> list[str]:
-    """Command lines that repeat the run and open it, from the overrides that Hydra kept with the run.
-
-    A value that is a secret is not written; such a command has to be completed by hand.
-    """
-    commands = []
-    file = run.path / ".hydra" / "overrides.yaml"
-    if file.is_file():
-        try:
-            overrides = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError):
-            overrides = None  # a report without this line is better than none
-        if isinstance(overrides, list):
-            words = [_override(str(override)) for override in overrides]
-            commands.append(shlex.join(["python", "-m", "muai_lab", "run", *words]))
-    program = (
-        f"from muai_lab.analysis import load_run; print(load_run({json.dumps(str(run.path))}).requests.describe())"
-    )
-    commands.append(shlex.join(["python", "-c", program]))
-    return commands
-
-
-def _override(text: str) -> str:
-    key, equals, value = text.partition("=")
-    return f"{key}={shown(key.lstrip('+~'), value)}" if equals else text

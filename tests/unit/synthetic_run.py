@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 
 START_NS = 5_000_000_000_000  # the monotonic clock at the start of the load
 INT, TEXT = pa.int64(), pa.string()
@@ -136,10 +135,20 @@ def write_run(
     }  # fmt: skip
     (path / "manifest.json").write_text(json.dumps(stated | dict(manifest or {})))
     settings = _merged(CONFIG, config or {})
-    if origins is not None:
-        settings = settings | {"origins": dict(origins)}
-    (path / "config.yaml").write_text(yaml.safe_dump(settings))
+    (path / "config.yaml").write_text("\n".join(["# file: none", *_lines(settings, "", dict(origins or {}))]) + "\n")
     return path
+
+
+def _lines(tree: Mapping[str, Any], prefix: str, origins: Mapping[str, str]) -> list[str]:
+    """A settings tree as the runner writes it: the origin of each value behind it, as a comment."""
+    lines = []
+    indent = "  " * prefix.count(".")
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            lines += [f"{indent}{key}:", *_lines(value, f"{prefix}{key}.", origins)]
+        else:
+            lines.append(f"{indent}{key}: {json.dumps(value)}  # {origins.get(f'{prefix}{key}', 'default')}")
+    return lines
 
 
 def simulated(

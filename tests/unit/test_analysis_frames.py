@@ -156,11 +156,12 @@ def test_a_place_without_runs_is_an_error(tmp_path: Path) -> None:
         find_runs(tmp_path)
 
 
-def test_origins_of_settings_are_kept_apart_from_the_settings(tmp_path: Path) -> None:
+def test_origins_of_settings_are_read_from_the_comments_behind_them(tmp_path: Path) -> None:
     run = load_run(write_run(tmp_path, [record(chunks=[1.0, 1.1])], origins={"arrival.rate": "override"}))
 
-    assert run.origins == {"arrival.rate": "override"}
-    assert "origins" not in run.config
+    assert run.origins["arrival.rate"] == "override"
+    assert run.origins["optimization.batcher.max_batch_size"] == "default"
+    assert run.config["arrival"]["rate"] == 20.0
 
 
 def test_times_count_from_the_start_of_the_load(tmp_path: Path) -> None:

@@ -141,15 +141,12 @@ def test_secrets_are_never_in_it(tmp_path: Path) -> None:
         "monitoring": {"anomaly": {"alertmanager_url": "http://user:hunter2@alerts:9093/api?token=hunter3"}},
         "target": {"api_key_env": "hunter5abc"},
     }
-    write_run(tmp_path, rows, config=config, manifest={"versions": {"api_key": "hunter4"}})
-    (tmp_path / ".hydra").mkdir()
-    overrides = "- ++monitoring.anomaly.webhook_url=https://x.example.org/hunter6\n- arrival.rate=8\n"
-    (tmp_path / ".hydra" / "overrides.yaml").write_text(overrides)
+    origins = {"monitoring.anomaly.webhook_url": "override", "arrival.rate": "override"}
+    write_run(tmp_path, rows, config=config, origins=origins, manifest={"versions": {"api_key": "hunter4"}})
 
     html = render_report(load_run(tmp_path))
 
-    assert "python -m muai_lab run" in html
-    assert "arrival.rate=8" in html
+    assert "monitoring.anomaly.webhook_url=..." in html
     for secret in ("T0PS3CRET", "hunter", "sk-abcdef"):
         assert secret not in html
 
@@ -210,6 +207,24 @@ def test_it_survives_runs_that_went_wrong(
     tmp_path: Path, rows: list[dict[str, Any]], written: dict[str, Any], expected: str
 ) -> None:
     assert expected in report_of(tmp_path, rows, **written).text
+
+
+def test_it_gives_the_command_that_repeats_the_run(tmp_path: Path) -> None:
+    origins = {
+        "model.name": "model=qwen_chat",
+        "arrival.kind": "arrival=poisson",
+        "arrival.rate": "override",
+        "optimization.engine_preference": "override",
+        "optimization.batcher.max_batch_size": "MUAI_OPT_BATCHER_MAX_SIZE",
+        "seed": "lab.yaml:3",
+    }
+
+    page = report_of(tmp_path, ONE, origins=origins, config={"config_file": "lab.yaml"})
+
+    assert (
+        "MUAI_OPT_BATCHER_MAX_SIZE=16 python -m muai_lab run model=qwen_chat arrival=poisson config_file=lab.yaml "
+        "'optimization.engine_preference=[vllm,pytorch]' arrival.rate=20.0"
+    ) in page.words
 
 
 def test_it_stays_small_with_many_requests(tmp_path: Path) -> None:

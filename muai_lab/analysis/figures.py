@@ -51,8 +51,9 @@ def latency_figure(values_s: Floats, summary: Mapping[str, Any], *, name: str, t
 
 
 def _histogram(axes: Axes, values: Floats, marks: Mapping[str, float], sample: str) -> None:
+    wide = _is_wide(values)
+    values = _positive(values) if wide else values
     low, high = float(values[0]), float(values[-1])
-    wide = low > 0 and high / max(float(np.median(values)), 1e-9) > _WIDE
     if high <= low:
         low, high = low * 0.9, high * 1.1 or 1.0
     bins = int(np.clip(np.sqrt(values.size) * 1.5, 8, 60))
@@ -82,6 +83,17 @@ def _histogram(axes: Axes, values: Floats, marks: Mapping[str, float], sample: s
             axes.annotate(text, (marks[key], top), (-3, -2), textcoords="offset points", ha="right", va="top")
 
 
+def _is_wide(values: Floats) -> bool:
+    """Whether sorted values spread so far above their middle that only a logarithmic axis shows both."""
+    return bool(np.median(values) > 0 and values[-1] / np.median(values) > _WIDE)
+
+
+def _positive(values: Floats) -> Floats:
+    """Sorted values for a logarithmic axis: the lowest hundredth, which may be 0, is drawn at its upper end."""
+    floor = float(np.quantile(values, 0.01))
+    return np.maximum(values, floor if floor > 0 else float(values[values > 0][0]))
+
+
 def _fraction(axes: Axes, value: float) -> float:
     """Where a value lies on the x axis, 0 to 1."""
     x, _ = axes.transAxes.inverted().transform(axes.transData.transform((value, 0.0)))
@@ -90,7 +102,7 @@ def _fraction(axes: Axes, value: float) -> float:
 
 def _log_axis(set_scale: Any, axis: Any) -> None:
     set_scale("log")
-    axis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
     axis.set_minor_formatter(NullFormatter())
 
 
@@ -98,6 +110,8 @@ def _percentiles(axes: Axes, values: Floats, summary: Mapping[str, Any]) -> None
     count = values.size
     last = max(-np.log10(1.0 / count), 0.31) if count > 1 else 0.31
     at = np.linspace(0.0, last, _CURVE_POINTS)
+    wide = _is_wide(values)
+    values = _positive(values) if wide else values
     quantiles = np.quantile(values, np.clip(1.0 - 10.0**-at, 0.0, 1.0))
     backed = at <= -np.log10(min(SAMPLES_BEYOND / count, 1.0))
     axes.plot(at[backed], quantiles[backed], color=BLUE)
@@ -114,7 +128,7 @@ def _percentiles(axes: Axes, values: Floats, summary: Mapping[str, Any]) -> None
     axes.set_xticks([-np.log10(1.0 - quantile) for quantile in ticks])
     axes.set_xticklabels([f"p{quantile * 100:g}" for quantile in ticks])
     axes.set_xlim(0.0, last * 1.03)
-    if values[0] > 0 and values[-1] / max(float(np.median(values)), 1e-9) > _WIDE:
+    if wide:
         _log_axis(axes.set_yscale, axes.yaxis)
     else:
         axes.set_ylim(0.0, float(values[-1]) * 1.08 or 1.0)
@@ -223,7 +237,7 @@ def _first_tokens(axes: Axes, requests: pd.DataFrame) -> None:
     if kept.size < values.size:
         title += f" ({kept.size} of {values.size:,} drawn: the slowest and a sample)"
     axes.set_title(title, loc="left")
-    if values.size and values.min() > 0 and values.max() / np.median(values) > _WIDE:
+    if values.size and values.min() > 0 and _is_wide(np.sort(values)):
         _log_axis(axes.set_yscale, axes.yaxis)
         axes.yaxis.set_minor_locator(NullLocator())
     else:

@@ -1,0 +1,72 @@
+"""The same records as other benchmarks would report them, so that figures can be compared name by name.
+
+Latencies in seconds, over the successful requests that were due in the measurement window. The tools are vLLM
+(`bench serve`), NVIDIA AIPerf and GuideLLM; where our records lack what a definition needs, the difference is stated.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from muai_lab.analysis.frames import Run
+from muai_lab.analysis.metrics import itl
+from muai_lab.analysis.statistics import Floats
+
+
+def as_vllm(run: Run) -> dict[str, float]:
+    """vLLM `bench serve`: TPOT as ours, mean over requests; ITL: raw chunk gaps of all requests pooled.
+
+    vLLM takes TTFT at the first chunk even when it is empty; empty chunks are not recorded here, so TTFT is ours.
+    """
+    ok = _successful(run)
+    return {"ttft_mean_s": _mean(ok["ttft_s"]), "tpot_mean_s": _mean(ok["tpot_s"]), "itl_mean_s": _mean(_gaps(run))}
+
+
+def as_aiperf(run: Run) -> dict[str, float]:
+    """AIPerf: its ITL is our TPOT, its inter-chunk latency (ICL) the raw gaps; rates over first send to last answer."""
+    ok = _successful(run)
+    span_s = float(ok["last_token_s"].max() - ok["sent_s"].min())
+    tokens = float(ok["tokens"].sum())
+    return {
+        "itl_mean_s": _mean(ok["tpot_s"]),
+        "icl_mean_s": _mean(_gaps(run)),
+        "requests_per_s": len(ok) / span_s if span_s > 0 else float("nan"),
+        "output_tokens_per_s": tokens / span_s if span_s > 0 else float("nan"),
+    }
+
+
+def as_guidellm(run: Run) -> dict[str, float]:
+    """GuideLLM: TPOT = (last token - start) / n, weighted by n; ITL = (last - first) / (n - 1), weighted by n - 1."""
+    ok = _successful(run)
+    tokens = ok["tokens"].to_numpy(dtype="float64", na_value=np.nan)
+    per_token = ok["e2e_s"].to_numpy() / np.where(tokens > 0, tokens, np.nan)
+    between = ok["tpot_s"].to_numpy()
+    return {
+        "tpot_mean_s": _weighted_mean(per_token, tokens),
+        "itl_mean_s": _weighted_mean(between, tokens - 1.0),
+        "itl_unweighted_mean_s": _mean(between),
+    }
+
+
+def _successful(run: Run) -> pd.DataFrame:
+    measured = run.measured
+    return measured[measured["status"] == "ok"]
+
+
+def _gaps(run: Run) -> Floats:
+    chunks = run.chunks
+    counts = (run.requests["in_window"] & (run.requests["status"] == "ok")).to_numpy(dtype=np.bool_)
+    chosen = counts[chunks.row]
+    return itl(chunks.row[chosen], chunks.t_ns[chosen])
+
+
+def _mean(values: pd.Series | Floats) -> float:
+    return _weighted_mean(np.asarray(values, dtype=np.float64), np.ones(len(values)))
+
+
+def _weighted_mean(values: Floats, weights: Floats) -> float:
+    present = np.isfinite(values) & np.isfinite(weights)
+    if not present.any() or weights[present].sum() <= 0:
+        return float("nan")
+    return float(np.average(values[present], weights=weights[present]))

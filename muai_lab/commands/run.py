@@ -76,9 +76,10 @@ class SweepEnd(Callback):
         from muai_lab.analysis import comparison_table, find_runs, load_run
 
         sweep = Path(config.hydra.sweep.dir)
-        runs = [load_run(path) for path in find_runs(sweep)] if sweep.is_dir() else []
-        if not runs:
-            return
+        try:
+            runs = [load_run(path) for path in find_runs(sweep)]
+        except MuaiError as error:  # Hydra would turn it into a warning
+            raise _TaskFailed(error) from error
         _say("")
         comparison_table(runs).show(Console())
         _say(f"runs: {_short(sweep)}")

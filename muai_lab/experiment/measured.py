@@ -85,8 +85,10 @@ def _server(settings: LabSettings, directory: RunDirectory, environ: Mapping[str
             failure=process.failure,
             notes=lambda: _scrape_notes(scraper),
         )
-    if not process.stopped_cleanly:
-        raise RunError(f"the server did not stop in order; see {directory.path / 'server.log'}")
+        gone = process.failure() is not None
+    if not gone and not process.stopped_cleanly:
+        note = f"the server did not stop in order; see {directory.path / 'server.log'}"
+        directory.update_manifest(notes=[*directory.manifest.get("notes", []), note])
 
 
 def _inprocess(settings: LabSettings) -> Iterator[Measured]:

@@ -116,7 +116,7 @@ def _run(resolved: Resolved, directory: RunDirectory, watcher: RunWatcher) -> Ma
         offer = _Offer(schedule, measured, LoadPlan.of(settings), watcher)
         result = run_on_fast_loop(offer.run())
         death = measured.failure()
-    _keep(directory, result, measured)
+        _keep(directory, result, measured)
     if death is not None:
         raise RunError(death)
     watcher.stage("analysing")

@@ -159,3 +159,10 @@ def test_every_metric_states_unit_prerequisites_and_definition() -> None:
         assert metric.requires
         assert metric.definition
         assert metric.open_loop_only == ("intended_ns" in metric.requires)
+
+
+def test_the_page_of_metrics_names_every_one() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+
+    for metric in METRICS:
+        assert f"| `{metric.column}` | {metric.definition}" in page

@@ -104,7 +104,7 @@ class ArrivalSettings(Section):
     """When requests are sent."""
 
     kind: Literal["closed", "constant", "poisson"] = setting(
-        "closed",
+        "poisson",
         "closed: `concurrency` requests are always under way; constant, poisson: requests are due at `rate` per second,"
         " evenly or at random, whether or not earlier ones have finished (open loop).",
     )
@@ -116,7 +116,7 @@ class LoadSettings(Section):
     """How long load is offered and measured."""
 
     warmup_s: float = setting(4.0, "Load before the measurement; not counted.", unit="s", ge=0)
-    duration_s: float = setting(26.0, "Measurement window.", unit="s", gt=0)
+    duration_s: float = setting(30.0, "Measurement window.", unit="s", gt=0)
     drain_s: float = setting(
         30.0, "Longest wait for the requests that are still under way after the window.", unit="s", ge=0
     )

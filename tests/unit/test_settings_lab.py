@@ -22,10 +22,10 @@ def problem_of(overrides: dict[str, object]) -> str:
     return problem
 
 
-def test_defaults_are_a_short_closed_loop_against_a_server_of_our_own() -> None:
+def test_defaults_are_half_a_minute_of_open_loop_against_a_server_of_our_own() -> None:
     settings = resolve({})
 
-    assert (settings.model.name, settings.target.kind, settings.arrival.kind) == ("qwen_chat", "server", "closed")
+    assert (settings.model.name, settings.target.kind, settings.arrival.kind) == ("qwen_chat", "server", "poisson")
     assert settings.workload.prompt_tokens == UniformLength(low=16, high=128)
     assert settings.workload.output_tokens == UniformLength(low=8, high=48)
     assert settings.load.warmup_s + settings.load.duration_s == 30

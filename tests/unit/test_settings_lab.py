@@ -28,7 +28,7 @@ def test_defaults_are_half_a_minute_of_open_loop_against_a_server_of_our_own() -
     assert (settings.model.name, settings.target.kind, settings.arrival.kind) == ("qwen_chat", "server", "poisson")
     assert settings.workload.prompt_tokens == UniformLength(low=16, high=128)
     assert settings.workload.output_tokens == UniformLength(low=8, high=48)
-    assert settings.load.warmup_s + settings.load.duration_s == 30
+    assert settings.load.warmup_s + settings.load.duration_s == 34
 
 
 def test_keys_of_the_default_distribution_can_be_changed_one_by_one() -> None:

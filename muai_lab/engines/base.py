@@ -1,13 +1,13 @@
-"""The contract of a step engine: prefill and decode over slots.
+"""The contracts of engines: step engines, which our scheduler drives, and streaming engines, which schedule themselves.
 
-A slot holds one sequence: its key/value tensors, its length, its last token and its sampling state. The scheduler
+A step engine has slots. A slot holds one sequence: its key/value tensors, its length, its last token and its sampling state. The scheduler
 decides which slot does what at every step; the engine computes. An engine is used from one thread at a time.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 
@@ -97,3 +97,49 @@ class StepEngine(ABC):
     def output_limit(self, prompt_tokens: int) -> int:
         """Most output tokens that fit beside a prompt of `prompt_tokens` tokens."""
         return self.info.max_model_len - prompt_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class StreamedTokens:
+    """Tokens that a streaming engine has produced since its last report of the same request.
+
+    tokens: ids in order (more than one where reports merged). at: monotonic seconds at which the engine itself produced
+    the last of them, None where the engine does not stamp. finish_reason: `stop` or `length` on the last report, else
+    None. cached_tokens: prompt tokens that the engine's own prefix cache served, None where it has none.
+    """
+
+    tokens: Sequence[int]
+    at: float | None = None
+    finish_reason: str | None = None
+    cached_tokens: int | None = None
+
+
+class StreamingEngine(ABC):
+    """One loaded model that schedules its own steps; our batcher in front only admits.
+
+    All coroutines run on one event loop, in a thread of the engine's driver. slots: most requests that may run at once.
+    """
+
+    info: EngineInfo
+    slots: int
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Load the model on the running loop. Raises EngineError; `info` is valid afterwards."""
+
+    @abstractmethod
+    def generate(
+        self, request_id: str, prompt: Sequence[int], sampling: Sampling, *, max_tokens: int, ignore_eos: bool
+    ) -> AsyncIterator[StreamedTokens]:
+        """Run one request; the iterator ends after the report with a finish reason.
+
+        Closing the iterator early aborts the request in the engine. Raises EngineError when the engine has died.
+        """
+
+    @abstractmethod
+    async def check(self) -> None:
+        """Raise EngineError with the reason when the engine is dead, or hangs: it has work but makes no step."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """End the engine's processes and free its memory; none is left behind. Calling it twice is harmless."""

@@ -1,7 +1,8 @@
 """The contracts of engines: step engines, which our scheduler drives, and streaming engines, which schedule themselves.
 
-A step engine has slots. A slot holds one sequence: its key/value tensors, its length, its last token and its sampling state. The scheduler
-decides which slot does what at every step; the engine computes. An engine is used from one thread at a time.
+A step engine has slots. A slot holds one sequence: its key/value tensors, its length, its last token and its sampling
+state. The scheduler decides which slot does what at every step; the engine computes. An engine is used from one thread
+at a time.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import pytest
 from serving import Served, serving
 
 MODEL = "qwen_chat"
+IGNORE_EOS = {"ignore_eos": True}
 RUNNING = 'muai_running_sequences{engine="pytorch",model="qwen_chat"}'
 
 
@@ -84,7 +85,7 @@ def test_a_chat_whole_and_streamed_is_the_same_text(client: openai.OpenAI) -> No
 
 def test_several_prompts_and_several_choices(client: openai.OpenAI) -> None:
     answer = client.completions.create(
-        model=MODEL, prompt=["One", "Two and three"], n=2, max_tokens=5, temperature=0, extra_body={"ignore_eos": True}
+        model=MODEL, prompt=["One", "Two and three"], n=2, max_tokens=5, temperature=0, extra_body=IGNORE_EOS
     )
 
     texts = [choice.text for choice in answer.choices]
@@ -110,7 +111,7 @@ def test_a_stop_string_is_where_the_text_ends(client: openai.OpenAI) -> None:
             max_tokens=24,
             temperature=0,
             stop=stop,
-            extra_body={"ignore_eos": True},
+            extra_body=IGNORE_EOS,
         )
         return answer.choices[0]
 
@@ -125,7 +126,7 @@ def test_a_stop_string_is_where_the_text_ends(client: openai.OpenAI) -> None:
 def test_a_seed_gives_the_same_text_again_and_another_seed_another(client: openai.OpenAI) -> None:
     def ask(seed: int) -> str:
         answer = client.completions.create(
-            model=MODEL, prompt="Tell me", max_tokens=24, temperature=1.0, seed=seed, extra_body={"ignore_eos": True}
+            model=MODEL, prompt="Tell me", max_tokens=24, temperature=1.0, seed=seed, extra_body=IGNORE_EOS
         )
         return answer.choices[0].text
 
@@ -150,9 +151,7 @@ def test_errors_reach_the_client_as_its_own_exceptions(client: openai.OpenAI) ->
 
 
 def test_a_client_that_hangs_up_frees_its_slot(server: Served, client: openai.OpenAI) -> None:
-    stream = client.completions.create(
-        model=MODEL, prompt="Once", max_tokens=4000, stream=True, extra_body={"ignore_eos": True}
-    )
+    stream = client.completions.create(model=MODEL, prompt="Once", max_tokens=4000, stream=True, extra_body=IGNORE_EOS)
     next(iter(stream))
     assert server.metric(RUNNING) == 1
 

@@ -10,6 +10,9 @@ import torch
 
 from muai_lab.engines.base import Sampling
 
+_COLDEST = 1e-30  # temperature below which fp32 would divide by 0
+_HEAD = 256  # tokens that are sorted at first
+
 
 @dataclass(slots=True)
 class _SlotState:
@@ -21,7 +24,7 @@ class SlotSampler:
     """Sampling state per slot.
 
     Each slot draws its own uniform numbers, one a token, from its own seeded generator (Philox); the token is the
-    inverse of the cumulative distribution at that number. So a seed gives the same tokens whatever else is in the batch.
+    inverse of the cumulative distribution at it. So a seed gives the same tokens whatever else is in the batch.
     """
 
     def __init__(self) -> None:
@@ -30,7 +33,7 @@ class SlotSampler:
     def open(self, slot: int, sampling: Sampling) -> None:
         """Begin a sequence in `slot`."""
         greedy = sampling.temperature <= 0.0
-        random = None if greedy else np.random.Generator(np.random.Philox(sampling.seed))
+        random = None if greedy else np.random.Generator(np.random.Philox(_entropy(sampling.seed)))
         self._states[slot] = _SlotState(sampling, random)
 
     def release(self, slot: int) -> None:
@@ -39,37 +42,88 @@ class SlotSampler:
 
     def choose(self, logits: torch.Tensor, slots: Sequence[int]) -> list[int]:
         """One token id for each row of `logits` [rows, vocabulary]; row i belongs to `slots[i]`."""
+        states = [self._states[slot] for slot in slots]
+        drawn = [row for row, state in enumerate(states) if state.random is not None]
+        if len(drawn) == len(states):
+            return _draw(logits.float(), states)
         tokens: list[int] = logits.argmax(dim=-1).tolist()
-        drawn = [row for row, slot in enumerate(slots) if self._states[slot].random is not None]
         if drawn:
-            rows = logits if len(drawn) == len(tokens) else logits[drawn]
-            states = [self._states[slots[row]] for row in drawn]
-            for row, token in zip(drawn, _draw(rows.float(), states), strict=True):
+            for row, token in zip(drawn, _draw(logits[drawn].float(), [states[row] for row in drawn]), strict=True):
                 tokens[row] = token
         return tokens
 
 
+def _entropy(seed: int | None) -> int | None:
+    """Any integer is a seed, negative ones too (OpenAI's API allows them); None draws fresh entropy."""
+    return None if seed is None else seed % 2**64
+
+
 def _draw(logits: torch.Tensor, states: Sequence[_SlotState]) -> list[int]:
-    """Temperature, then top-k, then top-p (nucleus, Holtzman et al. 2019), then inverse-CDF sampling."""
-    device = logits.device
-    temperature = torch.tensor([state.sampling.temperature for state in states], device=device).unsqueeze(1)
-    # A stable sort keeps ties in token order, so that equal logits give equal samples on every device.
-    ordered, order = (logits / temperature).sort(dim=-1, descending=True, stable=True)
-    probabilities = ordered.softmax(dim=-1)
-    rank = torch.arange(logits.shape[1], device=device)
-    vocabulary = logits.shape[1]
-    top_k = torch.tensor([state.sampling.top_k or vocabulary for state in states], device=device).unsqueeze(1)
-    probabilities = probabilities.masked_fill(rank >= top_k, 0.0)
-    probabilities /= probabilities.sum(dim=-1, keepdim=True)
-    top_p = torch.tensor([state.sampling.top_p for state in states], device=device).unsqueeze(1)
+    """One token a row: temperature, then top-k, then top-p (nucleus, Holtzman et al. 2019), then inverse CDF.
+
+    The CDF runs over tokens from the likeliest down: small differences of logits, as another batch makes them, then
+    hardly ever change the token. Sorting a whole vocabulary would take longer than the model, so the likeliest tokens
+    are tried first, and the rest is sorted only for rows that need it.
+    """
+    uniform = [state.random.random() for state in states if state.random is not None]
+    rules = _Rules.of(states, uniform, logits)
+    tokens, decided = _pick(logits, rules, head=min(_HEAD, logits.shape[1]))
+    open_rows = (~decided).nonzero().squeeze(1)
+    if len(open_rows):
+        tokens[open_rows], _ = _pick(logits[open_rows], rules.rows(open_rows), head=logits.shape[1])
+    drawn: list[int] = tokens.tolist()
+    return drawn
+
+
+@dataclass(frozen=True, slots=True)
+class _Rules:
+    """What applies to each row, as columns `[rows, 1]`; `uniform` is the row's random number in [0, 1)."""
+
+    temperature: torch.Tensor
+    top_k: torch.Tensor
+    top_p: torch.Tensor
+    uniform: torch.Tensor
+
+    @classmethod
+    def of(cls, states: Sequence[_SlotState], uniform: Sequence[float], logits: torch.Tensor) -> _Rules:
+        def column(numbers: Sequence[float], dtype: torch.dtype) -> torch.Tensor:
+            return torch.tensor(numbers, dtype=dtype, device=logits.device).unsqueeze(1)
+
+        return cls(
+            column([max(state.sampling.temperature, _COLDEST) for state in states], torch.float64),
+            column([state.sampling.top_k or logits.shape[1] for state in states], torch.int64),
+            column([state.sampling.top_p for state in states], torch.float64),
+            column(uniform, torch.float64),
+        )
+
+    def rows(self, index: torch.Tensor) -> _Rules:
+        return _Rules(self.temperature[index], self.top_k[index], self.top_p[index], self.uniform[index])
+
+
+def _pick(logits: torch.Tensor, rules: _Rules, *, head: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token of each row `[rows]`, and whether the `head` likeliest tokens were enough to tell it `[rows]`."""
+    whole = head == logits.shape[1]
+    # A stable sort keeps ties in the order of tokens.
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True) if whole else logits.topk(head)
+    # Less the largest first: a tiny temperature then ends in argmax, not in inf / inf.
+    weights = ((ordered.double() - ordered[:, :1]) / rules.temperature).exp()
+    rank = torch.arange(head, device=logits.device)
+    weights = weights.masked_fill(rank >= rules.top_k, 0.0)
+    complete = torch.full_like(rules.top_k, whole, dtype=torch.bool) | (rules.top_k <= head)
+    total = weights.sum(dim=-1, keepdim=True)
+    if not whole:
+        everything = ((logits - ordered[:, :1]) / rules.temperature.float()).exp().sum(dim=-1, keepdim=True).double()
+        total = torch.where(complete, total, everything)
+    probabilities = weights / total
     # A token stays if the tokens before it have not yet reached top_p: the one that crosses the line is kept.
     before = probabilities.cumsum(dim=-1) - probabilities
-    kept = probabilities.masked_fill((before >= top_p) & (rank > 0), 0.0)
-    cumulative = kept.double().cumsum(dim=-1)
-    uniform = [state.random.random() for state in states if state.random is not None]
-    target = torch.tensor(uniform, dtype=torch.float64, device=device).unsqueeze(1) * cumulative[:, -1:]
+    kept = probabilities.masked_fill((before >= rules.top_p) & (rank > 0), 0.0)
+    cumulative = kept.cumsum(dim=-1)
+    known = cumulative[:, -1:]
+    closed = complete | ((rules.top_p < 1) & (known >= rules.top_p))
+    target = rules.uniform * torch.where(closed, known, 1.0)
+    decided = closed | ((rules.top_p >= 1) & (target < known))
     # The first rank whose cumulative probability exceeds the target; never one of probability zero behind the nucleus.
-    last = (kept > 0).sum(dim=-1, keepdim=True) - 1
+    last = ((kept > 0).sum(dim=-1, keepdim=True) - 1).clamp_min(0)
     chosen = torch.searchsorted(cumulative, target, right=True).minimum(last)
-    tokens: list[int] = order.gather(1, chosen).squeeze(1).tolist()
-    return tokens
+    return order.gather(1, chosen).squeeze(1), decided.squeeze(1)

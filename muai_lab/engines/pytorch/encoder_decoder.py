@@ -69,7 +69,7 @@ class EncoderDecoderModel:
         """Append `tokens[i]` to the decoder side of `slots[i]`; returns logits `[slots, vocabulary]`."""
         kv, encoded = self.kv, self.encoded
         by_slot = dict(zip(slots, tokens, strict=True))
-        live = kv.slots_by_row()
+        live = list(kv.slots)
         positions_list = [min(length, kv.max_len - 1) for length in kv.lengths]
         longest = max(positions_list) + 1
         kv.reserve(longest)

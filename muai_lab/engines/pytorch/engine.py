@@ -1,53 +1,31 @@
-"""The PyTorch step engine: loading, devices and dtypes, and the contract's prefill and decode."""
+"""The PyTorch step engine: the contract's prefill and decode over a loaded model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from muai_lab.engines.base import EngineInfo, PrefillChunk, StepEngine
-from muai_lab.engines.pytorch.decoder import ATTENTION_NAME, DecoderModel, slot_attention
+from muai_lab.engines.pytorch.decoder import DecoderModel
 from muai_lab.engines.pytorch.encoder_decoder import EncoderDecoderModel
+from muai_lab.engines.pytorch.linear import pack_linears
+from muai_lab.engines.pytorch.loading import (
+    DTYPES,
+    NAME,
+    choose_device,
+    choose_dtype,
+    eos_token_ids,
+    load_model,
+    max_model_len,
+)
 from muai_lab.engines.sampling import SlotSampler
 from muai_lab.errors import EngineError
 
 if TYPE_CHECKING:
     from muai_lab.models.registry import ModelSource
     from muai_lab.settings.schema import PytorchSettings
-
-NAME = "pytorch"
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-
-
-def choose_device(wanted: str) -> torch.device:
-    """`auto` takes CUDA where there is one. Raises EngineError for a device that this machine lacks."""
-    if wanted == "cpu":
-        return torch.device("cpu")
-    if torch.cuda.is_available():
-        return torch.device("cuda" if wanted in ("auto", "cuda") else wanted)
-    if wanted == "auto":
-        return torch.device("cpu")
-    raise EngineError(NAME, f"device {wanted!r} asked for, but PyTorch sees no CUDA device: set device to auto or cpu")
-
-
-def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """`auto`: fp32 on a CPU; bf16 on a GPU that has it, else fp16. Raises EngineError where the device cannot run it."""
-    if wanted == "auto":
-        if device.type == "cpu":
-            return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    dtype = DTYPES[wanted]
-    if dtype is torch.float16 and device.type == "cpu":
-        raise EngineError(NAME, "fp16 does not run on a CPU: set optimization.pytorch.dtype to auto, bf16 or fp32")
-    if (
-        dtype is torch.bfloat16
-        and device.type == "cuda"
-        and not torch.cuda.is_bf16_supported(including_emulation=False)
-    ):
-        raise EngineError(NAME, "this GPU has no bf16: set optimization.pytorch.dtype to auto, fp16 or fp32")
-    return dtype
 
 
 class PyTorchEngine(StepEngine):
@@ -61,13 +39,20 @@ class PyTorchEngine(StepEngine):
         dtype = choose_dtype(settings.dtype, device)
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
-        model = _load(source, dtype, device)
-        max_len = _max_model_len(model.config, settings.max_model_len)
+        model = load_model(source, dtype, device)
+        packed = pack_linears(model) if device.type == "cpu" and dtype is torch.float32 else 0
+        max_len = max_model_len(model.config, settings.max_model_len)
         self.slots = slots
-        self.eos_token_ids = _eos_token_ids(model)
+        self.eos_token_ids = eos_token_ids(model)
+        self.vocab_size = model.get_input_embeddings().num_embeddings
         self._encoder_decoder = source.encoder_decoder
         kind = EncoderDecoderModel if source.encoder_decoder else DecoderModel
-        self._model: DecoderModel | EncoderDecoderModel | None = kind(model, slots=slots, max_len=max_len)
+        try:
+            self._model: DecoderModel | EncoderDecoderModel | None = kind(model, slots=slots, max_len=max_len)
+        except (ValueError, TypeError, AttributeError, RuntimeError, IndexError) as error:
+            # What a foreign architecture makes of our calls cannot be told beforehand.
+            kind_name = type(model).__name__
+            raise EngineError(NAME, f"{kind_name} cannot be served by steps over slots: {error}") from error
         self._sampler = SlotSampler()
         self._last: dict[int, int] = {}
         self.info = EngineInfo(
@@ -76,7 +61,11 @@ class PyTorchEngine(StepEngine):
             device=_device_name(device),
             dtype=next(name for name, value in DTYPES.items() if value is dtype),
             max_model_len=max_len,
-            details={"transformers": transformers.__version__, "threads": torch.get_num_threads()},
+            details={
+                "transformers": transformers.__version__,
+                "threads": torch.get_num_threads(),
+                "packed_linears": packed,
+            },
         )
 
     @torch.inference_mode()
@@ -130,47 +119,6 @@ class PyTorchEngine(StepEngine):
         tokens = self._sampler.choose(logits, slots)
         self._last.update(zip(slots, tokens, strict=True))
         return tokens
-
-
-def _load(source: ModelSource, dtype: torch.dtype, device: torch.device) -> Any:
-    import transformers
-
-    transformers.AttentionInterface.register(ATTENTION_NAME, slot_attention)
-    try:
-        if source.encoder_decoder:
-            kind, attention = transformers.AutoModelForSeq2SeqLM, "sdpa"
-        else:
-            kind, attention = transformers.AutoModelForCausalLM, ATTENTION_NAME
-        model, report = kind.from_pretrained(
-            source.path, dtype=dtype, attn_implementation=attention, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        # Transformers raises any of these for missing, truncated or foreign files.
-        raise EngineError(NAME, f"cannot load {source.name} from {source.path}: {error}") from error
-    missing = sorted(report["missing_keys"])
-    if missing:
-        shown = ", ".join(missing[:3])
-        raise EngineError(NAME, f"the weights of {source.name} lack {len(missing)} tensors ({shown}, …)")
-    if source.encoder_decoder and model.config.model_type not in ("t5", "mt5"):
-        raise EngineError(NAME, f"encoder-decoder architecture {model.config.model_type!r} is not supported (T5 is)")
-    return model.to(device).eval()
-
-
-def _max_model_len(config: Any, wanted: int | None) -> int:
-    text = config.get_text_config(decoder=True)
-    own = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or 512
-    if wanted is not None and wanted > own:
-        raise EngineError(NAME, f"max_model_len {wanted} is more than the model's {own} positions")
-    return int(wanted or own)
-
-
-def _eos_token_ids(model: Any) -> frozenset[int]:
-    ids = model.generation_config.eos_token_id
-    if ids is None:
-        ids = model.config.eos_token_id
-    if ids is None:
-        return frozenset()
-    return frozenset(ids) if isinstance(ids, list) else frozenset((ids,))
 
 
 def _device_name(device: torch.device) -> str:

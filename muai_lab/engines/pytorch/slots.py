@@ -1,18 +1,23 @@
-"""Key/value memory of a decoder: one row of every layer's tensors for each live sequence.
+"""Key/value memory of running sequences.
 
-Rows are kept dense (the last row moves into a freed one), so that a decode step works on plain views
-`[0:rows, :, 0:longest]` with no gathering. Capacity grows by doubling, in rows and in positions, so that memory follows
-what the traffic needs and not `slots × max_model_len`.
+`KVRows` holds sequences of similar length as dense rows of one tensor per layer, so that a decode step works on plain
+views `[0:rows, :, 0:longest]` with no gathering. `KVSlots` sorts sequences by length into several `KVRows` and moves
+one on when it has outgrown its own: attention then reads little more than what each sequence holds, and a long sequence
+costs neither memory nor time for the short ones.
 """
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-_FIRST_ROWS = 8
-_FIRST_POSITIONS = 256
+_FIRST_BLOCK = 2048  # positions that a `KVRows` has room for at first, in as many rows as that makes
+_FIRST_POSITIONS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,54 +30,55 @@ class KVShape:
 
 
 class KVRows:
-    """Keys and values `[rows, heads, positions, dim]` per layer, with the length of each row."""
+    """Keys and values `[rows, heads, positions, dim]` per layer, with the length of each row.
+
+    Rows are dense: the last one moves into one that is freed. Both rows and positions grow by doubling.
+    """
 
     def __init__(
-        self, layers: list[KVShape], *, slots: int, max_len: int, dtype: torch.dtype, device: torch.device
+        self, layers: Sequence[KVShape], *, slots: int, max_len: int, dtype: torch.dtype, device: torch.device
     ) -> None:
+        self.max_len = max_len
+        self.keys: list[torch.Tensor] = []
+        self.values: list[torch.Tensor] = []
+        self.lengths: list[int] = []  # of each live row
+        self.slots: list[int] = []  # of each live row
         self._layers = layers
-        self._slots = slots
-        self._max_len = max_len
+        self._most_rows = slots
         self._dtype = dtype
         self._device = device
         self._row_capacity = 0
         self._position_capacity = 0
-        self.keys: list[torch.Tensor] = []
-        self.values: list[torch.Tensor] = []
-        self.lengths: list[int] = []  # of each live row
         self._row_of: dict[int, int] = {}
-        self._slot_of: list[int] = []
 
     @property
     def rows(self) -> int:
         """Number of live rows."""
-        return len(self._slot_of)
+        return len(self.slots)
+
+    @property
+    def positions(self) -> int:
+        """Positions that each row has room for at present."""
+        return self._position_capacity
 
     @property
     def bytes(self) -> int:
         """Memory held by keys and values, in bytes."""
         return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
 
-    @property
-    def max_len(self) -> int:
-        """Most positions that a row can hold."""
-        return self._max_len
-
     def row(self, slot: int) -> int:
-        """Row of a slot that is open."""
+        """Row of a slot that is open. Valid until a slot is released."""
         return self._row_of[slot]
-
-    def slots_by_row(self) -> list[int]:
-        """Slot of each live row, in row order."""
-        return list(self._slot_of)
 
     def open(self, slot: int) -> int:
         """The slot's row; an empty one if the slot had none."""
         if slot in self._row_of:
             return self._row_of[slot]
-        row = len(self._slot_of)
+        if self.rows == self._most_rows:
+            raise ValueError(f"slot {slot} is one more than the {self._most_rows} there are")
+        row = self.rows
         self._row_of[slot] = row
-        self._slot_of.append(slot)
+        self.slots.append(slot)
         self.lengths.append(0)
         return row
 
@@ -81,41 +87,131 @@ class KVRows:
         row = self._row_of.pop(slot, None)
         if row is None:
             return
-        last = len(self._slot_of) - 1
+        last_slot, length = self.slots.pop(), self.lengths.pop()
+        last = self.rows
         if row != last:
-            length = self.lengths[last]
+            self.slots[row], self.lengths[row] = last_slot, length
+            self._row_of[last_slot] = row
             for tensor in (*self.keys, *self.values):
                 tensor[row, :, :length] = tensor[last, :, :length]
-            moved = self._slot_of[last]
-            self._slot_of[row] = moved
-            self._row_of[moved] = row
-            self.lengths[row] = length
-        self._slot_of.pop()
-        self.lengths.pop()
+        if not self.rows and self._row_capacity > self._first_rows():
+            # Nobody is left after a crowd: its memory may be wanted for other lengths.
+            self.keys, self.values, self._row_capacity, self._position_capacity = [], [], 0, 0
 
     def reserve(self, positions: int) -> None:
-        """Make room for `positions` positions in every live row, growing the tensors if they are too small."""
-        rows = self._row_capacity
+        """Make room for `positions` positions in every live row. Raises ValueError for more than `max_len`."""
+        if positions > self.max_len:
+            raise ValueError(f"{positions} positions asked of rows that hold at most {self.max_len}")
+        rows, capacity = self._row_capacity, self._position_capacity
         while rows < self.rows:
-            rows = min(max(_FIRST_ROWS, 2 * rows), self._slots)
-        capacity = self._position_capacity
+            rows = min(max(self._first_rows(), 2 * rows), self._most_rows)
         while capacity < positions:
-            capacity = min(max(_FIRST_POSITIONS, 2 * capacity), self._max_len)
-            if capacity == self._max_len < positions:
-                raise ValueError(f"{positions} positions asked of rows that hold at most {self._max_len}")
-        if rows == self._row_capacity and capacity == self._position_capacity:
+            capacity = min(max(_FIRST_POSITIONS, 2 * capacity), self.max_len)
+        if (rows, capacity) == (self._row_capacity, self._position_capacity):
             return
         self.keys = self._grown(self.keys, rows, capacity, [layer.key_dim for layer in self._layers])
         self.values = self._grown(self.values, rows, capacity, [layer.value_dim for layer in self._layers])
         self._row_capacity, self._position_capacity = rows, capacity
 
+    def _first_rows(self) -> int:
+        return min(max(1, _FIRST_BLOCK // self.max_len), self._most_rows)
+
     def _grown(self, old: list[torch.Tensor], rows: int, positions: int, dims: list[int]) -> list[torch.Tensor]:
         grown = []
         for index, (layer, dim) in enumerate(zip(self._layers, dims, strict=True)):
-            # Zeros, not empty memory: positions behind a row's end are masked, but 0 × NaN would still be NaN.
-            tensor = torch.zeros((rows, layer.heads, positions, dim), dtype=self._dtype, device=self._device)
+            tensor = _zeros((rows, layer.heads, positions, dim), self._dtype, self._device)
             if old:
-                tensor[: self._row_capacity, :, : self._position_capacity] = old[index]
+                for row, length in enumerate(self.lengths[: self._row_capacity]):
+                    tensor[row, :, :length] = old[index][row, :, :length]
                 old[index] = torch.empty(0)  # free layer by layer: the peak is one layer, not a second cache
             grown.append(tensor)
         return grown
+
+
+class KVSlots:
+    """Key/value memory of slots, sorted into `KVRows` by length.
+
+    layers: shape of each layer. slots: most sequences. max_len: most positions of one sequence.
+    """
+
+    def __init__(
+        self, layers: Sequence[KVShape], *, slots: int, max_len: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.max_len = max_len
+        self._groups = [
+            KVRows(layers, slots=slots, max_len=length, dtype=dtype, device=device) for length in _lengths(max_len)
+        ]
+        self._limits = [group.max_len for group in self._groups]
+        self._group_of: dict[int, KVRows] = {}
+
+    @property
+    def bytes(self) -> int:
+        """Memory held by keys and values, in bytes."""
+        return sum(group.bytes for group in self._groups)
+
+    def groups(self) -> list[KVRows]:
+        """The rows in use, short sequences first."""
+        return [group for group in self._groups if group.rows]
+
+    def slots(self) -> list[int]:
+        """Slots that hold a sequence."""
+        return list(self._group_of)
+
+    def length(self, slot: int) -> int:
+        """Positions that the slot holds."""
+        group = self._group_of.get(slot)
+        return 0 if group is None else group.lengths[group.row(slot)]
+
+    def set_length(self, slot: int, length: int) -> None:
+        """Say how many positions of the slot are filled."""
+        group = self._group_of[slot]
+        group.lengths[group.row(slot)] = length
+
+    def place(self, slot: int) -> tuple[KVRows, int]:
+        """Where the slot's sequence is: its rows, and its row in them. Valid until `fit` or `release` is called."""
+        group = self._group_of[slot]
+        return group, group.row(slot)
+
+    def fit(self, slot: int, positions: int) -> None:
+        """Make room for `positions` positions, opening the slot if it is not. Raises ValueError beyond `max_len`."""
+        if positions > self.max_len:
+            raise ValueError(f"slot {slot}: {positions} positions asked, and a sequence has at most {self.max_len}")
+        old = self._group_of.get(slot)
+        if old is not None and positions <= old.max_len:
+            return
+        new = self._groups[bisect_left(self._limits, positions)]
+        row = new.open(slot)
+        new.reserve(new.max_len)
+        self._group_of[slot] = new
+        if old is not None:
+            old_row = old.row(slot)
+            length = old.lengths[old_row]
+            for target, origin in zip((*new.keys, *new.values), (*old.keys, *old.values), strict=True):
+                target[row, :, :length] = origin[old_row, :, :length]
+            new.lengths[row] = length
+            old.release(slot)
+
+    def release(self, slot: int) -> None:
+        """Free the slot; an unknown one is ignored."""
+        group = self._group_of.pop(slot, None)
+        if group is not None:
+            group.release(slot)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros, not empty memory: positions behind a row's end are masked, but 0 × NaN would still be NaN.
+
+    On a CPU they come from numpy, which lets the system hand out zeroed pages when they are first written: room that no
+    sequence has reached yet costs no memory and no time.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)
+
+
+def _lengths(max_len: int) -> list[int]:
+    """Row lengths: 128, 256, 384, 512, 768, 1024, 1536, ... `max_len`: narrow where most sequences are."""
+    lengths = [128, 256, 384]
+    while lengths[-1] < max_len:
+        lengths.append(lengths[-2] * 2)
+    return [length for length in lengths if length < max_len] + [max_len]

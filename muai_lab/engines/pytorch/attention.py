@@ -1,0 +1,260 @@
+"""Attention of one engine step, put in place of a Hugging Face model's own.
+
+Transformers lets the attention function of a model be replaced by name and hands keyword arguments of the model's
+forward through to it: ours carries the step, which knows which packed token belongs to which sequence.
+Source of the mechanism: https://huggingface.co/docs/transformers/attention_interface
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (the field's name for it)
+
+from muai_lab.engines.pytorch.slots import KVRows, KVShape, KVSlots
+
+ATTENTION_NAME = "muai_slots"
+
+# Arguments that change the result, of architectures whose attention is more than softmax(q·k)·v.
+_UNSERVED_ARGUMENTS = ("softcap", "s_aux", "position_bias", "indices", "block_indices")
+
+
+class AttentionStep(ABC):
+    """One step's attention, called for every layer."""
+
+    @abstractmethod
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float | None,
+        window: int | None,
+    ) -> torch.Tensor:
+        """Attention output `[1, tokens, heads, dim]`.
+
+        query `[1, heads, tokens, dim]`, key and value `[1, kv_heads, tokens, dim]` of the packed tokens.
+        window: positions that a token sees, itself included; None for all.
+        """
+
+
+def slot_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    slot_step: AttentionStep | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """The function that Transformers calls. Raises ValueError for a model whose attention is not ours."""
+    if slot_step is None:
+        raise ValueError("its attention does not pass on the step")
+    for name in _UNSERVED_ARGUMENTS:
+        if others.get(name) is not None:
+            raise ValueError(f"its attention needs {name!r}")
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    return slot_step.attend(layer, query, key, value, scaling, sliding_window), None
+
+
+@dataclass(slots=True)
+class Survey(AttentionStep):
+    """Runs one prompt without memory, to learn what each layer's keys and values look like."""
+
+    shapes: dict[int, KVShape] = field(default_factory=dict)
+    windows: dict[int, int | None] = field(default_factory=dict)
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float | None,
+        window: int | None,
+    ) -> torch.Tensor:
+        """See `AttentionStep.attend`."""
+        self.shapes[layer] = KVShape(key.shape[1], key.shape[3], value.shape[3])
+        self.windows[layer] = window
+        return _attention(query, key, value, scaling=scaling, is_causal=True).transpose(1, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Packed tokens `[begin, end)` belong to `row` of `rows`, at positions from `start`."""
+
+    rows: KVRows
+    row: int
+    begin: int
+    end: int
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillStep(AttentionStep):
+    """Prompt tokens of several sequences, one after the other."""
+
+    spans: Sequence[Span]
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float | None,
+        window: int | None,
+    ) -> torch.Tensor:
+        """See `AttentionStep.attend`."""
+        pieces = []
+        for span in self.spans:
+            stop = span.start + span.end - span.begin
+            keys, values = key[:, :, span.begin : span.end], value[:, :, span.begin : span.end]
+            row_keys, row_values = span.rows.keys[layer][span.row], span.rows.values[layer][span.row]
+            row_keys[:, span.start : stop] = keys[0]
+            row_values[:, span.start : stop] = values[0]
+            if span.start > 0:
+                keys, values = row_keys[None, :, :stop], row_values[None, :, :stop]
+            mask = _chunk_mask(span.start, stop, window, query.device)
+            queries = query[:, :, span.begin : span.end]
+            pieces.append(_attention(queries, keys, values, scaling=scaling, mask=mask, is_causal=mask is None))
+        attended = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
+        return attended.transpose(1, 2)
+
+
+def _chunk_mask(start: int, stop: int, window: int | None, device: torch.device) -> torch.Tensor | None:
+    """Boolean mask `[tokens, stop]` (True: may attend), or None where plain causal attention is meant."""
+    if start == 0 and (window is None or stop <= window):
+        return None
+    positions = torch.arange(start, stop, device=device).unsqueeze(1)
+    columns = torch.arange(stop, device=device)
+    mask = columns <= positions
+    if window is not None:
+        mask &= columns > positions - window
+    return mask
+
+
+class DecodeStep(AttentionStep):
+    """One token for every row of some groups of rows, in the order of groups and rows."""
+
+    def __init__(self, kv: KVSlots, groups: Sequence[KVRows], device: torch.device) -> None:
+        """Each row's new token comes behind its present length. A full row (which only looks on) keeps its length."""
+        self.slots = [slot for group in groups for slot in group.slots]
+        self._groups = []
+        begin = 0
+        for group in groups:
+            positions = [min(length, kv.max_len - 1) for length in group.lengths]
+            self._groups.append(_DecodeGroup(group, positions, begin, device))
+            begin += group.rows
+        self.positions = [position for group in self._groups for position in group.positions]
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float | None,
+        window: int | None,
+    ) -> torch.Tensor:
+        """See `AttentionStep.attend`."""
+        by_token = query.transpose(1, 2)[0].unsqueeze(2)  # [tokens, heads, 1, dim]
+        keys, values = key[0].transpose(0, 1), value[0].transpose(0, 1)  # [tokens, kv_heads, dim]
+        pieces = [group.attend(layer, by_token, keys, values, scaling, window) for group in self._groups]
+        attended = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        return attended.transpose(1, 2).transpose(0, 1)
+
+
+class _DecodeGroup:
+    """One group of rows within a decode step; `begin` is the packed index of its first token."""
+
+    def __init__(self, rows: KVRows, positions: list[int], begin: int, device: torch.device) -> None:
+        self.positions = positions
+        self._rows = rows
+        self._tokens = slice(begin, begin + len(positions))
+        self._longest = max(positions) + 1
+        self._ragged = min(positions) + 1 < self._longest
+        self._at = torch.tensor(positions, device=device)
+        self._targets: dict[int, torch.Tensor] = {}  # by number of heads
+        self._masks: dict[int | None, torch.Tensor | None] = {}  # by window
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float | None,
+        window: int | None,
+    ) -> torch.Tensor:
+        """Write the group's new keys and values, then attend; `[rows, heads, 1, dim]`."""
+        keys, values = self._rows.keys[layer], self._rows.values[layer]
+        target = self._target(keys.shape[1])
+        _write(keys, target, key[self._tokens])
+        _write(values, target, value[self._tokens])
+        count = len(self.positions)
+        return _attention(
+            query[self._tokens],
+            keys[:count, :, : self._longest],
+            values[:count, :, : self._longest],
+            scaling=scaling,
+            mask=self._mask(window, query.dtype),
+        )
+
+    def _target(self, heads: int) -> torch.Tensor:
+        """Index of each row's and head's new position in `[rows × heads × positions]`."""
+        if heads not in self._targets:
+            capacity = self._rows.positions
+            place = torch.arange(len(self.positions) * heads, device=self._at.device).view(-1, heads) * capacity
+            self._targets[heads] = (place + self._at.unsqueeze(1)).flatten()
+        return self._targets[heads]
+
+    def _mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor | None:
+        """Additive mask `[rows, 1, 1, longest]`: 0 on a row's own positions, -inf behind its end; None: all may be."""
+        if window not in self._masks:
+            mask = None
+            if self._ragged or (window is not None and self._longest > window):
+                columns = torch.arange(self._longest, device=self._at.device)
+                last = self._at.unsqueeze(1)
+                hidden = columns > last
+                if window is not None:
+                    hidden |= columns <= last - window
+                mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
+                mask = mask.masked_fill_(hidden, float("-inf"))[:, None, None, :]
+            self._masks[window] = mask
+        return self._masks[window]
+
+
+def _write(memory: torch.Tensor, target: torch.Tensor, new: torch.Tensor) -> None:
+    """Copy `new` `[rows, heads, dim]` to positions of `memory` `[rows, heads, positions, dim]`."""
+    dim = memory.shape[3]
+    memory.view(-1, dim).index_copy_(0, target, new.reshape(-1, dim))
+
+
+def _attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    scaling: float | None,
+    mask: torch.Tensor | None = None,
+    is_causal: bool = False,
+) -> torch.Tensor:
+    """softmax(q·k)·v over `[batch, heads, tokens, dim]`; several query heads may share one key head."""
+    return F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        is_causal=is_causal,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )

@@ -1,0 +1,151 @@
+"""From a checkpoint on disk to a Hugging Face model in memory: device, dtype, and errors a person can act on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from muai_lab.engines.pytorch.attention import ATTENTION_NAME, slot_attention
+from muai_lab.errors import EngineError
+
+if TYPE_CHECKING:
+    from muai_lab.models.registry import ModelSource
+
+NAME = "pytorch"
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+ENCODER_DECODER_TYPES = ("t5", "mt5")
+
+_DEFAULT_POSITIONS = 512  # T5 has relative positions and names no limit; it was trained on 512
+
+
+def choose_device(wanted: str) -> torch.device:
+    """`auto` takes CUDA where there is one. Raises EngineError for a device that this machine lacks."""
+    if wanted == "cpu":
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if wanted == "auto":
+        return torch.device("cpu")
+    built = "is built without CUDA" if torch.version.cuda is None else "sees no CUDA device"
+    raise EngineError(
+        NAME, f"device {wanted} was asked for, but PyTorch {built}: set optimization.pytorch.device to auto or cpu"
+    )
+
+
+def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """`auto`: fp32 on a CPU; bf16 on a GPU that has it, else fp16. Raises EngineError where the device lacks it."""
+    if wanted == "auto":
+        if device.type == "cpu":
+            return torch.float32
+        return torch.bfloat16 if _has_bf16() else torch.float16
+    dtype = DTYPES[wanted]
+    if dtype is torch.float16 and device.type == "cpu":
+        raise EngineError(NAME, "fp16 does not run on a CPU: set optimization.pytorch.dtype to auto, bf16 or fp32")
+    if dtype is torch.bfloat16 and device.type == "cuda" and not _has_bf16():
+        raise EngineError(NAME, "this GPU has no bf16: set optimization.pytorch.dtype to auto, fp16 or fp32")
+    return dtype
+
+
+def load_model(source: ModelSource, dtype: torch.dtype, device: torch.device) -> Any:
+    """The Hugging Face model of `source`, ready to run.
+
+    Raises EngineError when the architecture is not served, or when files are missing, damaged or of another model.
+    """
+    import transformers
+    from safetensors import SafetensorError
+
+    if source.path is None:
+        raise EngineError(NAME, f"{source.name} has no files on this machine")
+    transformers.AttentionInterface.register(ATTENTION_NAME, slot_attention)
+    try:
+        with _quiet():
+            config = transformers.AutoConfig.from_pretrained(source.path, local_files_only=True)
+            if source.encoder_decoder and config.model_type not in ENCODER_DECODER_TYPES:
+                served = ", ".join(ENCODER_DECODER_TYPES)
+                raise EngineError(
+                    NAME, f"encoder-decoders of type {config.model_type!r} are not served, only {served} are"
+                )
+            kind: Any = (
+                transformers.AutoModelForSeq2SeqLM if source.encoder_decoder else transformers.AutoModelForCausalLM
+            )
+            model, report = kind.from_pretrained(
+                source.path,
+                config=config,
+                dtype=dtype,
+                attn_implementation="sdpa" if source.encoder_decoder else ATTENTION_NAME,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are in the report, which makes for a better message
+                local_files_only=True,
+            )
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+        # Transformers raises any of these for missing, truncated or foreign files and unknown architectures.
+        raise EngineError(NAME, f"cannot load {source.name} from {source.path}: {error}") from error
+    _check_complete(source, report)
+    try:
+        return model.to(device).eval()
+    except torch.OutOfMemoryError as error:
+        raise EngineError(NAME, f"{source.name} does not fit into the memory of the GPU: {error}") from error
+
+
+def max_model_len(config: Any, wanted: int | None) -> int:
+    """Positions that one sequence may take: what is wanted, or all that the model has."""
+    text = config.get_text_config(decoder=True)
+    own = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or _DEFAULT_POSITIONS
+    if wanted is not None and wanted > own:
+        raise EngineError(
+            NAME, f"optimization.pytorch.max_model_len is {wanted}, but the model has only {own} positions: lower it"
+        )
+    return int(wanted or own)
+
+
+def eos_token_ids(model: Any) -> frozenset[int]:
+    """Tokens that end a sequence, as the checkpoint says: one, several or none."""
+    ids = model.generation_config.eos_token_id
+    if ids is None:
+        ids = model.config.eos_token_id
+    if ids is None:
+        return frozenset()
+    return frozenset(ids) if isinstance(ids, list) else frozenset((ids,))
+
+
+def _has_bf16() -> bool:
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars and load reports on the terminal: what matters of them is in the errors raised here."""
+    import transformers.utils.logging
+
+    logging: Any = transformers.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _check_complete(source: ModelSource, report: dict[str, Any]) -> None:
+    """Transformers fills what a checkpoint lacks with random numbers; here that is an error."""
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise EngineError(
+            NAME,
+            f"the weights of {source.name} in {source.path} lack {len(missing)} tensors that its config.json asks"
+            f" for, the first is {missing[0]}: copy the whole model again",
+        )
+    mismatched = sorted(report["mismatched_keys"])
+    if mismatched:
+        name, found, expected = mismatched[0]
+        raise EngineError(
+            NAME,
+            f"{len(mismatched)} tensors of {source.name} in {source.path} have other shapes than its config.json"
+            f" says, the first is {name}: {tuple(found)}, not {tuple(expected)}",
+        )

@@ -132,12 +132,13 @@ class StepDriver:
     def _step(self, plan: Plan) -> None:
         began = self._clock()
         tokens: dict[int, int] = {}
+        # Decode first: sequences that join would only look on. Both results are handed over at the end of the step.
+        if plan.decode:
+            tokens.update(zip(plan.decode, self._engine.decode(plan.decode), strict=True))
         if plan.prefill:
             for chunk, token in zip(plan.prefill, self._engine.prefill(plan.prefill), strict=True):
                 if token is not None:
                     tokens[chunk.slot] = token
-        if plan.decode:
-            tokens.update(zip(plan.decode, self._engine.decode(plan.decode), strict=True))
         self._scheduler.complete(tokens, began=began, now=self._clock())
 
     def _fail(self, error: Exception) -> None:

@@ -36,7 +36,7 @@ class BatchLimits:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The next step: free the slots in `release`, then prefill, then decode.
+    """The next step: free the slots in `release`, then decode, and prefill what joins.
 
     Nothing to prefill or decode: sleep until `wait_until`, or until something is added (None).
     """
@@ -66,8 +66,8 @@ class _Sequence:
 class Scheduler:
     """Admits waiting requests first-in, first-out into slots and batches every step over the running ones.
 
-    Prefill goes before decode within a step, and both may be in one plan, so a hold for a batch to form never stalls
-    sequences that are already decoding. Invariant: free slots + running sequences = slots. A slot is free as soon as
+    Prefill and decode may be in one plan, so a hold for a batch to form never stalls sequences that are already
+    decoding. Invariant: free slots + running sequences = slots. A slot is free as soon as
     its sequence ends, since the next plan tells the engine to release it before anything else.
     """
 

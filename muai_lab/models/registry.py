@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +22,8 @@ class ModelSource:
     """A model whose files are on this machine.
 
     name: what it is served as. path: directory in the Hugging Face layout. hub_id: the hub's name of it, when it came
-    from there. content_hash: see `muai_lab.models.content`. encoder_decoder: as its config.json says.
+    from there. content_hash: see `muai_lab.models.content`. encoder_decoder, model_type (`qwen2`, `t5`): as its
+    config.json says.
     """
 
     name: str
@@ -31,6 +32,7 @@ class ModelSource:
     kind: Literal["embedded", "local", "hub"]
     content_hash: str | None
     encoder_decoder: bool
+    model_type: str
 
 
 def resolve_model(name: str, checkpoint: str | None = None) -> ModelSource:
@@ -43,16 +45,16 @@ def resolve_model(name: str, checkpoint: str | None = None) -> ModelSource:
     reference = checkpoint or name
     if checkpoint is None and name in EMBEDDED_MODELS:
         path = embedded_path(name)
-        return ModelSource(name, path, None, "embedded", content_hash(path), _is_encoder_decoder(path))
+        return ModelSource(name, path, None, "embedded", content_hash(path), *_architecture(path))
     directory = Path(reference).expanduser()
     if directory.is_dir():
         _check_directory(directory)
         served_as = name if checkpoint else directory.resolve().name
         hashed = content_hash(directory)
-        return ModelSource(served_as, directory, None, "local", hashed, _is_encoder_decoder(directory))
+        return ModelSource(served_as, directory, None, "local", hashed, *_architecture(directory))
     if checkpoint is not None and checkpoint in EMBEDDED_MODELS:
         source = resolve_model(checkpoint)
-        return ModelSource(name, source.path, None, "embedded", source.content_hash, source.encoder_decoder)
+        return replace(source, name=name)
     if _looks_like_path(reference):
         raise ModelError(
             f"model {name}: there is no directory {reference}. "
@@ -63,7 +65,7 @@ def resolve_model(name: str, checkpoint: str | None = None) -> ModelSource:
     directory = _from_hub(reference)
     _check_directory(directory)
     hashed = content_hash(directory)
-    return ModelSource(name, directory, reference, "hub", hashed, _is_encoder_decoder(directory))
+    return ModelSource(name, directory, reference, "hub", hashed, *_architecture(directory))
 
 
 def _looks_like_path(reference: str) -> bool:
@@ -109,11 +111,13 @@ def _lost_shards(directory: Path) -> list[str]:
     return sorted(file for file in files if not (directory / file).is_file())
 
 
-def _is_encoder_decoder(directory: Path) -> bool:
+def _architecture(directory: Path) -> tuple[bool, str]:
+    """Whether it is an encoder-decoder, and the model type."""
     config = _read_json(directory / "config.json")
+    model_type = str(config.get("model_type", "unknown"))
     # T5 configurations may leave the key out, as it is the default of their architecture.
-    default = config.get("model_type") in ("t5", "mt5", "umt5", "bart", "mbart", "pegasus")
-    return bool(config.get("is_encoder_decoder", default))
+    default = model_type in ("t5", "mt5", "umt5", "bart", "mbart", "pegasus")
+    return bool(config.get("is_encoder_decoder", default)), model_type
 
 
 def _read_json(path: Path) -> dict[str, object]:

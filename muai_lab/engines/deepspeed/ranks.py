@@ -1,0 +1,211 @@
+"""The ranks that share a model: the first is our own process, the others are children of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from muai_lab.engines.base import PrefillChunk
+from muai_lab.engines.deepspeed.library import abort_group
+from muai_lab.engines.deepspeed.probe import NAME
+from muai_lab.errors import EngineError
+
+if TYPE_CHECKING:
+    from muai_lab.engines.deepspeed.prepare import Job
+    from muai_lab.engines.pytorch.slot_engine import SlotModel
+
+T = TypeVar("T")
+
+_FAREWELL_S = 5.0  # that a worker has to end by itself
+_POST_MORTEM_S = 5.0  # that a rank may take to die after the others have noticed
+
+
+@dataclass(slots=True)
+class _Worker:
+    rank: int
+    process: subprocess.Popen[bytes]
+    connection: Connection[Any, Any]
+    said: list[str] = field(default_factory=list)
+
+
+class Ranks:
+    """Starts the other ranks, passes each step on to them, notices when one dies, and ends them."""
+
+    def __init__(self, job: Job, *, threads: int) -> None:
+        """Start the processes; `job.ranks - 1` of them. threads: CPU threads that each computes with."""
+        self._closing = False
+        self._died = threading.Event()
+        self._workers: list[_Worker] = []
+        self._watches: list[threading.Thread] = []
+        try:
+            for rank in range(1, job.ranks):
+                worker = _start(rank, job, threads)
+                self._workers.append(worker)
+                watch = threading.Thread(target=self._watch, args=(worker,), name=f"deepspeed-rank-{rank}", daemon=True)
+                self._watches.append(watch)
+                watch.start()
+                self._send(worker, job)
+        except OSError as error:
+            self.close()
+            raise EngineError(NAME, f"a process for rank {len(self._workers)} cannot be started: {error}") from error
+
+    @property
+    def process_ids(self) -> list[int]:
+        """Of the child processes."""
+        return [worker.process.pid for worker in self._workers]
+
+    @property
+    def died(self) -> bool:
+        """True once a rank has ended without being told to."""
+        return self._died.is_set()
+
+    def wait_for(self, word: str) -> None:
+        """Wait until all have said `word`. Raises EngineError when one cannot."""
+        for worker in self._workers:
+            try:
+                said, text = worker.connection.recv()
+            except (EOFError, OSError) as error:
+                raise self.failure() from error
+            if said != word:
+                worker.said.append(text)
+                raise self.failure()
+
+    def tell(self, message: object) -> None:
+        """Send a message to all. Raises EngineError when a rank is gone."""
+        if self.died:
+            raise self.failure()
+        for worker in self._workers:
+            self._send(worker, message)
+
+    def failure(self) -> EngineError:
+        """What became of the rank that died, waiting for it to die if need be."""
+        deadline = time.monotonic() + _POST_MORTEM_S
+        while not self._died.wait(0.02) and time.monotonic() < deadline:
+            pass
+        for worker in self._workers:
+            _listen(worker)
+        # One that was killed tells nothing, and others then report only that they lost it: so it comes first.
+        order = sorted(self._workers, key=lambda worker: ((worker.process.poll() or 0) >= 0, not worker.said))
+        worker = order[0]
+        return EngineError(NAME, f"rank {worker.rank} (process {worker.process.pid}) {_end_of(worker)}")
+
+    def close(self) -> None:
+        """Tell all to end, and kill those that do not. Calling it twice is harmless."""
+        self._closing = True
+        for worker in self._workers:
+            with suppress(OSError):  # it may be gone already
+                worker.connection.send(None)
+            worker.connection.close()
+        deadline = time.monotonic() + _FAREWELL_S
+        for worker in self._workers:
+            try:
+                worker.process.wait(0.0 if self.died else max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                worker.process.kill()
+                worker.process.wait()
+        for watch in self._watches:
+            watch.join()
+        self._workers.clear()
+        self._watches.clear()
+
+    def _send(self, worker: _Worker, message: object) -> None:
+        try:
+            worker.connection.send(message)
+        except OSError as error:
+            raise self.failure() from error
+
+    def _watch(self, worker: _Worker) -> None:
+        worker.process.wait()
+        if not self._closing:
+            self._died.set()
+            abort_group()
+
+
+class SharedModel:
+    """Our rank's share of a model over slots, stepped together with the others'."""
+
+    def __init__(self, own: SlotModel, ranks: Ranks, device: torch.device) -> None:
+        self._own = own
+        self._ranks = ranks
+        self._device = device
+
+    def prefill(self, chunks: Sequence[PrefillChunk]) -> torch.Tensor:
+        """See `SlotModel.prefill`."""
+        return self._together("prefill", self._own.prefill, list(chunks))
+
+    def decode(self, slots: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
+        """See `SlotModel.decode`."""
+        return self._together("decode", self._own.decode, list(slots), list(tokens))
+
+    def release(self, slot: int) -> None:
+        """See `SlotModel.release`."""
+        if not self._ranks.died:
+            self._ranks.tell(("release", (slot,)))
+        self._own.release(slot)
+
+    def _together(self, name: str, step: Callable[..., T], *arguments: object) -> T:
+        self._ranks.tell((name, arguments))
+        try:
+            result = step(*arguments)
+            if self._device.type == "cuda":
+                torch.cuda.current_stream(self._device).synchronize()  # an aborted operation ends here, not later
+        except RuntimeError as error:
+            raise self._ranks.failure() from error
+        if self._ranks.died:
+            raise self._ranks.failure()
+        return result
+
+
+def _start(rank: int, job: Job, threads: int) -> _Worker:
+    ours, theirs = Pipe()
+    variables = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "OMP_NUM_THREADS": str(threads),
+    }
+    command = [sys.executable, "-P", "-m", "muai_lab.engines.deepspeed.worker", str(theirs.fileno()), str(rank)]
+    try:
+        process = subprocess.Popen(
+            command,
+            env=variables,
+            pass_fds=(theirs.fileno(),),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+    except OSError:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    return _Worker(rank, process, ours)
+
+
+def _listen(worker: _Worker) -> None:
+    with suppress(EOFError, OSError):  # nothing more to hear
+        while worker.connection.poll():
+            said, text = worker.connection.recv()
+            if said == "failed":
+                worker.said.append(text)
+
+
+def _end_of(worker: _Worker) -> str:
+    if worker.said:
+        return f"failed: {worker.said[0]}"
+    status = worker.process.poll()
+    if status is None:
+        return "does not answer"
+    if status < 0:
+        return f"was killed by {signal.Signals(-status).name}"
+    return f"ended with status {status}"

@@ -1,0 +1,77 @@
+"""A rank other than the first: a process that repeats, on its share of every layer, each step that the first makes.
+
+Started as `python -m muai_lab.engines.deepspeed.worker FD RANK`, where FD is its end of the control connection. It ends
+when the first rank says so or is gone, and never by a signal meant for the whole group (the first rank drains then).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from muai_lab.engines.deepspeed.library import process_group
+from muai_lab.engines.deepspeed.prepare import Job, load, prepare, probe_logits
+
+_PARENT_CHECK_S = 1.0
+
+
+def main(argv: list[str]) -> int:
+    """Run until the connection ends; the exit status is 0, or 1 after a failure that was reported."""
+    connection: Connection[Any, Any] = Connection(int(argv[1]))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    try:
+        _run(connection, int(argv[2]))
+    except (EOFError, ConnectionError):
+        return 0  # the first rank is gone
+    except Exception as error:  # noqa: BLE001 - whatever it is, the first rank must learn of it
+        _report(connection, f"{type(error).__name__}: {error}")
+        return 1
+    return 0
+
+
+def _run(connection: Connection[Any, Any], rank: int) -> None:
+    job: Job = connection.recv()
+    model = load(job)
+    connection.send(("loaded", None))
+    connection.recv()  # all have loaded; loading takes its time, joining may not
+    with process_group(job.torch_device(rank), rank=rank, ranks=job.ranks, meeting_point=job.meeting_point):
+        slots = prepare(job, model, rank).slots
+        probe_logits(slots)
+        connection.send(("ready", None))
+        steps: dict[str, Callable[..., object]] = {
+            "prefill": slots.prefill,
+            "decode": slots.decode,
+            "release": slots.release,
+        }
+        with torch.inference_mode():
+            while (message := connection.recv()) is not None:
+                name, arguments = message
+                steps[name](*arguments)
+
+
+def _report(connection: Connection[Any, Any], text: str) -> None:
+    try:
+        connection.send(("failed", text))
+    except OSError:
+        sys.stderr.write(f"DeepSpeed worker: {text}\n")
+
+
+def _end_with(parent: int) -> None:
+    """End with the parent, even where an operation waits for it that cannot be interrupted."""
+    while os.getppid() == parent:
+        time.sleep(_PARENT_CHECK_S)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import logging
 import os
@@ -122,7 +123,7 @@ def process_group(device: torch.device, *, rank: int, ranks: int, meeting_point:
             " optimization.deepspeed.tensor_parallel=1, or in a process of its own",
         )
     backend = communication(device)
-    # All ranks are on this machine. NCCL's own watchdog would end this process when a rank dies: `Ranks` watches instead.
+    # All ranks are on this machine. NCCL's watchdog would end this process when a rank dies: `Ranks` watches instead.
     with environment(GLOO_SOCKET_IFNAME="lo", TORCH_NCCL_ASYNC_ERROR_HANDLING="0", LOCAL_RANK=str(rank)):
         try:
             if device.type == "cuda":
@@ -160,6 +161,7 @@ def _leave(comm: Any, inference_engine: Any) -> None:
     import torch.distributed as distributed
 
     inference_engine.inference_mp_group = None
+    gc.collect()  # the layers hold the group, which has threads and sockets, and are themselves held in circles
     if distributed.is_initialized():
         if comm.cdb is not None:
             comm.destroy_process_group()

@@ -91,6 +91,14 @@ class OnnxSettings(Section):
     enable_quantization: bool = setting(
         False, "Quantise the exported graph dynamically to int8: smaller and faster, perhaps less exact."
     )
+    dtype: Dtype = setting("auto", "Data type of the graph; auto is fp32 on a CPU, fp16 on a GPU.", extension=True)
+    threads: int | None = setting(
+        None,
+        "CPU threads for one operation; null takes the physical cores that the process may use.",
+        unit="threads",
+        extension=True,
+        ge=1,
+    )
 
 
 class PytorchSettings(Section):

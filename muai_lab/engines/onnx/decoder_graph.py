@@ -1,0 +1,111 @@
+"""Decoder-only models as graphs: onnxruntime-genai's model builder, with two inputs made plainer.
+
+The builder gives a graph whose attention (GroupQueryAttention) appends to keys and values in place. It derives each
+row's length from the row sums of an attention mask; here the lengths themselves become the input, so that a step has no
+mask `[rows, positions]` to build.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+from onnx import TensorProto, helper
+
+from muai_lab.engines.onnx.graph_cache import NAME
+from muai_lab.engines.onnx.recipe import GraphFacts, Recipe
+from muai_lab.errors import EngineError
+
+if TYPE_CHECKING:
+    from muai_lab.models.registry import ModelSource
+
+GRAPH_FILE = "model.onnx"
+WEIGHTS_FILE = "model.onnx.data"
+LAST_POSITIONS = "last_positions"
+LONGEST = "longest"
+
+_LENGTHS_INPUT, _LONGEST_INPUT = 5, 6  # of GroupQueryAttention
+_INPUTS = ("input_ids", "past_key_values.", LAST_POSITIONS, LONGEST)
+
+
+def export_decoder(source: ModelSource, recipe: Recipe, directory: Path) -> GraphFacts:
+    """Export the checkpoint. Raises EngineError for weights that do not fit and architectures that are not served."""
+    import torch
+    from onnxruntime_genai.models.builder import create_model, parse_extra_options
+
+    from muai_lab.engines.pytorch.loading import eos_token_ids, load_model
+
+    model = load_model(source, torch.bfloat16, torch.device("cpu"))  # the builder fills what is missing with noise
+    config, ends = model.config, eos_token_ids(model)
+    del model
+    precision, path = recipe.dtype, str(source.path)
+    with tempfile.TemporaryDirectory(dir=directory.parent) as scratch:
+        built = Path(scratch) / "built"
+        arguments = ("", path, str(built), precision, recipe.target, scratch)
+        try:
+            options = parse_extra_options(
+                *arguments, ["prune_lm_head=true", "windowed_kv_cache=false", "hf_token=false"]
+            )
+            create_model(*arguments, **options)
+        except NotImplementedError as error:
+            raise EngineError(NAME, f"onnxruntime-genai cannot export {config.model_type!r} models: {error}") from error
+        described = json.loads((built / "genai_config.json").read_text(encoding="utf-8"))["model"]
+        graph = onnx.load(built / GRAPH_FILE)
+    take_lengths(graph)
+    save_graph(graph, directory / GRAPH_FILE)
+    decoder = described["decoder"]
+    return GraphFacts(
+        layers=decoder["num_hidden_layers"],
+        kv_heads=decoder["num_key_value_heads"],
+        head_dim=decoder["head_size"],
+        vocab_size=described["vocab_size"],
+        max_len=described["context_length"],
+        eos_token_ids=tuple(sorted(ends)),
+    )
+
+
+def take_lengths(model: Any) -> None:
+    """Replace the attention mask by `last_positions` [rows] (each row's length - 1) and `longest` (scalar), int32.
+
+    Raises EngineError where the mask serves something else too.
+    """
+    graph = model.graph
+    attention = [node for node in graph.node if node.op_type == "GroupQueryAttention"]
+    if not attention:
+        raise EngineError(NAME, "its graph has no GroupQueryAttention, which the slots need")
+    for node in attention:
+        node.input[_LENGTHS_INPUT] = LAST_POSITIONS
+        node.input[_LONGEST_INPUT] = LONGEST
+    _drop_unused(graph)
+    graph.input.extend(
+        [
+            helper.make_tensor_value_info(LAST_POSITIONS, TensorProto.INT32, ["batch_size"]),
+            helper.make_tensor_value_info(LONGEST, TensorProto.INT32, []),
+        ]
+    )
+    foreign = [entry.name for entry in graph.input if not entry.name.startswith(_INPUTS)]
+    if foreign:
+        raise EngineError(NAME, f"its graph needs the input {foreign[0]!r}, which the slots do not give")
+
+
+def save_graph(model: Any, path: Path) -> None:
+    """Write the graph, with its weights in a file beside it."""
+    onnx.save(model, path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=1024)
+
+
+def _drop_unused(graph: Any) -> None:
+    """Remove nodes and inputs that nothing reads."""
+    wanted = {output.name for output in graph.output}
+    kept = []
+    for node in reversed(graph.node):  # in topological order, so readers come before what they read
+        if any(output in wanted for output in node.output):
+            kept.append(node)
+            wanted.update(node.input)
+    del graph.node[:]
+    graph.node.extend(reversed(kept))
+    unread = [entry for entry in graph.input if entry.name not in wanted]
+    for entry in unread:
+        graph.input.remove(entry)

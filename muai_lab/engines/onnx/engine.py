@@ -1,0 +1,121 @@
+"""The ONNX Runtime step engine: export (or find) the graph, open it on the first provider that serves."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnxruntime
+
+from muai_lab.engines.base import EngineInfo
+from muai_lab.engines.onnx.graph_cache import NAME, graph_directory, read_facts
+from muai_lab.engines.onnx.loading import DTYPES, SlotGraph, choose_dtype, open_graph
+from muai_lab.engines.onnx.probe import supports
+from muai_lab.engines.onnx.recipe import GraphFacts, Recipe
+from muai_lab.engines.onnx.session import ProviderFailed, Providers, choose_providers, default_threads
+from muai_lab.engines.pytorch.slot_engine import SlotEngine
+from muai_lab.errors import EngineError
+
+if TYPE_CHECKING:
+    from muai_lab.models.registry import ModelSource
+    from muai_lab.settings.schema import OnnxSettings, OptimizationSettings
+
+log = logging.getLogger(__name__)
+
+
+class OnnxEngine(SlotEngine):
+    """Serves a Hugging Face checkpoint with ONNX Runtime: decoders over slots in place, and T5."""
+
+    def __init__(self, source: ModelSource, optimization: OptimizationSettings, *, slots: int) -> None:
+        """Load the model, exporting it first where needed (seconds to minutes, once).
+
+        Raises EngineError when providers, dtype, architecture, weights or the cache do not allow it.
+        """
+        settings = optimization.onnx
+        reason = supports(optimization, source)
+        if reason is not None:
+            raise EngineError(NAME, reason)
+        opened = _open(source, settings, slots)
+        recipe, facts, providers = opened.recipe, opened.facts, opened.providers
+        details: dict[str, str | int | float | bool | None] = {
+            "execution_providers": ", ".join(providers.serving),
+            "skipped_providers": _told(providers) or None,
+            "optimization_level": settings.optimization_level,
+            "threads": settings.threads or default_threads(),
+            "quantization": _quantization(recipe),
+            "graph": opened.directory.name,
+        }
+        if recipe.int8:
+            details["int8_greedy_agreement_with_fp32"] = facts.int8_agreement
+            details["int8_agreement_positions"] = facts.int8_positions
+        info = EngineInfo(
+            name=NAME,
+            version=onnxruntime.__version__,
+            device=recipe.target,
+            dtype=recipe.dtype,
+            max_model_len=facts.max_len,
+            details=details,
+        )
+        super().__init__(
+            opened.graph,
+            info,
+            slots=slots,
+            eos_token_ids=frozenset(facts.eos_token_ids),
+            vocab_size=facts.vocab_size,
+            encoder_decoder=source.encoder_decoder,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    graph: SlotGraph
+    recipe: Recipe
+    facts: GraphFacts
+    directory: Path
+    providers: Providers
+
+
+def _open(source: ModelSource, settings: OnnxSettings, slots: int) -> _Opened:
+    """The graph on the first provider that serves; the others' reasons are logged."""
+    providers = choose_providers(settings.execution_providers)
+    while providers.serving:
+        device = providers.device
+        dtype = choose_dtype(settings.dtype, device, encoder_decoder=source.encoder_decoder)
+        recipe = Recipe(
+            kind="encoder_decoder" if source.encoder_decoder else "decoder",
+            dtype=dtype,
+            target="cuda" if device.type == "cuda" else "cpu",
+            int8=settings.enable_quantization,
+        )
+        directory = graph_directory(source, recipe)
+        facts = read_facts(directory)
+        try:
+            graph = open_graph(
+                directory,
+                recipe.kind,
+                facts,
+                settings,
+                providers.serving,
+                slots=slots,
+                dtype=DTYPES[dtype],
+                device=device,
+            )
+        except ProviderFailed as error:
+            providers = providers.without(str(error), "it does not start: its own libraries are missing or do not fit")
+            continue
+        if providers.skipped:
+            log.warning("ONNX Runtime skips %s", _told(providers))
+        return _Opened(graph, recipe, facts, directory, providers)
+    raise EngineError(NAME, f"none of optimization.onnx.execution_providers can serve ({_told(providers)})")
+
+
+def _told(providers: Providers) -> str:
+    return "; ".join(f"{name}: {why}" for name, why in providers.skipped.items())
+
+
+def _quantization(recipe: Recipe) -> str | None:
+    if not recipe.int8:
+        return None
+    return "int8 weights" if recipe.target == "cuda" else "dynamic int8"

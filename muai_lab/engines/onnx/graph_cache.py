@@ -1,0 +1,150 @@
+"""Exported graphs on disk: made once per model and recipe, whole or not at all.
+
+An entry is a directory `<model content>-<recipe>` under `onnx/` of the cache. It is built beside its place by a process
+of its own, and moved there when it is complete; `entry.json` in it carries a hash of every file, so a damaged entry is
+noticed and built again. A file lock, which the system drops when its holder dies, lets one process at a time build.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from filelock import FileLock
+
+from muai_lab.engines.onnx.recipe import GraphFacts, Recipe
+from muai_lab.errors import EngineError
+from muai_lab.models.content import content_hash
+from muai_lab.models.embedded import cache_dir
+from muai_lab.models.registry import ModelSource
+
+NAME = "onnx"
+ENTRY_FILE = "entry.json"
+FACTS_FILE = "facts.json"
+FAILURE_FILE = "failure.json"
+
+log = logging.getLogger(__name__)
+
+_HASHED_WHOLE_BYTES = 256 * 2**20
+
+Build = Callable[[ModelSource, Recipe, Path], None]
+
+
+def graph_directory(source: ModelSource, recipe: Recipe, build: Build | None = None) -> Path:
+    """Directory of the graph, intact; exported when it is absent or damaged (seconds to minutes).
+
+    build: writes the graph into an empty directory, in place of the export in a process of its own. Raises EngineError
+    when the model cannot be exported or the cache cannot be written.
+    """
+    if source.path is None:
+        raise EngineError(NAME, f"{source.name} has no files on this machine")
+    content = source.content_hash or content_hash(source.path)
+    root = cache_dir() / "onnx"
+    entry = root / f"{content[:24]}-{recipe.hash()}"
+    if is_intact(entry):
+        return entry
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / f".{entry.name}.lock"):
+            if not is_intact(entry):  # else another process made it while this one waited for the lock
+                _make(entry, source, recipe, build or _build_elsewhere)
+    except OSError as error:
+        raise EngineError(
+            NAME,
+            f"cannot keep exported graphs in {root}: {error.strerror or error}. "
+            "Set MUAI_CACHE_DIR to a directory that can be written and has room",
+        ) from error
+    return entry
+
+
+def read_facts(entry: Path) -> GraphFacts:
+    """What the export wrote about the graph in `entry`."""
+    return GraphFacts.of(json.loads((entry / FACTS_FILE).read_text(encoding="utf-8")))
+
+
+def write_facts(directory: Path, facts: GraphFacts) -> None:
+    """Write what `read_facts` reads."""
+    (directory / FACTS_FILE).write_text(json.dumps(asdict(facts), indent=1) + "\n", encoding="utf-8")
+
+
+def is_intact(entry: Path) -> bool:
+    """Whether every file of the entry is there and as it was written."""
+    try:
+        written = json.loads((entry / ENTRY_FILE).read_text(encoding="utf-8"))
+        return bool(written["files"] == _file_hashes(entry))
+    except (OSError, ValueError, TypeError, KeyError):
+        return False  # absent, unreadable or not ours: all the same to the caller, who builds anew
+
+
+def _make(entry: Path, source: ModelSource, recipe: Recipe, build: Build) -> None:
+    """Build the entry; called with its lock held, so whatever else stands in its place is rubbish."""
+    prefix = f".{entry.name}-"
+    for left_over in entry.parent.glob(f"{prefix}*"):
+        shutil.rmtree(left_over, ignore_errors=True)  # of a process that was killed
+    if entry.exists():
+        log.warning("the exported graph in %s is damaged: exporting %s again", entry, source.name)
+        shutil.rmtree(entry)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=entry.parent, ignore_cleanup_errors=True) as scratch:
+        fresh = Path(scratch) / "graph"
+        fresh.mkdir()
+        build(source, recipe, fresh)
+        record = {"model": source.name, "recipe": recipe.described(), "files": _file_hashes(fresh)}
+        (fresh / ENTRY_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        fresh.rename(entry)
+
+
+def _build_elsewhere(source: ModelSource, recipe: Recipe, directory: Path) -> None:
+    """Export in a process of its own: exporters print, patch libraries, hold the weights twice, and may be killed."""
+    order = {
+        "source": {**asdict(source), "path": str(source.path)},
+        "recipe": asdict(recipe),
+        "directory": str(directory),
+        "base": str(graph_directory(source, _without_int8(recipe))) if recipe.int8 else None,
+    }
+    command = [sys.executable, "-m", "muai_lab.engines.onnx.export_process", json.dumps(order)]
+    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        command,
+        env=os.environ | offline,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    failure = directory / FAILURE_FILE
+    if failure.exists():
+        raise EngineError(NAME, json.loads(failure.read_text(encoding="utf-8")))
+    if done.returncode != 0:
+        lines = done.stdout.strip().splitlines()
+        last = lines[-1] if lines else f"the exporting process ended with status {done.returncode}"
+        log.error("the export of %s failed:\n%s", source.name, done.stdout)
+        raise EngineError(NAME, f"cannot export {source.name} to a graph: {last}")
+
+
+def _without_int8(recipe: Recipe) -> Recipe:
+    return Recipe(recipe.kind, recipe.dtype, recipe.target)
+
+
+def _file_hashes(directory: Path) -> dict[str, str]:
+    files = sorted(path for path in directory.iterdir() if path.is_file() and path.name != ENTRY_FILE)
+    return {path.name: _file_hash(path) for path in files}
+
+
+def _file_hash(path: Path) -> str:
+    """SHA-256; of a file above 256 MiB over its first MiB and its size."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if size > _HASHED_WHOLE_BYTES:
+            return hashlib.sha256(file.read(2**20) + str(size).encode()).hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,72 @@
+"""What makes one exported graph differ from another of the same model, and what an exported graph is like."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from typing import Literal
+
+RECIPE_VERSION = 1  # raise when the way of exporting changes; the exporting libraries are hashed by version
+
+_EXPORTERS = {
+    "decoder": ("onnxruntime-genai", "onnxruntime-genai-cuda", "onnx", "transformers"),
+    "encoder_decoder": ("torch", "onnxscript", "onnx", "transformers"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a model is turned into a graph.
+
+    kind: which exporter. dtype: of weights and of keys and values. target: device that the graph is shaped for.
+    int8: quantised, from the graph of the same recipe without (see `row_quantization`).
+    """
+
+    kind: Literal["decoder", "encoder_decoder"]
+    dtype: Literal["fp32", "fp16", "bf16"]
+    target: Literal["cpu", "cuda"]
+    int8: bool = False
+
+    def hash(self) -> str:
+        """Short hash over the recipe and the versions of what carries it out."""
+        return hashlib.sha256(json.dumps(self.described(), sort_keys=True).encode()).hexdigest()[:12]
+
+    def described(self) -> dict[str, object]:
+        """All that the hash covers, for people who look into the cache."""
+        versions = {name: _version(name) for name in _EXPORTERS[self.kind]}
+        return {"version": RECIPE_VERSION, **asdict(self), "libraries": versions}
+
+
+@dataclass(frozen=True, slots=True)
+class GraphFacts:
+    """What an engine must know of a graph to run it; written beside it by the export.
+
+    layers, kv_heads, head_dim: of the key/value memory. max_len: most positions. start_token: the first token of a
+    decoder that has an encoder. int8_agreement: share of positions at which the int8 graph chooses fp32's greedy token,
+    over int8_positions positions of fp32's own text.
+    """
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_len: int
+    eos_token_ids: tuple[int, ...]
+    start_token: int | None = None
+    int8_agreement: float | None = None
+    int8_positions: int | None = None
+
+    @classmethod
+    def of(cls, fields: dict[str, object]) -> GraphFacts:
+        """From JSON. Raises TypeError when fields are missing or unknown."""
+        facts = {**fields, "eos_token_ids": tuple(fields["eos_token_ids"])}  # type: ignore[arg-type]
+        return cls(**facts)  # type: ignore[arg-type]
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None

@@ -62,14 +62,27 @@ class EngineInfo:
     details: dict[str, str | int | float | bool | None] = field(default_factory=dict)
 
 
-class StepEngine(ABC):
-    """One loaded model with `slots` places for sequences."""
+class Engine(ABC):
+    """What every engine tells about the model it has loaded. slots: most sequences that may run at once."""
 
     info: EngineInfo
     slots: int
-    eos_token_ids: frozenset[int]
     vocab_size: int | None = None
     """Token ids that the model has embeddings for; None: as many as its tokenizer knows."""
+
+    def prompt_limit(self) -> int:
+        """Most prompt tokens that one request may carry (at least one position is left for output)."""
+        return self.info.max_model_len - 1
+
+    def output_limit(self, prompt_tokens: int) -> int:
+        """Most output tokens that fit beside a prompt of `prompt_tokens` tokens."""
+        return self.info.max_model_len - prompt_tokens
+
+
+class StepEngine(Engine):
+    """One loaded model with `slots` places for sequences."""
+
+    eos_token_ids: frozenset[int]
 
     @abstractmethod
     def prefill(self, chunks: Sequence[PrefillChunk]) -> list[int | None]:
@@ -91,14 +104,6 @@ class StepEngine(ABC):
     def close(self) -> None:
         """Free memory, threads and processes; the engine is not used afterwards. Calling it twice is harmless."""
 
-    def prompt_limit(self) -> int:
-        """Most prompt tokens that one request may carry (at least one position is left for output)."""
-        return self.info.max_model_len - 1
-
-    def output_limit(self, prompt_tokens: int) -> int:
-        """Most output tokens that fit beside a prompt of `prompt_tokens` tokens."""
-        return self.info.max_model_len - prompt_tokens
-
 
 @dataclass(frozen=True, slots=True)
 class StreamedTokens:
@@ -115,14 +120,11 @@ class StreamedTokens:
     cached_tokens: int | None = None
 
 
-class StreamingEngine(ABC):
+class StreamingEngine(Engine):
     """One loaded model that schedules its own steps; our batcher in front only admits.
 
-    All coroutines run on one event loop, in a thread of the engine's driver. slots: most requests that may run at once.
+    All coroutines run on one event loop, in a thread of the engine's driver.
     """
-
-    info: EngineInfo
-    slots: int
 
     @abstractmethod
     async def start(self) -> None:

@@ -2,40 +2,79 @@
 
 from __future__ import annotations
 
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from muai_lab.engines.base import StepEngine
+from muai_lab.engines.catalogue import ENGINES, AnyEngine
 from muai_lab.errors import EngineError
 
 if TYPE_CHECKING:
     from muai_lab.models.registry import ModelSource
     from muai_lab.settings.schema import OptimizationSettings
 
+log = logging.getLogger(__name__)
 
-def open_engine(
-    optimization: OptimizationSettings, source: ModelSource, *, slots: int
-) -> tuple[StepEngine, tuple[tuple[str, str], ...]]:
-    """Load the model on the first engine of `engine_preference` that can serve it.
 
-    Returns the engine and what was skipped: (engine, reason). With `fallback_on_error: false` the first failure is the
-    caller's; with `optimization.enabled: false` only plain PyTorch is asked. Raises EngineError if none can serve.
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An engine that may be asked. refuse: why it cannot serve, cheaply, None when it may; make: builds it."""
+
+    name: str
+    refuse: Callable[[], str | None]
+    make: Callable[[], AnyEngine]
+
+
+class EngineCandidates:
+    """The engines of a preference, asked one after the other; each is asked once.
+
+    skipped: (engine, reason) of those that cannot serve, in order. With `fall_back` off the first failure is raised as
+    it is, instead of going on.
     """
-    preference = optimization.engine_preference if optimization.enabled else ("pytorch",)
-    skipped: list[tuple[str, str]] = []
-    for name in preference:
-        try:
-            return _open(name, optimization, source, slots), tuple(skipped)
-        except EngineError as error:
-            if not optimization.fallback_on_error:
-                raise
-            skipped.append((name, error.reason))
-    reasons = "".join(f"\n  - {name}: {reason}" for name, reason in skipped)
-    raise EngineError(preference[0], f"no engine can serve {source.name}:{reasons}")
+
+    def __init__(self, candidates: Iterable[Candidate], *, model: str, fall_back: bool = True) -> None:
+        self._left = deque(candidates)
+        self._model = model
+        self.fall_back = fall_back
+        self.skipped: list[tuple[str, str]] = []
+
+    @classmethod
+    def of(cls, optimization: OptimizationSettings, source: ModelSource, *, slots: int) -> EngineCandidates:
+        """Those that the settings prefer; only plain PyTorch with `optimization.enabled: false`."""
+        names = optimization.engine_preference if optimization.enabled else ("pytorch",)
+        candidates = [_candidate(name, optimization, source, slots) for name in names]
+        return cls(candidates, model=source.name, fall_back=optimization.fallback_on_error)
+
+    def next(self) -> AnyEngine:
+        """The next engine that can serve; a streaming engine is not started yet. Raises EngineError if none is left."""
+        while self._left:
+            candidate = self._left.popleft()
+            reason = candidate.refuse()
+            if reason is None:
+                try:
+                    return candidate.make()
+                except EngineError as error:
+                    reason = error.reason
+            self.skip(candidate.name, reason)
+        if len(self.skipped) == 1:
+            raise EngineError(*self.skipped[0])
+        reasons = "".join(f"\n  - {name}: {reason}" for name, reason in self.skipped)
+        raise EngineError(", ".join(name for name, _ in self.skipped), f"none can serve {self._model}:{reasons}")
+
+    def skip(self, name: str, reason: str) -> None:
+        """Record that an engine cannot serve, or no longer can. Raises EngineError where there is no fallback."""
+        self.skipped.append((name, reason))
+        log.info("%s: engine %s skipped: %s", self._model, name, reason)
+        if not self.fall_back:
+            raise EngineError(name, reason)
 
 
-def _open(name: str, optimization: OptimizationSettings, source: ModelSource, slots: int) -> StepEngine:
-    if name == "pytorch":
-        from muai_lab.engines.pytorch.engine import PyTorchEngine
-
-        return PyTorchEngine(source, optimization.pytorch, slots=slots)
-    raise EngineError(name, "not part of this version of muai_lab")
+def _candidate(name: str, optimization: OptimizationSettings, source: ModelSource, slots: int) -> Candidate:
+    kind = ENGINES[name]
+    return Candidate(
+        name,
+        refuse=lambda: kind.availability(optimization).reason or kind.supports(optimization, source),
+        make=lambda: kind.make(optimization, source, slots=slots),
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
@@ -10,7 +9,7 @@ from prometheus_client import CollectorRegistry
 from muai_lab.monitoring.machine import MachineMetrics, gpu_reader
 from muai_lab.monitoring.prometheus import ServingMetrics
 from muai_lab.settings.schema import MonitoringSettings
-from muai_lab.stack.events import Event, Observer
+from muai_lab.stack.events import Observer
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +34,3 @@ def open_exporter(settings: MonitoringSettings) -> Exporter | None:
 def observers_for(exporter: Exporter | None, model: str, engine: str) -> list[Observer]:
     """What watches one model on one engine: nothing where monitoring is off, so that it costs nothing."""
     return [] if exporter is None else [exporter.serving.observer(model, engine)]
-
-
-class LateObservers:
-    """Stands in for observers that can only be made once the engine is known, which is after a stack was opened."""
-
-    def __init__(self) -> None:
-        self.targets: Sequence[Observer] = ()
-
-    def observe(self, events: Sequence[Event]) -> None:
-        """Pass the events on."""
-        for target in self.targets:
-            target.observe(events)

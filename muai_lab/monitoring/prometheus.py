@@ -21,7 +21,18 @@ from muai_lab.monitoring.histogram import (
     STEP_BUCKETS_S,
     Histogram,
 )
-from muai_lab.stack.events import Admitted, Event, Failed, Finished, Queued, Rejected, Step, Token
+from muai_lab.stack.events import (
+    Admitted,
+    CacheLookup,
+    Event,
+    Failed,
+    Finished,
+    Lost,
+    Queued,
+    Rejected,
+    Step,
+    Token,
+)
 
 STATUSES = ("ok", "error", "rejected", "cancelled", "timeout")
 THROUGHPUT_WINDOW_S = 10.0
@@ -71,6 +82,11 @@ class PrometheusObserver:
                 elif isinstance(event, Failed):
                     self._left(event.request_id)
                     self.requests[event.status] += 1
+                elif isinstance(event, CacheLookup):
+                    self.looked_up_tokens += event.prompt_tokens
+                    self.cached_tokens += event.cached_tokens
+                elif isinstance(event, Lost):
+                    self._left(event.request_id)  # not an end yet: it is run again, or `Failed` follows
                 elif isinstance(event, Rejected):
                     self.requests["rejected"] += 1
 
@@ -78,9 +94,6 @@ class PrometheusObserver:
         self.waiting.discard(event.request_id)
         self.running.add(event.request_id)
         self.prompt_tokens += event.prompt_tokens
-        if event.cached_tokens is not None:
-            self.looked_up_tokens += event.prompt_tokens
-            self.cached_tokens += event.cached_tokens
 
     def _finished(self, event: Finished) -> None:
         self._left(event.request_id)

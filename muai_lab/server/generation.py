@@ -32,7 +32,8 @@ from muai_lab.server.protocol import AnyRequest, GenerationFields, parse
 from muai_lab.stack.request import GenerationRequest
 
 if TYPE_CHECKING:
-    from muai_lab.stack.stack import Generation, InferenceStack
+    from muai_lab.stack.generation import Generation
+    from muai_lab.stack.stack import InferenceStack
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +116,7 @@ class GenerationEndpoint(Generic[AnyRequest]):
                             stop=request.stop,
                             ignore_eos=bool(request.ignore_eos),
                             timeout_s=self._request_timeout_s,
+                            stream=bool(request.stream),
                         )
                     )
                     choices.append(Choice(index, prompt_index, len(prompt), generation))

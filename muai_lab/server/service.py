@@ -6,29 +6,27 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from muai_lab.models.embedded import EMBEDDED_MODELS
 from muai_lab.monitoring.exposition import metrics_app
-from muai_lab.monitoring.observers import LateObservers, observers_for, open_exporter
+from muai_lab.monitoring.observers import observers_for, open_exporter
 from muai_lab.server.app import create_app
 from muai_lab.server.host import ModelHost
 from muai_lab.server.listen import HttpServer, is_exposed, listen, url_of
 from muai_lab.settings.lab import LabSettings
+from muai_lab.stack.serving import MakeObservers
 from muai_lab.stack.stack import InferenceStack
-
-if TYPE_CHECKING:
-    from muai_lab.stack.events import Observer
 
 log = logging.getLogger(__name__)
 
 FLUSH_S = 5
 METRICS_FLUSH_S = 1
 
-OpenStack = Callable[[LabSettings, str, list["Observer"]], InferenceStack]
+OpenStack = Callable[[LabSettings, str, MakeObservers], InferenceStack]
 
 
-def open_stack(settings: LabSettings, name: str, observers: list[Observer]) -> InferenceStack:
+def open_stack(settings: LabSettings, name: str, observers: MakeObservers) -> InferenceStack:
     """The stack that the settings ask for under this model name; blocks for seconds."""
     return InferenceStack.open(
         settings.optimization,
@@ -125,12 +123,8 @@ class InferenceService:
     def _open(self, name: str) -> InferenceStack:
         log.info("loading %s", name)
         began = time.monotonic()
-        late = LateObservers()
-        stack = self._open_stack(self._settings, name, [late] if self._exporter is not None else [])
+        stack = self._open_stack(self._settings, name, lambda engine: observers_for(self._exporter, name, engine.name))
         engine = stack.info.engine
-        late.targets = observers_for(self._exporter, name, engine.name)
-        for skipped, reason in stack.info.skipped:
-            log.info("%s: engine %s skipped: %s", name, skipped, reason)
         log.info(
             "%s: served by %s %s on %s in %s, context %d tokens, loaded in %.1f s",
             *(name, engine.name, engine.version, engine.device, engine.dtype),

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 
 from muai_lab.engines.base import StepEngine
 from muai_lab.stack.events import Event, Observer
+from muai_lab.stack.observers import ObserverList
 from muai_lab.stack.request import GenerationRequest
 from muai_lab.stack.scheduler import Plan, Scheduler
 
@@ -29,7 +30,8 @@ class StepDriver:
     """One engine thread.
 
     deliver: gets every batch of events, in order, on the engine's thread; it must only pass them on. Whatever engine,
-    scheduler or observers do, every request ends with an event, and a failure is told in `failure` and in the log.
+    scheduler or observers do, every request ends with an event (`Lost` when the engine died under it), and a failure is
+    told in `failure` and in the log.
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class StepDriver:
         self._engine = engine
         self._scheduler = scheduler
         self._deliver = deliver
-        self._observers = list(observers)
+        self._observers = ObserverList(observers)
         self._clock = clock
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._closing = False
@@ -71,7 +73,7 @@ class StepDriver:
 
     def tell(self, events: Sequence[Event]) -> None:
         """Show observers what happened outside the scheduler; on the engine's thread, like all events."""
-        self._inbox.put(lambda _now: self._show(events))
+        self._inbox.put(lambda _now: self._observers.show(events))
 
     def close(self) -> None:
         """End what still runs as cancelled, close the engine, end the thread. Blocks until the present step is over."""
@@ -87,7 +89,7 @@ class StepDriver:
         if self._closing:
             self._scheduler.fail(request.request_id, now, status="cancelled", message="the stack was closed")
         elif self.failure is not None:
-            self._scheduler.fail(request.request_id, now, status="error", message=self.failure)
+            self._scheduler.lose(request.request_id, now, message=self.failure)
 
     def _run(self) -> None:
         plan = Plan()
@@ -142,11 +144,11 @@ class StepDriver:
         self._scheduler.complete(tokens, began=began, now=self._clock())
 
     def _fail(self, error: Exception) -> None:
-        """The engine is done for: every request ends with this error, and so does every later one."""
+        """The engine is done for: every request is lost, and so is every later one."""
         name = self._engine.info.name
         log.error("engine %s failed in a step", name, exc_info=error)
         self.failure = f"engine {name} failed in a step: {type(error).__name__}: {error}"
-        self._scheduler.fail_all(self._clock(), status="error", message=self.failure)
+        self._scheduler.lose_all(self._clock(), message=self.failure)
         self._flush()
 
     def _flush(self) -> None:
@@ -154,12 +156,4 @@ class StepDriver:
         if not events:
             return
         self._deliver(events)
-        self._show(events)
-
-    def _show(self, events: Sequence[Event]) -> None:
-        for observer in tuple(self._observers):
-            try:
-                observer.observe(events)
-            except Exception:  # an observer's mistake must not end the requests that it looks at
-                log.exception("observer %r failed; it gets no more events", observer)
-                self._observers.remove(observer)
+        self._observers.show(events)

@@ -30,13 +30,22 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """A request got a slot. cached_tokens: prompt tokens served from the prefix cache, None without a cache."""
+    """A request got a slot."""
 
     request_id: str
     at: float
     queued_at: float
     prompt_tokens: int
-    cached_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CacheLookup:
+    """A prompt was looked up in a prefix cache, once. cached_tokens: how many of its tokens were served from there."""
+
+    request_id: str
+    at: float
+    prompt_tokens: int
+    cached_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +99,17 @@ class Failed:
     queued_at: float
 
 
-Event = Queued | Rejected | Admitted | Step | Token | Finished | Failed
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The engine died under a request; the stack runs it again on the next engine, or ends it (`Failed` follows)."""
+
+    request_id: str
+    at: float
+    message: str
+    queued_at: float
+
+
+Event = Queued | Rejected | Admitted | CacheLookup | Step | Token | Finished | Failed | Lost
 
 
 class Observer(Protocol):

@@ -14,7 +14,8 @@ class GenerationRequest:
 
     prompt: token ids. max_tokens: most output tokens (>= 1). stop: strings that end the output (not included in it).
     ignore_eos: go on past the end-of-sequence token, until max_tokens. timeout_s: seconds from submission until the
-    request is given up, None for never.
+    request is given up, None for never. stream: output is wanted as it comes; else it is handed over whole at the end,
+    and may until then be begun anew by another engine.
     """
 
     request_id: str
@@ -24,6 +25,7 @@ class GenerationRequest:
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     timeout_s: float | None = None
+    stream: bool = True
 
 
 @dataclass(frozen=True, slots=True)

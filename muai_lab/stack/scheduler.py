@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from muai_lab.engines.base import PrefillChunk
-from muai_lab.stack.events import Admitted, Event, Failed, Finished, Queued, Step, Token
+from muai_lab.stack.events import Admitted, CacheLookup, Event, Failed, Finished, Lost, Queued, Step, Token
 from muai_lab.stack.request import GenerationRequest
 
 _SPARE_DEADLINES = 64  # deadlines of ended requests that are not worth sweeping out
@@ -112,11 +112,11 @@ class Scheduler:
             heapq.heappush(self._deadlines, (deadline, name))
         self._events.append(Queued(name, now, len(request.prompt)))
 
-    def finish(self, request_id: str, now: float) -> None:
-        """End a running request as `stop`: its text met a stop string. An ended request is ignored."""
+    def finish(self, request_id: str, now: float, *, reason: str = "stop") -> None:
+        """End a running request with a result: its text met a stop string, say. An ended request is ignored."""
         sequence = self._running.get(request_id)
         if sequence is not None:
-            self._finish(sequence, "stop", now)
+            self._finish(sequence, reason, now)
 
     def fail(self, request_id: str, now: float, *, status: str, message: str) -> None:
         """End a request without a result (`cancelled`, `timeout`, `error`) and free its slot; ended ones: nothing."""
@@ -127,10 +127,23 @@ class Scheduler:
         self._events.append(Failed(request_id, now, status, message, sequence.queued_at))
 
     def fail_all(self, now: float, *, status: str, message: str) -> None:
-        """End every request without a result, because the engine died or the stack closes."""
+        """End every request without a result, because the stack closes."""
         self._in_step = None
         for request_id in [*self._running, *self._waiting]:
             self.fail(request_id, now, status=status, message=message)
+
+    def lose(self, request_id: str, now: float, *, message: str) -> None:
+        """Give a request up because its engine died; whoever hears of it decides what becomes of it."""
+        sequence = self._waiting.pop(request_id, None) or self._running.get(request_id)
+        if sequence is not None:
+            self._leave(sequence)
+            self._events.append(Lost(request_id, now, message, sequence.queued_at))
+
+    def lose_all(self, now: float, *, message: str) -> None:
+        """Give every request up because the engine died, in the order of their admission and arrival."""
+        self._in_step = None
+        for request_id in [*self._running, *self._waiting]:
+            self.lose(request_id, now, message=message)
 
     def plan(self, now: float) -> Plan:
         """What to do next. A plan that computes must be completed (or everything failed) before the next one."""
@@ -168,6 +181,39 @@ class Scheduler:
                 waiting=len(self._waiting),
             )
         )
+
+    def admit(self, now: float) -> Plan:
+        """What joins now, for an engine that schedules its own steps; their tokens come through `take`.
+
+        The plan holds one chunk for each request that joins and nothing to decode, and needs no completion.
+        """
+        self._expire(now)
+        prefill = tuple(self._admit(now)) if self._may_admit(now) else ()
+        self._released.clear()  # nobody needs to be told: the engine has no slots of ours
+        return Plan(prefill=prefill, wait_until=self._next_time())
+
+    def take(self, request_id: str, tokens: Sequence[int], now: float) -> None:
+        """Append the tokens that an engine which schedules itself produced; those of an ended request are ignored."""
+        for token in tokens:
+            sequence = self._running.get(request_id)
+            if sequence is None:
+                return
+            self._append(sequence, token, now)
+
+    def note_cached(self, request_id: str, cached_tokens: int, now: float) -> None:
+        """Record how many prompt tokens of a running request came from a prefix cache; call it once a request."""
+        sequence = self._running.get(request_id)
+        if sequence is not None:
+            self._events.append(CacheLookup(request_id, now, len(sequence.request.prompt), cached_tokens))
+
+    def output_tokens(self, request_id: str) -> int | None:
+        """Tokens that a running request has produced so far; None if it does not run."""
+        sequence = self._running.get(request_id)
+        return None if sequence is None else sequence.output_tokens
+
+    def request_in(self, slot: int) -> GenerationRequest:
+        """The request that holds a slot. Raises KeyError for a free one."""
+        return self._by_slot[slot].request
 
     def take_events(self) -> list[Event]:
         """What happened since the last call, in order."""

@@ -1,24 +1,29 @@
-"""The inference stack: one model on one engine behind the scheduler, spoken to from an asyncio event loop."""
+"""The inference stack: one model on one engine behind the scheduler, spoken to from an asyncio event loop.
+
+When the engine dies, the next one of the preference takes over: what nothing was streamed of is run again there, the
+rest ends with an error, and new requests wait for it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from muai_lab.engines.base import EngineInfo, Sampling, StepEngine
-from muai_lab.engines.selection import open_engine
+from muai_lab.engines.base import EngineInfo
+from muai_lab.engines.selection import EngineCandidates
 from muai_lab.errors import EngineError, InvalidRequest, Overloaded, RequestCancelled, RequestError, RequestTimeout
 from muai_lab.models.registry import ModelSource, resolve_model
 from muai_lab.models.tokenizer import ModelTokenizer, load_tokenizer
-from muai_lab.stack.driver import StepDriver
-from muai_lab.stack.events import Admitted, Event, Failed, Finished, Observer, Rejected, Token
-from muai_lab.stack.request import Delta, GenerationRequest
-from muai_lab.stack.scheduler import BatchLimits, Scheduler
+from muai_lab.stack.checks import check_request
+from muai_lab.stack.events import Admitted, CacheLookup, Event, Failed, Finished, Lost, Rejected, Token
+from muai_lab.stack.generation import Generation
+from muai_lab.stack.request import GenerationRequest
+from muai_lab.stack.scheduler import BatchLimits
+from muai_lab.stack.serving import MakeObservers, open_serving
 from muai_lab.stack.text import OutputText
 
 if TYPE_CHECKING:
@@ -52,125 +57,40 @@ class StackCounts:
     slots: int
 
 
-class Generation:
-    """The output of one request: an async iterator of `Delta`, the last of which has a finish reason.
-
-    Iterating raises a RequestError where the request ends without a result. If the consumer lags, deltas merge.
-    """
-
-    def __init__(self, stack: InferenceStack, request: GenerationRequest, text: OutputText) -> None:
-        self.request_id = request.request_id
-        self.cached_tokens: int | None = None
-        self._stack = stack
-        self._text = text
-        self._pieces: list[str] = []
-        self._new_tokens = 0
-        self._output_tokens = 0
-        self._finish_reason: str | None = None
-        self._error: RequestError | None = None
-        self._over = False  # the last delta, or the error, was handed out
-        self._wakeup: asyncio.Future[None] | None = None
-
-    @property
-    def ended(self) -> bool:
-        """True once nothing more will be produced (the consumer may still have deltas to read)."""
-        return self._finish_reason is not None or self._error is not None
-
-    def cancel(self) -> None:
-        """Give the request up: its slot is free before the next step. Ended requests are left alone."""
-        if not self.ended:
-            self._give_up(RequestCancelled(f"request {self.request_id} was cancelled"))
-
-    def __aiter__(self) -> Generation:
-        return self
-
-    async def __anext__(self) -> Delta:
-        if self._over:
-            raise StopAsyncIteration
-        while not self._new_tokens and not self.ended:
-            self._wakeup = asyncio.get_running_loop().create_future()
-            await self._wakeup
-        if self._error is not None:
-            self._over = True
-            raise self._error
-        self._over = self._finish_reason is not None
-        text = self._pieces[0] if len(self._pieces) == 1 else "".join(self._pieces)
-        delta = Delta(text, self._new_tokens, self._output_tokens, self._finish_reason, self.cached_tokens)
-        self._pieces.clear()
-        self._new_tokens = 0
-        return delta
-
-    def _push(self, token: int) -> None:
-        if self.ended:
-            return
-        self._new_tokens += 1
-        self._output_tokens += 1
-        try:
-            text = self._text.push(token)
-        except Exception as error:  # a tokenizer's fault ends this request, and no other
-            log.exception("request %s: its output cannot be decoded", self.request_id)
-            self._give_up(RequestError(f"token {token} cannot be decoded: {error}"))
-            return
-        if text:
-            self._pieces.append(text)
-        if self._text.stopped:
-            self._finish_reason = "stop"
-            self._stack._stopped(self.request_id)
-        self._wake()
-
-    def _finish(self, reason: str) -> None:
-        if self.ended:
-            return
-        try:
-            rest = self._text.end()
-        except Exception as error:  # as above
-            log.exception("request %s: its output cannot be decoded", self.request_id)
-            self._fail(RequestError(f"the output's end cannot be decoded: {error}"))
-            return
-        if rest:
-            self._pieces.append(rest)
-        self._finish_reason = "stop" if self._text.stopped else reason
-        self._wake()
-
-    def _give_up(self, error: RequestError) -> None:
-        """End with `error`, and have the sequence ended too."""
-        self._fail(error)
-        self._stack._abandon(self.request_id, error)
-
-    def _fail(self, error: RequestError) -> None:
-        if not self.ended:
-            self._error = error
-            self._wake()
-
-    def _wake(self) -> None:
-        if self._wakeup is not None and not self._wakeup.done():
-            self._wakeup.set_result(None)
-
-
 class InferenceStack:
-    """One model served by one engine. `open` blocks; everything else runs on one event loop.
+    """One model served by one engine at a time. `open` blocks; everything else runs on one event loop.
 
-    `_open` holds the requests whose last event has not come yet, `_waiting` the ids of those without a slot.
+    `_open` holds the requests whose last event has not come yet, `_waiting` the ids of those without a slot, `_orphans`
+    the ids of those that wait for the next engine, in order, while one engine takes over from another.
     """
 
     def __init__(
         self,
-        info: StackInfo,
+        model: str,
+        source: ModelSource,
         tokenizer: ModelTokenizer,
-        engine: StepEngine,
+        candidates: EngineCandidates,
         limits: BatchLimits,
-        observers: Sequence[Observer] = (),
+        *,
+        queue_capacity: int | None = None,
+        observers: MakeObservers = lambda _engine: (),
     ) -> None:
-        self.info = info
+        """Load the first candidate that can serve. Raises EngineError."""
         self.tokenizer = tokenizer
-        self._engine = engine
+        self._model = model
+        self._source = source
+        self._candidates = candidates
+        self._limits = limits
+        self._queue_capacity = queue_capacity
+        self._observers = observers
         self._loop: asyncio.AbstractEventLoop | None = None
         self._open: dict[str, Generation] = {}
         self._waiting: set[str] = set()
+        self._orphans: dict[str, None] = {}
+        self._takeover: asyncio.Task[None] | None = None
         self._draining = False
         self._idle: asyncio.Event | None = None
-        scheduler = Scheduler(limits, slots=engine.slots, eos_token_ids=engine.eos_token_ids)
-        self._driver = StepDriver(engine, scheduler, self._deliver, observers=observers)
+        self._serving = open_serving(candidates, limits, self._deliver, observers)
 
     @classmethod
     def open(
@@ -180,49 +100,63 @@ class InferenceStack:
         *,
         checkpoint: str | None = None,
         queue_capacity: int | None = None,
-        observers: Sequence[Observer] = (),
+        observers: MakeObservers = lambda _engine: (),
     ) -> InferenceStack:
         """Load the model on the first engine that can serve it; blocks for seconds.
 
         checkpoint: hub id or local directory, None for `optimization.models` or the embedded model of that name.
-        queue_capacity: most requests that may wait, None for no bound.
+        queue_capacity: most requests that may wait, None for no bound. observers: those of each engine that serves.
         Raises ModelError or EngineError.
         """
         source = resolve_model(model, checkpoint or optimization.models.get(model))
         tokenizer = load_tokenizer(source)
         batching = optimization.enabled and optimization.batcher.enabled
         slots = optimization.batcher.max_batch_size if batching else 1
-        engine, skipped = open_engine(optimization, source, slots=slots)
         limits = BatchLimits(
             max_batch_size=slots,
             min_batch_size=optimization.batcher.min_batch_size if batching else 1,
             timeout_s=optimization.batcher.batch_timeout_ms / 1000,
         )
-        info = StackInfo(model, source, engine.info, skipped, queue_capacity)
-        return cls(info, tokenizer, engine, limits, observers)
+        candidates = EngineCandidates.of(optimization, source, slots=slots)
+        return cls(model, source, tokenizer, candidates, limits, queue_capacity=queue_capacity, observers=observers)
+
+    @property
+    def info(self) -> StackInfo:
+        """What serves at this moment."""
+        skipped = tuple(self._candidates.skipped)
+        return StackInfo(self._model, self._source, self._serving.engine.info, skipped, self._queue_capacity)
 
     def submit(self, request: GenerationRequest) -> Generation:
         """Queue a request. Raises InvalidRequest for one that can never be served, Overloaded for one too many."""
         try:
             self._check(request)
         except (InvalidRequest, Overloaded, EngineError) as error:
-            self._driver.tell([Rejected(time.monotonic(), str(error))])
+            self._serving.driver.tell([Rejected(time.monotonic(), str(error))])
             raise
         self._enter(asyncio.get_running_loop())
-        generation = Generation(self, request, OutputText(self.tokenizer.stream(), request.stop))
+        generation = Generation(
+            request,
+            lambda: OutputText(self.tokenizer.stream(), request.stop),
+            deadline=None if request.timeout_s is None else time.monotonic() + request.timeout_s,
+            stopped=self._stopped,
+            abandoned=self._abandon,
+        )
         self._open[request.request_id] = generation
         self._waiting.add(request.request_id)
-        self._driver.add(request)
+        if self._takeover is None:
+            self._serving.driver.add(request)
+        else:
+            self._orphan(generation)
         return generation
 
     def counts(self) -> StackCounts:
         """Load at this moment."""
         waiting = len(self._waiting)
-        return StackCounts(waiting, len(self._open) - waiting, self._engine.slots)
+        return StackCounts(waiting, len(self._open) - waiting, self._serving.engine.slots)
 
     def healthy(self) -> bool:
-        """False once the engine has failed or its thread is gone."""
-        return self._driver.alive
+        """False once no engine serves any more. While another one takes over it is not known yet, and True."""
+        return self._takeover is not None or self._serving.driver.alive
 
     async def drain(self, timeout_s: float) -> None:
         """Refuse new requests, wait for those there are, cancel what is left after `timeout_s` seconds."""
@@ -235,70 +169,47 @@ class InferenceStack:
             await asyncio.wait_for(self._idle.wait(), timeout_s)
         except TimeoutError:
             for generation in list(self._open.values()):
-                generation._give_up(RequestCancelled("the server is shutting down"))
+                generation.give_up(RequestCancelled("the server is shutting down"))
 
     async def close(self) -> None:
         """Cancel what still runs, end the engine's thread and free the engine; a step that runs is waited for."""
         self._draining = True
-        await asyncio.to_thread(self._driver.close)
+        if self._takeover is not None:
+            await self._takeover  # its thread loads an engine, which cannot be interrupted
+        await asyncio.to_thread(self._serving.driver.close)
 
     def _check(self, request: GenerationRequest) -> None:
         if self._draining:
             raise Overloaded("the server is shutting down", retry_after_s=RETRY_AFTER_S, draining=True)
+        engine = self._serving.engine
         if not self.healthy():
-            raise EngineError(self.info.engine.name, self._driver.failure or "its thread ended")
+            raise EngineError(engine.info.name, self._serving.driver.failure or "its thread ended")
         if request.request_id in self._open:
             raise InvalidRequest(f"request id {request.request_id!r} is already in use", param="request_id")
-        self._check_prompt(request.prompt)
-        _check_sampling(request.sampling)
-        if request.timeout_s is not None and not request.timeout_s > 0:
-            raise InvalidRequest(f"timeout_s must be more than 0, not {request.timeout_s}", param="timeout_s")
-        if request.max_tokens < 1:
-            raise InvalidRequest(f"max_tokens must be at least 1, not {request.max_tokens}", param="max_tokens")
-        self._check_length(len(request.prompt), request.max_tokens)
+        check_request(request, engine, vocabulary=engine.vocab_size or self.tokenizer.vocab_size)
         # Not `_waiting`: right after a burst, requests wait only for the engine's thread to look into its inbox.
-        capacity = self.info.queue_capacity
-        if capacity is not None and len(self._open) - self._engine.slots >= capacity:
+        capacity = self._queue_capacity
+        if capacity is not None and len(self._open) - engine.slots >= capacity:
             raise Overloaded(f"the queue is full ({capacity} requests wait)", retry_after_s=RETRY_AFTER_S)
-
-    def _check_prompt(self, prompt: Sequence[int]) -> None:
-        if not prompt:
-            raise InvalidRequest("the prompt is empty", param="prompt")
-        vocabulary = self._engine.vocab_size or self.tokenizer.vocab_size
-        if min(prompt) < 0 or max(prompt) >= vocabulary:
-            raise InvalidRequest(f"prompt token ids must lie in 0..{vocabulary - 1}", param="prompt")
-
-    def _check_length(self, prompt_tokens: int, max_tokens: int) -> None:
-        limit = self._engine.info.max_model_len
-        if prompt_tokens > self._engine.prompt_limit():
-            raise InvalidRequest(
-                f"the prompt has {prompt_tokens} tokens, and the model's context is {limit} tokens",
-                param="prompt",
-                code="context_length_exceeded",
-            )
-        if max_tokens > self._engine.output_limit(prompt_tokens):
-            raise InvalidRequest(
-                f"the model's context is {limit} tokens, but {prompt_tokens} in the prompt and {max_tokens} of output"
-                " were asked for: shorten the prompt or lower max_tokens",
-                param="max_tokens",
-                code="context_length_exceeded",
-            )
 
     def _enter(self, loop: asyncio.AbstractEventLoop) -> None:
         """Speak to `loop` from now on; what a loop before it left behind can no longer be waited for, and ends."""
         if self._loop is loop:
             return
         self._loop = loop
-        for request_id in self._open:
+        for request_id in list(self._open):
             self._abandon(request_id, RequestCancelled("the event loop that asked for it ended"))
         self._open.clear()
         self._waiting.clear()
 
     def _abandon(self, request_id: str, error: RequestError) -> None:
-        self._driver.fail(request_id, status=error.status, message=str(error))
+        if request_id in self._orphans:
+            self._bury(request_id, error)
+        else:
+            self._serving.driver.fail(request_id, status=error.status, message=str(error))
 
     def _stopped(self, request_id: str) -> None:
-        self._driver.finish(request_id)
+        self._serving.driver.finish(request_id)
 
     def _deliver(self, events: Sequence[Event]) -> None:
         """Called on the engine's thread: pass the events to the event loop."""
@@ -315,18 +226,21 @@ class InferenceStack:
             match event:
                 case Token(request_id=name, token=token):
                     if (generation := self._open.get(name)) is not None:
-                        generation._push(token)
+                        generation.push(token)
                 case Admitted(request_id=name):
                     self._waiting.discard(name)
+                case CacheLookup(request_id=name, cached_tokens=cached):
                     if (generation := self._open.get(name)) is not None:
-                        generation.cached_tokens = event.cached_tokens
+                        generation.cached_tokens = cached
                 case Finished(request_id=name):
                     if (generation := self._close_one(name)) is not None:
-                        generation._finish(event.reason)
+                        generation.finish(event.reason)
                 case Failed(request_id=name):
                     if (generation := self._close_one(name)) is not None:
                         kind = _FAILURES.get(event.status, RequestError)
-                        generation._fail(kind(event.message))
+                        generation.fail(kind(event.message))
+                case Lost(request_id=name):
+                    self._lose(name, event)
 
     def _close_one(self, request_id: str) -> Generation | None:
         self._waiting.discard(request_id)
@@ -335,11 +249,68 @@ class InferenceStack:
             self._idle.set()
         return generation
 
+    # When an engine dies
 
-def _check_sampling(sampling: Sampling) -> None:
-    if not (math.isfinite(sampling.temperature) and sampling.temperature >= 0):
-        raise InvalidRequest(f"temperature must be 0 or more, not {sampling.temperature}", param="temperature")
-    if not 0 < sampling.top_p <= 1:
-        raise InvalidRequest(f"top_p must be above 0 and at most 1, not {sampling.top_p}", param="top_p")
-    if sampling.top_k < 0:
-        raise InvalidRequest(f"top_k must be 0 (all tokens) or more, not {sampling.top_k}", param="top_k")
+    def _lose(self, request_id: str, event: Lost) -> None:
+        """Keep a request for the next engine if nothing of it was streamed, else end it."""
+        generation = self._open.get(request_id)
+        if generation is None:
+            return
+        if not generation.can_restart or not self._candidates.fall_back:
+            why = " after part of the output was streamed" if not generation.can_restart else ""
+            self._bury(request_id, RequestError(f"{event.message}{why}"))
+            return
+        if self._takeover is None and self._serving.driver.alive:
+            # Word from the last engine that came after the next one took over.
+            generation.restart()
+            self._serving.driver.add(generation.request)
+            return
+        self._orphan(generation)
+        if self._takeover is None:
+            self._takeover = asyncio.get_running_loop().create_task(self._take_over())
+
+    def _orphan(self, generation: Generation) -> None:
+        generation.restart()
+        self._orphans[generation.request_id] = None
+        self._waiting.add(generation.request_id)
+        if generation.deadline is not None:
+            delay = max(0.0, generation.deadline - time.monotonic())
+            asyncio.get_running_loop().call_later(delay, self._expire_orphan, generation)
+
+    def _expire_orphan(self, generation: Generation) -> None:
+        if generation.request_id in self._orphans and self._open.get(generation.request_id) is generation:
+            self._bury(generation.request_id, RequestTimeout("the request was not finished before its deadline"))
+
+    def _bury(self, request_id: str, error: RequestError) -> None:
+        """End a request that no engine has any more."""
+        self._orphans.pop(request_id, None)
+        generation = self._close_one(request_id)
+        if generation is not None:
+            generation.fail(error)
+            now = time.monotonic()
+            self._serving.driver.tell([Failed(request_id, now, error.status, str(error), now)])
+
+    async def _take_over(self) -> None:
+        """Load the next engine and give it the orphans; without one they end with the reason."""
+        dead = self._serving
+        reason = dead.driver.failure or "its thread ended"
+        log.warning("%s: %s; the next engine takes over", self._model, reason)
+        try:
+            self._candidates.skip(dead.engine.info.name, reason)
+            self._serving = await asyncio.to_thread(
+                open_serving, self._candidates, self._limits, self._deliver, self._observers
+            )
+        except Exception as error:  # no engine is left, or taking over failed itself: nothing may hang
+            log.error("%s: %s", self._model, error, exc_info=not isinstance(error, EngineError))
+            for request_id in list(self._orphans):
+                self._bury(request_id, RequestError(str(error)))
+        else:
+            now = time.monotonic()
+            for request_id in self._orphans:
+                generation = self._open[request_id]
+                left_s = None if generation.deadline is None else max(0.001, generation.deadline - now)
+                self._serving.driver.add(replace(generation.request, timeout_s=left_s))
+            self._orphans.clear()
+            await asyncio.to_thread(dead.driver.close)
+        finally:
+            self._takeover = None

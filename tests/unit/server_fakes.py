@@ -11,12 +11,13 @@ from typing import Any
 import orjson
 
 from muai_lab.engines.base import EngineInfo, PrefillChunk, StepEngine
+from muai_lab.engines.selection import Candidate, EngineCandidates
 from muai_lab.models.registry import ModelSource
 from muai_lab.server.app import create_app
 from muai_lab.server.host import ModelHost
 from muai_lab.settings.schema import ServerSettings
 from muai_lab.stack.scheduler import BatchLimits
-from muai_lab.stack.stack import InferenceStack, StackInfo
+from muai_lab.stack.stack import InferenceStack
 
 CONTEXT = 64
 END = 0  # token id that ends a sequence
@@ -96,9 +97,23 @@ def parrot_stack(
     engine: ParrotEngine, *, queue_capacity: int | None = 8, observers: Sequence[Any] = ()
 ) -> InferenceStack:
     source = ModelSource("parrot", None, None, "embedded", "0" * 64, False, "parrot")
-    info = StackInfo("parrot", source, engine.info, (("vllm", "not installed"),), queue_capacity)
     limits = BatchLimits(max_batch_size=engine.slots, min_batch_size=1, timeout_s=0.0)
-    return InferenceStack(info, ByteTokenizer(), engine, limits, observers)  # type: ignore[arg-type]
+    candidates = EngineCandidates(
+        [
+            Candidate("vllm", refuse=lambda: "not installed", make=lambda: engine),
+            Candidate("parrot", refuse=lambda: None, make=lambda: engine),
+        ],
+        model="parrot",
+    )
+    return InferenceStack(
+        "parrot",
+        source,
+        ByteTokenizer(),  # type: ignore[arg-type]
+        candidates,
+        limits,
+        queue_capacity=queue_capacity,
+        observers=lambda _engine: observers,
+    )
 
 
 @dataclass

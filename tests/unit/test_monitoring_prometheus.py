@@ -13,7 +13,7 @@ from muai_lab.monitoring.machine import MachineMetrics
 from muai_lab.monitoring.observers import observers_for, open_exporter
 from muai_lab.monitoring.prometheus import STATUSES, PrometheusObserver, ServingMetrics
 from muai_lab.settings.schema import MonitoringSettings, PrometheusSettings
-from muai_lab.stack.events import Admitted, Event, Failed, Finished, Queued, Rejected, Step, Token
+from muai_lab.stack.events import Admitted, CacheLookup, Event, Failed, Finished, Lost, Queued, Rejected, Step, Token
 
 MODEL_ENGINE = {"model": "m", "engine": "e"}
 
@@ -52,7 +52,7 @@ def finished(name: str = "r", *, at: float = 100.0, queued_at: float = 98.0) -> 
 
 def test_names_types_and_labels_are_those_of_the_specification() -> None:
     board = Board()
-    board.see(Admitted("r", 1.0, 0.0, 4, cached_tokens=1))
+    board.see(CacheLookup("r", 1.0, 4, cached_tokens=1))
     board.registry.register(MachineMetrics(gpu=lambda: [("0", 1)]))
 
     families = {family.name: family for family in text_string_to_metric_families(text(board.registry))}
@@ -153,7 +153,10 @@ def test_waiting_and_running_follow_each_request_through() -> None:
     assert load() == (0, 1)
     board.see(Admitted("a", 3.0, 1.0, 3))  # run again on another engine
     assert load() == (0, 1)
-    board.see(finished("a"))
+    board.see(Lost("a", 4.0, "the engine died", 1.0))
+    assert load() == (0, 0)
+    assert board.value("inference_requests_total", **MODEL_ENGINE, status="error") == 0
+    board.see(Admitted("a", 5.0, 1.0, 3), finished("a"))
     assert load() == (0, 0)
 
 
@@ -170,7 +173,7 @@ def test_the_hit_rate_is_missing_without_a_cache_and_a_share_of_prompt_tokens_wi
     board.see(Admitted("a", 2.0, 1.0, 30))
     assert board.value("kv_cache_hit_rate", model="m") is None
 
-    board.see(Admitted("b", 2.0, 1.0, 60, cached_tokens=45), Admitted("c", 2.0, 1.0, 30, cached_tokens=0))
+    board.see(CacheLookup("b", 2.0, 60, cached_tokens=45), CacheLookup("c", 2.0, 30, cached_tokens=0))
     assert board.value("kv_cache_hit_rate", model="m") == 0.5
 
 

@@ -21,16 +21,17 @@ from muai_lab.engines.pytorch.slot_engine import SlotEngine, over_slots
 
 if TYPE_CHECKING:
     from muai_lab.models.registry import ModelSource
-    from muai_lab.settings.schema import PytorchSettings
+    from muai_lab.settings.schema import OptimizationSettings
 
 
 class PyTorchEngine(SlotEngine):
     """Serves a Hugging Face checkpoint with PyTorch, on a CPU or a CUDA device."""
 
-    def __init__(self, source: ModelSource, settings: PytorchSettings, *, slots: int) -> None:
+    def __init__(self, source: ModelSource, optimization: OptimizationSettings, *, slots: int) -> None:
         """Load the model. Raises EngineError when device, dtype, architecture or weights do not allow it."""
         import transformers
 
+        settings = optimization.pytorch
         device = choose_device(settings.device)
         dtype = choose_dtype(settings.dtype, device)
         if settings.threads is not None:

@@ -1,0 +1,141 @@
+"""The output of one request, as its consumer on the event loop sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from muai_lab.errors import RequestCancelled, RequestError
+from muai_lab.stack.request import Delta, GenerationRequest
+from muai_lab.stack.text import OutputText
+
+log = logging.getLogger(__name__)
+
+
+class Generation:
+    """The output of one request: an async iterator of `Delta`, the last of which has a finish reason.
+
+    Iterating raises a RequestError where the request ends without a result. If the consumer lags, deltas merge; for a
+    request that does not stream there is one delta, at the end.
+
+    The stack feeds it: `push`, `finish`, `fail`, `give_up`, `restart`. text: makes the text of one attempt. deadline:
+    monotonic seconds, None for never. stopped: called when the text met a stop string. abandoned: called when the
+    request is given up before its end.
+    """
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        text: Callable[[], OutputText],
+        *,
+        deadline: float | None,
+        stopped: Callable[[str], None],
+        abandoned: Callable[[str, RequestError], None],
+    ) -> None:
+        self.request_id = request.request_id
+        self.request = request
+        self.deadline = deadline
+        self.cached_tokens: int | None = None
+        self._stopped = stopped
+        self._abandoned = abandoned
+        self._make_text = text
+        self._text = text()
+        self._pieces: list[str] = []
+        self._new_tokens = 0
+        self._output_tokens = 0
+        self._finish_reason: str | None = None
+        self._error: RequestError | None = None
+        self._over = False  # the last delta, or the error, was handed out
+        self._wakeup: asyncio.Future[None] | None = None
+
+    @property
+    def ended(self) -> bool:
+        """True once nothing more will be produced (the consumer may still have deltas to read)."""
+        return self._finish_reason is not None or self._error is not None
+
+    @property
+    def can_restart(self) -> bool:
+        """True while nothing of the output can have reached the consumer, so that another engine may begin anew."""
+        return not self.ended and (self._output_tokens == 0 or not self.request.stream)
+
+    def restart(self) -> None:
+        """Forget the output so far: another engine begins anew."""
+        self._text = self._make_text()
+        self._pieces.clear()
+        self._new_tokens = self._output_tokens = 0
+        self.cached_tokens = None
+
+    def cancel(self) -> None:
+        """Give the request up: its slot is free before the next step. Ended requests are left alone."""
+        if not self.ended:
+            self.give_up(RequestCancelled(f"request {self.request_id} was cancelled"))
+
+    def __aiter__(self) -> Generation:
+        return self
+
+    async def __anext__(self) -> Delta:
+        if self._over:
+            raise StopAsyncIteration
+        while not self.ended and not (self._new_tokens and self.request.stream):
+            self._wakeup = asyncio.get_running_loop().create_future()
+            await self._wakeup
+        if self._error is not None:
+            self._over = True
+            raise self._error
+        self._over = self._finish_reason is not None
+        text = self._pieces[0] if len(self._pieces) == 1 else "".join(self._pieces)
+        delta = Delta(text, self._new_tokens, self._output_tokens, self._finish_reason, self.cached_tokens)
+        self._pieces.clear()
+        self._new_tokens = 0
+        return delta
+
+    def push(self, token: int) -> None:
+        """Take in one token; ignored once ended."""
+        if self.ended:
+            return
+        self._new_tokens += 1
+        self._output_tokens += 1
+        try:
+            text = self._text.push(token)
+        except Exception as error:  # a tokenizer's fault ends this request, and no other
+            log.exception("request %s: its output cannot be decoded", self.request_id)
+            self.give_up(RequestError(f"token {token} cannot be decoded: {error}"))
+            return
+        if text:
+            self._pieces.append(text)
+        if self._text.stopped:
+            self._finish_reason = "stop"
+            self._stopped(self.request_id)
+        if self.request.stream or self.ended:
+            self._wake()
+
+    def finish(self, reason: str) -> None:
+        """End with a result, unless ended already."""
+        if self.ended:
+            return
+        try:
+            rest = self._text.end()
+        except Exception as error:  # as above
+            log.exception("request %s: its output cannot be decoded", self.request_id)
+            self.fail(RequestError(f"the output's end cannot be decoded: {error}"))
+            return
+        if rest:
+            self._pieces.append(rest)
+        self._finish_reason = "stop" if self._text.stopped else reason
+        self._wake()
+
+    def give_up(self, error: RequestError) -> None:
+        """End with `error`, and have the sequence ended too."""
+        self.fail(error)
+        self._abandoned(self.request_id, error)
+
+    def fail(self, error: RequestError) -> None:
+        """End with an error, unless ended already."""
+        if not self.ended:
+            self._error = error
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._wakeup is not None and not self._wakeup.done():
+            self._wakeup.set_result(None)

@@ -71,6 +71,8 @@ SPECIFIED_DEFAULTS = {
 }
 EXTENSIONS = {
     "optimization.models",
+    "optimization.onnx.dtype",
+    "optimization.onnx.threads",
     "optimization.batcher.latency_target_ms",
     "optimization.pytorch.device",
     "optimization.pytorch.dtype",

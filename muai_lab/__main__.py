@@ -36,6 +36,7 @@ COMMANDS = {
         "muai_lab.commands.run", "measure a server under load; writes a run directory and prints the result"
     ),
     "serve": Command("muai_lab.commands.serve", "start the inference server (OpenAI-compatible HTTP)"),
+    "engines": Command("muai_lab.commands.engines", "say which engines can serve here, and what else they would need"),
     "config": Command("muai_lab.commands.config", "show, check and document the configuration"),
 }
 

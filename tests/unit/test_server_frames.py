@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muai_lab.server.frames import CHAT, COMPLETION, Answer, Frames, Shape, Usage, usage_document, usage_event
@@ -21,6 +21,7 @@ def events(raw: bytes) -> list[dict[str, object]]:
     return [json.loads(part.removeprefix("data: ")) for part in parts]
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(SHAPES, TEXT, TEXT, st.integers(0, 9), st.integers(1, 9999), st.sampled_from(list(Usage)))
 def test_every_text_event_is_the_document_that_it_stands_for(
     shape: Shape, model: str, text: str, index: int, tokens: int, usage: Usage
@@ -44,6 +45,7 @@ def test_every_text_event_is_the_document_that_it_stands_for(
     assert event == expected
 
 
+@settings(deadline=None)
 @given(SHAPES, TEXT, st.sampled_from(["stop", "length"]), st.sampled_from(list(Usage)))
 def test_the_ending_carries_the_last_text_and_the_reason(shape: Shape, text: str, reason: str, usage: Usage) -> None:
     frames = Frames(shape, Answer("id-1", "m", 5), 0, 7, usage)

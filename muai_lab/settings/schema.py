@@ -55,6 +55,12 @@ class VllmSettings(Section):
         unit="GB",
         ge=0,
     )
+    enforce_eager: bool | None = setting(
+        None,
+        "Run the model as it is written instead of compiling it first (and, on a GPU, capturing CUDA graphs). null is "
+        "true on a CPU, where compiling makes the start several times as long, and false on a GPU.",
+        extension=True,
+    )
 
 
 class DeepspeedSettings(Section):

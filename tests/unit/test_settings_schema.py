@@ -71,6 +71,7 @@ SPECIFIED_DEFAULTS = {
 }
 EXTENSIONS = {
     "optimization.models",
+    "optimization.vllm.enforce_eager",
     "optimization.onnx.dtype",
     "optimization.onnx.threads",
     "optimization.batcher.latency_target_ms",

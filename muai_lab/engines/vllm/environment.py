@@ -1,0 +1,127 @@
+"""What vLLM takes from the environment instead of from arguments, set for the time of its start only."""
+
+from __future__ import annotations
+
+import json
+import logging
+import logging.config
+import os
+import re
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+SERVER_VARIABLE = "MUAI_LAB_VLLM_SERVER"
+"""Number of the process that started the engine, for `server_watch` in the engine's workers."""
+
+_FIXED = {
+    # No telemetry, no network: models are local directories.
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_DO_NOT_TRACK": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    # A fork of a process with an event loop and threads inherits locks that nobody releases.
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
+}
+_UNLESS_SET = {
+    # Threads that spin while they wait take the time of those they wait for: with a thread per core, a fifth to a
+    # seventh of the tokens per second was left on two cores.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "PYTHONWARNINGS": "ignore",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+}
+_UNSET = (
+    "VLLM_CPU_KVCACHE_SPACE",  # would overrule optimization.cache.max_memory_mb
+)
+_ERROR = re.compile(r"^(?:[A-Za-z_]\w*\.)*([A-Za-z_]\w*(?:Error|Exception|Exit)): (?=\S)(.+)$", re.MULTILINE)
+
+# What one process says because another has died.
+_CONSEQUENCES = (
+    ("EngineDeadError", "EngineCore encountered an issue. See stack trace (above) for the root cause."),
+    ("RuntimeError", "cancelled"),
+)
+
+
+class EngineLog:
+    """vLLM's own log, of all its processes, in a file: our terminal stays ours, and failures can be explained.
+
+    Where the user has configured vLLM's logging (VLLM_LOGGING_CONFIG_PATH), that stays in force and `path` is None.
+    """
+
+    def __init__(self) -> None:
+        self._directory: Path | None = None
+        self.path: Path | None = None
+        self.configuration = os.environ.get("VLLM_LOGGING_CONFIG_PATH")
+        if self.configuration:
+            return
+        self._directory = Path(tempfile.mkdtemp(prefix="muai-lab-vllm-"))
+        self.path = self._directory / "engine.log"
+        level = os.environ.get("VLLM_LOGGING_LEVEL", _UNLESS_SET["VLLM_LOGGING_LEVEL"]).upper()
+        content = {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "formatters": {"line": {"format": "%(asctime)s %(processName)s %(levelname)s %(name)s: %(message)s"}},
+            "handlers": {
+                "file": {"class": "logging.FileHandler", "filename": str(self.path), "formatter": "line", "delay": True}
+            },
+            "loggers": {"vllm": {"handlers": ["file"], "level": level, "propagate": False}},
+        }
+        configuration = self._directory / "logging.json"
+        configuration.write_text(json.dumps(content), encoding="utf-8")
+        self.configuration = str(configuration)
+        # In force from here on: the import of vLLM already logs.
+        logging.config.dictConfig(content)
+
+    def root_cause(self) -> str | None:
+        """The first error in the log, which is that of the innermost process; None when there is none."""
+        if self.path is None or not self.path.is_file():
+            return None
+        errors = _ERROR.findall(self.path.read_text(encoding="utf-8", errors="replace"))
+        return next((f"{name}: {text.strip()}" for name, text in errors if (name, text) not in _CONSEQUENCES), None)
+
+    def close(self) -> None:
+        """Close and remove the file."""
+        if self._directory is None:
+            return
+        logger = logging.getLogger("vllm")
+        for handler in list(logger.handlers):
+            logger.removeHandler(handler)
+            handler.close()
+        shutil.rmtree(self._directory, ignore_errors=True)
+        self._directory = self.path = None
+
+
+@contextmanager
+def start_environment(log: EngineLog) -> Iterator[None]:
+    """The environment in which vLLM is imported and started.
+
+    Processes that it starts inherit it, and keep it. Afterwards this process has its own again: vLLM also sets
+    variables by itself (LD_PRELOAD among them) that would reach every other process that we start. Interrupts from the
+    terminal go to all processes of a group; vLLM's are started with SIGINT blocked, so that the server can still finish
+    its requests (SIGTERM ends them).
+    """
+    before = dict(os.environ)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        os.environ.update(_FIXED)
+        for name, value in _UNLESS_SET.items():
+            os.environ.setdefault(name, value)
+        for name in _UNSET:
+            os.environ.pop(name, None)
+        os.environ[SERVER_VARIABLE] = str(os.getpid())
+        os.environ["VLLM_LOGGING_CONFIG_PATH"] = log.configuration or ""
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        _restore(before)
+
+
+def _restore(before: Mapping[str, str]) -> None:
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)

@@ -1,0 +1,79 @@
+"""The processes of one vLLM engine: found at its start, watched, and gone at its end."""
+
+from __future__ import annotations
+
+import multiprocessing
+from multiprocessing.process import BaseProcess
+
+import psutil
+
+_NAME = "EngineCore"  # as vLLM calls the processes that it starts through multiprocessing
+_KILL_WAIT_S = 5.0
+
+
+class EngineProcesses:
+    """The engine-core processes that this process starts from `watch_for_new` on, and everything below them."""
+
+    def __init__(self) -> None:
+        self._foreign: frozenset[BaseProcess] | None = None
+        self._cores: list[BaseProcess] = []
+        self._tree: list[psutil.Process] = []
+
+    def watch_for_new(self) -> None:
+        """Children that there are already are not the engine's."""
+        self._foreign = frozenset(multiprocessing.active_children())
+
+    def note(self) -> None:
+        """Remember what there is now: once a core is dead, the processes below it can no longer be told."""
+        if self._foreign is None:
+            return
+        known = self._foreign.union(self._cores)
+        self._cores += [
+            child for child in multiprocessing.active_children() if child not in known and child.name.startswith(_NAME)
+        ]
+        for core in self._cores:
+            try:
+                process = psutil.Process(core.pid)
+                found = [process, *process.children(recursive=True)]
+            except psutil.NoSuchProcess:
+                continue
+            self._tree += [process for process in found if process not in self._tree]
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Numbers of those noted, whether they still run or not."""
+        return tuple(process.pid for process in self._tree)
+
+    def failure(self) -> str | None:
+        """How one of them ended, None while all run."""
+        for core in self._cores:
+            if core.exitcode is not None:
+                return f"its process {core.name} ({core.pid}) {_ending(core.exitcode)}"
+        for process in self._tree:
+            if not alive(process):
+                return f"its worker process {process.pid} has ended"
+        return None
+
+    def kill(self) -> None:
+        """End what still runs, and wait until it is gone."""
+        self.note()
+        for process in self._tree:
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+        for core in self._cores:
+            core.join(_KILL_WAIT_S)
+        psutil.wait_procs([process for process in self._tree if alive(process)], timeout=_KILL_WAIT_S)
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether it runs: not ended, nor waiting for its parent to take note, nor another one with the same number."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _ending(exitcode: int) -> str:
+    return f"was killed by signal {-exitcode}" if exitcode < 0 else f"ended with exit status {exitcode}"

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from muai_lab.engines.base import EngineInfo
-from muai_lab.engines.deepspeed.library import communication, injection_refusal, process_group, replaced_layers
+from muai_lab.engines.deepspeed.library import (
+    check_ungrouped,
+    communication,
+    injection_refusal,
+    process_group,
+    replaced_layers,
+)
 from muai_lab.engines.deepspeed.prepare import Job, Prepared, check_shares, load, prepare, probe_logits, whole_logits
 from muai_lab.engines.deepspeed.probe import NAME, availability, supports, uses_cpu
 from muai_lab.engines.deepspeed.ranks import Ranks, SharedModel
@@ -95,6 +101,7 @@ class DeepSpeedEngine(SlotEngine):
 
     def _share(self, job: Job, inject: bool, resources: ExitStack) -> tuple[str | None, Prepared, SlotModel]:
         """Start the other ranks, and have every rank take its share of the model."""
+        check_ungrouped()
         device = job.torch_device(0)
         threads = max(1, torch.get_num_threads() // job.ranks) if job.device == "cpu" else torch.get_num_threads()
         resources.enter_context(_threads(threads))
@@ -109,10 +116,8 @@ class DeepSpeedEngine(SlotEngine):
             resources.enter_context(process_group(device, rank=0, ranks=job.ranks, meeting_point=job.meeting_point))
             prepared = prepare(job, model, 0)
             shared = probe_logits(prepared.slots)
-        except (RuntimeError, EngineError) as error:
-            if others.died:
-                raise others.failure() from error
-            raise
+        except RuntimeError as error:
+            raise others.failure(error) from error
         others.wait_for("ready")
         check_shares(whole, shared)
         self._ranks = others

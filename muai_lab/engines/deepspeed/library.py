@@ -108,7 +108,7 @@ def replaced_layers(model: torch.nn.Module) -> int:
 def process_group(device: torch.device, *, rank: int, ranks: int, meeting_point: Path) -> Iterator[None]:
     """Be one of `ranks` in torch's and DeepSpeed's process group, which meet through a file: no port is opened for it.
 
-    Raises EngineError where this process is in another group already: both libraries have but one.
+    Raises EngineError, also where this process is in another group already.
     """
     deepspeed = import_deepspeed(device)
     import torch.distributed as distributed
@@ -116,12 +116,7 @@ def process_group(device: torch.device, *, rank: int, ranks: int, meeting_point:
     from deepspeed.inference.engine import InferenceEngine
     from torch.distributed import FileStore  # type: ignore[attr-defined]  # documented, but not in its __all__
 
-    if distributed.is_initialized() or comm.cdb is not None:
-        raise EngineError(
-            NAME,
-            "this process is already part of a group of torch.distributed, and there can be but one: serve with"
-            " optimization.deepspeed.tensor_parallel=1, or in a process of its own",
-        )
+    check_ungrouped()
     backend = communication(device)
     # All ranks are on this machine. NCCL's watchdog would end this process when a rank dies: `Ranks` watches instead.
     with environment(GLOO_SOCKET_IFNAME="lo", TORCH_NCCL_ASYNC_ERROR_HANDLING="0", LOCAL_RANK=str(rank)):
@@ -141,6 +136,18 @@ def process_group(device: torch.device, *, rank: int, ranks: int, meeting_point:
         yield
     finally:
         _leave(comm, InferenceEngine)
+
+
+def check_ungrouped() -> None:
+    """Raises EngineError where this process is in a group already: torch.distributed and DeepSpeed know but one."""
+    import torch.distributed as distributed
+
+    if distributed.is_initialized():
+        raise EngineError(
+            NAME,
+            "this process is already part of a group of torch.distributed, and there can be but one: serve with"
+            " optimization.deepspeed.tensor_parallel=1, or in a process of its own",
+        )
 
 
 def communication(device: torch.device) -> str:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from muai_lab.models.registry import ModelSource
 
 _PROBE_PROMPT = (0, 1, 2)
+_UNSHARE = "DeepSpeed shares this model out wrongly: set optimization.deepspeed.tensor_parallel=1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +60,15 @@ def load(job: Job) -> Any:
 def prepare(job: Job, model: Any, rank: int) -> Prepared:
     """Have DeepSpeed prepare the model, and put it over slots. With several ranks: inside `process_group`."""
     device, dtype = job.torch_device(rank), DTYPES[job.dtype]
-    try:
-        module = init_inference(model, dtype, device, rank=rank, ranks=job.ranks)
-    except torch.OutOfMemoryError as error:
-        raise EngineError(NAME, f"{job.source.name} does not fit into the memory of the GPU: {error}") from error
+    module = init_inference(model, dtype, device, rank=rank, ranks=job.ranks)
     packed = pack_linears(module) if job.device == "cpu" and dtype is torch.float32 else 0
     max_len = max_model_len(module.config, None)
-    slots = _over_slots(job, module, slots=job.slots, max_len=max_len)
+    try:
+        slots = _over_slots(job, module, slots=job.slots, max_len=max_len)
+    except EngineError as error:
+        if job.ranks == 1:
+            raise
+        raise EngineError(NAME, f"{error.reason}. {_UNSHARE}") from error
     return Prepared(module, slots, max_len, packed)
 
 
@@ -91,8 +94,7 @@ def check_shares(whole: torch.Tensor, shared: torch.Tensor) -> None:
     if not likeness > 0.99:
         raise EngineError(
             NAME,
-            f"DeepSpeed shares out this model wrongly, its logits are not the whole model's (cosine {likeness:.3f}):"
-            " set optimization.deepspeed.tensor_parallel=1",
+            f"the ranks together give other logits than the whole model (cosine {likeness:.3f}). {_UNSHARE}",
         )
 
 

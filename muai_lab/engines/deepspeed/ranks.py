@@ -89,13 +89,18 @@ class Ranks:
         for worker in self._workers:
             self._send(worker, message)
 
-    def failure(self) -> EngineError:
-        """What became of the rank that died, waiting for it to die if need be."""
+    def failure(self, cause: Exception | None = None) -> EngineError:
+        """What became of the rank that died, waiting for it to die if need be.
+
+        cause: what our own rank ran into, which is the answer if no other has died.
+        """
         deadline = time.monotonic() + _POST_MORTEM_S
         while not self._died.wait(0.02) and time.monotonic() < deadline:
             pass
         for worker in self._workers:
             _listen(worker)
+        if not self.died and cause is not None:
+            return EngineError(NAME, f"rank 0 failed: {type(cause).__name__}: {cause}")
         # One that was killed tells nothing, and others then report only that they lost it: so it comes first.
         order = sorted(self._workers, key=lambda worker: ((worker.process.poll() or 0) >= 0, not worker.said))
         worker = order[0]
@@ -162,7 +167,7 @@ class SharedModel:
             if self._device.type == "cuda":
                 torch.cuda.current_stream(self._device).synchronize()  # an aborted operation ends here, not later
         except RuntimeError as error:
-            raise self._ranks.failure() from error
+            raise self._ranks.failure(error) from error
         if self._ranks.died:
             raise self._ranks.failure()
         return result

@@ -19,6 +19,7 @@ import torch
 
 from muai_lab.engines.deepspeed.library import process_group
 from muai_lab.engines.deepspeed.prepare import Job, load, prepare, probe_logits
+from muai_lab.errors import EngineError
 
 _PARENT_CHECK_S = 1.0
 
@@ -33,6 +34,9 @@ def main(argv: list[str]) -> int:
         _run(connection, int(argv[2]))
     except (EOFError, ConnectionError):
         return 0  # the first rank is gone
+    except EngineError as error:
+        _report(connection, error.reason)
+        return 1
     except Exception as error:  # noqa: BLE001 - whatever it is, the first rank must learn of it
         _report(connection, f"{type(error).__name__}: {error}")
         return 1

@@ -35,7 +35,7 @@ class EngineCandidates:
     """
 
     def __init__(self, candidates: Iterable[Candidate], *, model: str, fall_back: bool = True) -> None:
-        self._left = deque(candidates)
+        self._queue = deque(candidates)
         self._model = model
         self.fall_back = fall_back
         self.skipped: list[tuple[str, str]] = []
@@ -47,10 +47,15 @@ class EngineCandidates:
         candidates = [_candidate(name, optimization, source, slots) for name in names]
         return cls(candidates, model=source.name, fall_back=optimization.fallback_on_error)
 
+    @property
+    def left(self) -> bool:
+        """Whether another engine may be asked when the present one fails."""
+        return self.fall_back and bool(self._queue)
+
     def next(self) -> AnyEngine:
         """The next engine that can serve; a streaming engine is not started yet. Raises EngineError if none is left."""
-        while self._left:
-            candidate = self._left.popleft()
+        while self._queue:
+            candidate = self._queue.popleft()
             reason = candidate.refuse()
             if reason is None:
                 try:

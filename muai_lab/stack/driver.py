@@ -150,6 +150,7 @@ class StepDriver:
         self.failure = f"engine {name} failed in a step: {type(error).__name__}: {error}"
         self._scheduler.lose_all(self._clock(), message=self.failure)
         self._flush()
+        self._deliver([])  # word of the failure, also when no request was under way
 
     def _flush(self) -> None:
         events = self._scheduler.take_events()

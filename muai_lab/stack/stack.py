@@ -88,7 +88,9 @@ class InferenceStack:
         self._waiting: set[str] = set()
         self._orphans: dict[str, None] = {}
         self._takeover: asyncio.Task[None] | None = None
+        self._closing: set[asyncio.Task[None]] = set()  # of dead engines
         self._draining = False
+        self._closed = False
         self._idle: asyncio.Event | None = None
         self._serving = open_serving(candidates, limits, self._deliver, observers)
 
@@ -134,6 +136,7 @@ class InferenceStack:
             self._serving.driver.tell([Rejected(time.monotonic(), str(error))])
             raise
         self._enter(asyncio.get_running_loop())
+        self._take_over_if_dead()
         generation = Generation(
             request,
             lambda: OutputText(self.tokenizer.stream(), request.stop),
@@ -155,8 +158,8 @@ class InferenceStack:
         return StackCounts(waiting, len(self._open) - waiting, self._serving.engine.slots)
 
     def healthy(self) -> bool:
-        """False once no engine serves any more. While another one takes over it is not known yet, and True."""
-        return self._takeover is not None or self._serving.driver.alive
+        """False once no engine serves any more; True while there is another that may take over."""
+        return self._may_take_over()
 
     async def drain(self, timeout_s: float) -> None:
         """Refuse new requests, wait for those there are, cancel what is left after `timeout_s` seconds."""
@@ -173,10 +176,10 @@ class InferenceStack:
 
     async def close(self) -> None:
         """Cancel what still runs, end the engine's thread and free the engine; a step that runs is waited for."""
-        self._draining = True
+        self._draining = self._closed = True
         if self._takeover is not None:
             await self._takeover  # its thread loads an engine, which cannot be interrupted
-        await asyncio.to_thread(self._serving.driver.close)
+        await asyncio.gather(asyncio.to_thread(self._serving.driver.close), *self._closing)
 
     def _check(self, request: GenerationRequest) -> None:
         if self._draining:
@@ -241,6 +244,7 @@ class InferenceStack:
                         generation.fail(kind(event.message))
                 case Lost(request_id=name):
                     self._lose(name, event)
+        self._take_over_if_dead()
 
     def _close_one(self, request_id: str) -> Generation | None:
         self._waiting.discard(request_id)
@@ -256,18 +260,16 @@ class InferenceStack:
         generation = self._open.get(request_id)
         if generation is None:
             return
-        if not generation.can_restart or not self._candidates.fall_back:
-            why = " after part of the output was streamed" if not generation.can_restart else ""
-            self._bury(request_id, RequestError(f"{event.message}{why}"))
-            return
-        if self._takeover is None and self._serving.driver.alive:
+        if not generation.can_restart:
+            self._bury(request_id, RequestError(f"{event.message}, after part of the output was streamed"))
+        elif not self._may_take_over():
+            self._bury(request_id, RequestError(event.message))
+        elif self._takeover is None and self._serving.driver.alive:
             # Word from the last engine that came after the next one took over.
             generation.restart()
             self._serving.driver.add(generation.request)
-            return
-        self._orphan(generation)
-        if self._takeover is None:
-            self._takeover = asyncio.get_running_loop().create_task(self._take_over())
+        else:
+            self._orphan(generation)
 
     def _orphan(self, generation: Generation) -> None:
         generation.restart()
@@ -290,6 +292,13 @@ class InferenceStack:
             now = time.monotonic()
             self._serving.driver.tell([Failed(request_id, now, error.status, str(error), now)])
 
+    def _may_take_over(self) -> bool:
+        return self._takeover is not None or self._serving.driver.alive or self._candidates.left
+
+    def _take_over_if_dead(self) -> None:
+        if self._takeover is None and not self._serving.driver.alive and self._candidates.left and not self._closed:
+            self._takeover = asyncio.get_running_loop().create_task(self._take_over())
+
     async def _take_over(self) -> None:
         """Load the next engine and give it the orphans; without one they end with the reason."""
         dead = self._serving
@@ -302,15 +311,18 @@ class InferenceStack:
             )
         except Exception as error:  # no engine is left, or taking over failed itself: nothing may hang
             log.error("%s: %s", self._model, error, exc_info=not isinstance(error, EngineError))
+            self._takeover = None
             for request_id in list(self._orphans):
                 self._bury(request_id, RequestError(str(error)))
-        else:
-            now = time.monotonic()
-            for request_id in self._orphans:
-                generation = self._open[request_id]
-                left_s = None if generation.deadline is None else max(0.001, generation.deadline - now)
-                self._serving.driver.add(replace(generation.request, timeout_s=left_s))
-            self._orphans.clear()
-            await asyncio.to_thread(dead.driver.close)
-        finally:
-            self._takeover = None
+            return
+        # From here on the new engine may die in its turn.
+        self._takeover = None
+        now = time.monotonic()
+        for request_id in self._orphans:
+            generation = self._open[request_id]
+            left_s = None if generation.deadline is None else max(0.001, generation.deadline - now)
+            self._serving.driver.add(replace(generation.request, timeout_s=left_s))
+        self._orphans.clear()
+        closing = asyncio.create_task(asyncio.to_thread(dead.driver.close))
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)

@@ -229,6 +229,7 @@ class StreamingDriver:
         for request_id in list(self._tasks):
             self._abort(request_id)
         self._flush()
+        self._deliver([])  # word of the failure, also when no request was under way
 
     def _flush_soon(self) -> None:
         if not self._flushing:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from muai_lab.engines.base import Sampling
-from muai_lab.stack.events import Admitted, Failed, Finished, Queued, Step, Token
+from muai_lab.stack.events import Admitted, Failed, Finished, Lost, Queued, Step, Token
 from muai_lab.stack.request import GenerationRequest
 from muai_lab.stack.scheduler import BatchLimits, Plan, Scheduler
 
@@ -281,15 +281,15 @@ def test_deadlines_of_ended_requests_do_not_pile_up() -> None:
     assert len(batch._deadlines) < 200
 
 
-def test_everything_ends_when_the_engine_dies() -> None:
+def test_every_request_is_lost_when_the_engine_dies() -> None:
     batch = scheduler(slots=1)
     batch.add(request("a"), 0.0)
     batch.add(request("b"), 0.0)
     batch.plan(0.0)
 
-    batch.fail_all(1.0, status="error", message="dead")
+    batch.lose_all(1.0, message="dead")
 
-    assert kinds(batch)[-2:] == [(Failed, "a"), (Failed, "b")]
+    assert kinds(batch)[-2:] == [(Lost, "a"), (Lost, "b")]
     assert batch.plan(1.0).empty
     assert batch.free_slots == 1
 

@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from muai_lab.stack.events import Admitted, Failed, Finished, Queued, Token
+from muai_lab.stack.events import Admitted, Failed, Finished, Lost, Queued, Token
 from muai_lab.stack.request import GenerationRequest
 from muai_lab.stack.scheduler import BatchLimits, Plan, Scheduler
 
@@ -83,9 +83,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler.complete(produced, began=self.now - took_s, now=self.now)
         self.take_events()
 
-    @rule()
-    def die(self) -> None:
-        self.scheduler.fail_all(self.now, status="error", message="dead")
+    @rule(dies=st.booleans())
+    def end_all(self, dies: bool) -> None:
+        if dies:
+            self.scheduler.lose_all(self.now, message="dead")
+        else:
+            self.scheduler.fail_all(self.now, status="cancelled", message="closed")
         self.take_events()
         assert len(self.ended) == len(self.requests)
 
@@ -143,11 +146,11 @@ class SchedulerMachine(RuleBasedStateMachine):
             elif isinstance(event, Finished):
                 self.end(event.request_id, event.reason)
                 assert event.output_tokens == self.running.pop(event.request_id)
-            elif isinstance(event, Failed):
-                self.end(event.request_id, event.status)
+            elif isinstance(event, Failed | Lost):
+                self.end(event.request_id, event.status if isinstance(event, Failed) else "lost")
                 if self.running.pop(event.request_id, None) is None:
                     self.queue.remove(event.request_id)
-                if event.status == "timeout":
+                if isinstance(event, Failed) and event.status == "timeout":
                     timeout_s = self.requests[event.request_id].timeout_s
                     assert timeout_s is not None
                     assert event.at >= event.queued_at + timeout_s

@@ -41,6 +41,7 @@ FAILED = "failed"
 SATURATED = "client_saturated"
 NOT_STEADY = "not steady"
 NOTHING = "nothing measured"
+ENGINE_CHANGED = "engine changed"
 
 
 def summarise(run: Run, *, seed: int = 0) -> dict[str, Any]:
@@ -101,6 +102,8 @@ def _validity(run: Run, measured: pd.DataFrame, ok: pd.DataFrame, steady: Steadi
         due = len(measured)
         verdict = NOTHING
         reason = f"none of {due} requests succeeded" if due else "no request was due in the measurement window"
+    elif change := run.manifest.get("engine_change"):
+        verdict, reason = ENGINE_CHANGED, str(change)
     elif steady.verdict == NOT_STEADY:
         verdict, reason = NOT_STEADY, "; ".join(steady.reasons)
     else:

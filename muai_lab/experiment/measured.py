@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from muai_lab.errors import RunError
 from muai_lab.experiment.scrape import MetricsScraper
@@ -21,19 +24,27 @@ if TYPE_CHECKING:
 
 # Loading a large checkpoint, exporting it, compiling: minutes, but not for ever.
 _READY_TIMEOUT_S = 900.0
+_ASK_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class ServedBy:
+    """engine: as in the manifest, None where it cannot be known. skipped: (engine, reason) of those that do not."""
+
+    engine: Mapping[str, Any] | None
+    skipped: Sequence[Sequence[str]] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
     """The other side of the load.
 
-    engine: who really serves, as in the manifest, None where it cannot be known. skipped: [engine, reason] pairs.
-    failure: why it is gone, None while it lives. notes: what a reader of the results must know.
+    serving: who really serves at this moment, asked before and after the load, since an engine may take over from
+    another. failure: why the other side is gone, None while it lives. notes: what a reader of the results must know.
     """
 
     target: Target
-    engine: Mapping[str, Any] | None
-    skipped: list[list[str]]
+    serving: Callable[[], ServedBy]
     scraper: MetricsScraper | None = None
     failure: Callable[[], str | None] = lambda: None
     notes: Callable[[], list[str]] = list
@@ -73,14 +84,10 @@ def _server(settings: LabSettings, directory: RunDirectory, environ: Mapping[str
     )
     with process:
         ready = process.wait_ready(_READY_TIMEOUT_S)
-        served = next((model for model in ready.models if model["name"] == settings.model.name), None)
-        if served is None:
-            raise RunError(f"the server does not serve {settings.model.name}; see {directory.path / 'server.log'}")
         scraper = None if ready.metrics_url is None else MetricsScraper(ready.metrics_url)
         yield Measured(
             target=HttpTarget.of(settings, ready.url),
-            engine=served["engine"],
-            skipped=[list(pair) for pair in served["skipped"]],
+            serving=lambda: _ask(ready.url, settings.model.name),
             scraper=scraper,
             failure=process.failure,
             notes=lambda: _scrape_notes(scraper),
@@ -101,8 +108,7 @@ def _inprocess(settings: LabSettings) -> Iterator[Measured]:
     try:
         yield Measured(
             target=InProcessTarget.of(settings, stack),
-            engine=asdict(stack.info.engine),
-            skipped=[list(pair) for pair in stack.info.skipped],
+            serving=lambda: ServedBy(asdict(stack.info.engine), stack.info.skipped),
             failure=lambda: None if stack.healthy() else "the engine failed during the run",
         )
     finally:
@@ -112,7 +118,17 @@ def _inprocess(settings: LabSettings) -> Iterator[Measured]:
 def _endpoint(settings: LabSettings, environ: Mapping[str, str]) -> Measured:
     from muai_lab.load.openai_http import HttpTarget
 
-    return Measured(target=HttpTarget.of(settings, environ=environ), engine=None, skipped=[])
+    return Measured(target=HttpTarget.of(settings, environ=environ), serving=lambda: ServedBy(None))
+
+
+def _ask(url: str, model: str) -> ServedBy:
+    """Who serves the model on a server of ours. Raises RunError when it does not say."""
+    try:
+        with urllib.request.urlopen(f"{url}/v1/models/{quote(model)}", timeout=_ASK_TIMEOUT_S) as answer:
+            serving = json.load(answer)["serving"]
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"the server does not say who serves {model}: {error}") from error
+    return ServedBy(serving["engine"], serving["skipped"])
 
 
 def _scrape_notes(scraper: MetricsScraper | None) -> list[str]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from muai_lab.errors import RunError
 from muai_lab.experiment.directory import COMPLETE, FAILED, PARTIAL, RUNNING, RunDirectory
-from muai_lab.experiment.measured import Measured, open_measured
+from muai_lab.experiment.measured import Measured, ServedBy, open_measured
 from muai_lab.experiment.provenance import git_revision, hardware, versions
 from muai_lab.load.event_loop import run_on_fast_loop
 from muai_lab.load.generator import LoadPlan, LoadProgress, LoadResult, generate
@@ -111,12 +111,15 @@ def _run(resolved: Resolved, directory: RunDirectory, watcher: RunWatcher) -> Ma
     with ExitStack() as resources:
         watcher.stage(f"starting the {settings.target.kind}")
         measured = resources.enter_context(open_measured(settings, directory, os.environ))
-        directory.update_manifest(engine=measured.engine, skipped_engines=measured.skipped)
+        before = measured.serving()
+        directory.update_manifest(engine=before.engine, skipped_engines=before.skipped)
         watcher.stage("offering load")
         offer = _Offer(schedule, measured, LoadPlan.of(settings), watcher)
         result = run_on_fast_loop(offer.run())
         death = measured.failure()
         _keep(directory, result, measured)
+        if death is None:
+            _note_takeover(directory, before, measured.serving())
     if death is not None:
         raise RunError(death)
     watcher.stage("analysing")
@@ -194,6 +197,16 @@ def _keep(directory: RunDirectory, result: LoadResult, measured: Measured) -> No
     directory.update_manifest(
         window=asdict(result.window), generator=asdict(result.generator), notes=[*result.notes, *measured.notes()]
     )
+
+
+def _note_takeover(directory: RunDirectory, before: ServedBy, after: ServedBy) -> None:
+    """Name the engine that serves now; a result that two engines share says so."""
+    if before.engine == after.engine or before.engine is None or after.engine is None:
+        return
+    gone = [entry for entry in after.skipped if entry not in before.skipped]
+    why = "; ".join(f"{name}: {reason}" for name, reason in gone)
+    change = f"{after.engine['name']} took over from {before.engine['name']} during the run, which mixes both ({why})"
+    directory.update_manifest(engine=after.engine, skipped_engines=after.skipped, engine_change=change)
 
 
 def _analyse(directory: RunDirectory, status: str) -> Mapping[str, Any]:

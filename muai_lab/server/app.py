@@ -12,6 +12,7 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from muai_lab.errors import MuaiError
+from muai_lab.server.description import describe_model
 from muai_lab.server.exchange import ClientGone, send_error, send_json
 from muai_lab.server.frames import CHAT, COMPLETION
 from muai_lab.server.generation import GenerationEndpoint
@@ -87,6 +88,7 @@ class _Status:
         if stack is not None:
             entry["max_model_len"] = stack.info.engine.max_model_len
             entry["engine"] = stack.info.engine.name
+            entry["serving"] = describe_model(name, stack)
         return entry
 
     async def health(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -12,6 +12,7 @@ from muai_lab.models.embedded import EMBEDDED_MODELS
 from muai_lab.monitoring.exposition import metrics_app
 from muai_lab.monitoring.observers import observers_for, open_exporter
 from muai_lab.server.app import create_app
+from muai_lab.server.description import describe_model
 from muai_lab.server.host import ModelHost
 from muai_lab.server.listen import HttpServer, is_exposed, listen, url_of
 from muai_lab.settings.lab import LabSettings
@@ -99,25 +100,12 @@ class InferenceService:
 
     def describe(self) -> dict[str, Any]:
         """What serves and where, for whoever started the process."""
-        models = []
-        for name, stack in self.host.stacks.items():
-            info = stack.info
-            engine = {
-                "name": info.engine.name,
-                "version": info.engine.version,
-                "device": info.engine.device,
-                "dtype": info.engine.dtype,
-                "max_model_len": info.engine.max_model_len,
-                "details": info.engine.details,
-            }
-            source = {"kind": info.source.kind, "content_hash": info.source.content_hash}
-            models.append({"name": name, "engine": engine, "skipped": info.skipped, "source": source})
         return {
             "event": "ready",
             "url": self.url,
             "metrics_url": self.metrics_url,
             "pid": os.getpid(),
-            "models": models,
+            "models": [describe_model(name, stack) for name, stack in self.host.stacks.items()],
         }
 
     def _open(self, name: str) -> InferenceStack:

@@ -75,8 +75,10 @@ class DeepspeedSettings(Section):
         unit="stages",
         ge=1,
     )
-    dtype: Literal["fp16", "fp32", "bf16"] = setting(
-        "fp16", "Data type for inference. A device that cannot run it (fp16 on a CPU) makes the engine unavailable."
+    dtype: Dtype = setting(
+        "fp16",
+        "Data type for inference. A device that cannot run it (fp16 on a CPU) makes the engine unavailable; auto is fp16 "
+        "on a GPU and fp32 on a CPU.",
     )
     replace_with_kernel_inject: bool = setting(
         True,

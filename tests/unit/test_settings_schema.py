@@ -109,7 +109,7 @@ def test_keys_beyond_the_specification_are_marked_as_extensions_and_nothing_else
         ("optimization.vllm.max_model_len", [None, 1, 4096], [0, "4096"]),
         ("optimization.vllm.dtype", ["auto", "fp16", "fp32", "bf16"], ["float16", None, 16]),
         ("optimization.vllm.swap_space", [0, 4], [-1, 0.5]),
-        ("optimization.deepspeed.dtype", ["fp16", "fp32", "bf16"], ["auto", "int8"]),
+        ("optimization.deepspeed.dtype", ["auto", "fp16", "fp32", "bf16"], ["float16", "int8"]),
         ("optimization.onnx.optimization_level", ["none", "basic", "extended", "all"], ["max", None]),
         (
             "optimization.onnx.execution_providers",

@@ -46,10 +46,11 @@ class DeepSpeedEngine(SlotEngine):
         if refusal is not None:
             raise EngineError(NAME, refusal)
         ranks = settings.tensor_parallel
+        dtype = can.dtypes[0] if settings.dtype == "auto" else settings.dtype
         with ExitStack() as resources:
             folder = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="muai-deepspeed-")))
             kind = "cpu" if uses_cpu() else "cuda"
-            job = Job(source, settings.dtype, kind, slots, ranks, folder / "ranks")
+            job = Job(source, dtype, kind, slots, ranks, folder / "ranks")
             device = job.torch_device(0)
             self._ranks: Ranks | None = None
             if ranks == 1:
@@ -65,7 +66,7 @@ class DeepSpeedEngine(SlotEngine):
                 name=NAME,
                 version=can.version or "",
                 device=can.device or kind,
-                dtype=settings.dtype,
+                dtype=dtype,
                 max_model_len=prepared.max_len,
                 details={
                     "tensor_parallel": ranks,

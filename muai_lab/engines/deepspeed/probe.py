@@ -80,7 +80,7 @@ def _refusal(
             f"pipeline_parallel is {settings.pipeline_parallel}, but DeepSpeed inference has no pipeline parallelism:"
             " set optimization.deepspeed.pipeline_parallel=1 (tensor_parallel spreads a model)"
         )
-    if settings.dtype not in dtypes:
+    if settings.dtype not in ("auto", *dtypes):
         where = "a CPU" if device == "cpu" else f"this GPU ({device})"
         others = " or ".join(f"optimization.deepspeed.dtype={dtype}" for dtype in dtypes)
         default = " (the default)" if settings.dtype == type(settings).model_fields["dtype"].default else ""
@@ -96,7 +96,7 @@ def _refusal(
 
 
 def _device() -> tuple[str, int, tuple[str, ...]]:
-    """Name of the device, how many there are (a rank on a CPU takes at least one core), and what dtypes it runs."""
+    """Name of the device, how many there are (a rank on a CPU takes at least one core), and its dtypes, best first."""
     if uses_cpu():
         return "cpu", len(os.sched_getaffinity(0)), ("fp32", "bf16")
     import torch

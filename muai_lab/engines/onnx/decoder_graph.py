@@ -31,20 +31,15 @@ _LENGTHS_INPUT, _LONGEST_INPUT = 5, 6  # of GroupQueryAttention
 _INPUTS = ("input_ids", "past_key_values.", LAST_POSITIONS, LONGEST)
 
 
-def export_decoder(source: ModelSource, recipe: Recipe, directory: Path) -> GraphFacts:
-    """Export the checkpoint. Raises EngineError for weights that do not fit and architectures that are not served."""
-    import torch
+def export_decoder(
+    source: ModelSource, recipe: Recipe, directory: Path, *, config: Any, eos_token_ids: frozenset[int]
+) -> GraphFacts:
+    """Export the checkpoint, whose configuration is `config`. Raises EngineError for an architecture not served."""
     from onnxruntime_genai.models.builder import create_model, parse_extra_options
 
-    from muai_lab.engines.pytorch.loading import eos_token_ids, load_model
-
-    model = load_model(source, torch.bfloat16, torch.device("cpu"))  # the builder fills what is missing with noise
-    config, ends = model.config, eos_token_ids(model)
-    del model
-    precision, path = recipe.dtype, str(source.path)
     with tempfile.TemporaryDirectory(dir=directory.parent) as scratch:
         built = Path(scratch) / "built"
-        arguments = ("", path, str(built), precision, recipe.target, scratch)
+        arguments = ("", str(source.path), str(built), recipe.dtype, recipe.target, scratch)
         try:
             options = parse_extra_options(
                 *arguments, ["prune_lm_head=true", "windowed_kv_cache=false", "hf_token=false"]
@@ -55,6 +50,7 @@ def export_decoder(source: ModelSource, recipe: Recipe, directory: Path) -> Grap
         described = json.loads((built / "genai_config.json").read_text(encoding="utf-8"))["model"]
         graph = onnx.load(built / GRAPH_FILE)
     take_lengths(graph)
+    set_windows(graph, config)
     save_graph(graph, directory / GRAPH_FILE)
     decoder = described["decoder"]
     return GraphFacts(
@@ -63,7 +59,7 @@ def export_decoder(source: ModelSource, recipe: Recipe, directory: Path) -> Grap
         head_dim=decoder["head_size"],
         vocab_size=described["vocab_size"],
         max_len=described["context_length"],
-        eos_token_ids=tuple(sorted(ends)),
+        eos_token_ids=tuple(sorted(eos_token_ids)),
     )
 
 
@@ -89,6 +85,21 @@ def take_lengths(model: Any) -> None:
     foreign = [entry.name for entry in graph.input if not entry.name.startswith(_INPUTS)]
     if foreign:
         raise EngineError(NAME, f"its graph needs the input {foreign[0]!r}, which the slots do not give")
+
+
+def set_windows(model: Any, config: Any) -> None:
+    """Give each layer's attention the window that the checkpoint's configuration says.
+
+    The builder sets it only where the configuration lists the type of each layer; Mistral's, for one, does not.
+    """
+    window = getattr(config, "sliding_window", None)
+    types = getattr(config, "layer_types", None)
+    attention = [node for node in model.graph.node if node.op_type == "GroupQueryAttention"]
+    for layer, node in enumerate(attention):
+        slides = window is not None and (types is None or types[layer] == "sliding_attention")
+        kept = [attribute for attribute in node.attribute if attribute.name != "local_window_size"]
+        del node.attribute[:]
+        node.attribute.extend([*kept, helper.make_attribute("local_window_size", window if slides else -1)])
 
 
 def save_graph(model: Any, path: Path) -> None:

@@ -23,8 +23,8 @@ KEYS: Mapping[str, str] = {
     "optimization.batcher.max_batch_size": "slots",
 }
 
-# Decoders that onnxruntime-genai's builder exports to a graph that runs over slots; each was compared with PyTorch.
-DECODERS = ("qwen2", "qwen3", "llama", "mistral")
+# Decoders that onnxruntime-genai's builder exports to a graph that runs over slots, with logits as PyTorch's.
+DECODERS = ("ernie4_5", "gemma", "granite", "llama", "mistral", "phi3", "qwen2", "qwen3", "smollm3")
 ENCODER_DECODERS = ("t5", "mt5")
 
 _DISTRIBUTIONS = ("onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime")

@@ -15,15 +15,12 @@ import io
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from muai_lab.engines.onnx.recipe import GraphFacts
-
-if TYPE_CHECKING:
-    from muai_lab.models.registry import ModelSource
 
 ENCODER_FILE = "encoder.onnx"
 DECODER_FILE = "decoder.onnx"
@@ -44,11 +41,8 @@ def new_names(layers: int) -> list[str]:
     return [f"new.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
 
 
-def export_t5(source: ModelSource, directory: Path) -> GraphFacts:
-    """Export the checkpoint in fp32. Raises EngineError for files that are missing, damaged or of another model."""
-    from muai_lab.engines.pytorch.loading import eos_token_ids, load_model, max_model_len
-
-    model = load_model(source, torch.float32, torch.device("cpu"))
+def export_t5(model: Any, directory: Path, *, max_len: int, eos_token_ids: frozenset[int]) -> GraphFacts:
+    """Export a Hugging Face model that is loaded in fp32."""
     config = model.config
     layers, heads, dim = config.num_decoder_layers, config.num_heads, config.d_kv
     tokens, rows = torch.export.Dim("tokens"), torch.export.Dim("rows")
@@ -83,8 +77,8 @@ def export_t5(source: ModelSource, directory: Path) -> GraphFacts:
         kv_heads=heads,
         head_dim=dim,
         vocab_size=config.vocab_size,
-        max_len=max_model_len(config, None),
-        eos_token_ids=tuple(sorted(eos_token_ids(model))),
+        max_len=max_len,
+        eos_token_ids=tuple(sorted(eos_token_ids)),
         start_token=config.decoder_start_token_id,
     )
 

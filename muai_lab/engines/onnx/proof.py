@@ -1,0 +1,43 @@
+"""Proof that an exported graph computes what the checkpoint says, before it is kept.
+
+Exporters know architectures by name, and a variant that they do not know of gives a graph that runs and is wrong.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from muai_lab.engines.base import PrefillChunk
+from muai_lab.engines.onnx.graph_cache import NAME
+from muai_lab.errors import EngineError
+
+if TYPE_CHECKING:
+    from muai_lab.engines.pytorch.slot_engine import SlotModel
+
+_PROMPT_TOKENS = 24
+_STEPS = 8
+# Largest difference of logits as a share of the largest logit. An exact graph differs by 1e-6, one with an approximate
+# activation function by 2e-4 (Gemma), one that is wrong by 1e-2 and more.
+_TOLERANCE = 1e-3
+
+
+def sample_logits(model: SlotModel, *, vocab_size: int) -> torch.Tensor:
+    """Logits `[_STEPS + 1, vocabulary]` behind a fixed prompt and each of a few fixed tokens after it."""
+    spread = torch.Generator().manual_seed(0)
+    tokens = torch.randint(vocab_size, (_PROMPT_TOKENS + _STEPS,), generator=spread).tolist()
+    with torch.inference_mode():
+        found = [model.prefill([PrefillChunk(0, tokens[:_PROMPT_TOKENS])])]
+        found += [model.decode([0], [token]) for token in tokens[_PROMPT_TOKENS:]]
+        model.release(0)
+    return torch.cat(found).float().cpu()
+
+
+def check_logits(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Raise EngineError when the graph's logits are not the checkpoint's."""
+    difference = ((found - expected).abs().max() / expected.abs().max()).item()
+    if not difference <= _TOLERANCE:  # also when it is not a number
+        raise EngineError(
+            NAME, f"the exported graph does not compute what the checkpoint does: logits differ by {difference:.1%}"
+        )

@@ -75,6 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     # loop on the same cores that steals the very time they wait for: steps were seen to take 100 times as long. It is
     # read when the library is loaded, hence here, before any engine is.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # oneDNN keeps compiled kernels per shape, 1024 of them by default, and ragged batches have ever new shapes: the
+    # server grew by 600 MiB over 10,000 requests. With 128 it stays flat, at the same speed. Read at the first kernel.
+    for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(cache, "128")
     try:
         with _termination_unwinds():
             status = _dispatch(arguments)

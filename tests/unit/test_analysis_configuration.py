@@ -52,8 +52,8 @@ def test_ordinary_texts_stay_as_they_are() -> None:
 def test_a_setting_is_changed_when_it_differs_from_the_default(tmp_path: Path) -> None:
     found = {entry.key: entry for entry in entries(load_run(write_run(tmp_path, ROWS)))}
 
-    assert found["arrival.kind"].changed
-    assert found["arrival.kind"].default == "closed"
+    assert found["optimization.batcher.max_batch_size"].changed
+    assert found["optimization.batcher.max_batch_size"].default == 32
     assert not found["optimization.batcher.batch_timeout_ms"].changed
 
 

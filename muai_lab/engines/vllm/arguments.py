@@ -17,6 +17,16 @@ if TYPE_CHECKING:
 
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 _MIB = 1 << 20
+_ADVICE = (
+    (
+        "larger than the available KV cache memory",
+        "raise optimization.cache.max_memory_mb (GPU: or vllm.gpu_memory_utilization) or lower vllm.max_model_len",
+    ),
+    ("less than requested memory for kv", "lower optimization.cache.max_memory_mb"),
+    ("less than desired GPU memory utilization", "lower optimization.vllm.gpu_memory_utilization"),
+    ("out of memory", "lower optimization.vllm.gpu_memory_utilization or optimization.batcher.max_batch_size"),
+)
+"""What a message of vLLM's contains, and what to do about it in our settings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +86,14 @@ def engine_arguments(
     eos = _eos_token_ids(source.path, text)
     vocabulary = text.get("vocab_size")
     return EngineArguments(keywords, eos, vocabulary, effective, tuple(_warnings(optimization, cpu=cpu)))
+
+
+def advice(message: str) -> str:
+    """vLLM's message with the names of our keys instead of, or beside, those of its arguments."""
+    for sign, keys in _ADVICE:
+        if sign in message:
+            return f"{message} Here: {keys}."
+    return message
 
 
 def _dtype(wanted: str, checkpoint: str | None, *, cpu: bool) -> str:

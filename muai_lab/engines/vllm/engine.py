@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from muai_lab.engines.base import EngineInfo, Sampling, StreamedTokens, StreamingEngine
-from muai_lab.engines.vllm.arguments import DTYPES, engine_arguments
+from muai_lab.engines.vllm.arguments import DTYPES, advice, engine_arguments
 from muai_lab.engines.vllm.environment import EngineLog, start_environment
 from muai_lab.engines.vllm.probe import NAME, availability, installed_build, supports
 from muai_lab.engines.vllm.processes import EngineProcesses
@@ -71,11 +71,15 @@ class VllmEngine(StreamingEngine):
         try:
             await asyncio.shield(loading)
             await self._llm.get_supported_tasks()  # the first exchange with the engine, on this loop
-        except BaseException:
+        except asyncio.CancelledError:
             self._failure = "its start was given up"
-            while not loading.done():  # cancelled: what it has started so far ends, and it with that
+            while not loading.done():  # it ends with the processes that it waits for
                 self._processes.kill()
                 await asyncio.wait((loading,), timeout=0.1)
+            loading.exception()  # taken note of
+            await self.close()
+            raise
+        except Exception:
             await self.close()
             raise
         self.info = self._describe()
@@ -137,7 +141,7 @@ class VllmEngine(StreamingEngine):
         await asyncio.to_thread(self._processes.kill)
         if self._log is not None:
             self._log.close()
-        if llm is not None:
+            self._log = None
             # vLLM's objects refer to each other; left to the end of the interpreter, they complain on the terminal.
             del llm
             await asyncio.to_thread(gc.collect)
@@ -153,9 +157,13 @@ class VllmEngine(StreamingEngine):
                     if self._failure is None:
                         self._llm, self._clock = open_llm(self._arguments.keywords)
                 except Exception as error:  # vLLM lets through whatever its many libraries raise
-                    raise EngineError(NAME, f"cannot start with {self._source.name}: {self._reason(error)}") from error
+                    log.debug("vLLM did not start", exc_info=True)
+                    self._failure = f"cannot start with {self._source.name}: {self._reason(error)}"
                 finally:
                     self._processes.note()
+        # Raised out here, as the traceback of vLLM's own error would keep its half-made objects and their sockets.
+        if self._llm is None:
+            raise EngineError(NAME, self._failure or "its start was given up")
 
     def _live(self) -> Any:
         if self._llm is None:
@@ -171,12 +179,14 @@ class VllmEngine(StreamingEngine):
         return EngineError(NAME, self._failure)
 
     def _reason(self, error: Exception) -> str:
-        """What a person can act on: the message of the innermost process, else the first of a validation."""
+        """What a person can act on: the error of the innermost process, else the first of a validation."""
         cause = None if self._log is None else self._log.root_cause()
-        if cause is not None:
-            return cause
-        messages = [detail["msg"] for detail in error.errors()] if hasattr(error, "errors") else [str(error)]
-        return f"{type(error).__name__}: {messages[0]}"
+        if cause is None:
+            if hasattr(error, "errors"):  # pydantic's: vLLM checks its configuration with it
+                cause = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+            else:
+                cause = f"{type(error).__name__}: {error}"
+        return advice(cause.splitlines()[0])
 
     def _describe(self) -> EngineInfo:
         model, cache = self._llm.model_config, self._llm.vllm_config.cache_config

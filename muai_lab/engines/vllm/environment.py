@@ -1,14 +1,18 @@
-"""What vLLM takes from the environment instead of from arguments, set for the time of its start only."""
+"""What vLLM takes from its surroundings instead of from arguments, set for the time of its start only."""
 
 from __future__ import annotations
 
 import json
 import logging
 import logging.config
+import multiprocessing
+import multiprocessing.spawn
 import os
 import re
+import shlex
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -57,6 +61,7 @@ class EngineLog:
         self._directory: Path | None = None
         self.path: Path | None = None
         self.configuration = os.environ.get("VLLM_LOGGING_CONFIG_PATH")
+        self._python: Path | None = None
         if self.configuration:
             return
         self._directory = Path(tempfile.mkdtemp(prefix="muai-lab-vllm-"))
@@ -74,8 +79,22 @@ class EngineLog:
         configuration = self._directory / "logging.json"
         configuration.write_text(json.dumps(content), encoding="utf-8")
         self.configuration = str(configuration)
+        self._python = self._directory / "python"
+        self._python.write_text(
+            f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@" >>{shlex.quote(str(self.path))} 2>&1\n',
+            encoding="utf-8",
+        )
+        self._python.chmod(0o700)
         # In force from here on: the import of vLLM already logs.
         logging.config.dictConfig(content)
+
+    def interpreter(self) -> str:
+        """The Python to start vLLM's processes with: one whose output goes to the log.
+
+        Not all that they print goes through logging: libraries, crashes, what comes before logging is configured.
+        """
+        usable = self._python is not None and os.access(self._python, os.X_OK)  # not where /tmp is mounted noexec
+        return str(self._python) if usable else sys.executable
 
     def root_cause(self) -> str | None:
         """The first error in the log, which is that of the innermost process; None when there is none."""
@@ -98,14 +117,15 @@ class EngineLog:
 
 @contextmanager
 def start_environment(log: EngineLog) -> Iterator[None]:
-    """The environment in which vLLM is imported and started.
+    """The surroundings in which vLLM is imported and started.
 
     Processes that it starts inherit it, and keep it. Afterwards this process has its own again: vLLM also sets
     variables by itself (LD_PRELOAD among them) that would reach every other process that we start. Interrupts from the
     terminal go to all processes of a group; vLLM's are started with SIGINT blocked, so that the server can still finish
     its requests (SIGTERM ends them).
     """
-    before = dict(os.environ)
+    before, interpreter = dict(os.environ), multiprocessing.spawn.get_executable()
+    multiprocessing.set_executable(log.interpreter())
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         os.environ.update(_FIXED)
@@ -118,6 +138,7 @@ def start_environment(log: EngineLog) -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        multiprocessing.set_executable(interpreter)
         _restore(before)
 
 

@@ -21,11 +21,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# How long a thread of a session looks out for more work before it sleeps. The parts of a step follow each other within
-# microseconds, so its threads stay awake through a step: without that, waking them costs as much as they save. For
-# longer would take the cores from the server around the engine (measured: see benchmarks/onnx_throughput.py).
-_SPIN_US = 50
-
 _ELEMENT_TYPES = {  # of onnx.TensorProto
     torch.float32: 1,
     torch.int32: 6,
@@ -84,7 +79,9 @@ def open_session(path: Path, settings: OnnxSettings, providers: Sequence[str]) -
     # server and the load generator beside it would then have to share with them.
     options.intra_op_num_threads = settings.threads or default_threads()
     options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_US))
+    # Threads that look out for work instead of sleeping win a third on a machine with nothing else to do, and lose as
+    # much or more beside a server and a load generator, which is where this engine runs.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.enable_mem_pattern = False  # plans memory per input shape, and every step here has a shape of its own
     options.log_severity_level = 3
     try:

@@ -19,7 +19,7 @@ class OutputText:
     """The text of one output.
 
     Text that might be the beginning of a stop string is held back until it is clear, so that no part of a stop string
-    is ever sent; the output ends just before the earliest match.
+    is ever sent. The output ends just before the match that is complete first, however the text is cut into tokens.
     """
 
     def __init__(self, decoder: TokenDecoder, stop: tuple[str, ...]) -> None:
@@ -46,10 +46,10 @@ class OutputText:
 
     def _filter(self, text: str) -> str:
         candidate = self._held + text
-        matches = [at for at in (candidate.find(stop) for stop in self._stop) if at >= 0]
+        matches = [(at + len(stop), at) for stop in self._stop if (at := candidate.find(stop)) >= 0]
         if matches:
             self.stopped, self._held = True, ""
-            return candidate[: min(matches)]
+            return candidate[: min(matches)[1]]
         keep = max(_overlap(candidate, stop) for stop in self._stop)
         self._held = candidate[len(candidate) - keep :]
         return candidate[: len(candidate) - keep]

@@ -8,7 +8,7 @@ Source of the mechanism: https://huggingface.co/docs/transformers/attention_inte
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,11 +58,18 @@ def slot_attention(
     """The function that Transformers calls. Raises ValueError for a model whose attention is not ours."""
     if slot_step is None:
         raise ValueError("its attention does not pass on the step")
+    if isinstance(slot_step, Survey):
+        _refuse_unserved(module, others)
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    return slot_step.attend(layer, query, key, value, scaling, sliding_window), None
+
+
+def _refuse_unserved(module: torch.nn.Module, others: Mapping[str, Any]) -> None:
+    if getattr(module, "is_causal", True) is False:
+        raise ValueError("its attention looks ahead")
     for name in _UNSERVED_ARGUMENTS:
         if others.get(name) is not None:
             raise ValueError(f"its attention needs {name!r}")
-    layer: int = module.layer_idx  # type: ignore[assignment]
-    return slot_step.attend(layer, query, key, value, scaling, sliding_window), None
 
 
 @dataclass(slots=True)

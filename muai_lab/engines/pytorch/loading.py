@@ -82,7 +82,7 @@ def load_model(source: ModelSource, dtype: torch.dtype, device: torch.device) ->
             )
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         # Transformers raises any of these for missing, truncated or foreign files and unknown architectures.
-        raise EngineError(NAME, f"cannot load {source.name} from {source.path}: {error}") from error
+        raise EngineError(NAME, f"cannot load {source.name} from {source.path}: {_reason(error)}") from error
     _check_complete(source, report)
     try:
         return model.to(device).eval()
@@ -109,6 +109,12 @@ def eos_token_ids(model: Any) -> frozenset[int]:
     if ids is None:
         return frozenset()
     return frozenset(ids) if isinstance(ids, list) else frozenset((ids,))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, KeyError) and ATTENTION_NAME in str(error):
+        return "the attention of its architecture cannot be replaced"
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _has_bf16() -> bool:

@@ -126,4 +126,7 @@ def _pick(logits: torch.Tensor, rules: _Rules, *, head: int) -> tuple[torch.Tens
     # The first rank whose cumulative probability exceeds the target; never one of probability zero behind the nucleus.
     last = ((kept > 0).sum(dim=-1, keepdim=True) - 1).clamp_min(0)
     chosen = torch.searchsorted(cumulative, target, right=True).minimum(last)
+    if not whole:
+        # Tokens as likely as the last of the head may be in it or not: which of them it is, only a whole sort can tell.
+        decided &= ordered.gather(1, chosen) > ordered[:, -1:]
     return order.gather(1, chosen).squeeze(1), decided.squeeze(1)

@@ -156,5 +156,6 @@ class StepDriver:
         events = self._scheduler.take_events()
         if not events:
             return
-        self._deliver(events)
+        # Observers first: who has seen a request end finds it counted.
         self._observers.show(events)
+        self._deliver(events)

@@ -259,5 +259,5 @@ class StreamingDriver:
             self._in_flush.clear()
             self._prompt_tokens = 0
         if events:
-            self._deliver(events)
             self._observers.show(events)
+            self._deliver(events)

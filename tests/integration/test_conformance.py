@@ -1,0 +1,361 @@
+"""One contract, every engine: the same tests over all of them, for each of the two models that they serve.
+
+All engines run in fp32 on the CPU, behind the whole stack (scheduler, driver, detokenisation), as the server runs them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+from collections.abc import Coroutine, Iterator, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from muai_lab.engines.base import Sampling
+from muai_lab.errors import InvalidRequest, RequestCancelled
+from muai_lab.models.registry import resolve_model
+from muai_lab.settings.load import load_settings
+from muai_lab.stack.events import CacheLookup, Event, Token
+from muai_lab.stack.generation import Generation
+from muai_lab.stack.request import GenerationRequest
+from muai_lab.stack.stack import InferenceStack
+
+T = TypeVar("T")
+
+SLOTS = 16
+TIE = 1e-3  # logits that are closer than this may change places between engines
+SERVED = [
+    ("pytorch", "qwen_chat"),
+    ("pytorch", "t5_summarizer"),
+    ("onnx", "qwen_chat"),
+    ("onnx", "t5_summarizer"),
+    ("deepspeed", "qwen_chat"),
+    ("deepspeed", "t5_summarizer"),
+    ("vllm", "qwen_chat"),
+]
+
+pytestmark = pytest.mark.timeout(300)
+
+
+class TokenLog:
+    """An observer that keeps every request's tokens."""
+
+    def __init__(self) -> None:
+        self.tokens: dict[str, list[int]] = {}
+        self.lookups: dict[str, CacheLookup] = {}
+
+    def observe(self, events: Sequence[Event]) -> None:
+        for event in events:
+            if isinstance(event, Token):
+                self.tokens.setdefault(event.request_id, []).append(event.token)
+            elif isinstance(event, CacheLookup):
+                assert event.request_id not in self.lookups, "looked up twice"
+                self.lookups[event.request_id] = event
+
+
+class Served:
+    """An open stack, the loop it is spoken to on, and what it produced."""
+
+    def __init__(self, engine: str, model: str) -> None:
+        self.engine, self.model = engine, model
+        self.log = TokenLog()
+        self._runner = asyncio.Runner()
+        self._names = iter(range(1_000_000))
+        settings = load_settings(
+            environ={},
+            overrides={
+                "optimization.engine_preference": [engine],
+                "optimization.deepspeed.dtype": "fp32",
+                "optimization.vllm.dtype": "fp32",
+                "optimization.batcher.max_batch_size": SLOTS,
+            },
+        ).settings
+        self.stack = InferenceStack.open(settings.optimization, model, observers=lambda _engine: [self.log])
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self._runner.run(work)
+
+    def close(self) -> None:
+        self.run(self.stack.close())
+        self._runner.close()
+
+    def submit(self, prompt: Sequence[int], max_tokens: int, **more: Any) -> Generation:
+        more.setdefault("ignore_eos", True)
+        return self.stack.submit(GenerationRequest(f"r{next(self._names)}", prompt, max_tokens, **more))
+
+    async def text(self, prompt: Sequence[int], max_tokens: int, **more: Any) -> str:
+        return "".join([delta.text async for delta in self.submit(prompt, max_tokens, **more)])
+
+    async def tokens(self, prompt: Sequence[int], max_tokens: int, **more: Any) -> list[int]:
+        generation = self.submit(prompt, max_tokens, **more)
+        counted = 0
+        async for delta in generation:
+            counted += delta.tokens
+        tokens = self.log.tokens[generation.request_id]
+        assert counted == len(tokens)
+        return tokens
+
+
+@pytest.fixture(scope="module", params=SERVED, ids=["-".join(pair) for pair in SERVED])
+def served(request: pytest.FixtureRequest) -> Iterator[Served]:
+    before = set(psutil.Process().children(recursive=True))
+    threads_before = {thread.ident for thread in threading.enumerate()}
+    served = Served(*request.param)
+    yield served
+    served.close()
+
+    left = set(psutil.Process().children(recursive=True)) - before
+    # Python's own tracker of shared memory, once started, lives as long as the process that started it.
+    left = {process for process in left if "multiprocessing.resource_tracker" not in " ".join(_command(process))}
+    assert not psutil.wait_procs(left, timeout=10)[1], "processes are left behind"
+    threads = [thread for thread in threading.enumerate() if thread.ident not in threads_before]
+    assert not [thread.name for thread in threads if "engine" in thread.name], "the engine's thread is left behind"
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
+
+
+class Reference:
+    """The model in plain transformers, which every engine is held against."""
+
+    def __init__(self, name: str) -> None:
+        import transformers
+
+        source = resolve_model(name)
+        self.encoder_decoder = source.encoder_decoder
+        kind: Any = transformers.AutoModelForSeq2SeqLM if source.encoder_decoder else transformers.AutoModelForCausalLM
+        self.model = kind.from_pretrained(source.path, dtype=torch.float32).eval()
+
+    @torch.inference_mode()
+    def greedy(self, prompt: Sequence[int], max_tokens: int) -> list[int]:
+        ids = torch.tensor([list(prompt)])
+        output = self.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=max_tokens,
+            min_new_tokens=max_tokens,
+            do_sample=False,
+        )[0]
+        return output[1:].tolist() if self.encoder_decoder else output[len(prompt) :].tolist()
+
+    @torch.inference_mode()
+    def logits(self, prompt: Sequence[int], output: Sequence[int]) -> torch.Tensor:
+        """Logits of the token that follows prompt and output `[vocabulary]`."""
+        if self.encoder_decoder:
+            start = self.model.config.decoder_start_token_id
+            decoded = self.model(
+                input_ids=torch.tensor([list(prompt)]), decoder_input_ids=torch.tensor([[start, *output]])
+            )
+            return decoded.logits[0, -1]
+        return self.model(torch.tensor([[*prompt, *output]])).logits[0, -1]
+
+
+@pytest.fixture(scope="module")
+def references() -> dict[str, Reference]:
+    return {name: Reference(name) for name in ("qwen_chat", "t5_summarizer")}
+
+
+@pytest.fixture
+def reference(served: Served, references: dict[str, Reference]) -> Reference:
+    return references[served.model]
+
+
+def prompts(served: Served, lengths: Sequence[int], seed: int = 0) -> list[list[int]]:
+    random = np.random.default_rng(seed)
+    return [served.stack.tokenizer.prompt_of(length, random)[1] for length in lengths]
+
+
+def test_the_engine_that_was_asked_for_serves(served: Served) -> None:
+    assert served.stack.info.engine.name == served.engine
+    assert served.stack.info.engine.dtype == "fp32"
+    assert served.stack.healthy()
+
+
+def test_greedy_tokens_are_those_of_transformers(served: Served, reference: Reference) -> None:
+    asked = prompts(served, [1, 7, 16, 33, 100, 250])
+
+    async def all_at_once() -> list[list[int]]:
+        return await asyncio.gather(*(served.tokens(prompt, 32) for prompt in asked))
+
+    for prompt, tokens in zip(asked, served.run(all_at_once()), strict=True):
+        expected = reference.greedy(prompt, 32)
+        if tokens != expected:
+            at = next(index for index, pair in enumerate(zip(tokens, expected, strict=True)) if pair[0] != pair[1])
+            logits = reference.logits(prompt, expected[:at])
+            assert logits[expected[at]] - logits[tokens[at]] < TIE, f"differs at token {at} without a tie"
+
+
+def test_company_in_the_batch_changes_nothing(served: Served) -> None:
+    first, *others = prompts(served, [40, 5, 90, 17], seed=1)
+
+    async def alone_then_together() -> tuple[list[int], list[int]]:
+        alone = await served.tokens(first, 24)
+        together, *_ = await asyncio.gather(served.tokens(first, 24), *(served.tokens(prompt, 9) for prompt in others))
+        return alone, together
+
+    alone, together = served.run(alone_then_together())
+    assert alone == together
+
+
+def test_a_stop_string_ends_the_output_before_itself(served: Served) -> None:
+    (prompt,) = prompts(served, [20], seed=2)
+    whole = served.run(served.text(prompt, 40))
+    stop = whole[len(whole) // 2 : len(whole) // 2 + 5]
+
+    stopped = served.run(served.text(prompt, 40, stop=(stop,)))
+
+    assert stopped == whole[: whole.index(stop)]
+
+
+def test_a_seed_gives_the_same_tokens_alone_and_in_company(served: Served) -> None:
+    asked = prompts(served, [12, 30, 61], seed=3)
+    warm = [Sampling(temperature=1.0, seed=seed) for seed in (7, 8)]
+
+    async def draw() -> tuple[list[int], list[int], list[int]]:
+        alone = await served.tokens(asked[0], 16, sampling=warm[0])
+        again, *_ = await asyncio.gather(
+            served.tokens(asked[0], 16, sampling=warm[0]),
+            *(served.tokens(prompt, 16, sampling=Sampling(temperature=0.7)) for prompt in asked[1:]),
+        )
+        return alone, again, await served.tokens(asked[0], 16, sampling=warm[1])
+
+    alone, again, other = served.run(draw())
+    assert alone == again
+    assert alone != other
+
+
+def test_samples_follow_the_models_distribution(served: Served, reference: Reference) -> None:
+    (prompt,) = prompts(served, [25], seed=4)
+    draws = 600
+
+    async def draw() -> list[list[int]]:
+        return await asyncio.gather(
+            *(served.tokens(prompt, 1, sampling=Sampling(temperature=0.8, seed=seed)) for seed in range(draws))
+        )
+
+    seen = np.bincount([tokens[0] for tokens in served.run(draw())], minlength=reference.logits(prompt, []).shape[0])
+    wanted = (reference.logits(prompt, []).double() / 0.8).softmax(-1).numpy()
+    # Pearson's chi-square over the likeliest tokens and one bin for the rest; its mean is the degrees of freedom k, its
+    # variance 2k. Five standard deviations: the seeds are fixed, so this either holds for ever or never.
+    bins = np.argsort(wanted)[::-1][:12]
+    observed = np.append(seen[bins], draws - seen[bins].sum())
+    expected = np.append(wanted[bins], 1 - wanted[bins].sum()) * draws
+    kept = expected > 5
+    chi_square = ((observed[kept] - expected[kept]) ** 2 / expected[kept]).sum()
+    freedom = kept.sum() - 1
+    assert freedom >= 2
+    assert chi_square < freedom + 5 * math.sqrt(2 * freedom)
+
+
+def test_top_k_of_one_and_a_tiny_nucleus_are_greedy(served: Served) -> None:
+    (prompt,) = prompts(served, [18], seed=5)
+
+    async def three_ways() -> list[list[int]]:
+        return [
+            await served.tokens(prompt, 12),
+            await served.tokens(prompt, 12, sampling=Sampling(temperature=1.0, top_k=1, seed=1)),
+            await served.tokens(prompt, 12, sampling=Sampling(temperature=1.0, top_p=1e-6, seed=1)),
+        ]
+
+    greedy, top_1, nucleus = served.run(three_ways())
+    assert greedy == top_1 == nucleus
+
+
+def test_more_ragged_requests_than_slots_all_end_with_what_they_asked_for(served: Served) -> None:
+    random = np.random.default_rng(6)
+    asked = prompts(served, random.integers(4, 200, size=64), seed=6)
+    wanted = random.integers(1, 40, size=64).tolist()
+
+    async def all_at_once() -> list[list[int]]:
+        return await asyncio.gather(
+            *(served.tokens(prompt, count) for prompt, count in zip(asked, wanted, strict=True))
+        )
+
+    assert [len(tokens) for tokens in served.run(all_at_once())] == wanted
+    counts = served.stack.counts()
+    assert (counts.waiting, counts.running) == (0, 0)
+
+
+def test_a_cancelled_request_makes_room_at_once(served: Served) -> None:
+    asked = prompts(served, [10] * (SLOTS + 1), seed=7)
+
+    async def cancel_one() -> None:
+        running = [served.submit(prompt, 400) for prompt in asked[:SLOTS]]
+        for generation in running:
+            await anext(generation)
+        waiting = served.submit(asked[-1], 3)
+        running[0].cancel()
+
+        assert sum([delta.tokens async for delta in waiting]) == 3
+        with pytest.raises(RequestCancelled):
+            await anext(running[0])
+        assert not running[1].ended
+        for generation in running[1:]:
+            generation.cancel()
+
+    served.run(cancel_one())
+
+
+def test_end_of_sequence_ends_the_output_unless_it_is_to_be_ignored(served: Served) -> None:
+    (prompt,) = prompts(served, [15], seed=8)
+    end = served.stack.tokenizer.eos_token_ids
+
+    async def sample() -> list[list[int]]:
+        warm = [Sampling(temperature=1.6, seed=seed) for seed in range(24)]
+        return await asyncio.gather(
+            *(served.tokens(prompt, 300, sampling=sampling, ignore_eos=False) for sampling in warm)
+        )
+
+    outputs = served.run(sample())
+    ended = [tokens for tokens in outputs if tokens[-1] in end]
+    assert ended, "no sample ended by itself: the test needs a warmer temperature"
+    assert all(token not in end for tokens in outputs for token in tokens[:-1])
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"prompt": []}, "empty"),
+        ({"prompt": [10**6]}, "token ids"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"prompt": [300] * 100_000}, "context"),
+        ({"max_tokens": 100_000}, "context"),
+    ],
+    ids=["empty", "unknown-token", "no-tokens", "long-prompt", "long-output"],
+)
+def test_a_request_that_can_never_be_served_is_refused(served: Served, change: dict[str, Any], named: str) -> None:
+    async def ask() -> None:
+        arguments = {"prompt": [300, 301], "max_tokens": 4} | change
+        with pytest.raises(InvalidRequest, match=named):
+            served.submit(**arguments)
+
+    served.run(ask())
+
+
+def test_a_prefix_cache_tells_its_hits_once(served: Served) -> None:
+    (prompt,) = prompts(served, [200], seed=9)
+
+    async def twice() -> list[str]:
+        names = []
+        for _ in range(2):
+            generation = served.submit(prompt, 2)
+            names.append(generation.request_id)
+            async for _delta in generation:
+                pass
+        return names
+
+    first, second = served.run(twice())
+    if served.engine == "vllm":
+        assert served.log.lookups[first].cached_tokens == 0
+        assert 0 < served.log.lookups[second].cached_tokens < len(prompt)
+    else:  # the step engines have no prefix cache yet, so they say nothing
+        assert second not in served.log.lookups

@@ -31,7 +31,10 @@ _UNIT, _SHIFT, _LAST_AXIS = "int8/unit", "int8/shift", "int8/last_axis"
 
 
 def quantize_entry(source: ModelSource, recipe: Recipe, base: Path, directory: Path) -> GraphFacts:
-    """Write the int8 graphs of the entry `base` into `directory`, and measure how well they agree with it."""
+    """Write the int8 graphs of the entry `base` into `directory`, and measure how well they agree with it.
+
+    Graphs for a GPU are not measured: this process computes on the CPU, which cannot run them.
+    """
     from muai_lab.engines.onnx.agreement import with_agreement
 
     facts = read_facts(base)
@@ -43,6 +46,8 @@ def quantize_entry(source: ModelSource, recipe: Recipe, base: Path, directory: P
             else:
                 quantize_rows(graph)
             save_graph(graph, directory / path.name)
+    if recipe.target == "cuda":
+        return facts
     return with_agreement(source, recipe, facts, base=base, quantized=directory)
 
 

@@ -161,6 +161,7 @@ class VllmEngine(StreamingEngine):
                     self._failure = f"cannot start with {self._source.name}: {self._reason(error)}"
                 finally:
                     self._processes.note()
+                    self._log.unlink()
         # Raised out here, as the traceback of vLLM's own error would keep its half-made objects and their sockets.
         if self._llm is None:
             raise EngineError(NAME, self._failure or "its start was given up")

@@ -16,7 +16,9 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from pathlib import Path
+from typing import IO
 
 SERVER_VARIABLE = "MUAI_LAB_VLLM_SERVER"
 """Number of the process that started the engine, for `server_watch` in the engine's workers."""
@@ -54,26 +56,25 @@ _CONSEQUENCES = (
 class EngineLog:
     """vLLM's own log, of all its processes, in a file: our terminal stays ours, and failures can be explained.
 
-    Where the user has configured vLLM's logging (VLLM_LOGGING_CONFIG_PATH), that stays in force and `path` is None.
+    The file has a name only until the engine has started and everyone has it open; nothing is left of it, however the
+    processes end. Where the user has configured vLLM's logging (VLLM_LOGGING_CONFIG_PATH), that stays in force.
     """
 
     def __init__(self) -> None:
-        self._directory: Path | None = None
-        self.path: Path | None = None
         self.configuration = os.environ.get("VLLM_LOGGING_CONFIG_PATH")
+        self._directory: Path | None = None
         self._python: Path | None = None
+        self._reader: IO[str] | None = None
         if self.configuration:
             return
         self._directory = Path(tempfile.mkdtemp(prefix="muai-lab-vllm-"))
-        self.path = self._directory / "engine.log"
+        path = self._directory / "engine.log"
         level = os.environ.get("VLLM_LOGGING_LEVEL", _UNLESS_SET["VLLM_LOGGING_LEVEL"]).upper()
         content = {
             "version": 1,
             "disable_existing_loggers": False,
             "formatters": {"line": {"format": "%(asctime)s %(processName)s %(levelname)s %(name)s: %(message)s"}},
-            "handlers": {
-                "file": {"class": "logging.FileHandler", "filename": str(self.path), "formatter": "line", "delay": True}
-            },
+            "handlers": {"file": {"class": "logging.FileHandler", "filename": str(path), "formatter": "line"}},
             "loggers": {"vllm": {"handlers": ["file"], "level": level, "propagate": False}},
         }
         configuration = self._directory / "logging.json"
@@ -81,12 +82,12 @@ class EngineLog:
         self.configuration = str(configuration)
         self._python = self._directory / "python"
         self._python.write_text(
-            f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@" >>{shlex.quote(str(self.path))} 2>&1\n',
-            encoding="utf-8",
+            f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@" >>{shlex.quote(str(path))} 2>&1\n', encoding="utf-8"
         )
         self._python.chmod(0o700)
         # In force from here on: the import of vLLM already logs.
         logging.config.dictConfig(content)
+        self._reader = path.open(encoding="utf-8", errors="replace")
 
     def interpreter(self) -> str:
         """The Python to start vLLM's processes with: one whose output goes to the log.
@@ -98,21 +99,28 @@ class EngineLog:
 
     def root_cause(self) -> str | None:
         """The first error in the log, which is that of the innermost process; None when there is none."""
-        if self.path is None or not self.path.is_file():
+        if self._reader is None:
             return None
-        errors = _ERROR.findall(self.path.read_text(encoding="utf-8", errors="replace"))
+        self._reader.seek(0)
+        errors = _ERROR.findall(self._reader.read())
         return next((f"{name}: {text.strip()}" for name, text in errors if (name, text) not in _CONSEQUENCES), None)
 
+    def unlink(self) -> None:
+        """Take its name from the file: the processes of the engine have opened it."""
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+
     def close(self) -> None:
-        """Close and remove the file."""
-        if self._directory is None:
+        """Stop logging to it and reading it."""
+        self.unlink()
+        if self._reader is None:
             return
+        self._reader.close()
+        self._reader = None
         logger = logging.getLogger("vllm")
         for handler in list(logger.handlers):
             logger.removeHandler(handler)
             handler.close()
-        shutil.rmtree(self._directory, ignore_errors=True)
-        self._directory = self.path = None
 
 
 @contextmanager
@@ -125,8 +133,7 @@ def start_environment(log: EngineLog) -> Iterator[None]:
     its requests (SIGTERM ends them).
     """
     before, interpreter = dict(os.environ), multiprocessing.spawn.get_executable()
-    multiprocessing.set_executable(log.interpreter())
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
         os.environ.update(_FIXED)
         for name, value in _UNLESS_SET.items():
@@ -135,6 +142,11 @@ def start_environment(log: EngineLog) -> Iterator[None]:
             os.environ.pop(name, None)
         os.environ[SERVER_VARIABLE] = str(os.getpid())
         os.environ["VLLM_LOGGING_CONFIG_PATH"] = log.configuration or ""
+        # Python's helper process for shared memory outlives the engine, so it is not started with the log's
+        # interpreter; and before SIGINT is blocked, as starting it ends with SIGINT unblocked.
+        resource_tracker.ensure_running()
+        multiprocessing.set_executable(log.interpreter())
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -130,12 +130,12 @@ class InferenceStack:
 
     def submit(self, request: GenerationRequest) -> Generation:
         """Queue a request. Raises InvalidRequest for one that can never be served, Overloaded for one too many."""
+        self._enter(asyncio.get_running_loop())
         try:
             self._check(request)
         except (InvalidRequest, Overloaded, EngineError) as error:
             self._serving.driver.tell([Rejected(time.monotonic(), str(error))])
             raise
-        self._enter(asyncio.get_running_loop())
         self._take_over_if_dead()
         generation = Generation(
             request,

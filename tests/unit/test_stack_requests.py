@@ -1,0 +1,425 @@
+"""The stack as its callers see it: what is refused, how requests end, what is left behind. On an engine that counts."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import pytest
+from counting_engine import DEADLINE_S, CountingEngine
+
+from muai_lab.engines.base import Sampling
+from muai_lab.engines.selection import Candidate, EngineCandidates
+from muai_lab.errors import EngineError, InvalidRequest, Overloaded, RequestCancelled, RequestError, RequestTimeout
+from muai_lab.models.registry import ModelSource
+from muai_lab.stack.events import Event, Failed, Finished, Rejected
+from muai_lab.stack.generation import Generation
+from muai_lab.stack.request import Delta, GenerationRequest
+from muai_lab.stack.scheduler import BatchLimits
+from muai_lab.stack.stack import InferenceStack
+
+pytestmark = pytest.mark.anyio
+
+FOREVER = 10_000
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+class NumberTokenizer:
+    """Token 12 is the text "12 "; one may be broken. The tokenizer knows more ids than the engine has."""
+
+    vocab_size = 500
+    eos_token_ids: frozenset[int] = frozenset()
+
+    def __init__(self, broken: int | None = None) -> None:
+        self._broken = broken
+
+    def stream(self) -> NumberTokenizer:
+        return self
+
+    def push(self, token_id: int) -> str:
+        if token_id == self._broken:
+            raise ValueError("no such text")
+        return f"{token_id} "
+
+    def flush(self) -> str:
+        return ""
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def observe(self, events: Sequence[Event]) -> None:
+        self.events.extend(events)
+
+
+MakeStack = Callable[..., InferenceStack]
+
+
+def stack_on(
+    engine: CountingEngine,
+    *,
+    queue_capacity: int | None = None,
+    observers: Sequence[Any] = (),
+    broken_token: int | None = None,
+    **limits: Any,
+) -> InferenceStack:
+    return InferenceStack(
+        "counting",
+        ModelSource("counting", None, None, "embedded", "0" * 64, False, "counting"),
+        NumberTokenizer(broken_token),  # type: ignore[arg-type]
+        EngineCandidates([Candidate("counting", lambda: None, lambda: engine)], model="counting"),
+        BatchLimits(max_batch_size=engine.slots, **limits),
+        queue_capacity=queue_capacity,
+        observers=lambda _info: observers,
+    )
+
+
+@pytest.fixture
+async def make() -> AsyncIterator[MakeStack]:
+    """Makes stacks that are closed after the test."""
+    stacks = []
+
+    def make(engine: CountingEngine, **more: Any) -> InferenceStack:
+        stacks.append((stack_on(engine, **more), engine))
+        return stacks[-1][0]
+
+    yield make
+    for stack, engine in stacks:
+        engine.allow.release(FOREVER)
+        await stack.close()
+
+
+def ask(name: str = "a", last: int = 10, max_tokens: int = 3, **more: Any) -> GenerationRequest:
+    return GenerationRequest(name, [1, 2, last], max_tokens, **more)
+
+
+async def deltas_of(generation: Generation) -> list[Delta]:
+    async with asyncio.timeout(DEADLINE_S):
+        return [delta async for delta in generation]
+
+
+async def text_of(generation: Generation) -> str:
+    return "".join(delta.text for delta in await deltas_of(generation))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the loop run until the engine's thread has brought this about."""
+    give_up_at = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < give_up_at
+        await asyncio.sleep(0)
+
+
+# What comes out
+
+
+async def test_deltas_add_up_to_the_output(make: MakeStack) -> None:
+    deltas = await deltas_of(make(CountingEngine()).submit(ask()))
+
+    assert "".join(delta.text for delta in deltas) == "11 12 13 "
+    assert sum(delta.tokens for delta in deltas) == deltas[-1].output_tokens == 3
+    assert [delta.finish_reason for delta in deltas] == [None] * (len(deltas) - 1) + ["length"]
+
+
+async def test_a_consumer_that_lags_gets_deltas_merged(make: MakeStack) -> None:
+    recorder = Recorder()
+    generation = make(CountingEngine(), observers=[recorder]).submit(ask())
+    await until(lambda: any(isinstance(event, Finished) for event in recorder.events) and generation.ended)
+
+    assert await deltas_of(generation) == [Delta("11 12 13 ", 3, 3, "length")]
+
+
+async def test_a_request_that_does_not_stream_gets_one_delta(make: MakeStack) -> None:
+    assert await deltas_of(make(CountingEngine()).submit(ask(stream=False))) == [Delta("11 12 13 ", 3, 3, "length")]
+
+
+async def test_after_the_end_nothing_more_comes(make: MakeStack) -> None:
+    generation = make(CountingEngine()).submit(ask())
+    await deltas_of(generation)
+
+    with pytest.raises(StopAsyncIteration):
+        await anext(generation)
+
+
+async def test_the_end_token_ends_the_output(make: MakeStack) -> None:
+    last = (await deltas_of(make(CountingEngine(end=12)).submit(ask(max_tokens=9))))[-1]
+
+    assert (last.finish_reason, last.output_tokens) == ("stop", 2)
+
+
+async def test_ignore_eos_goes_on(make: MakeStack) -> None:
+    last = (await deltas_of(make(CountingEngine(end=12)).submit(ask(max_tokens=9, ignore_eos=True))))[-1]
+
+    assert (last.finish_reason, last.output_tokens) == ("length", 9)
+
+
+async def test_a_stop_string_over_several_tokens_ends_the_output_and_frees_the_slot(make: MakeStack) -> None:
+    stack = make(CountingEngine())
+
+    deltas = await deltas_of(stack.submit(ask(max_tokens=50, stop=("2 13 1",))))
+
+    assert "".join(delta.text for delta in deltas) == "11 1"
+    assert (deltas[-1].finish_reason, deltas[-1].output_tokens) == ("stop", 4)
+    await until(lambda: stack.counts().running == 0)
+
+
+async def test_a_stop_string_that_comes_with_the_last_token_is_a_stop(make: MakeStack) -> None:
+    deltas = await deltas_of(make(CountingEngine()).submit(ask(max_tokens=3, stop=("13",))))
+
+    assert (deltas[-1].finish_reason, deltas[-1].output_tokens) == ("stop", 3)
+
+
+async def test_many_more_requests_than_slots_all_get_their_own_output(make: MakeStack) -> None:
+    stack = make(CountingEngine(slots=4))
+    requests = [ask(str(number), last=number, max_tokens=1 + number % 7) for number in range(64)]
+
+    texts = await asyncio.gather(*(text_of(stack.submit(request)) for request in requests))
+
+    for number, text in enumerate(texts):
+        assert text == "".join(f"{number + 1 + at} " for at in range(1 + number % 7))
+    assert (stack.counts().waiting, stack.counts().running, stack.counts().slots) == (0, 0, 4)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("request_", "param", "reason"),
+    [
+        (GenerationRequest("a", [], 1), "prompt", "the prompt is empty"),
+        (GenerationRequest("a", [1, -1], 1), "prompt", r"must lie in 0\.\.99"),
+        (GenerationRequest("a", [100], 1), "prompt", r"must lie in 0\.\.99"),
+        (GenerationRequest("a", [1] * 64, 1), "prompt", "the prompt has 64 tokens, and the model's context is 64"),
+        (GenerationRequest("a", [1] * 60, 5), "max_tokens", "60 in the prompt and 5 of output"),
+        (ask(max_tokens=0), "max_tokens", "must be at least 1, not 0"),
+        (ask(timeout_s=0.0), "timeout_s", "must be more than 0"),
+        (ask(timeout_s=float("nan")), "timeout_s", "must be more than 0"),
+        (ask(sampling=Sampling(temperature=-0.1)), "temperature", "must be 0 or more"),
+        (ask(sampling=Sampling(temperature=float("nan"))), "temperature", "must be 0 or more"),
+        (ask(sampling=Sampling(temperature=float("inf"))), "temperature", "must be 0 or more"),
+        (ask(sampling=Sampling(top_p=0.0)), "top_p", "above 0 and at most 1"),
+        (ask(sampling=Sampling(top_p=1.1)), "top_p", "above 0 and at most 1"),
+        (ask(sampling=Sampling(top_k=-1)), "top_k", "0 .all tokens. or more"),
+    ],
+)
+async def test_a_request_that_can_never_be_served_is_refused(
+    request_: GenerationRequest, param: str, reason: str, make: MakeStack
+) -> None:
+    recorder = Recorder()
+    stack = make(CountingEngine(), observers=[recorder])
+
+    with pytest.raises(InvalidRequest, match=reason) as caught:
+        stack.submit(request_)
+
+    assert caught.value.param == param
+    await until(lambda: [type(event) for event in recorder.events] == [Rejected])
+    assert await text_of(stack.submit(ask("next"))) == "11 12 13 "
+
+
+async def test_the_longest_prompt_and_output_that_fit_are_served(make: MakeStack) -> None:
+    last = (await deltas_of(make(CountingEngine(context=64)).submit(GenerationRequest("a", [1] * 60, 4))))[-1]
+
+    assert last.output_tokens == 4
+
+
+async def test_an_id_in_use_is_refused_and_free_again_afterwards(make: MakeStack) -> None:
+    stack = make(CountingEngine())
+    first = stack.submit(ask("a"))
+
+    with pytest.raises(InvalidRequest, match="'a' is already in use"):
+        stack.submit(ask("a"))
+
+    await deltas_of(first)
+    assert await text_of(stack.submit(ask("a"))) == "11 12 13 "
+
+
+async def test_a_full_queue_refuses_and_says_when_to_come_back(make: MakeStack) -> None:
+    engine = CountingEngine(slots=2, stepwise=True)
+    stack = make(engine, queue_capacity=3)
+    # A burst: two that run, three that wait, though the engine's thread may not have looked at any of them yet.
+    admitted = [stack.submit(ask(str(number))) for number in range(5)]
+
+    with pytest.raises(Overloaded, match="the queue is full") as caught:
+        stack.submit(ask("one too many"))
+
+    assert caught.value.retry_after_s > 0
+    assert not caught.value.draining
+    engine.allow.release(FOREVER)
+    assert await asyncio.gather(*map(text_of, admitted)) == ["11 12 13 "] * 5
+    assert await text_of(stack.submit(ask("later"))) == "11 12 13 "
+
+
+# How requests end early
+
+
+async def test_cancelling_frees_the_slot_for_the_next(make: MakeStack) -> None:
+    engine = CountingEngine(slots=1, stepwise=True)
+    stack = make(engine)
+    running, waiting = stack.submit(ask("running", max_tokens=50)), stack.submit(ask("waiting"))
+    engine.allow.release()
+    await anext(running)
+
+    running.cancel()
+    running.cancel()
+    engine.allow.release(FOREVER)
+
+    with pytest.raises(RequestCancelled):
+        await anext(running)
+    assert await text_of(waiting) == "11 12 13 "
+    await until(lambda: stack.counts().running == 0)
+
+
+async def test_a_request_may_be_cancelled_while_it_waits(make: MakeStack) -> None:
+    engine = CountingEngine(slots=1, stepwise=True)
+    stack = make(engine)
+    running, waiting = stack.submit(ask("running")), stack.submit(ask("waiting"))
+    engine.wait_until_entered()
+
+    waiting.cancel()
+    engine.allow.release(FOREVER)
+
+    with pytest.raises(RequestCancelled):
+        await deltas_of(waiting)
+    assert await text_of(running) == "11 12 13 "
+    await until(lambda: (stack.counts().waiting, stack.counts().running) == (0, 0))
+    assert [name for name, _ in engine.calls].count("prefill") == 1
+
+
+async def test_cancelling_what_has_ended_changes_nothing(make: MakeStack) -> None:
+    recorder = Recorder()
+    stack = make(CountingEngine(), observers=[recorder])
+    generation = stack.submit(ask())
+    await deltas_of(generation)
+
+    generation.cancel()
+    await text_of(stack.submit(ask("b")))
+
+    assert not [event for event in recorder.events if isinstance(event, Failed)]
+
+
+async def test_a_deadline_ends_a_request(make: MakeStack) -> None:
+    stack = make(CountingEngine(), min_batch_size=4, timeout_s=1e6)
+
+    with pytest.raises(RequestTimeout, match="deadline"):
+        await deltas_of(stack.submit(ask(timeout_s=0.01)))
+
+
+async def test_output_that_cannot_be_decoded_ends_only_its_own_request(
+    make: MakeStack, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorder = Recorder()
+    stack = make(CountingEngine(context=2 * FOREVER), observers=[recorder], broken_token=99)
+    broken = stack.submit(ask("broken", last=97, max_tokens=FOREVER))
+    good = stack.submit(ask("good"))
+
+    with pytest.raises(RequestError, match="token 99 cannot be decoded: no such text"):
+        await deltas_of(broken)
+
+    assert await text_of(good) == "11 12 13 "
+    await until(lambda: any(isinstance(event, Failed) and event.status == "error" for event in recorder.events))
+    assert "cannot be decoded" in caplog.text
+
+
+async def test_an_engine_that_dies_without_a_successor_ends_everything_with_its_error(make: MakeStack) -> None:
+    engine = CountingEngine(slots=2, stepwise=True)
+    stack = make(engine)
+    generations = [stack.submit(ask(str(number))) for number in range(5)]
+    engine.wait_until_entered()
+
+    engine.fail_next = RuntimeError("out of memory")
+    engine.allow.release()
+
+    for generation in generations:
+        with pytest.raises(RequestError, match="engine counting failed in a step: RuntimeError: out of memory"):
+            await deltas_of(generation)
+    assert not stack.healthy()
+    with pytest.raises(EngineError, match="out of memory"):
+        stack.submit(ask("later"))
+    assert (stack.counts().waiting, stack.counts().running) == (0, 0)
+
+
+# The end of the stack
+
+
+async def test_a_drain_refuses_new_requests_and_waits_for_the_others(make: MakeStack) -> None:
+    engine = CountingEngine(stepwise=True)
+    stack = make(engine)
+    generation = stack.submit(ask())
+    drains = [asyncio.create_task(stack.drain(DEADLINE_S)) for _ in range(2)]
+    await asyncio.sleep(0)
+
+    with pytest.raises(Overloaded, match="shutting down") as caught:
+        stack.submit(ask("b"))
+
+    assert caught.value.draining
+    assert not any(drain.done() for drain in drains)
+    engine.allow.release(FOREVER)
+    await asyncio.gather(*drains)
+    assert await text_of(generation) == "11 12 13 "
+
+
+async def test_a_drain_cancels_what_is_left_when_its_time_is_over(make: MakeStack) -> None:
+    engine = CountingEngine(slots=1, stepwise=True)
+    stack = make(engine)
+    generations = [stack.submit(ask(str(number))) for number in range(3)]
+
+    await stack.drain(0.0)
+
+    for generation in generations:
+        with pytest.raises(RequestCancelled, match="shutting down"):
+            await deltas_of(generation)
+
+
+async def test_a_drain_without_work_is_over_at_once(make: MakeStack) -> None:
+    await make(CountingEngine()).drain(0.0)
+
+
+async def test_closing_cancels_ends_the_thread_and_frees_the_engine() -> None:
+    engine = CountingEngine(context=2 * FOREVER, stepwise=True)
+    before = threading.active_count()
+    stack = stack_on(engine)
+    generation = stack.submit(ask(max_tokens=FOREVER - 1))
+    engine.wait_until_entered()
+
+    closing = asyncio.create_task(stack.close())
+    await asyncio.sleep(0)
+    engine.allow.release(FOREVER)
+    await closing
+
+    with pytest.raises(RequestCancelled):
+        await deltas_of(generation)
+    assert engine.closed == 1
+    assert not [thread for thread in threading.enumerate() if thread.name == "engine-counting"]
+    assert threading.active_count() <= before + 1  # asyncio's own worker thread, in which the stack waited
+    with pytest.raises(Overloaded):
+        stack.submit(ask("b"))
+    await stack.close()
+
+
+def test_a_stack_outlives_an_event_loop_that_ended_in_the_middle() -> None:
+    engine = CountingEngine(slots=1, stepwise=True)
+    stack = stack_on(engine)
+
+    async def begin() -> None:
+        for number in range(3):
+            stack.submit(ask(str(number), max_tokens=50))
+        engine.wait_until_entered()
+
+    async def go_on() -> str:
+        engine.allow.release(FOREVER)
+        text = await text_of(stack.submit(ask("new")))
+        assert (stack.counts().waiting, stack.counts().running) == (0, 0)
+        await stack.close()
+        return text
+
+    asyncio.run(begin())
+
+    assert asyncio.run(go_on()) == "11 12 13 "

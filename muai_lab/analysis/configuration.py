@@ -10,6 +10,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from muai_lab.analysis.frames import Run, flatten
 from muai_lab.settings.lab import LabSettings
+from muai_lab.settings.schema import ENGINE_NAMES
 
 HIDDEN = "(set, not shown)"
 LEFT_OUT = "a secret, left out"  # how the comment behind such a value in config.yaml begins
@@ -95,11 +96,11 @@ def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """For each dotted key its last part, or as many parts as tell it apart from the others."""
+    """For each dotted key its last part, or as many parts as tell it apart; an engine's key names the engine."""
     names: dict[str, str] = {}
     for key in keys:
         parts = key.split(".")
-        for length in range(1, len(parts) + 1):
+        for length in range(2 if parts[-2:-1] and parts[-2] in ENGINE_NAMES else 1, len(parts) + 1):
             name = ".".join(parts[-length:])
             if sum(other == name or other.endswith(f".{name}") for other in keys) == 1:
                 break

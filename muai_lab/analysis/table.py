@@ -29,6 +29,7 @@ from muai_lab.analysis.wording import (
     value_of,
     verdict_line,
 )
+from muai_lab.settings.schema import ENGINE_NAMES
 
 
 def result_table(summary: Mapping[str, Any]) -> Sheet:
@@ -143,8 +144,8 @@ def comparison_table(runs: Sequence[Run]) -> Sheet:
         rows.append(
             (
                 run.path.name,
-                *(setting_text(values[index]) for values in changed.values()),
-                str(summary["identity"]["engine"] or MISSING),
+                *(_applied(key, values[index], summary) for key, values in changed.items()),
+                _engine(summary),
                 str(summary["validity"]["verdict"]),
                 number(value_of(throughput["requests_per_s"])),
                 number(value_of(throughput["output_tokens_per_s"])),
@@ -169,6 +170,19 @@ def comparison_table(runs: Sequence[Run]) -> Sheet:
         (Grid("runs", tuple(columns), tuple(rows), align.ljust(len(columns), "r")),),
         tuple(notes),
     )
+
+
+def _engine(summary: Mapping[str, Any]) -> str:
+    """The engine that really served, in the dtype that it really used."""
+    identity = summary["identity"]
+    return " ".join(str(part) for part in (identity["engine"], identity["dtype"]) if part) or MISSING
+
+
+def _applied(key: str, value: Any, summary: Mapping[str, Any]) -> str:
+    """A setting; one that belongs to an engine means nothing for a run that another engine served."""
+    section, _, rest = key.removeprefix("optimization.").partition(".")
+    foreign = key.startswith("optimization.") and rest and section in ENGINE_NAMES
+    return MISSING if foreign and section != summary["identity"]["engine"] else setting_text(value)
 
 
 def setting_text(value: Any) -> str:

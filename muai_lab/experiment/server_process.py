@@ -20,7 +20,8 @@ from typing import Any
 from muai_lab.errors import RunError
 
 _LAST_LINES = 12
-_KILL_AFTER_S = 10.0
+# An engine with processes of its own takes tens of seconds to end them on a busy machine.
+_KILL_AFTER_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,9 +129,9 @@ def test_runs_side_by_side_name_what_differs(tmp_path: Path) -> None:
     assert sheet.verdict == "3 runs, 2 valid"
     assert sheet.grids[0].columns[:4] == ("run", "max_batch_size", "engine", "verdict")
     assert [row[:4] for row in sheet.grids[0].rows] == [
-        ("0", "8", "pytorch", "valid"),
-        ("1", "16", "pytorch", "valid"),
-        ("2", "16", "pytorch", "partial"),
+        ("0", "8", "pytorch fp32", "valid"),
+        ("1", "16", "pytorch fp32", "valid"),
+        ("2", "16", "pytorch fp32", "partial"),
     ]
     assert "2: NOT VALID, partial" in sheet.plain()
 

@@ -119,7 +119,7 @@ def _gpus() -> tuple[str, int]:
     limit = None if visible is None else len([part for part in visible.split(",") if part.strip() not in ("", "-1")])
     name, count = _nvidia_gpus()
     if count == 0:
-        name, count = "rocm", len(list(Path("/sys/class/kfd/kfd/topology/nodes").glob("*/gpu_id"))[1:])
+        name, count = "rocm", _amd_gpus()
     return name, count if limit is None else min(count, limit)
 
 
@@ -140,6 +140,15 @@ def _nvidia_gpus() -> tuple[str, int]:
     finally:
         pynvml.nvmlShutdown()
     return name.decode() if isinstance(name, bytes) else str(name), count
+
+
+def _amd_gpus() -> int:
+    """Nodes of the compute driver's topology; those of CPUs have the number 0."""
+    try:
+        ids = [path.read_text(encoding="ascii") for path in Path("/sys/class/kfd/kfd/topology/nodes").glob("*/gpu_id")]
+    except OSError:  # not ours to read
+        return 0
+    return len([number for number in ids if number.strip() != "0"])
 
 
 def _memory_nodes() -> int:

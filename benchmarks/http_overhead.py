@@ -67,9 +67,7 @@ def main() -> None:
     seen: dict[str, list[float]] = {"inprocess": [], "server": []}
     for _ in range(options.repeats):
         for target, values in seen.items():
-            values.append(
-                tokens_per_s(target, engine=options.engine, streams=options.streams, seconds=options.seconds)
-            )
+            values.append(tokens_per_s(target, engine=options.engine, streams=options.streams, seconds=options.seconds))
     medians = {target: statistics.median(values) for target, values in seen.items()}
     result = {"tokens_per_s": seen, "median": medians, "ratio": medians["server"] / medians["inprocess"]}
     if options.json:

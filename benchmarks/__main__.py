@@ -1,0 +1,31 @@
+"""Runs every benchmark, one after the other: `python -m benchmarks`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+BENCHMARKS = (
+    "load_generator",
+    "stack_throughput",
+    "http_overhead",
+    "engines",
+    "deepspeed_overhead",
+    "onnx_throughput",
+    "vllm_overhead",
+    "server_memory",
+)
+
+
+def main() -> int:
+    """Run them all, each in a process of its own; the exit status says how many failed."""
+    failed = 0
+    for name in BENCHMARKS:
+        sys.stdout.write(f"\n$ python -m benchmarks.{name}\n")
+        sys.stdout.flush()
+        failed += subprocess.run([sys.executable, "-m", f"benchmarks.{name}"], check=False).returncode != 0
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

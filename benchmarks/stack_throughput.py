@@ -184,14 +184,14 @@ def main() -> None:
         sys.stdout.write(json.dumps(result) + "\n")
         return
     ragged, single = result["ragged_tokens_per_s"], result["alone_ms_per_token"]
-    sys.stdout.write(f"{'':<28}{'stack':>10}{'generate':>10}{'ratio':>8}{'goal':>10}\n")
+    sys.stdout.write(f"{'':<34}{'stack':>10}{'generate':>10}{'ratio':>8}{'goal':>10}\n")
     for label, unit, values, ratio, goal in (
         (f"ragged, {options.streams} at a time", "tokens/s", ragged, result["ragged_ratio"], ">= 2"),
         ("one alone", "ms/token", single, result["alone_ratio"], "<= 1.1"),
     ):
         medians = [statistics.median(values[name]) for name in ("stack", "generate")]
         row = "".join(f"{median:>10,.0f}" if median > 100 else f"{median:>10.2f}" for median in medians)
-        sys.stdout.write(f"{label + ', ' + unit:<28}{row}{ratio:>8.2f}{goal:>10}\n")
+        sys.stdout.write(f"{label + ', ' + unit:<34}{row}{ratio:>8.2f}{goal:>10}\n")
     sys.stdout.write(f"scheduler: {result['scheduler_us_per_step']:.0f} µs a step of {options.streams} sequences\n")
 
 

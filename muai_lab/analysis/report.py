@@ -26,6 +26,7 @@ from muai_lab.analysis.summary import summarise
 from muai_lab.analysis.table import result_table, setting_text
 from muai_lab.analysis.wording import (
     MISSING,
+    agreement_line,
     duration,
     engine_line,
     estimate_of,
@@ -164,6 +165,8 @@ def _card(label: str, estimate: Mapping[str, Any] | None, unit: str, scale: floa
 def _facts(run: Run, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     identity, window, counts = summary["identity"], summary["window"], summary["requests"]
     facts = [("Engine that served", engine_line(summary))]
+    if (agreement := agreement_line(summary)) is not None:
+        facts.append(("Agreement", agreement))
     for engine, reason in identity["skipped_engines"]:
         facts.append((f"Skipped: {engine}", redacted(str(reason))))
     facts.append(("Model", str(identity["model"] or "not known")))

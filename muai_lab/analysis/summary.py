@@ -148,6 +148,7 @@ def _identity(run: Run) -> dict[str, Any]:
         "engine_version": engine.get("version"),
         "device": engine.get("device"),
         "dtype": engine.get("dtype"),
+        "engine_details": dict(engine.get("details") or {}),
         "skipped_engines": [list(entry) for entry in run.manifest.get("skipped_engines") or []],
         "model": model.get("name"),
         "model_hash": model.get("content_hash"),

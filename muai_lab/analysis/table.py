@@ -15,6 +15,7 @@ from muai_lab.analysis.sweep import summary_of
 from muai_lab.analysis.wording import (
     MISSING,
     SHORT_NAMES,
+    agreement_line,
     count,
     engine_line,
     estimate_of,
@@ -38,6 +39,8 @@ def result_table(summary: Mapping[str, Any]) -> Sheet:
     identity = summary["identity"]
     facts = [("engine", engine_line(summary))]
     facts += [("skipped", f"{engine}: {redacted(str(reason))}") for engine, reason in identity["skipped_engines"]]
+    if (agreement := agreement_line(summary)) is not None:
+        facts.append(("agreement", agreement))
     facts.append(("model", str(identity["model"] or "not known")))
     facts.append(("load", load_line(summary)))
     if window["duration_s"] is not None:

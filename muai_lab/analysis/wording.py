@@ -129,6 +129,17 @@ def engine_line(summary: Mapping[str, Any]) -> str:
     return f"{named} ({where})" if where else named
 
 
+def agreement_line(summary: Mapping[str, Any]) -> str | None:
+    """How often the greedy token is still that of fp32, for an engine in less than fp32; None where it is silent."""
+    details = summary["identity"]["engine_details"]
+    found = details.get("int8_greedy_agreement_with_fp32")
+    if found is None:
+        return None
+    return (
+        f"{percent(found)} of greedy tokens are those of fp32 (int8, {details['int8_agreement_positions']} positions)"
+    )
+
+
 def load_line(summary: Mapping[str, Any]) -> str:
     """What was asked of the system: `poisson arrivals at 20.0 requests/s`, `closed loop, 8 at a time`."""
     identity = summary["identity"]

@@ -77,8 +77,8 @@ class DeepspeedSettings(Section):
     )
     dtype: Dtype = setting(
         "fp16",
-        "Data type for inference. A device that cannot run it (fp16 on a CPU) makes the engine unavailable; auto is fp16 "
-        "on a GPU and fp32 on a CPU.",
+        "Data type for inference. A device that cannot run it (fp16 on a CPU) makes the engine unavailable; auto is "
+        "fp16 on a GPU and fp32 on a CPU.",
     )
     replace_with_kernel_inject: bool = setting(
         True,

@@ -171,3 +171,15 @@ def test_units_suit_the_size() -> None:
 
 def test_a_share_is_never_rounded_to_all_or_nothing() -> None:
     assert [percent(v) for v in (1.0, 0.99999, 0.987, 0.00001, 0.0)] == ["100 %", ">99.9 %", "98.7 %", "<0.1 %", "0 %"]
+
+
+def test_a_quantised_engine_tells_how_far_it_agrees_with_fp32(tmp_path: Path) -> None:
+    details = {"int8_greedy_agreement_with_fp32": 0.934, "int8_agreement_positions": 288}
+    summary = summarise(load_run(write_run(tmp_path, [record(0)])))
+    assert "agreement" not in dict(result_table(summary).facts)
+
+    summary["identity"]["engine_details"] = details
+
+    assert dict(result_table(summary).facts)["agreement"] == (
+        "93.4 % of greedy tokens are those of fp32 (int8, 288 positions)"
+    )

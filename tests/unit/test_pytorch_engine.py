@@ -130,11 +130,11 @@ def test_one_prefill_may_have_final_and_other_chunks(model: Model) -> None:
 
 
 def test_long_prompts_are_computed_in_several_packs(model: Model) -> None:
-    engine = load(model("qwen2"))
-    texts = [prompt(250, seed) for seed in range(4)]
+    engine = load(model("qwen2"), slots=6)
+    texts = [prompt(250, seed) for seed in range(6)]
 
     together = engine.prefill([PrefillChunk(slot, text) for slot, text in enumerate(texts)])
-    for slot in range(4):
+    for slot in range(6):
         engine.release(slot)
 
     assert together == [run(engine, text, 1)[0] for text in texts]

@@ -19,7 +19,7 @@ _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 # Tokens that one forward pass of a prefill computes at most (a longer chunk is one pass): more would leave the CPU's
 # caches between one layer's operations.
-_PACK_TOKENS = 512
+_PACK_TOKENS = 1024
 
 
 class DecoderModel:

@@ -115,12 +115,15 @@ class EngineLog:
         self.unlink()
         if self._reader is None:
             return
-        self._reader.close()
-        self._reader = None
         logger = logging.getLogger("vllm")
         for handler in list(logger.handlers):
-            logger.removeHandler(handler)
-            handler.close()
+            if isinstance(handler, logging.FileHandler) and handler.baseFilename == self._reader.name:
+                logger.removeHandler(handler)
+                handler.close()
+        if not logger.handlers:
+            logger.addHandler(logging.NullHandler())  # what vLLM's threads say at their end is for nobody
+        self._reader.close()
+        self._reader = None
 
 
 @contextmanager

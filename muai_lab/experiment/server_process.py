@@ -85,7 +85,11 @@ class ServerProcess:
                     raise RunError(f"the server was not ready after {timeout_s:.0f} s{self._end_of_log()}") from None
                 continue
             if line is None:
-                raise RunError(f"the server ended with status {process.wait()} before it was ready{self._end_of_log()}")
+                status = process.wait()
+                raise RunError(
+                    self._own_words()
+                    or f"the server ended with status {status} before it was ready{self._end_of_log()}"
+                )
             ready = _parse_ready(line)
             if ready is not None:
                 return ready
@@ -115,6 +119,12 @@ class ServerProcess:
         if self._process is None:
             raise RuntimeError("the server process was not started")
         return self._process
+
+    def _own_words(self) -> str | None:
+        """The error message with which the server's command line ended, None if it crashed."""
+        text = self._log.read_text(encoding="utf-8", errors="replace")
+        _, found, message = text.rpartition("\nmuai-lab: ")
+        return message.strip() if found else None
 
     def _end_of_log(self) -> str:
         lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:]

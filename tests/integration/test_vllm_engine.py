@@ -17,10 +17,11 @@ import threading
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import psutil
 import pytest
+from safetensors.torch import load_file, save_file
 
 from muai_lab.engines.base import GREEDY, PrefillChunk, Sampling, StreamedTokens
 from muai_lab.engines.pytorch.engine import PyTorchEngine
@@ -87,6 +88,53 @@ def source(expected: list[int], tmp_path_factory: pytest.TempPathFactory) -> Mod
     end = next(token for token in expected[4:] if token not in expected[:4])
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [end]}))
     return resolve_model("chat", str(folder))
+
+
+SCRIPT = """
+import asyncio, sys
+from muai_lab.engines.vllm.engine import VllmEngine
+from muai_lab.errors import EngineError
+from muai_lab.models.registry import resolve_model
+from muai_lab.settings.schema import OptimizationSettings
+
+async def main():
+    settings = OptimizationSettings.model_validate({"cache": {"max_memory_mb": int(sys.argv[1])}})
+    engine = VllmEngine(resolve_model("qwen_chat"), settings, slots=1)
+    try:
+        await engine.start()
+    except EngineError as error:
+        print(error.reason)
+        return
+    print(*engine.pids, flush=True)
+    await asyncio.sleep(600)
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+class Started(NamedTuple):
+    """Processes that start an engine of their own. server: one that serves; too_small: one whose cache is too small."""
+
+    server: subprocess.Popen[str]
+    too_small: subprocess.Popen[str]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
+    """They start beside the engine of this process, as each start is mostly one core's work for half a minute."""
+    script = tmp_path_factory.mktemp("script") / "start.py"
+    script.write_text(SCRIPT)
+
+    def start(megabytes: int) -> subprocess.Popen[str]:
+        command = [sys.executable, str(script), str(megabytes)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    started = Started(start(64), start(1))
+    yield started
+    for process in started:
+        with process:  # closes its pipes and waits
+            process.kill()
 
 
 class Engines:
@@ -270,30 +318,8 @@ def test_the_surroundings_of_our_process_are_as_before(engine: VllmEngine) -> No
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
-SERVER = """
-import asyncio, sys
-from muai_lab.engines.vllm.engine import VllmEngine
-from muai_lab.models.registry import resolve_model
-from muai_lab.settings.schema import OptimizationSettings
-
-async def main():
-    engine = VllmEngine(resolve_model("qwen_chat"), OptimizationSettings.model_validate(
-        {"cache": {"max_memory_mb": 64}}), slots=1)
-    await engine.start()
-    print(*engine.pids, flush=True)
-    await asyncio.sleep(600)
-
-if __name__ == "__main__":
-    asyncio.run(main())
-"""
-
-
-def test_when_the_server_is_killed_its_engine_ends_too(tmp_path: Path) -> None:
-    script = tmp_path / "server.py"
-    script.write_text(SERVER)
-    with subprocess.Popen(
-        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as server:
+def test_when_the_server_is_killed_its_engine_ends_too(started: Started) -> None:
+    with started.server as server:
         assert server.stdout is not None
         assert server.stderr is not None
         processes = running([int(pid) for pid in server.stdout.readline().split()])
@@ -303,20 +329,58 @@ def test_when_the_server_is_killed_its_engine_ends_too(tmp_path: Path) -> None:
     assert not psutil.wait_procs([process for process in processes if alive(process)], timeout=40)[1]
 
 
-def test_a_damaged_checkpoint_is_an_engine_error_that_names_the_cause_and_leaves_nothing(
-    loop: LoopThread, source: ModelSource, tmp_path: Path
-) -> None:
+def copied(source: ModelSource, folder: Path) -> ModelSource:
     assert source.path is not None
-    folder = tmp_path / "half"
     shutil.copytree(source.path, folder)
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
-    engine = VllmEngine(resolve_model("half", str(folder)), OptimizationSettings(), slots=1)
-    with pytest.raises(EngineError, match=r"cannot start with half: SafetensorError"):
+    return resolve_model(folder.name, str(folder))
+
+
+def fails_to_start(loop: LoopThread, source: ModelSource, settings: dict[str, Any] | None = None) -> str:
+    """The reason; nothing of the engine is left."""
+    engine = VllmEngine(source, OptimizationSettings.model_validate(settings or {}), slots=1)
+    with pytest.raises(EngineError) as failure:
         loop.run(engine.start())
     assert not [process for process in running(engine.pids) if alive(process)]
-    with pytest.raises(EngineError, match="SafetensorError"):
+    with pytest.raises(EngineError) as later:
         loop.run(engine.check())
+    assert later.value.reason == failure.value.reason
+    return failure.value.reason
+
+
+def test_a_damaged_file_of_weights_is_named(loop: LoopThread, source: ModelSource, tmp_path: Path) -> None:
+    half = copied(source, tmp_path / "half")
+    weights = tmp_path / "half" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+    assert fails_to_start(loop, half).startswith(f"cannot load half: {weights} is damaged (")
+
+
+def test_a_missing_tensor_is_named_though_vllm_would_serve_without_it(
+    loop: LoopThread, source: ModelSource, tmp_path: Path
+) -> None:
+    holed = copied(source, tmp_path / "holed")
+    weights = tmp_path / "holed" / "model.safetensors"
+    tensors = load_file(weights)
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, weights, metadata={"format": "pt"})
+    reason = fails_to_start(loop, holed)
+    assert "lack 1 tensors" in reason
+    assert "model.layers.1.mlp.up_proj.weight" in reason
+
+
+def test_an_architecture_that_vllm_does_not_know_is_refused(
+    loop: LoopThread, source: ModelSource, tmp_path: Path
+) -> None:
+    foreign = copied(source, tmp_path / "foreign")
+    config = tmp_path / "foreign" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"architectures": ["OtherForCausalLM"]}))
+    assert "OtherForCausalLM" in fails_to_start(loop, foreign)
+
+
+def test_what_fails_in_vllms_own_process_is_told_with_the_cause_and_the_key_to_change(started: Started) -> None:
+    output, errors = started.too_small.communicate()
+    assert output.startswith("cannot start with qwen_chat: ValueError: To serve at least one request")
+    assert "raise optimization.cache.max_memory_mb" in output
+    assert errors == ""
 
 
 def test_a_start_that_is_given_up_ends_what_it_had_begun(loop: LoopThread, source: ModelSource) -> None:

@@ -15,6 +15,7 @@ from muai_lab.engines.vllm.arguments import DTYPES, advice, engine_arguments
 from muai_lab.engines.vllm.environment import EngineLog, start_environment
 from muai_lab.engines.vllm.probe import NAME, availability, installed_build, supports
 from muai_lab.engines.vllm.processes import EngineProcesses
+from muai_lab.engines.vllm.weights import check_weights
 from muai_lab.errors import EngineError, InvalidRequest, RequestError
 
 if TYPE_CHECKING:
@@ -154,8 +155,11 @@ class VllmEngine(StreamingEngine):
                 try:
                     from muai_lab.engines.vllm.library import open_llm
 
+                    check_weights(self._source)
                     if self._failure is None:
                         self._llm, self._clock = open_llm(self._arguments.keywords)
+                except EngineError as error:
+                    self._failure = error.reason
                 except Exception as error:  # vLLM lets through whatever its many libraries raise
                     log.debug("vLLM did not start", exc_info=True)
                     self._failure = f"cannot start with {self._source.name}: {self._reason(error)}"

@@ -112,7 +112,7 @@ def start_core(name: str = "EngineCore") -> BaseProcess:
 @pytest.fixture
 def engine() -> Iterator[tuple[EngineProcesses, BaseProcess]]:
     processes = EngineProcesses()
-    processes.watch_for_new()
+    processes.begin()
     core = start_core()
     processes.note()
     yield processes, core
@@ -128,7 +128,7 @@ def test_engine_cores_started_since_then_are_found(engine: tuple[EngineProcesses
 def test_children_from_before_and_those_of_others_are_left_alone() -> None:
     earlier = start_core()
     processes = EngineProcesses()
-    processes.watch_for_new()
+    processes.begin()
     other = start_core("ranks")
     try:
         processes.kill()
@@ -139,6 +139,19 @@ def test_children_from_before_and_those_of_others_are_left_alone() -> None:
         for core in (earlier, other):
             core.kill()
             core.join()
+
+
+def test_the_core_of_an_engine_that_starts_later_is_left_alone(engine: tuple[EngineProcesses, BaseProcess]) -> None:
+    processes, core = engine
+    processes.settle()
+    later = start_core()
+    try:
+        processes.kill()
+        assert not core.is_alive()
+        assert later.is_alive()
+    finally:
+        later.kill()
+        later.join()
 
 
 def test_a_killed_core_is_a_failure_that_names_process_and_signal(engine: tuple[EngineProcesses, BaseProcess]) -> None:

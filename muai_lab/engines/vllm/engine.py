@@ -151,7 +151,7 @@ class VllmEngine(StreamingEngine):
         with _ONE_START:
             self._log = EngineLog()
             with start_environment(self._log):
-                self._processes.watch_for_new()
+                self._processes.begin()
                 try:
                     from muai_lab.engines.vllm.library import open_llm
 
@@ -164,7 +164,7 @@ class VllmEngine(StreamingEngine):
                     log.debug("vLLM did not start", exc_info=True)
                     self._failure = f"cannot start with {self._source.name}: {self._reason(error)}"
                 finally:
-                    self._processes.note()
+                    self._processes.settle()
                     self._log.unlink()
         # Raised out here, as the traceback of vLLM's own error would keep its half-made objects and their sockets.
         if self._llm is None:

@@ -12,25 +12,28 @@ _KILL_WAIT_S = 5.0
 
 
 class EngineProcesses:
-    """The engine-core processes that this process starts from `watch_for_new` on, and everything below them."""
+    """The engine-core processes that this process starts between `begin` and `settle`, and everything below them."""
 
     def __init__(self) -> None:
         self._foreign: frozenset[BaseProcess] | None = None
         self._cores: list[BaseProcess] = []
         self._tree: list[psutil.Process] = []
 
-    def watch_for_new(self) -> None:
-        """Children that there are already are not the engine's."""
+    def begin(self) -> None:
+        """From here on engine cores that appear are this engine's. Engines must not start at the same time."""
         self._foreign = frozenset(multiprocessing.active_children())
+
+    def settle(self) -> None:
+        """The start is over: engine cores that appear later are another engine's."""
+        self.note()
+        self._foreign = None
 
     def note(self) -> None:
         """Remember what there is now: once a core is dead, the processes below it can no longer be told."""
-        if self._foreign is None:
-            return
-        known = self._foreign.union(self._cores)
-        self._cores += [
-            child for child in multiprocessing.active_children() if child not in known and child.name.startswith(_NAME)
-        ]
+        if self._foreign is not None:
+            known = self._foreign.union(self._cores)
+            children = (child for child in multiprocessing.active_children() if child not in known)
+            self._cores += [child for child in children if child.name.startswith(_NAME)]
         for core in self._cores:
             try:
                 process = psutil.Process(core.pid)

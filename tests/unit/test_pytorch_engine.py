@@ -8,13 +8,15 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis.strategies as st
 import pytest
 import torch
+from hypothesis import given
 from tiny_models import CONTEXT, VOCABULARY, build, reference
 
 from muai_lab.engines.base import GREEDY, PrefillChunk, Sampling
 from muai_lab.engines.pytorch.engine import PyTorchEngine
-from muai_lab.engines.pytorch.linear import PackedLinear, pack_linears
+from muai_lab.engines.pytorch.linear import PackedLinear, pack_linears, padded_rows
 from muai_lab.engines.pytorch.loading import choose_device, choose_dtype
 from muai_lab.errors import EngineError
 from muai_lab.models.registry import ModelSource
@@ -138,6 +140,18 @@ def test_long_prompts_are_computed_in_several_packs(model: Model) -> None:
         engine.release(slot)
 
     assert together == [run(engine, text, 1)[0] for text in texts]
+
+
+def test_a_prompt_longer_than_a_pack_is_cut(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = model("mistral_window")
+    engine = load(source)
+    texts = [prompt(5), prompt(200), prompt(30)]
+    expected = [reference(source, text, 2) for text in texts]
+
+    monkeypatch.setattr("muai_lab.engines.pytorch.decoder._PACK_TOKENS", 64)
+    first = engine.prefill([PrefillChunk(slot, text) for slot, text in enumerate(texts)])
+
+    assert list(zip(first, engine.decode([0, 1, 2]), strict=True)) == [tuple(tokens) for tokens in expected]
 
 
 def test_a_sequence_may_fill_the_whole_context(model: Model) -> None:
@@ -324,7 +338,7 @@ def test_auto_takes_the_cpu_where_there_is_no_gpu() -> None:
 # Packed matrix products
 
 
-@pytest.mark.parametrize("shape", [(1, 24), (7, 24), (2, 5, 24)])
+@pytest.mark.parametrize("shape", [(1, 24), (7, 24), (8, 24), (2, 5, 24), (1, 1, 24), (0, 24)])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shared", [True, False])
 def test_a_packed_linear_is_the_linear(shape: tuple[int, ...], bias: bool, shared: bool) -> None:
@@ -335,6 +349,15 @@ def test_a_packed_linear_is_the_linear(shape: tuple[int, ...], bias: bool, share
         torch.testing.assert_close(PackedLinear(linear, shared=shared)(inputs), linear(inputs), atol=1e-5, rtol=1e-5)
 
 
+@given(st.integers(1, 20_000))
+def test_rows_are_padded_by_little(count: int) -> None:
+    assert count <= padded_rows(count) <= max(count + 7, count + count // 4)
+
+
+def test_traffic_of_any_size_needs_few_kernels() -> None:
+    assert len({padded_rows(count) for count in range(1, 1025)}) == 33
+
+
 def test_a_large_weight_is_not_kept_twice() -> None:
     packed = PackedLinear(torch.nn.Linear(1024, 1024), shared=False)
 
@@ -343,7 +366,7 @@ def test_a_large_weight_is_not_kept_twice() -> None:
         assert packed(torch.randn(1, 1024)).shape == (1, 1024)
 
 
-def test_only_plain_fp32_linears_are_packed() -> None:
+def test_only_plain_linears_are_packed() -> None:
     class Special(torch.nn.Linear):
         pass
 
@@ -351,7 +374,7 @@ def test_only_plain_fp32_linears_are_packed() -> None:
         {
             "plain": torch.nn.Linear(8, 8),
             "special": Special(8, 8),
-            "low": torch.nn.Linear(8, 8, dtype=torch.bfloat16),
+            "precise": torch.nn.Linear(8, 8, dtype=torch.float64),
             "norm": torch.nn.LayerNorm(8),
         }
     )

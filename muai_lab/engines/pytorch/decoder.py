@@ -7,6 +7,7 @@ plain tokens, and only the attention function knows which token belongs to which
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,8 +18,8 @@ from muai_lab.engines.pytorch.slots import KVShape, KVSlots
 
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
-# Tokens that one forward pass of a prefill computes at most (a longer chunk is one pass): more would leave the CPU's
-# caches between one layer's operations.
+# Tokens that one forward pass of a prefill computes at most: more would leave the CPU's caches between one layer's
+# operations.
 _PACK_TOKENS = 1024
 
 
@@ -130,11 +131,22 @@ class DecoderModel:
 
 
 def _packs(chunks: Sequence[PrefillChunk]) -> Iterator[Sequence[PrefillChunk]]:
-    """The chunks in order, in packs of at most `_PACK_TOKENS` tokens or of a single chunk."""
-    begin = size = 0
-    for at, chunk in enumerate(chunks):
-        if at > begin and size + len(chunk.tokens) > _PACK_TOKENS:
-            yield chunks[begin:at]
-            begin, size = at, 0
-        size += len(chunk.tokens)
-    yield chunks[begin:]
+    """The chunks in order, in packs of at most `_PACK_TOKENS` tokens; longer chunks are cut."""
+    pack: list[PrefillChunk] = []
+    size = 0
+    for chunk in chunks:
+        for piece in _pieces(chunk):
+            if pack and size + len(piece.tokens) > _PACK_TOKENS:
+                yield pack
+                pack, size = [], 0
+            pack.append(piece)
+            size += len(piece.tokens)
+    yield pack
+
+
+def _pieces(chunk: PrefillChunk) -> Iterator[PrefillChunk]:
+    count = len(chunk.tokens)
+    for begin in range(0, count, _PACK_TOKENS):
+        end = min(begin + _PACK_TOKENS, count)
+        tokens = chunk.tokens[begin:end]
+        yield replace(chunk, tokens=tokens, start=chunk.start + begin, final=chunk.final and end == count)

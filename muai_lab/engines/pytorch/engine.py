@@ -37,7 +37,7 @@ class PyTorchEngine(SlotEngine):
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         model = load_model(source, dtype, device)
-        packed = pack_linears(model) if device.type == "cpu" and dtype is torch.float32 else 0
+        packed = pack_linears(model) if device.type == "cpu" else 0
         max_len = max_model_len(model.config, settings.max_model_len)
         encoder_decoder = source.encoder_decoder
         info = EngineInfo(

@@ -1,7 +1,11 @@
-"""Faster fp32 matrix products on a CPU: the same nn.Linear through oneDNN, with the weights packed for it.
+"""Faster matrix products on a CPU: the same nn.Linear through oneDNN, with the weights packed for it.
 
-PyTorch sends fp32 products to MKL, which does without AVX-512 on AMD processors. oneDNN's own kernels reach about twice
-the speed there from a handful of tokens on, and lose nothing on Intel. `benchmarks/stack_throughput.py` shows it.
+PyTorch sends fp32 products to MKL, which does without AVX-512 on AMD processors; oneDNN's own kernels reach about twice
+the speed there from a handful of tokens on, and lose nothing on Intel. bf16 products go to oneDNN anyway, but with
+weights that it has to rearrange in each call.
+
+oneDNN compiles and keeps a kernel for every number of rows that it meets (milliseconds and about a megabyte each, up to
+a thousand of them), and traffic brings every number. So rows are padded to a few dozen sizes.
 """
 
 from __future__ import annotations
@@ -11,7 +15,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812 (the field's name for it)
 
-# Below this many elements a plain weight is faster for a single token, and small enough to be kept beside the packed.
+_DTYPES = (torch.float32, torch.bfloat16)
+
+# Below this many elements a plain fp32 weight is faster for a single row, and small enough to be kept as well.
 _KEEP_PLAIN = 1_000_000
 
 
@@ -23,23 +29,39 @@ class PackedLinear(torch.nn.Module):
         super().__init__()
         weight = linear.weight.detach()
         self._packed = weight if shared else _pack(weight)
-        plain = weight if shared or weight.numel() < _KEEP_PLAIN else None
-        self.weight = self._packed if plain is None else plain
-        self._plain = plain
+        small = weight.numel() < _KEEP_PLAIN and weight.dtype is torch.float32
+        self._plain = weight if shared or small else None
+        self.weight = self._packed if self._plain is None else self._plain
         self.bias = None if linear.bias is None else linear.bias.detach()
         self.in_features, self.out_features = linear.in_features, linear.out_features
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """`[..., in_features]` to `[..., out_features]`."""
-        if self._plain is not None and inputs.numel() == self.in_features:
+        count = inputs.numel() // self.in_features
+        if count == 1 and self._plain is not None:
             return F.linear(inputs, self._plain, self.bias)
-        return _product(inputs, self._packed, self.bias)
+        size = padded_rows(count)
+        if size == count:
+            return _product(inputs, self._packed, self.bias)
+        rows = F.pad(inputs.reshape(count, self.in_features), (0, 0, 0, size - count))
+        product = _product(rows, self._packed, self.bias)[:count]
+        return product.view(*inputs.shape[:-1], self.out_features)
+
+
+def padded_rows(count: int) -> int:
+    """The size that `count` rows are padded to: 33 sizes up to 1,024 rows, 8 for each doubling beyond.
+
+    At most 7 rows or a quarter are too many.
+    """
+    if count == 1:
+        return 1
+    step = 8 if count <= 64 else 16 if count <= 256 else 64 if count <= 1024 else 1 << (count.bit_length() - 4)
+    return -(-count // step) * step
 
 
 def pack_linears(model: torch.nn.Module) -> int:
-    """Replace the nn.Linear modules of an fp32 model on a CPU; returns how many (0: this PyTorch cannot)."""
-    if not _works():
-        return 0
+    """Replace the nn.Linear modules of a model on a CPU; returns how many (0: this PyTorch cannot)."""
+    dtypes = [dtype for dtype in _DTYPES if _works(dtype)]
     replaced = 0
     uses: dict[int, int] = {}
     for module in model.modules():
@@ -48,7 +70,7 @@ def pack_linears(model: torch.nn.Module) -> int:
             uses[id(weight)] = uses.get(id(weight), 0) + 1
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is torch.nn.Linear and child.weight.dtype is torch.float32:
+            if type(child) is torch.nn.Linear and child.weight.dtype in dtypes:
                 setattr(parent, name, PackedLinear(child, shared=uses[id(child.weight)] > 1))
                 replaced += 1
     return replaced
@@ -66,14 +88,14 @@ def _product(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
     return product
 
 
-def _works() -> bool:
+def _works(dtype: torch.dtype) -> bool:
     """Whether this build has the operators (they are private to PyTorch, used by its compiler) and they are right."""
     mkldnn: Any = torch.backends.mkldnn
     if not mkldnn.is_available():
         return False
-    inputs, weight, bias = torch.randn(4, 16), torch.randn(8, 16), torch.randn(8)
+    inputs, weight, bias = (torch.randn(shape).to(dtype) for shape in ((4, 16), (8, 16), (8,)))
     try:
         product = _product(inputs, _pack(weight), bias)
-    except (AttributeError, RuntimeError, TypeError):  # gone, or asked for otherwise, in another version
+    except (AttributeError, RuntimeError, TypeError):  # gone, or asked for otherwise, or not on this processor
         return False
-    return torch.allclose(product, F.linear(inputs, weight, bias), atol=1e-4)
+    return torch.allclose(product, F.linear(inputs, weight, bias), atol=1e-4 if dtype is torch.float32 else 0.2)

@@ -35,6 +35,8 @@ class EngineProcesses:
             children = (child for child in multiprocessing.active_children() if child not in known)
             self._cores += [child for child in children if child.name.startswith(_NAME)]
         for core in self._cores:
+            if core.exitcode is not None:
+                continue  # its number may be another process's by now
             try:
                 process = psutil.Process(core.pid)
                 found = [process, *process.children(recursive=True)]

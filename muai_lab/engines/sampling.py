@@ -128,5 +128,7 @@ def _pick(logits: torch.Tensor, rules: _Rules, *, head: int) -> tuple[torch.Tens
     chosen = torch.searchsorted(cumulative, target, right=True).minimum(last)
     if not whole:
         # Tokens as likely as the last of the head may be in it or not: which of them it is, only a whole sort can tell.
+        # So it is with the probability of all that a top_k beyond the head keeps.
         decided &= ordered.gather(1, chosen) > ordered[:, -1:]
+        decided &= complete | (rules.top_k >= logits.shape[1])
     return order.gather(1, chosen).squeeze(1), decided.squeeze(1)

@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
 from muai_lab.engines.base import GREEDY, Sampling
 from muai_lab.engines.sampling import SlotSampler
@@ -82,7 +82,7 @@ def test_truncated_distributions_keep_their_proportions() -> None:
     assert float(((counts[:3] - 6400 * expected) ** 2 / (6400 * expected)).sum()) < CHI_SQUARE_999[3]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=100)
 @given(
     seed=st.integers(0, 2**32),
     vocabulary=st.sampled_from([2, 40, 257, 900]),
@@ -95,6 +95,8 @@ def test_truncated_distributions_keep_their_proportions() -> None:
         seed=st.integers(0, 2**63 - 1),
     ),
 )
+@example(seed=0, vocabulary=900, scale=0.1, sampling=Sampling(1.0, top_k=300, seed=0))
+@example(seed=0, vocabulary=900, scale=3.0, sampling=Sampling(1.0, top_p=0.5, top_k=300, seed=0))
 def test_any_draw_is_what_the_definition_gives(seed: int, vocabulary: int, scale: float, sampling: Sampling) -> None:
     logits = np.random.default_rng(seed).normal(0.0, scale, vocabulary).astype(np.float32)
     uniforms = np.random.Generator(np.random.Philox(sampling.seed)).random(5)

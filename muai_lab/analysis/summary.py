@@ -96,14 +96,14 @@ def _validity(run: Run, measured: pd.DataFrame, ok: pd.DataFrame, steady: Steadi
     if not run.complete:
         verdict = FAILED if run.status == "failed" else PARTIAL
         reason = run.notes[0] if run.notes else "the run did not end by itself"
+    elif change := run.manifest.get("engine_change"):
+        verdict, reason = ENGINE_CHANGED, str(change)
     elif saturated:
         verdict, reason = SATURATED, str(generator.get("reason") or "the load generator was the bottleneck")
     elif ok.empty:
         due = len(measured)
         verdict = NOTHING
         reason = f"none of {due} requests succeeded" if due else "no request was due in the measurement window"
-    elif change := run.manifest.get("engine_change"):
-        verdict, reason = ENGINE_CHANGED, str(change)
     elif steady.verdict == NOT_STEADY:
         verdict, reason = NOT_STEADY, "; ".join(steady.reasons)
     else:

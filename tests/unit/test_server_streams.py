@@ -16,11 +16,12 @@ class StepwiseParrot(ParrotEngine):
     def __init__(self, free: int) -> None:
         super().__init__()
         self.free = free
+        self.gate.clear()
 
     def decode(self, slots):  # type: ignore[no-untyped-def]
-        if self.free == 0:
-            self.gate.clear()
-        self.free -= 1
+        if self.free > 0:
+            self.free -= 1
+            return self.speak(slots)
         return super().decode(slots)
 
 

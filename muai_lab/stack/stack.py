@@ -267,7 +267,7 @@ class InferenceStack:
         elif self._takeover is None and self._serving.driver.alive:
             # Word from the last engine that came after the next one took over.
             generation.restart()
-            self._serving.driver.add(generation.request)
+            self._hand_over(generation)
         else:
             self._orphan(generation)
 
@@ -278,6 +278,11 @@ class InferenceStack:
         if generation.deadline is not None:
             delay = max(0.0, generation.deadline - time.monotonic())
             asyncio.get_running_loop().call_later(delay, self._expire_orphan, generation)
+
+    def _hand_over(self, generation: Generation) -> None:
+        """Queue a request again on the engine that serves now; its deadline stays where it was."""
+        left_s = None if generation.deadline is None else max(0.001, generation.deadline - time.monotonic())
+        self._serving.driver.add(replace(generation.request, timeout_s=left_s))
 
     def _expire_orphan(self, generation: Generation) -> None:
         if generation.request_id in self._orphans and self._open.get(generation.request_id) is generation:
@@ -317,11 +322,8 @@ class InferenceStack:
             return
         # From here on the new engine may die in its turn.
         self._takeover = None
-        now = time.monotonic()
         for request_id in self._orphans:
-            generation = self._open[request_id]
-            left_s = None if generation.deadline is None else max(0.001, generation.deadline - now)
-            self._serving.driver.add(replace(generation.request, timeout_s=left_s))
+            self._hand_over(self._open[request_id])
         self._orphans.clear()
         closing = asyncio.create_task(asyncio.to_thread(dead.driver.close))
         self._closing.add(closing)

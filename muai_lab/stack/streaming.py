@@ -134,6 +134,8 @@ class StreamingDriver:
                 await self._engine.check()
             except EngineError as error:
                 self._die(error)
+            except Exception as error:  # noqa: BLE001 - an engine that cannot even be asked counts as dead
+                self._die(EngineError(self._engine.info.name, f"its check failed: {type(error).__name__}: {error}"))
 
     def _add(self, request: GenerationRequest) -> None:
         now = self._clock()

@@ -7,6 +7,7 @@ types are strict: `"16"` is not a number.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -108,7 +109,7 @@ class StreamOptions(BaseModel):
     continuous_usage_stats: bool | None = None
 
 
-class GenerationFields(BaseModel):
+class GenerationFields(BaseModel, ABC):
     """What both kinds of request share; null means the default everywhere. `top_k` and `ignore_eos` are extensions."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="allow")
@@ -145,9 +146,9 @@ class GenerationFields(BaseModel):
         """Most output tokens, None for as many as the context holds."""
         return self.max_tokens
 
+    @abstractmethod
     def token_ids(self, tokenizer: ModelTokenizer) -> Sequence[list[int]]:
         """The request's prompts, as the model reads them."""
-        raise NotImplementedError
 
     def check(self) -> None:
         """Refuse what the fields' types cannot rule out.

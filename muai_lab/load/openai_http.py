@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import aiohttp
 import orjson
-from aiohttp.abc import AbstractStreamWriter
-from aiohttp.payload import BytesPayload
 from yarl import URL
 
+from muai_lab import __version__
 from muai_lab.errors import RunError
 from muai_lab.load.completion_stream import CompletionStream, StreamError, error_message
+from muai_lab.load.http_connection import ConnectionPool, ConnectionProblem
 from muai_lab.load.records import RequestRecord, Status
 from muai_lab.load.sse import SseParser
 from muai_lab.settings.lab import LabSettings
@@ -34,9 +33,6 @@ _STREAM_OPTIONS: dict[UsageSupport, dict[str, bool] | None] = {
 _REJECTED = frozenset({429, 503})
 # Statuses by which strict servers refuse a request field that they do not know.
 _UNKNOWN_FIELD = frozenset({400, 422})
-# A server may close a connection that idles (uvicorn after 5 s). Ours is dropped a little earlier, else a request
-# written into the closing connection would be lost.
-_IDLE_CONNECTION_S = 4.0
 _ERROR_BODY_BYTES = 4096
 _PROBE_TIMEOUT_S = 60.0
 
@@ -49,17 +45,72 @@ class Dialect:
     ignore_eos: bool
 
 
-class _StampedBody(BytesPayload):
-    """A request body that notes when it is written: after a connection was found or opened, just before the bytes."""
+class _StreamedAnswer:
+    """Reads one response into the record of its request."""
 
-    def __init__(self, body: bytes, record: RequestRecord, clock: Callable[[], int]) -> None:
-        super().__init__(body, content_type="application/json")
+    __slots__ = ("_error_body", "_events", "_record", "_stream", "content_type")
+
+    def __init__(self, record: RequestRecord) -> None:
+        self.content_type = ""
         self._record = record
-        self._clock = clock
+        self._events = SseParser()
+        self._stream = CompletionStream(record)
+        self._error_body: bytes | None = None
 
-    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
-        self._record.sent_ns = self._clock()
-        await super().write_with_length(writer, content_length)
+    @property
+    def error_body(self) -> bytes:
+        """The first bytes of an answer other than 200."""
+        return self._error_body or b""
+
+    def sent(self, at_ns: int) -> None:
+        self._record.sent_ns = at_ns
+
+    def head(self, status: int, content_type: str) -> None:
+        self._record.http_status = status
+        self.content_type = content_type
+        if status != 200:
+            self._error_body = b""
+
+    def body(self, data: bytes, at_ns: int) -> None:
+        if self._error_body is not None:
+            self._error_body += data[: _ERROR_BODY_BYTES - len(self._error_body)]
+            return
+        take = self._stream.take
+        for payload in self._events.feed(data):
+            take(payload, at_ns)
+
+    def end(self, at_ns: int) -> None:
+        if self._error_body is not None:
+            return
+        try:
+            self._stream.finish()
+        except StreamError as error:
+            if "text/event-stream" in self.content_type:
+                raise
+            kind = self.content_type or "none"
+            raise StreamError(f"{error} (content type {kind} instead of text/event-stream)") from error
+        self._record.end("ok", at_ns)
+
+
+class _WholeAnswer:
+    """Keeps one response, for the few questions that are not measured."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.content_type = ""
+        self.content = b""
+
+    def sent(self, at_ns: int) -> None:
+        pass
+
+    def head(self, status: int, content_type: str) -> None:
+        self.status, self.content_type = status, content_type
+
+    def body(self, data: bytes, at_ns: int) -> None:
+        self.content += data
+
+    def end(self, at_ns: int) -> None:
+        pass
 
 
 class HttpTarget:
@@ -91,7 +142,12 @@ class HttpTarget:
         self._ignore_eos = ignore_eos
         self._api_key = api_key
         self._clock = clock
-        self._session: aiohttp.ClientSession | None = None
+        if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
+            raise RunError(
+                "the endpoint's key has characters that HTTP does not allow in a header; look for a line end"
+            )
+        self._post_head = self._request_head("POST", self.url)
+        self._pool: ConnectionPool | None = None
         self._dialect = Dialect("continuous", ignore_eos)
         self._body_head = b""
 
@@ -141,22 +197,13 @@ class HttpTarget:
         return tuple(notes)
 
     async def open(self, schedule: Schedule) -> None:
-        """Open the session and send probes of one token until the server's dialect is known.
+        """Look the server up and send probes of one token until its dialect is known.
 
         Raises RunError when the server cannot be reached or refuses even the plain request.
         """
-        headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
-        if self._api_key is not None:
-            headers["Authorization"] = f"Bearer {self._api_key}"
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_CONNECTION_S),
-            headers=headers,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),  # the generator sets the limits
-            auto_decompress=False,
-            skip_auto_headers=("Accept-Encoding",),  # a compressed stream would arrive in larger pieces
-        )
+        self._pool = ConnectionPool(self._root, self._clock)
         try:
+            await self._find_server()
             if self._model is None:
                 self._model = await self._only_model()
             await self._find_dialect(schedule.request(0))
@@ -166,45 +213,24 @@ class HttpTarget:
 
     async def send(self, request: ScheduledRequest, record: RequestRecord) -> None:
         """One request over a kept-alive connection."""
-        assert self._session is not None, "open() comes first"
-        body = _StampedBody(self._encode(request), record, self._clock)
-        headers = {"X-Request-Id": str(request.index)}
+        assert self._pool is not None, "open() comes first"
+        body = self._encode(request)
+        head = b"%bX-Request-Id: %d\r\nContent-Length: %d\r\n\r\n" % (self._post_head, request.index, len(body))
+        answer = _StreamedAnswer(record)
         try:
-            async with self._session.post(self.url, data=body, headers=headers, allow_redirects=False) as response:
-                record.http_status = response.status
-                if response.status == 200:
-                    await self._read_stream(response, record)
-                else:
-                    status: Status = "rejected" if response.status in _REJECTED else "error"
-                    message = await self._error_of(response)
-                    record.end(status, self._clock(), message)
-        except StreamError as error:
+            await self._pool.exchange(head + body, answer)
+        except (StreamError, ConnectionProblem) as error:
             record.end("error", self._clock(), self._without_key(str(error)))
-        except (aiohttp.ClientError, OSError) as error:
-            record.end("error", self._clock(), self._without_key(_connection_problem(error)))
+            return
+        if (code := record.http_status) is not None and code != 200:
+            status: Status = "rejected" if code in _REJECTED else "error"
+            record.end(status, self._clock(), self._error_of(code, answer.content_type, answer.error_body))
 
     async def close(self) -> None:
         """Close all connections."""
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
-
-    async def _read_stream(self, response: aiohttp.ClientResponse, record: RequestRecord) -> None:
-        clock, readany = self._clock, response.content.readany
-        parser, stream = SseParser(), CompletionStream(record)
-        while data := await readany():
-            at_ns = clock()
-            for payload in parser.feed(data):
-                stream.take(payload, at_ns)
-        ended_ns = clock()
-        try:
-            stream.finish()
-        except StreamError as error:
-            kind = response.headers.get("Content-Type", "none")
-            if "text/event-stream" in kind:
-                raise
-            raise StreamError(f"{error} (content type {kind} instead of text/event-stream)") from error
-        record.end("ok", ended_ns)
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            await pool.close()
 
     def _encode(self, request: ScheduledRequest) -> bytes:
         """The request as JSON; what all requests share is rendered once."""
@@ -234,19 +260,29 @@ class HttpTarget:
                 for usage in usages:
                     yield Dialect(usage, ignore_eos)
 
+    async def _find_server(self) -> None:
+        assert self._pool is not None
+        try:
+            await self._pool.open()
+        except ConnectionProblem as error:
+            raise RunError(f"{self.url} cannot be measured: {error}; check target.url") from error
+
     async def _only_model(self) -> str:
         """Ask `/v1/models`; raises RunError unless the server has exactly one."""
-        assert self._session is not None
+        assert self._pool is not None
         url = self._root / "models"
+        answer = _WholeAnswer()
         try:
-            async with asyncio.timeout(_PROBE_TIMEOUT_S), self._session.get(url, allow_redirects=False) as response:
-                if response.status != 200:
-                    raise RunError(f"{url} answers {await self._error_of(response)}; set target.model")
-                models = [str(model["id"]) for model in orjson.loads(await response.read())["data"]]
+            async with asyncio.timeout(_PROBE_TIMEOUT_S):
+                await self._pool.exchange(self._request_head("GET", url) + b"\r\n", answer)
+            if answer.status != 200:
+                said = self._error_of(answer.status, answer.content_type, answer.content)
+                raise RunError(f"{url} answers {said}; set target.model")
+            models = [str(model["id"]) for model in orjson.loads(answer.content)["data"]]
         except (orjson.JSONDecodeError, LookupError, TypeError) as error:
             raise RunError(f"{url} does not answer with a list of models; set target.model") from error
-        except (aiohttp.ClientError, OSError) as error:
-            problem = self._without_key(_connection_problem(error))
+        except (ConnectionProblem, TimeoutError) as error:
+            problem = "no answer in time" if isinstance(error, TimeoutError) else self._without_key(str(error))
             raise RunError(f"{url} cannot be asked for its models: {problem}; check target.url") from error
         if len(models) != 1:
             raise RunError(f"{url} lists {len(models)} models ({', '.join(models[:8])}); choose one with target.model")
@@ -280,31 +316,28 @@ class HttpTarget:
             record.end("timeout", self._clock(), f"no answer to a first small request within {_PROBE_TIMEOUT_S:g} s")
         return record
 
-    async def _error_of(self, response: aiohttp.ClientResponse) -> str:
+    def _error_of(self, status: int, content_type: str, body: bytes) -> str:
         """What a response other than 200 says, in one line without the key."""
-        body = await response.content.read(_ERROR_BODY_BYTES)
         try:
             detail = error_message(orjson.loads(body))
         except orjson.JSONDecodeError:
-            kind = response.headers.get("Content-Type", "no content type")
+            kind = content_type or "no content type"
             detail = f"{kind}: {body[:120].decode('utf-8', 'replace')}" if body else "empty answer"
-        return self._without_key(f"HTTP {response.status}: {detail}")
+        return self._without_key(f"HTTP {status}: {detail}")
+
+    def _request_head(self, method: str, url: URL) -> bytes:
+        """Request line and the headers that all requests share, without the empty line that ends them."""
+        lines = [
+            f"{method} {url.raw_path_qs} HTTP/1.1",
+            f"Host: {url.authority if url.explicit_port else url.raw_host}",
+            f"User-Agent: muai-lab/{__version__}",
+            "Accept: text/event-stream, application/json",
+        ]
+        if self._api_key is not None:
+            lines.append(f"Authorization: Bearer {self._api_key}")
+        if method == "POST":
+            lines.append("Content-Type: application/json")
+        return "".join(f"{line}\r\n" for line in lines).encode("latin-1")
 
     def _without_key(self, text: str) -> str:
         return text.replace(self._api_key, "***") if self._api_key else text
-
-
-def _connection_problem(error: Exception) -> str:
-    match error:
-        case aiohttp.ClientConnectorError():
-            return f"cannot connect: {error.os_error.strerror or error.os_error}"
-        case aiohttp.ServerDisconnectedError():
-            return "the server closed the connection without an answer"
-        case TimeoutError():
-            return "no answer in time"
-        case aiohttp.ClientResponseError():
-            return f"not an HTTP answer: {error.message}"
-        case aiohttp.ClientPayloadError():
-            return "the connection broke off in the middle of the answer"
-        case _:
-            return f"{type(error).__name__}: {error}"

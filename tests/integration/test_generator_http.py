@@ -442,3 +442,35 @@ class TestEndpoint:
 
         with pytest.raises(RunError, match=message):
             run(main())
+
+    def test_a_key_that_no_header_can_carry_is_refused_without_being_shown(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("LAB_TEST_KEY", f"{KEY}\r\nX-Evil: 1")
+        settings = LabSettings.model_validate(
+            {"target": {"kind": "endpoint", "url": "http://host", "api_key_env": "LAB_TEST_KEY"}}
+        )
+
+        with pytest.raises(RunError, match="look for a line end") as caught:
+            HttpTarget.of(settings)
+        assert KEY not in str(caught.value)
+
+    def test_a_name_that_is_unknown_stops_the_run(self) -> None:
+        target = HttpTarget("http://no-such-host.invalid:8000", model="m")
+
+        with pytest.raises(RunError, match=r"no-such-host.*cannot connect: .*check target\.url"):
+            run(generate(schedule_of(1), target, closed_plan()))
+
+    def test_plain_http_on_a_tls_address_is_told(self) -> None:
+        async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read(1)
+            writer.write(status(400, b"no"))
+            writer.close()
+
+        async def main() -> None:
+            async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+                port = server.sockets[0].getsockname()[1]
+                await generate(schedule_of(1), HttpTarget(f"https://127.0.0.1:{port}", model="m"), closed_plan())
+
+        with pytest.raises(RunError, match=r"no TLS with this server .*is it an http:// address"):
+            run(main())

@@ -1,0 +1,269 @@
+"""One client connection over HTTP/1.1, and a pool of them: the path that every measured byte takes.
+
+A general HTTP library stamps a chunk when the task that reads it is woken, one or more rounds of the event loop after
+the bytes came, and spends most of its time on what a stream of tokens does not need. Here the bytes are stamped in the
+callback in which they arrive and are handed on from there; the task is woken once, at the end of the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+import httptools
+from yarl import URL
+
+# A server may close a connection that idles (uvicorn after 5 s). Ours is dropped a little earlier, else a request
+# written into the closing connection would be lost.
+_IDLE_CONNECTION_NS = 4_000_000_000
+
+
+class ConnectionProblem(Exception):
+    """There is no answer, or only a part of one; str() says why in words for a reader of the results."""
+
+
+class Answer(Protocol):
+    """Takes in one response as it arrives. What a method raises ends the exchange with that error."""
+
+    def sent(self, at_ns: int) -> None:
+        """A connection is there, and the request is about to be written."""
+
+    def head(self, status: int, content_type: str) -> None:
+        """The status line and the headers are there; content_type is `""` when the server names none."""
+
+    def body(self, data: bytes, at_ns: int) -> None:
+        """A piece of the body, without HTTP's own framing; at_ns: when it was read."""
+
+    def end(self, at_ns: int) -> None:
+        """The response is complete."""
+
+
+class HttpConnection(asyncio.Protocol):
+    """A connection that is used by one exchange at a time and kept alive between them."""
+
+    def __init__(self, clock: Callable[[], int]) -> None:
+        self.idle_since_ns = 0
+        self._clock = clock
+        self._transport: asyncio.Transport | None = None
+        self._pieces: list[bytes] = []
+        self.on_body = self._pieces.append  # of the parser; bound once, since it is called for every chunk
+        self._parser: Any = None
+        self._answer: Answer | None = None
+        self._done: asyncio.Future[None] | None = None
+        self._bytes_came = False
+        self._head: tuple[int, str] | None = None  # read, and not handed on yet
+        self._content_type = ""
+        self._framed = False  # the headers say where the body ends; otherwise the end of the connection does
+        self._started = False  # the head of the final response was read
+        self._complete = False
+        self._keep_alive = False
+
+    @property
+    def usable(self) -> bool:
+        """Whether the connection can take another request."""
+        return self._transport is not None and not self._transport.is_closing()
+
+    def exchange(self, request: bytes, answer: Answer) -> asyncio.Future[None]:
+        """Write a request; the future is done when its response is, or raises ConnectionProblem or the answer's error.
+
+        Whoever cancels the future closes the connection: what is left of the response would spoil the next one.
+        """
+        assert self._transport is not None, "the connection is open"
+        assert self._done is None, "one exchange at a time"
+        self._done = done = asyncio.get_running_loop().create_future()
+        self._answer = answer
+        self._parser = httptools.HttpResponseParser(self)
+        self._pieces.clear()
+        self._head, self._content_type = None, ""
+        self._bytes_came = self._framed = self._started = self._complete = self._keep_alive = False
+        answer.sent(self._clock())
+        self._transport.write(request)
+        return done
+
+    def close(self) -> None:
+        """Drop the connection at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's transports do not inherit from asyncio's
+
+    def data_received(self, data: bytes) -> None:
+        at_ns = self._clock()
+        if self._done is None:
+            self.close()  # bytes that nobody asked for: no further answer on this connection can be trusted
+            return
+        self._bytes_came = True
+        try:
+            try:
+                self._parser.feed_data(data)
+            finally:
+                self._hand_on(at_ns)  # what came before a fault counts
+            if self._complete:
+                self._end(at_ns)
+        except httptools.HttpParserError as error:
+            self._fail(ConnectionProblem(f"not an HTTP answer: {error}"))
+        except Exception as error:  # noqa: BLE001 (it belongs to the task that waits for this answer)
+            self._fail(error)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        if self._done is None:
+            return
+        if self._started and not self._framed and exc is None:
+            try:
+                self._end(self._clock())
+            except Exception as error:  # noqa: BLE001 (as above)
+                self._fail(error)
+        elif self._bytes_came:
+            self._fail(ConnectionProblem("the connection broke off in the middle of the answer"))
+        elif isinstance(exc, ConnectionError):
+            self._fail(ConnectionProblem("the server reset the connection without an answer"))
+        else:
+            self._fail(ConnectionProblem("the server closed the connection without an answer"))
+
+    # What the parser calls, besides `on_body`.
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        match name.lower():
+            case b"content-type":
+                self._content_type = value.decode("latin-1")
+            case b"content-length" | b"transfer-encoding":
+                self._framed = True
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if status >= 200:  # below: an interim response, the final one follows
+            self._started = True
+            self._head = (status, self._content_type)
+
+    def on_message_complete(self) -> None:
+        if self._started:
+            self._complete = True
+            # Asked here, since the parser forgets the headers with the message.
+            self._keep_alive = self._framed and self._parser.should_keep_alive()
+
+    def _hand_on(self, at_ns: int) -> None:
+        """Give the answer what one read brought: one call, however many chunks of HTTP it held."""
+        answer, pieces = self._answer, self._pieces
+        assert answer is not None
+        if self._head is not None:
+            answer.head(*self._head)
+            self._head = None
+        if pieces:
+            data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            pieces.clear()
+            answer.body(data, at_ns)
+
+    def _end(self, at_ns: int) -> None:
+        assert self._answer is not None
+        self._answer.end(at_ns)
+        if not self._keep_alive:
+            self.close()
+        self._finish(None)
+
+    def _fail(self, error: Exception) -> None:
+        self.close()
+        self._finish(error)
+
+    def _finish(self, error: Exception | None) -> None:
+        done, self._done, self._answer = self._done, None, None
+        if done is None or done.done():
+            return
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
+
+class ConnectionPool:
+    """Connections to one server: one that idles is used again, the last one first; else a new one is opened."""
+
+    def __init__(self, url: URL, clock: Callable[[], int]) -> None:
+        assert url.host is not None, "an http address has a host"
+        assert url.port is not None, "and a port, its scheme's if no other"
+        self._host, self._port = url.host, url.port
+        self._clock = clock
+        self._tls = ssl.create_default_context() if url.scheme == "https" else None
+        self._addresses: list[str] = []
+        self._idle: list[HttpConnection] = []
+        self._busy: set[HttpConnection] = set()
+
+    async def open(self) -> None:
+        """Look the host's name up, once for the whole load; raises ConnectionProblem."""
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:  # UnicodeError: a label of the name is too long
+            reason = getattr(error, "strerror", None) or error
+            raise ConnectionProblem(f"cannot connect: {reason}") from error
+        self._addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+    async def exchange(self, request: bytes, answer: Answer) -> None:
+        """Send one request and read its answer; raises ConnectionProblem or what the answer raised."""
+        connection = self._take() or await self._connect()
+        self._busy.add(connection)
+        try:
+            await connection.exchange(request, answer)
+        except BaseException:
+            connection.close()
+            raise
+        finally:
+            self._busy.discard(connection)
+        if connection.usable:
+            connection.idle_since_ns = self._clock()
+            self._idle.append(connection)
+
+    async def close(self) -> None:
+        """Drop all connections; harmless when called twice."""
+        for connection in (*self._idle, *self._busy):
+            connection.close()
+        self._idle.clear()
+        await asyncio.sleep(0)  # the loop closes the sockets in its next round
+
+    def _take(self) -> HttpConnection | None:
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.usable:
+                continue
+            if self._clock() - connection.idle_since_ns <= _IDLE_CONNECTION_NS:
+                return connection
+            connection.close()
+        return None
+
+    async def _connect(self) -> HttpConnection:
+        loop = asyncio.get_running_loop()
+        problem: Exception | None = None
+        for address in self._addresses:
+            try:
+                _, connection = await loop.create_connection(
+                    lambda: HttpConnection(self._clock),
+                    address,
+                    self._port,
+                    ssl=self._tls,
+                    server_hostname=self._host if self._tls else None,
+                )
+            except OSError as error:
+                problem = error
+            else:
+                if address != self._addresses[0]:  # the next one starts where this one succeeded
+                    self._addresses = [address, *(other for other in self._addresses if other != address)]
+                return connection
+        raise ConnectionProblem(f"cannot connect: {_why_not(problem)}") from problem
+
+
+def _why_not(error: Exception | None) -> str:
+    match error:
+        case ssl.SSLCertVerificationError():
+            return f"the server's certificate is not accepted: {error.verify_message}"
+        case ssl.SSLError():
+            return f"no TLS with this server ({error.reason or error}); is it an http:// address?"
+        case OSError() if error.errno is not None and error.errno > 0:
+            return os.strerror(error.errno)
+        case _:
+            return str(error)

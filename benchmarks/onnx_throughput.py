@@ -26,8 +26,9 @@ from muai_lab.engines.pytorch.engine import PyTorchEngine
 from muai_lab.models.registry import resolve_model
 from muai_lab.models.tokenizer import load_tokenizer
 from muai_lab.settings.schema import OnnxSettings, OptimizationSettings
+from muai_lab.stack.limits import BatchLimits
 from muai_lab.stack.request import GenerationRequest
-from muai_lab.stack.scheduler import BatchLimits, Scheduler
+from muai_lab.stack.scheduler import Scheduler
 
 MODEL = "qwen_chat"
 

@@ -28,8 +28,9 @@ import torch
 
 from muai_lab.models.registry import resolve_model
 from muai_lab.settings.schema import OptimizationSettings
+from muai_lab.stack.limits import BatchLimits
 from muai_lab.stack.request import GenerationRequest
-from muai_lab.stack.scheduler import BatchLimits, Scheduler
+from muai_lab.stack.scheduler import Scheduler
 from muai_lab.stack.stack import InferenceStack
 
 MODEL = "qwen_chat"

@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,18 @@ class PrefillChunk:
     start: int = 0
     final: bool = True
     sampling: Sampling = GREEDY
+
+
+class PromptCompute(Enum):
+    """How an engine computes prompts.
+
+    PIECES: any piece of a prompt at a time. WHOLE: a prompt cannot be cut (an encoder reads all of it). PADDED: nor can
+    it, and prompts of one step are padded to the longest, so that they cost their number times that.
+    """
+
+    PIECES = "pieces"
+    WHOLE = "whole"
+    PADDED = "padded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +96,7 @@ class StepEngine(Engine):
     """One loaded model with `slots` places for sequences."""
 
     eos_token_ids: frozenset[int]
+    prompts: PromptCompute = PromptCompute.PIECES
 
     @abstractmethod
     def prefill(self, chunks: Sequence[PrefillChunk]) -> list[int | None]:

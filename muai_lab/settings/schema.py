@@ -156,8 +156,30 @@ class BatcherSettings(Section):
         extension=True,
         gt=0,
     )
+    max_slots: int | None = setting(
+        None,
+        "Sequences that the engine is opened for, up to which max_batch_size can be raised while it runs; null is "
+        "max_batch_size.",
+        unit="sequences",
+        extension=True,
+        ge=1,
+    )
+    max_prefill_tokens: int = setting(
+        512,
+        "Prompt tokens computed in one step: a longer prompt is computed in pieces over several steps, so that it "
+        "stalls running sequences no longer than that. Encoders read a prompt whole, whatever its length.",
+        unit="tokens",
+        extension=True,
+        ge=1,
+    )
 
     def conflicts(self) -> Iterator[Conflict]:
+        if self.max_slots is not None and self.max_slots < self.max_batch_size:
+            yield Conflict(
+                ("max_slots", "max_batch_size"),
+                f"max_slots ({self.max_slots}) is below max_batch_size ({self.max_batch_size}): "
+                "raise the one, lower the other, or leave max_slots at null",
+            )
         if self.min_batch_size > self.max_batch_size:
             yield Conflict(
                 ("min_batch_size", "max_batch_size"),

@@ -65,6 +65,16 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class LimitMoved:
+    """The running limit of sequences moved from `before` to `after`: adaptive batching, or other settings."""
+
+    at: float
+    before: int
+    after: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Token:
     """One output token was produced. index: 0 for the first."""
 
@@ -109,7 +119,7 @@ class Lost:
     queued_at: float
 
 
-Event = Queued | Rejected | Admitted | CacheLookup | Step | Token | Finished | Failed | Lost
+Event = Queued | Rejected | Admitted | CacheLookup | Step | LimitMoved | Token | Finished | Failed | Lost
 
 
 class Observer(Protocol):

@@ -15,7 +15,8 @@ class GenerationRequest:
     prompt: token ids. max_tokens: most output tokens (>= 1). stop: strings that end the output (not included in it).
     ignore_eos: go on past the end-of-sequence token, until max_tokens. timeout_s: seconds from submission until the
     request is given up, None for never. stream: output is wanted as it comes; else it is handed over whole at the end,
-    and may until then be begun anew by another engine.
+    and may until then be begun anew by another engine. priority: lower goes first; waiting makes up for it. cache_salt:
+    keeps the prefix cache of one tenant apart from another's.
     """
 
     request_id: str
@@ -26,6 +27,8 @@ class GenerationRequest:
     ignore_eos: bool = False
     timeout_s: float | None = None
     stream: bool = True
+    priority: int = 0
+    cache_salt: str = ""
 
 
 @dataclass(frozen=True, slots=True)

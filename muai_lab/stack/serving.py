@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from muai_lab.engines.base import EngineInfo, StepEngine
 from muai_lab.engines.catalogue import AnyEngine
@@ -11,7 +11,8 @@ from muai_lab.engines.selection import EngineCandidates
 from muai_lab.errors import EngineError
 from muai_lab.stack.driver import StepDriver
 from muai_lab.stack.events import Event, Observer
-from muai_lab.stack.scheduler import BatchLimits, Scheduler
+from muai_lab.stack.limits import BatchLimits
+from muai_lab.stack.scheduler import Scheduler
 from muai_lab.stack.streaming import StreamingDriver
 
 Deliver = Callable[[Sequence[Event]], None]
@@ -44,9 +45,9 @@ def open_serving(
 def _drive(
     engine: AnyEngine, limits: BatchLimits, deliver: Deliver, observers: MakeObservers
 ) -> StepDriver | StreamingDriver:
-    limits = replace(limits, max_batch_size=min(limits.max_batch_size, engine.slots))
+    limits = limits.within(engine.slots)
     if isinstance(engine, StepEngine):
-        scheduler = Scheduler(limits, slots=engine.slots, eos_token_ids=engine.eos_token_ids)
+        scheduler = Scheduler(limits, slots=engine.slots, eos_token_ids=engine.eos_token_ids, prompts=engine.prompts)
         return StepDriver(engine, scheduler, deliver, observers=observers(engine.info))
     # An engine that schedules itself knows its own end-of-sequence tokens, and says so by its finish reason.
     return StreamingDriver(engine, Scheduler(limits, slots=engine.slots), deliver, observers=observers)

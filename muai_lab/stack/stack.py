@@ -21,8 +21,8 @@ from muai_lab.models.tokenizer import ModelTokenizer, load_tokenizer
 from muai_lab.stack.checks import check_request
 from muai_lab.stack.events import Admitted, CacheLookup, Event, Failed, Finished, Lost, Rejected, Token
 from muai_lab.stack.generation import Generation
+from muai_lab.stack.limits import BatchLimits, batch_limits, engine_slots
 from muai_lab.stack.request import GenerationRequest
-from muai_lab.stack.scheduler import BatchLimits
 from muai_lab.stack.serving import MakeObservers, open_serving
 from muai_lab.stack.text import OutputText
 
@@ -112,14 +112,8 @@ class InferenceStack:
         """
         source = resolve_model(model, checkpoint or optimization.models.get(model))
         tokenizer = load_tokenizer(source)
-        batching = optimization.enabled and optimization.batcher.enabled
-        slots = optimization.batcher.max_batch_size if batching else 1
-        limits = BatchLimits(
-            max_batch_size=slots,
-            min_batch_size=optimization.batcher.min_batch_size if batching else 1,
-            timeout_s=optimization.batcher.batch_timeout_ms / 1000,
-        )
-        candidates = EngineCandidates.of(optimization, source, slots=slots)
+        limits = batch_limits(optimization)
+        candidates = EngineCandidates.of(optimization, source, slots=engine_slots(optimization))
         return cls(model, source, tokenizer, candidates, limits, queue_capacity=queue_capacity, observers=observers)
 
     @property

@@ -257,6 +257,7 @@ class StreamingDriver:
                     waiting=self._scheduler.waiting,
                 )
             )
+            self._scheduler.end_turn(sum(self._in_flush.values()), began=self._flushed_at, now=now)
             self._flushed_at = now
             self._in_flush.clear()
             self._prompt_tokens = 0

@@ -32,19 +32,22 @@ class CountingEngine(StepEngine):
         self.allow = threading.Semaphore(0)
         self._stepwise = stepwise
         self._last: dict[int, int] = {}
+        self._computed: dict[int, int] = {}  # prompt tokens of each slot
 
     @property
     def occupied(self) -> set[int]:
         """Slots that hold a sequence."""
-        return set(self._last)
+        return set(self._computed)
 
     def prefill(self, chunks: Sequence[PrefillChunk]) -> list[int | None]:
         self._begin("prefill", tuple(chunk.slot for chunk in chunks))
         for chunk in chunks:
-            if chunk.slot in self._last or not 0 <= chunk.slot < self.slots:
-                raise AssertionError(f"slot {chunk.slot} is not free")
-            self._last[chunk.slot] = chunk.tokens[-1]
-        return [self._next(chunk.slot) for chunk in chunks]
+            if not 0 <= chunk.slot < self.slots or self._computed.get(chunk.slot, 0) != chunk.start:
+                raise AssertionError(f"slot {chunk.slot} is not free, or its prompt has a gap")
+            self._computed[chunk.slot] = chunk.start + len(chunk.tokens)
+            if chunk.final:
+                self._last[chunk.slot] = chunk.tokens[-1]
+        return [self._next(chunk.slot) if chunk.final else None for chunk in chunks]
 
     def decode(self, slots: Sequence[int]) -> list[int]:
         self._begin("decode", tuple(slots))
@@ -54,7 +57,8 @@ class CountingEngine(StepEngine):
         self.threads.add(threading.get_ident())
         if self.fail_release is not None:
             raise self.fail_release
-        del self._last[slot]
+        del self._computed[slot]
+        self._last.pop(slot, None)
 
     def close(self) -> None:
         self.threads.add(threading.get_ident())

@@ -16,7 +16,7 @@ from muai_lab.models.registry import ModelSource
 from muai_lab.server.app import create_app
 from muai_lab.server.host import ModelHost
 from muai_lab.settings.schema import ServerSettings
-from muai_lab.stack.scheduler import BatchLimits
+from muai_lab.stack.limits import BatchLimits
 from muai_lab.stack.stack import InferenceStack
 
 CONTEXT = 64

@@ -11,8 +11,9 @@ from counting_engine import DEADLINE_S, CountingEngine
 
 from muai_lab.stack.driver import StepDriver
 from muai_lab.stack.events import Event, Failed, Finished, Lost, Queued, Rejected, Token
+from muai_lab.stack.limits import BatchLimits
 from muai_lab.stack.request import GenerationRequest
-from muai_lab.stack.scheduler import BatchLimits, Scheduler
+from muai_lab.stack.scheduler import Scheduler
 
 FOREVER = 10_000
 

@@ -15,8 +15,8 @@ from muai_lab.errors import EngineError, RequestCancelled, RequestError, Request
 from muai_lab.models.registry import ModelSource
 from muai_lab.stack.events import Event, Failed, Finished
 from muai_lab.stack.generation import Generation
+from muai_lab.stack.limits import BatchLimits
 from muai_lab.stack.request import GenerationRequest
-from muai_lab.stack.scheduler import BatchLimits
 from muai_lab.stack.stack import InferenceStack
 
 pytestmark = pytest.mark.anyio

@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from muai_lab.engines.base import Sampling
-from muai_lab.stack.events import Admitted, Failed, Finished, Lost, Queued, Step, Token
+from muai_lab.engines.base import PromptCompute, Sampling
+from muai_lab.stack.events import Admitted, Failed, Finished, LimitMoved, Lost, Queued, Step, Token
+from muai_lab.stack.limits import BatchLimits
 from muai_lab.stack.request import GenerationRequest
-from muai_lab.stack.scheduler import BatchLimits, Plan, Scheduler
+from muai_lab.stack.scheduler import Plan, Scheduler
+from muai_lab.stack.waiting import AGING_S
 
 END = 0
 
@@ -18,9 +20,10 @@ def request(name: str, prompt_tokens: int = 3, max_tokens: int = 4, **more: obje
     return GenerationRequest(name, list(range(1, prompt_tokens + 1)), max_tokens, **more)  # type: ignore[arg-type]
 
 
-def scheduler(slots: int = 4, **limits: float) -> Scheduler:
+def scheduler(slots: int = 4, prompts: PromptCompute = PromptCompute.PIECES, **limits: float) -> Scheduler:
     limits.setdefault("max_batch_size", slots)
-    return Scheduler(BatchLimits(**limits), slots=slots, eos_token_ids=frozenset({END}))  # type: ignore[arg-type]
+    limited = BatchLimits(**limits)  # type: ignore[arg-type]
+    return Scheduler(limited, slots=slots, eos_token_ids=frozenset({END}), prompts=prompts)
 
 
 def complete(scheduler: Scheduler, plan: Plan, now: float, token: int = 7) -> None:
@@ -157,12 +160,67 @@ def test_one_step_takes_in_no_more_prompt_tokens_than_the_limit() -> None:
     assert [len(chunk.tokens) for chunk in batch.plan(0.0).prefill] == [5, 5]
 
 
-def test_a_prompt_beyond_the_limit_is_taken_alone() -> None:
+def test_a_prompt_beyond_the_limit_is_computed_in_pieces_and_followed_by_what_still_fits() -> None:
     batch = scheduler(max_prefill_tokens=10)
+    batch.add(request("a", prompt_tokens=25), 0.0)
+    batch.add(request("b"), 0.0)
+    pieces = []
+
+    for at in range(3):
+        plan = batch.plan(float(at))
+        pieces.append([(chunk.slot, chunk.start, len(chunk.tokens), chunk.final) for chunk in plan.prefill])
+        finals = [chunk.slot for chunk in plan.prefill if chunk.final]
+        batch.complete(dict.fromkeys(finals, 7), began=0.0, now=0.0)
+
+    assert pieces == [[(0, 0, 10, False)], [(0, 10, 10, False)], [(0, 20, 5, True), (1, 0, 3, True)]]
+
+
+def test_a_long_prompt_does_not_stop_those_that_decode() -> None:
+    batch = scheduler(max_prefill_tokens=10)
+    batch.add(request("a", max_tokens=9), 0.0)
+    complete(batch, batch.plan(0.0), 0.0)
+    batch.add(request("long", prompt_tokens=35), 0.0)
+
+    for _ in range(3):
+        plan = batch.plan(0.0)
+        batch.complete({plan.decode[0]: 7}, began=0.0, now=0.0)
+        assert (len(plan.decode), [len(chunk.tokens) for chunk in plan.prefill]) == (1, [10])
+
+
+def test_a_prompt_that_cannot_be_cut_is_taken_alone() -> None:
+    batch = scheduler(max_prefill_tokens=10, prompts=PromptCompute.WHOLE)
     batch.add(request("a", prompt_tokens=50), 0.0)
     batch.add(request("b"), 0.0)
 
     assert [len(chunk.tokens) for chunk in batch.plan(0.0).prefill] == [50]
+
+
+def test_prompts_that_are_padded_cost_their_number_times_the_longest() -> None:
+    batch = scheduler(max_prefill_tokens=12, prompts=PromptCompute.PADDED)
+    for name, length in (("a", 2), ("b", 4), ("c", 3), ("d", 1)):
+        batch.add(request(name, prompt_tokens=length), 0.0)
+
+    assert [len(chunk.tokens) for chunk in batch.plan(0.0).prefill] == [2, 4, 3]
+
+
+def test_a_lower_priority_value_goes_first_and_arrival_decides_within_one() -> None:
+    batch = scheduler(slots=4)
+    for name, priority in (("a", 1), ("b", 0), ("c", -1), ("d", 0)):
+        batch.add(request(name, priority=priority), 0.0)
+
+    batch.plan(0.0)
+
+    assert [name for kind, name in kinds(batch) if kind is Admitted] == ["c", "b", "d", "a"]
+
+
+def test_nobody_waits_for_ever_behind_a_better_priority() -> None:
+    batch = scheduler(slots=1)
+    batch.add(request("patient", priority=1), 0.0)
+    batch.add(request("urgent", priority=0), AGING_S + 0.1)
+
+    batch.plan(AGING_S + 0.1)
+
+    assert (Admitted, "patient") in kinds(batch)
 
 
 def test_a_cancelled_sequence_frees_its_slot_for_the_very_next_plan() -> None:
@@ -301,7 +359,7 @@ def test_a_lowered_limit_lets_sequences_run_out_and_admits_nobody_meanwhile() ->
     complete(batch, batch.plan(0.0), 0.0)
     batch.add(request("d"), 0.0)
 
-    batch.limits = replace(batch.limits, max_batch_size=1)
+    batch.set_limits(replace(batch.limits, max_batch_size=1), 0.0)
     plan = batch.plan(0.0)
     complete(batch, plan, 0.0)
 
@@ -321,6 +379,23 @@ def test_a_plan_must_be_completed_before_the_next() -> None:
 def test_only_a_plan_can_be_completed() -> None:
     with pytest.raises(RuntimeError, match="no plan"):
         scheduler().complete({}, began=0.0, now=0.0)
+
+
+def test_limits_beyond_the_slots_are_refused_and_change_nothing() -> None:
+    batch = scheduler(slots=4)
+
+    with pytest.raises(ValueError, match="5 is more than the engine's 4 slots"):
+        batch.set_limits(BatchLimits(5), 0.0)
+
+    assert (batch.limits.max_batch_size, batch.running_limit, batch.take_events()) == (4, 4, [])
+
+
+def test_a_change_of_the_limit_is_told() -> None:
+    batch = scheduler(slots=4)
+
+    batch.set_limits(BatchLimits(2), 1.0)
+
+    assert batch.take_events() == [LimitMoved(1.0, 4, 2, "the limits were changed")]
 
 
 def test_more_sequences_than_slots_are_refused() -> None:

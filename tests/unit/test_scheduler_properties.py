@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import hypothesis.strategies as st
 from hypothesis import settings
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from muai_lab.stack.events import Admitted, Failed, Finished, Lost, Queued, Token
+from muai_lab.engines.base import PromptCompute
+from muai_lab.stack.events import Admitted, Failed, Finished, LimitMoved, Lost, Queued, Token
+from muai_lab.stack.limits import BatchLimits
 from muai_lab.stack.request import GenerationRequest
-from muai_lab.stack.scheduler import BatchLimits, Plan, Scheduler
+from muai_lab.stack.scheduler import Plan, Scheduler
+from muai_lab.stack.waiting import AGING_S
 
 END = 0
 FAR = 10_000  # steps within which any of these workloads must be through
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    """Random requests, cancellations, stops, deadlines and steps; the events are checked against a plain model."""
+    """Random requests, cancellations, stops, deadlines, limits and steps; events are checked against a plain model."""
 
     @initialize(
         slots=st.integers(1, 5),
@@ -23,18 +28,33 @@ class SchedulerMachine(RuleBasedStateMachine):
         min_batch=st.integers(1, 5),
         timeout_s=st.sampled_from([0.0, 0.05, 1.0]),
         budget=st.sampled_from([1, 8, 100]),
+        adaptive=st.sampled_from([(False, None), (True, None), (True, 0.05)]),
+        prompts=st.sampled_from(PromptCompute),
     )
-    def start(self, slots: int, spare: int, min_batch: int, timeout_s: float, budget: int) -> None:
+    def start(
+        self,
+        slots: int,
+        spare: int,
+        min_batch: int,
+        timeout_s: float,
+        budget: int,
+        adaptive: tuple[bool, float | None],
+        prompts: PromptCompute,
+    ) -> None:
         self.slots = slots + spare
-        self.limits = BatchLimits(slots, min(min_batch, slots), timeout_s, budget)
-        self.scheduler = Scheduler(self.limits, slots=self.slots, eos_token_ids=frozenset({END}))
+        self.prompts = prompts
+        self.limits = BatchLimits(slots, min(min_batch, slots), timeout_s, budget, *adaptive)
+        end = frozenset({END})
+        self.scheduler = Scheduler(self.limits, slots=self.slots, eos_token_ids=end, prompts=prompts)
+        self.limit = slots  # the running limit, as events tell it
         self.now = 0.0
         self.requests: dict[str, GenerationRequest] = {}
         self.queue: list[str] = []  # waiting, in order of arrival
         self.queued_at: dict[str, float] = {}
         self.running: dict[str, int] = {}  # tokens so far
         self.slot_of: dict[str, int] = {}
-        self.held: set[int] = set()  # slots that the engine was given and has not been told to release
+        self.computed: dict[str, int] = {}  # prompt tokens in the slot
+        self.held: dict[int, str] = {}  # slots that the engine was given and has not been told to release
         self.ended: dict[str, str] = {}
 
     @rule(
@@ -42,29 +62,52 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_tokens=st.integers(1, 6),
         timeout_s=st.sampled_from([None, None, 0.02, 0.5]),
         ignore_eos=st.booleans(),
+        priority=st.sampled_from([0, 0, 0, -1, 1]),
     )
-    def add(self, prompt: int, max_tokens: int, timeout_s: float | None, ignore_eos: bool) -> None:
+    def add(self, prompt: int, max_tokens: int, timeout_s: float | None, ignore_eos: bool, priority: int) -> None:
         name = str(len(self.requests))
-        request = GenerationRequest(name, [1] * prompt, max_tokens, ignore_eos=ignore_eos, timeout_s=timeout_s)
+        request = GenerationRequest(
+            name, [1] * prompt, max_tokens, ignore_eos=ignore_eos, timeout_s=timeout_s, priority=priority
+        )
         self.requests[name] = request
         self.scheduler.add(request, self.now)
         self.take_events()
 
-    @rule(seconds=st.sampled_from([0.001, 0.03, 0.4, 2.0]))
+    @rule(seconds=st.sampled_from([0.001, 0.03, 0.4, 2.0, 2 * AGING_S]))
     def wait(self, seconds: float) -> None:
         self.now += seconds
 
+    @precondition(lambda self: self.requests)
     @rule(pick=st.integers(0, 50))
     def cancel(self, pick: int) -> None:
-        if self.requests:
-            self.scheduler.fail(str(pick % len(self.requests)), self.now, status="cancelled", message="gone")
-            self.take_events()
+        self.scheduler.fail(str(pick % len(self.requests)), self.now, status="cancelled", message="gone")
+        self.take_events()
 
+    @precondition(lambda self: self.requests)
     @rule(pick=st.integers(0, 50))
     def stop(self, pick: int) -> None:
-        if self.requests:
-            self.scheduler.finish(str(pick % len(self.requests)), self.now)
-            self.take_events()
+        self.scheduler.finish(str(pick % len(self.requests)), self.now)
+        self.take_events()
+
+    @rule(
+        most=st.integers(1, 7),
+        min_batch=st.integers(1, 5),
+        timeout_s=st.sampled_from([0.0, 0.2]),
+        budget=st.sampled_from([1, 5, 100]),
+        adaptive=st.booleans(),
+    )
+    def change_limits(self, most: int, min_batch: int, timeout_s: float, budget: int, adaptive: bool) -> None:
+        most = min(most, self.slots)
+        self.limits = replace(
+            self.limits,
+            max_batch_size=most,
+            min_batch_size=min(min_batch, most),
+            timeout_s=timeout_s,
+            max_prefill_tokens=budget,
+            adaptive=adaptive,
+        )
+        self.scheduler.set_limits(self.limits, self.now)
+        self.take_events()
 
     @rule(
         tokens=st.lists(st.integers(0, 3), min_size=1, max_size=5),
@@ -78,10 +121,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.now += took_s
         if cancelled is not None:
             self.scheduler.fail(str(cancelled % len(self.requests)), self.now, status="cancelled", message="mid-step")
-        slots = [*plan.decode, *(chunk.slot for chunk in plan.prefill)]
-        produced = {slot: tokens[at % len(tokens)] for at, slot in enumerate(slots)}
-        self.scheduler.complete(produced, began=self.now - took_s, now=self.now)
-        self.take_events()
+        self.finish_step(plan, tokens, took_s)
 
     @rule(dies=st.booleans())
     def end_all(self, dies: bool) -> None:
@@ -93,31 +133,64 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert len(self.ended) == len(self.requests)
 
     def plan(self) -> Plan:
-        self.decoding_before = set(self.running)
+        self.decoding_before = {name for name in self.running if self.complete(name)}
+        self.prefilling_before = [name for name in self.running if not self.complete(name)]
         return self.scheduler.plan(self.now)
 
-    def check_plan(self, plan: Plan) -> None:
-        assert set(plan.release) <= self.held
-        self.held -= set(plan.release)
-        given = [chunk.slot for chunk in plan.prefill]
-        assert not self.held & set(given), "a slot was given away before the engine was told to release it"
-        assert len(set(given)) == len(given)
-        self.held |= set(given)
-        assert sum(len(chunk.tokens) for chunk in plan.prefill) <= self.limits.max_prefill_tokens or len(given) == 1
-        self.admitted_slots = iter(given)
+    def complete(self, name: str) -> bool:
+        return self.computed[name] == len(self.requests[name].prompt)
+
+    def finish_step(self, plan: Plan, tokens: list[int], took_s: float) -> None:
+        slots = [*plan.decode, *(chunk.slot for chunk in plan.prefill if chunk.final)]
+        produced = {slot: tokens[at % len(tokens)] for at, slot in enumerate(slots)}
+        for chunk in plan.prefill:
+            self.computed[self.held[chunk.slot]] += len(chunk.tokens)
+        self.scheduler.complete(produced, began=self.now - took_s, now=self.now)
         self.take_events()
 
+    def check_plan(self, plan: Plan) -> None:
+        for slot in plan.release:
+            del self.held[slot]
+        begun = [chunk.slot for chunk in plan.prefill if chunk.start == 0]
+        assert not self.held.keys() & set(begun), "a slot was given away before the engine was told to release it"
+        assert len({chunk.slot for chunk in plan.prefill}) == len(plan.prefill)
+        self.admitted_slots = iter(begun)
+        self.take_events()
+        for name, slot in self.slot_of.items():
+            if slot in begun and name in self.running:
+                self.held[slot] = name
+
+        self.check_prefill(plan)
         still = self.decoding_before & set(self.running)
-        assert set(plan.decode) == {self.slot_of[name] for name in still}, "a running sequence was left out"
-        if plan.prefill:
-            assert len(self.running) <= self.limits.max_batch_size
-        room = min(self.slots, self.limits.max_batch_size) - len(self.running)
+        assert set(plan.decode) == {self.slot_of[name] for name in still}, "a sequence that decodes was left out"
+        room = min(self.slots, self.limit) - len(self.running)
         if self.queue and room > 0 and not plan.prefill:
             held_until = self.queued_at[self.queue[0]] + self.limits.timeout_s
             assert self.now < held_until, "a request was held for longer than the batch timeout"
             assert len(self.queue) < self.limits.min_batch_size, "a full batch was held"
         if plan.empty:
             self.check_wait(plan)
+
+    def check_prefill(self, plan: Plan) -> None:
+        for chunk in plan.prefill:
+            name = self.held[chunk.slot]
+            prompt = self.requests[name].prompt
+            assert chunk.start == self.computed[name], "a prompt has a gap"
+            assert list(chunk.tokens) == list(prompt[chunk.start : chunk.start + len(chunk.tokens)])
+            assert chunk.final == (chunk.start + len(chunk.tokens) == len(prompt))
+            assert chunk.tokens
+        lengths = [len(chunk.tokens) for chunk in plan.prefill]
+        budget = self.limits.max_prefill_tokens
+        if self.prompts is PromptCompute.PIECES:
+            assert sum(lengths) <= budget
+            for name in self.prefilling_before[:1]:
+                if name in self.running:
+                    assert self.held[plan.prefill[0].slot] == name, "a prompt under way was overtaken"
+        else:
+            assert all(chunk.final for chunk in plan.prefill)
+            padded = self.prompts is PromptCompute.PADDED
+            cost = len(lengths) * max(lengths, default=0) if padded else sum(lengths)
+            assert cost <= budget or len(lengths) == 1
 
     def check_wait(self, plan: Plan) -> None:
         times = [
@@ -130,15 +203,25 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert plan.wait_until == (min(times) if times else None)
         assert plan.wait_until is None or plan.wait_until > self.now
 
+    def turn(self, name: str) -> tuple[float, int]:
+        return self.queued_at[name] + self.requests[name].priority * AGING_S, int(name)
+
     def take_events(self) -> None:
         for event in self.scheduler.take_events():
             if isinstance(event, Queued):
                 self.queue.append(event.request_id)
                 self.queued_at[event.request_id] = event.at
             elif isinstance(event, Admitted):
-                assert event.request_id == self.queue.pop(0), "admission is not first-in, first-out"
-                self.running[event.request_id] = 0
-                self.slot_of[event.request_id] = next(self.admitted_slots)
+                name = event.request_id
+                assert name == min(self.queue, key=self.turn), "somebody was overtaken"
+                self.queue.remove(name)
+                self.running[name] = self.computed[name] = 0
+                self.slot_of[name] = next(self.admitted_slots)
+                assert len(self.running) <= self.limit <= self.limits.max_batch_size
+            elif isinstance(event, LimitMoved):
+                assert event.before == self.limit != event.after
+                self.limit = event.after
+                assert self.limits.min_batch_size <= self.limit <= self.limits.max_batch_size
             elif isinstance(event, Token):
                 assert event.index == self.running[event.request_id]
                 self.running[event.request_id] += 1
@@ -166,6 +249,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.scheduler.waiting == len(self.queue)
         assert self.scheduler.running == len(self.running)
         assert self.scheduler.free_slots + self.scheduler.running == self.slots
+        assert self.scheduler.running_limit == self.limit
 
     def teardown(self) -> None:
         if not hasattr(self, "scheduler"):
@@ -173,9 +257,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         for _ in range(FAR):
             self.check_plan(plan := self.plan())
             if not plan.empty:
-                slots = [*plan.decode, *(chunk.slot for chunk in plan.prefill)]
-                self.scheduler.complete(dict.fromkeys(slots, 1), began=self.now, now=self.now)
-                self.take_events()
+                self.finish_step(plan, [1], 0.0)
             elif plan.wait_until is None:
                 break
             else:

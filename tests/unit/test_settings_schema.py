@@ -75,6 +75,8 @@ EXTENSIONS = {
     "optimization.onnx.dtype",
     "optimization.onnx.threads",
     "optimization.batcher.latency_target_ms",
+    "optimization.batcher.max_prefill_tokens",
+    "optimization.batcher.max_slots",
     "optimization.pytorch.device",
     "optimization.pytorch.dtype",
     "optimization.pytorch.max_model_len",

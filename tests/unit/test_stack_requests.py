@@ -17,8 +17,8 @@ from muai_lab.errors import EngineError, InvalidRequest, Overloaded, RequestCanc
 from muai_lab.models.registry import ModelSource
 from muai_lab.stack.events import Event, Failed, Finished, Rejected
 from muai_lab.stack.generation import Generation
+from muai_lab.stack.limits import BatchLimits
 from muai_lab.stack.request import Delta, GenerationRequest
-from muai_lab.stack.scheduler import BatchLimits
 from muai_lab.stack.stack import InferenceStack
 
 pytestmark = pytest.mark.anyio

@@ -49,6 +49,7 @@ def test_the_defaults_on_a_cpu(model: ModelSource) -> None:
         "kv_offloading_size": None,
         "enable_prefix_caching": True,
         "max_num_seqs": 32,
+        "max_num_batched_tokens": 32 + 512,
         "enforce_eager": True,
         "use_tqdm_on_load": False,
     }

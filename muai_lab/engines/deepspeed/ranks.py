@@ -142,6 +142,7 @@ class SharedModel:
     """Our rank's share of a model over slots, stepped together with the others'."""
 
     def __init__(self, own: SlotModel, ranks: Ranks, device: torch.device) -> None:
+        self.prompts = own.prompts
         self._own = own
         self._ranks = ranks
         self._device = device

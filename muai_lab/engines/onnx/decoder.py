@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from muai_lab.engines.base import PrefillChunk
+from muai_lab.engines.base import PrefillChunk, PromptCompute
 from muai_lab.engines.onnx.decoder_graph import LAST_POSITIONS, LONGEST
 from muai_lab.engines.onnx.recipe import GraphFacts
 from muai_lab.engines.onnx.session import Binding
@@ -22,6 +22,8 @@ _RUN_TOKENS = 512
 
 class DecoderGraph:
     """One session over slots: prompts one by one (nothing is padded), then one token a row and step."""
+
+    prompts = PromptCompute.PIECES
 
     def __init__(
         self, session: object, facts: GraphFacts, *, slots: int, dtype: torch.dtype, device: torch.device

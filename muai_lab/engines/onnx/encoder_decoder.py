@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from muai_lab.engines.base import PrefillChunk
+from muai_lab.engines.base import PrefillChunk, PromptCompute
 from muai_lab.engines.onnx.recipe import GraphFacts
 from muai_lab.engines.onnx.session import Binding
 from muai_lab.engines.onnx.t5_graph import cross_names, new_names, own_names
@@ -18,6 +18,8 @@ from muai_lab.engines.pytorch.slots import KVRows, KVShape
 
 class EncoderDecoderGraph:
     """Two sessions over slots; rows of the prompts' memory move in step with rows of the decoder's."""
+
+    prompts = PromptCompute.WHOLE
 
     def __init__(
         self, encoder: object, decoder: object, facts: GraphFacts, *, slots: int, device: torch.device

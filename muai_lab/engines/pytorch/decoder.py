@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from muai_lab.engines.base import PrefillChunk
+from muai_lab.engines.base import PrefillChunk, PromptCompute
 from muai_lab.engines.pytorch.attention import AttentionStep, DecodeStep, PrefillStep, Span, Survey
 from muai_lab.engines.pytorch.slots import KVShape, KVSlots
 
@@ -25,6 +25,8 @@ _PACK_TOKENS = 1024
 
 class DecoderModel:
     """A decoder-only Hugging Face model over slots: packed prefill, one-token decode."""
+
+    prompts = PromptCompute.PIECES
 
     def __init__(self, model: Any, *, slots: int, max_len: int) -> None:
         """Raises ValueError, TypeError, AttributeError or RuntimeError for a model that cannot run over slots."""

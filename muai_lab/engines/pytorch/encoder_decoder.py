@@ -13,12 +13,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812 (the field's name for it)
 
-from muai_lab.engines.base import PrefillChunk
+from muai_lab.engines.base import PrefillChunk, PromptCompute
 from muai_lab.engines.pytorch.slots import KVRows, KVShape
 
 
 class EncoderDecoderModel:
     """A T5 model over slots: `prefill` encodes and computes the decoder's first logits, `decode` appends a token."""
+
+    prompts = PromptCompute.PADDED
 
     def __init__(self, model: Any, *, slots: int, max_len: int) -> None:
         self._model = model

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
-from muai_lab.engines.base import EngineInfo, PrefillChunk, StepEngine
+from muai_lab.engines.base import EngineInfo, PrefillChunk, PromptCompute, StepEngine
 from muai_lab.engines.pytorch.decoder import DecoderModel
 from muai_lab.engines.pytorch.encoder_decoder import EncoderDecoderModel
 from muai_lab.engines.sampling import SlotSampler
@@ -15,7 +15,9 @@ from muai_lab.errors import EngineError
 
 
 class SlotModel(Protocol):
-    """A model with memory for sequences in slots."""
+    """A model with memory for sequences in slots. prompts: how it computes them."""
+
+    prompts: PromptCompute
 
     def prefill(self, chunks: Sequence[PrefillChunk]) -> torch.Tensor:
         """Compute the chunks' tokens; the last logits of each final chunk `[final chunks, vocabulary]`."""
@@ -60,6 +62,7 @@ class SlotEngine(StepEngine):
         self.slots = slots
         self.eos_token_ids = eos_token_ids
         self.vocab_size = vocab_size
+        self.prompts = model.prompts
         self._encoder_decoder = encoder_decoder
         self._model: SlotModel | None = model
         self._sampler = SlotSampler()

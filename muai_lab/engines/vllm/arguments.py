@@ -70,6 +70,8 @@ def engine_arguments(
         "kv_offloading_size": offloading or None,
         "enable_prefix_caching": prefix_caching,
         "max_num_seqs": slots,
+        # A token for each running sequence, and the rest for prompts, which vLLM cuts where they do not fit.
+        "max_num_batched_tokens": slots + optimization.batcher.max_prefill_tokens,
         "enforce_eager": eager,
         "use_tqdm_on_load": False,
     }

@@ -27,7 +27,8 @@ KEYS: Mapping[str, str] = {
     "optimization.vllm.swap_space": "kv_offloading_size in GiB; on a CPU nothing, as the blocks are in its memory "
     "already",
     "optimization.vllm.enforce_eager": "enforce_eager",
-    "optimization.batcher.max_batch_size": "max_num_seqs",
+    "optimization.batcher.max_batch_size": "max_num_seqs (max_slots where that is set)",
+    "optimization.batcher.max_prefill_tokens": "max_num_batched_tokens, with a token more for each running sequence",
     "optimization.cache.enabled": "enable_prefix_caching",
     "optimization.cache.max_memory_mb": "kv_cache_memory_bytes (running sequences included), when set or on a CPU",
     "optimization.cache.eviction_policy": "nothing: vLLM evicts the least recently used block, fifo is not offered",

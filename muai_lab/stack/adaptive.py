@@ -1,0 +1,224 @@
+"""The running limit of `adaptive_batching`: how many sequences may run at this moment.
+
+Pure decisions over what the scheduler saw of its steps. A change is judged only by steps in which it had taken effect:
+after a cut, sequences above the limit first run out; after a raise, the batch first fills up.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Final
+
+from muai_lab.stack.limits import BatchLimits
+
+# Decisions on latency: enough steps that one slow step is not yet a p95, enough gaps that there is one.
+_STEPS: Final = 16
+_GAPS: Final = 40
+_RAISE_BELOW: Final = 0.9  # of the target
+_DEEPEST_CUT, _GENTLEST_CUT = 0.5, 0.9
+
+# Decisions on throughput: both sides of a comparison are this many blocks of this many steps.
+_BLOCK_STEPS: Final = 32
+_BLOCKS: Final = 6
+_LADDER: Final = 0.75  # from one limit to the next lower one that is tried
+_LEAST_GAIN: Final = 0.03
+_T_95: Final = 2.23  # Student's t, two-sided 95 %, 2 × 6 - 2 degrees of freedom
+_FIRST_PAUSE, _LONGEST_PAUSE = 8, 512  # blocks between two trials that brought nothing
+
+
+@dataclass(frozen=True, slots=True)
+class StepSeen:
+    """One step, as the running limit sees it. Times in monotonic seconds.
+
+    tokens: output tokens produced. running: sequences that ran. waited: work was waiting that only the limit kept out.
+    """
+
+    began: float
+    ended: float
+    tokens: int
+    running: int
+    waited: bool
+
+
+class RunningLimit(ABC):
+    """Most sequences that may run at this moment."""
+
+    def __init__(self, limits: BatchLimits) -> None:
+        self.limits = limits
+        self.current = limits.max_batch_size
+
+    def set_limits(self, limits: BatchLimits) -> None:
+        """Move within other bounds from now on."""
+        self.limits = limits
+        self.current = min(max(self.current, limits.min_batch_size), limits.max_batch_size)
+
+    @abstractmethod
+    def observe(self, step: StepSeen, gaps_s: list[float]) -> str | None:
+        """Take in a step; returns why the limit moved, None where it stays.
+
+        gaps_s: inter-token gaps that ended with this step, in seconds.
+        """
+
+
+class FixedLimit(RunningLimit):
+    """Always the configured maximum."""
+
+    def set_limits(self, limits: BatchLimits) -> None:
+        """See `RunningLimit.set_limits`."""
+        self.limits, self.current = limits, limits.max_batch_size
+
+    def observe(self, step: StepSeen, gaps_s: list[float]) -> str | None:
+        """Nothing to learn."""
+        return None
+
+
+class LatencyLimit(RunningLimit):
+    """Additive increase, multiplicative decrease on the p95 of inter-token latency against a target.
+
+    The rule of Chiu and Jain, "Analysis of the Increase and Decrease Algorithms for Congestion Avoidance in Computer
+    Networks" (1989), with the cut in proportion to the excess: to target / p95, but to no less than half.
+    """
+
+    def __init__(self, limits: BatchLimits) -> None:
+        super().__init__(limits)
+        self._gaps_s: list[float] = []
+        self._steps = 0
+        self._hit = False
+
+    def observe(self, step: StepSeen, gaps_s: list[float]) -> str | None:
+        """See `RunningLimit.observe`."""
+        if step.running > self.current:
+            return None  # the last cut has not taken effect yet
+        self._gaps_s += gaps_s
+        self._steps += 1
+        self._hit = self._hit or (step.waited and step.running >= self.current)
+        if self._steps < _STEPS or len(self._gaps_s) < _GAPS:
+            return None
+        target_s = self.limits.latency_target_s
+        assert target_s is not None
+        p95_s = sorted(self._gaps_s)[math.ceil(0.95 * len(self._gaps_s)) - 1]
+        before, hit = self.current, self._hit
+        self._gaps_s.clear()
+        self._steps, self._hit = 0, False
+        if p95_s > target_s:
+            factor = min(max(target_s / p95_s, _DEEPEST_CUT), _GENTLEST_CUT)
+            self.current = max(self.limits.min_batch_size, min(before - 1, math.floor(before * factor)))
+        elif hit and p95_s < _RAISE_BELOW * target_s:
+            self.current = min(self.limits.max_batch_size, before + 1)
+        if self.current == before:
+            return None
+        return f"p95 of the inter-token latency is {p95_s * 1e3:.1f} ms, the target {target_s * 1e3:g} ms"
+
+
+@dataclass(slots=True)
+class _Block:
+    """Steps in a row under one limit, all with work waiting."""
+
+    began: float = 0.0
+    steps: int = 0
+    tokens: int = 0
+
+
+@dataclass(slots=True)
+class _Side:
+    """Throughput of one limit, block by block, in output tokens per second."""
+
+    limit: int
+    rates: list[float] = field(default_factory=list)
+
+
+class ThroughputLimit(RunningLimit):
+    """Hill-climbing on measured throughput: another limit is tried beside the present one, and kept if it is faster.
+
+    Only steps in which the limit is truly hit with work waiting count. A trial is kept when its mean exceeds the
+    present one's by more than Student's interval of the difference, and by more than 3 %. After one that brought
+    nothing the next waits twice as long.
+    """
+
+    def __init__(self, limits: BatchLimits) -> None:
+        super().__init__(limits)
+        self._present = _Side(self.current)
+        self._trial: _Side | None = None
+        self._block = _Block()
+        self._down = True
+        self._pause = 0  # blocks until the next trial
+        self._next_pause = _FIRST_PAUSE
+
+    def set_limits(self, limits: BatchLimits) -> None:
+        """See `RunningLimit.set_limits`; what was measured under other bounds is forgotten."""
+        raised = limits.max_batch_size > self.limits.max_batch_size
+        super().set_limits(limits)
+        if raised:
+            self.current = limits.max_batch_size
+        self._present, self._trial, self._block = _Side(self.current), None, _Block()
+        self._pause, self._next_pause = 0, _FIRST_PAUSE
+
+    def observe(self, step: StepSeen, gaps_s: list[float]) -> str | None:
+        """See `RunningLimit.observe`."""
+        if not step.waited or step.running != self.current:
+            self._block = _Block()  # not saturated, or the last change has not taken effect yet
+            return None
+        block = self._block
+        if block.steps == 0:
+            # From the end of this step on: what lies between two steps belongs to what the limit costs.
+            block.began, block.steps = step.ended, 1
+            return None
+        block.steps += 1
+        block.tokens += step.tokens
+        if block.steps <= _BLOCK_STEPS:
+            return None
+        self._block = _Block(step.ended, 1)
+        return self._take(block.tokens / max(step.ended - block.began, 1e-9))
+
+    def _take(self, rate: float) -> str | None:
+        side = self._trial or self._present
+        side.rates.append(rate)
+        if self._trial is None:
+            del side.rates[:-_BLOCKS]
+            self._pause -= 1
+            return self._try_another() if len(side.rates) == _BLOCKS and self._pause <= 0 else None
+        return self._judge(self._trial) if len(side.rates) == _BLOCKS else None
+
+    def _try_another(self) -> str | None:
+        limit = self._neighbour()
+        if limit == self.current:
+            self._pause = self._next_pause
+            return None
+        self._trial, self.current = _Side(limit), limit
+        return "another limit is tried for throughput"
+
+    def _neighbour(self) -> int:
+        """The limit to try next: one rung down or up, whichever was not tried last and lies within the bounds."""
+        low, high, current = self.limits.min_batch_size, self.limits.max_batch_size, self.current
+        below = max(low, min(current - 1, round(current * _LADDER)))
+        above = min(high, max(current + 1, round(current / _LADDER)))
+        if below >= current:
+            self._down = False
+        elif above <= current:
+            self._down = True
+        return below if self._down and below < current else above
+
+    def _judge(self, trial: _Side) -> str:
+        present, self._trial = self._present, None
+        gain = statistics.fmean(trial.rates) - statistics.fmean(present.rates)
+        noise = _T_95 * math.sqrt(
+            (statistics.variance(trial.rates) + statistics.variance(present.rates)) / len(trial.rates)
+        )
+        if gain > max(noise, _LEAST_GAIN * statistics.fmean(present.rates)):
+            self._present, self.current = trial, trial.limit
+            self._pause, self._next_pause = 0, _FIRST_PAUSE
+            return f"throughput rose by {gain:.0f} tokens/s: the limit is kept"
+        self.current, self._down = present.limit, not self._down
+        self._present = _Side(present.limit)
+        self._pause, self._next_pause = self._next_pause, min(2 * self._next_pause, _LONGEST_PAUSE)
+        return f"throughput changed by {gain:+.0f} tokens/s, within its noise of {noise:.0f} or for the worse: reverted"
+
+
+def running_limit(limits: BatchLimits) -> RunningLimit:
+    """The running limit that the configured limits ask for."""
+    if not limits.adaptive or limits.min_batch_size == limits.max_batch_size:
+        return FixedLimit(limits)
+    return ThroughputLimit(limits) if limits.latency_target_s is None else LatencyLimit(limits)

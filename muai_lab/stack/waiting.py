@@ -1,0 +1,85 @@
+"""The requests that wait for a slot: who is next, and who has waited longest."""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Generic, Protocol, TypeVar
+
+AGING_S = 10.0
+"""Seconds of waiting that make up for one step of priority."""
+
+
+class _Waiting(Protocol):
+    @property
+    def queued_at(self) -> float: ...
+
+    @property
+    def priority(self) -> int: ...
+
+
+T = TypeVar("T", bound=_Waiting)
+
+
+class WaitingQueue(Generic[T]):
+    """First-in, first-out within a priority; a lower priority value goes first.
+
+    Nobody starves: a request's place is its time of arrival plus `AGING_S` seconds for each step of priority, so one
+    that came that much earlier goes first whatever came later. That place never changes, hence a heap. Entries that
+    left otherwise (cancelled) stay in the heap until they come up or are most of it.
+    """
+
+    def __init__(self) -> None:
+        self._by_age: OrderedDict[str, T] = OrderedDict()
+        self._heap: list[tuple[float, int, str]] = []
+        self._places: dict[str, int] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return len(self._by_age)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._by_age
+
+    def __iter__(self) -> Iterator[str]:
+        """Names, oldest first."""
+        return iter(self._by_age)
+
+    def get(self, name: str) -> T | None:
+        """The entry of that name."""
+        return self._by_age.get(name)
+
+    def add(self, name: str, entry: T) -> None:
+        """Put an entry in; `queued_at` must not go back from one to the next."""
+        self._count += 1
+        self._by_age[name] = entry
+        self._places[name] = self._count
+        heapq.heappush(self._heap, (entry.queued_at + entry.priority * AGING_S, self._count, name))
+
+    def pop(self, name: str) -> T | None:
+        """Take an entry out, wherever it stands; None if it is not here."""
+        entry = self._by_age.pop(name, None)
+        if entry is not None:
+            del self._places[name]
+            if len(self._heap) > 2 * len(self._by_age) + 64:
+                self._heap = [place for place in self._heap if self._is_live(place)]
+                heapq.heapify(self._heap)
+        return entry
+
+    def next(self) -> T:
+        """The entry whose turn it is. Raises KeyError when nobody waits."""
+        while self._heap and not self._is_live(self._heap[0]):
+            heapq.heappop(self._heap)
+        if not self._heap:
+            raise KeyError("nobody waits")
+        return self._by_age[self._heap[0][2]]
+
+    def oldest(self) -> T:
+        """The entry that has waited longest. Raises KeyError when nobody waits."""
+        for entry in self._by_age.values():
+            return entry
+        raise KeyError("nobody waits")
+
+    def _is_live(self, place: tuple[float, int, str]) -> bool:
+        return self._places.get(place[2]) == place[1]

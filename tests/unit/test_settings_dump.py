@@ -47,12 +47,26 @@ def values_for(key: Key) -> st.SearchStrategy[object]:
 
 
 FILE_KEYS = [key for key in keys_by_path().values() if key.env_long and key.name != "alert_destinations"]
-OVERRIDES = st.fixed_dictionaries({}, optional={key.path: values_for(key) for key in FILE_KEYS}).filter(
-    lambda values: (
-        values.get("optimization.batcher.min_batch_size", 1) <= values.get("optimization.batcher.max_batch_size", 32)
-        and (values.get("monitoring.prometheus.port", 9090) != values.get("monitoring.server.port", 8000))
-    )
+DEFAULTS = {key.path: key.default for key in FILE_KEYS}
+# The first may not exceed the second; a pair comes after those that may change its second.
+ORDERED = (
+    ("optimization.batcher.max_batch_size", "optimization.batcher.max_slots"),
+    ("optimization.batcher.min_batch_size", "optimization.batcher.max_batch_size"),
 )
+
+
+def coherent(values: dict[str, object]) -> dict[str, object]:
+    """The same values, changed where they would contradict each other."""
+    for low, high in ORDERED:
+        most = values.get(high, DEFAULTS[high])
+        if most is not None and values.get(low, DEFAULTS[low]) > most:
+            values[low] = most
+    if values.get("monitoring.prometheus.port", 9090) == values.get("monitoring.server.port", 8000):
+        values["monitoring.server.port"] = 0
+    return values
+
+
+OVERRIDES = st.fixed_dictionaries({}, optional={key.path: values_for(key) for key in FILE_KEYS}).map(coherent)
 
 
 @given(OVERRIDES)

@@ -1,4 +1,4 @@
-"""Analysis of runs: frames, metric definitions, statistics, summary, table, report.
+"""Analysis of runs: frames, metric definitions, statistics, comparison, summary, table, report.
 
     from muai_lab.analysis import load_run
     run = load_run("runs/…")
@@ -13,11 +13,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from muai_lab.analysis.comparison import Comparison as Comparison
+    from muai_lab.analysis.comparison import Difference as Difference
+    from muai_lab.analysis.comparison import compare as compare
+    from muai_lab.analysis.comparison import difference as difference
     from muai_lab.analysis.frames import Run as Run
     from muai_lab.analysis.frames import find_runs as find_runs
     from muai_lab.analysis.frames import load_run as load_run
     from muai_lab.analysis.metrics import METRICS as METRICS
     from muai_lab.analysis.metrics import Metric as Metric
+    from muai_lab.analysis.noise import Noise as Noise
+    from muai_lab.analysis.noise import run_noise as run_noise
+    from muai_lab.analysis.pairing import Group as Group
+    from muai_lab.analysis.pairing import load_group as load_group
     from muai_lab.analysis.report import render_report as render_report
     from muai_lab.analysis.report import write_report as write_report
     from muai_lab.analysis.summary import summarise as summarise
@@ -27,16 +35,24 @@ if TYPE_CHECKING:
     from muai_lab.analysis.window import Window as Window
 
 _HOME = {
+    "Comparison": "comparison",
+    "Difference": "comparison",
+    "Group": "pairing",
     "METRICS": "metrics",
     "Metric": "metrics",
+    "Noise": "noise",
     "Run": "frames",
     "Window": "window",
+    "compare": "comparison",
     "comparison_table": "table",
+    "difference": "comparison",
     "find_runs": "frames",
+    "load_group": "pairing",
     "load_run": "frames",
     "load_runs": "sweep",
     "render_report": "report",
     "result_table": "table",
+    "run_noise": "noise",
     "summarise": "summary",
     "write_report": "report",
 }

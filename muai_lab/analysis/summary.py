@@ -15,14 +15,14 @@ import pandas as pd
 
 from muai_lab.analysis import server_series
 from muai_lab.analysis.frames import Run
-from muai_lab.analysis.metrics import METRICS, Metric, itl
+from muai_lab.analysis.metrics import METRICS, Metric
+from muai_lab.analysis.samples import completed_requests, delivered_prompts, delivered_tokens, samples_of
 from muai_lab.analysis.slo import Slo, met, misses
 from muai_lab.analysis.statistics import (
     QUANTILES,
     Blocks,
     Distribution,
     Estimate,
-    Floats,
     describe,
     make_blocks,
     min_samples,
@@ -55,10 +55,9 @@ def summarise(run: Run, *, seed: int = 0) -> dict[str, Any]:
         blocks = make_blocks(
             window.start_s, window.end_s, correlation_s=0.0 if math.isnan(typical) else typical, seed=seed
         )
-    steady = steadiness(run.requests, server_series.series(run.server_metrics, server_series.WAITING), window)
     document = {
         "schema_version": SCHEMA_VERSION,
-        "validity": _validity(run, measured, ok, steady),
+        "validity": validity_of(run),
         "identity": _identity(run),
         "window": {
             "start_s": window.start_s if window else None,
@@ -68,7 +67,7 @@ def summarise(run: Run, *, seed: int = 0) -> dict[str, Any]:
         },
         "requests": _counts(run.requests, measured),
         "throughput": _throughput(run, measured, blocks),
-        "latency": {metric.column: _latency(run, measured, metric, blocks) for metric in METRICS},
+        "latency": {metric.column: _latency(run, metric, blocks) for metric in METRICS},
         "slo": _slo(measured, run.slo, blocks),
         "server": _server(run),
         "generator": _generator(run),
@@ -89,8 +88,11 @@ def clean(value: Any) -> Any:
     return None if value is pd.NA else value
 
 
-def _validity(run: Run, measured: pd.DataFrame, ok: pd.DataFrame, steady: Steadiness) -> dict[str, Any]:
-    """`verdict` names the worst problem; `valid` is true only when there is none."""
+def validity_of(run: Run) -> dict[str, Any]:
+    """The part `validity` of the summary: `verdict` names the worst problem, `valid` is true when there is none."""
+    measured = run.measured
+    ok = measured[measured["status"] == "ok"]
+    steady = steadiness(run.requests, server_series.series(run.server_metrics, server_series.WAITING), run.window)
     generator = run.manifest.get("generator") or {}
     saturated = generator.get("verdict") == SATURATED
     if not run.complete:
@@ -178,81 +180,31 @@ def _throughput(run: Run, measured: pd.DataFrame, blocks: Blocks | None) -> dict
     window = run.window
     if blocks is None or window is None:
         return {"offered_rps": None, "requests_per_s": None, "output_tokens_per_s": None, "prompt_tokens_per_s": None}
-    start, end = window.start_s, window.end_s
     ok = run.requests[run.requests["status"] == "ok"]
-    finished_s = ok["last_token_s"].fillna(ok["stream_end_s"]).to_numpy()
-    inside = (finished_s >= start) & (finished_s < end)
-    prompts = ok["prompt_tokens"].to_numpy(dtype="float64", na_value=np.nan)
-    token_t_s, tokens = _delivered_tokens(run)
-    in_window = (token_t_s >= start) & (token_t_s < end) & np.isfinite(tokens)
+    completed, tokens, prompts = completed_requests(run), delivered_tokens(run), delivered_prompts(run)
     return {
         "offered_rps": len(measured) / window.duration_s,
-        "requests_per_s": _estimate(rate(np.ones(int(inside.sum())), finished_s[inside], blocks)),
+        "requests_per_s": _estimate(rate(completed.amounts, completed.t_s, blocks)),
         "output_tokens_per_s": (
-            _estimate(rate(tokens[in_window], token_t_s[in_window], blocks))
-            if ok["tokens"].notna().any() or ok.empty
-            else None
+            _estimate(rate(tokens.amounts, tokens.t_s, blocks)) if ok["tokens"].notna().any() or ok.empty else None
         ),
         "prompt_tokens_per_s": (
-            _estimate(rate(np.nan_to_num(prompts[inside]), finished_s[inside], blocks))
-            if np.isfinite(prompts[inside]).any() or ok.empty
-            else None
+            _estimate(rate(prompts.amounts, prompts.t_s, blocks)) if prompts.amounts.size or ok.empty else None
         ),
     }
 
 
-def _delivered_tokens(run: Run) -> tuple[Floats, Floats]:
-    """Arrival time and tokens of every chunk of the successful requests; an answer without chunks counts at its end."""
-    requests = run.requests
-    chunks = run.chunks
-    ok = (requests["status"] == "ok").to_numpy(dtype=np.bool_)
-    start_ns = run.window.load_start_ns if run.window else 0
-    chosen = ok[chunks.row]
-    t_s, tokens = (chunks.t_ns[chosen] - start_ns) / 1e9, chunks.tokens[chosen]
-    whole = ok.copy()
-    whole[chunks.row] = False
-    if not whole.any():
-        return t_s, tokens
-    at_end = requests.loc[whole, "last_token_s"].fillna(requests.loc[whole, "stream_end_s"]).to_numpy()
-    count = requests.loc[whole, "tokens"].to_numpy(dtype="float64", na_value=np.nan)
-    return np.concatenate([t_s, at_end]), np.concatenate([tokens, count])
-
-
-def _latency(run: Run, measured: pd.DataFrame, metric: Metric, blocks: Blocks | None) -> dict[str, Any] | None:
+def _latency(run: Run, metric: Metric, blocks: Blocks | None) -> dict[str, Any] | None:
     if blocks is None:
         return None
-    independent = None
-    merged = None
-    if metric.sample == "gap":
-        values, t_s, merged, independent = _gaps(run)
-    else:
-        population = measured[measured["status"] == "ok"] if metric.successes_only else measured
-        values = population[metric.column].to_numpy(dtype=np.float64)
-        t_s = population["due_s"].to_numpy(dtype=np.float64)
-    found = describe(values, t_s, blocks, independent=independent)
+    samples = samples_of(run, metric)
+    found = describe(samples.values, samples.t_s, blocks, independent=samples.independent)
     if found.samples == 0:
         return None
     document = _distribution(found)
-    if merged is not None:
-        document["merged_share"] = merged
+    if samples.merged_share is not None:
+        document["merged_share"] = samples.merged_share
     return document
-
-
-def _gaps(run: Run) -> tuple[Floats, Floats, float | None, int]:
-    """Token gaps of the measured successful requests, each at the time its request was due.
-
-    Also the share of gaps that stand for several tokens, and the number of requests that the gaps come from.
-    """
-    chunks = run.chunks
-    counts = (run.requests["in_window"] & (run.requests["status"] == "ok")).to_numpy(dtype=np.bool_)
-    later = np.flatnonzero(chunks.row[1:] == chunks.row[:-1]) + 1
-    row = chunks.row[later]
-    chosen = counts[row]
-    row = row[chosen]
-    tokens = chunks.tokens[later][chosen]
-    merged = float((tokens > 1.0).mean()) if row.size and chunks.counted[later][chosen].all() else None
-    gaps = itl(chunks.row, chunks.t_ns)[chosen]
-    return gaps, run.requests["due_s"].to_numpy(dtype=np.float64)[row], merged, int(np.count_nonzero(np.bincount(row)))
 
 
 def _distribution(found: Distribution) -> dict[str, Any]:

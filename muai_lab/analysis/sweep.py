@@ -32,6 +32,12 @@ def run_row(run: Run) -> dict[str, Any]:
 
 def summary_of(run: Run) -> Mapping[str, Any]:
     """The summary that the run's directory holds, or a fresh one where it has none that this version understands."""
+    stored = stored_summary(run)
+    return summarise(run) if stored is None else stored
+
+
+def stored_summary(run: Run) -> Mapping[str, Any] | None:
+    """The summary that the directory of a complete run holds; None where this version does not understand it."""
     if run.complete and run.summary is not None and run.summary.get("schema_version") == SCHEMA_VERSION:
         return run.summary
-    return summarise(run)
+    return None

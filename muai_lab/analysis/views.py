@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from muai_lab.analysis.frames import Run
-from muai_lab.analysis.metrics import itl
+from muai_lab.analysis.metrics import METRIC_BY_NAME
+from muai_lab.analysis.samples import samples_of
 from muai_lab.analysis.statistics import Floats
 
 
@@ -20,7 +21,11 @@ def as_vllm(run: Run) -> dict[str, float]:
     vLLM takes TTFT at the first chunk even when it is empty; empty chunks are not recorded here, so TTFT is ours.
     """
     ok = _successful(run)
-    return {"ttft_mean_s": _mean(ok["ttft_s"]), "tpot_mean_s": _mean(ok["tpot_s"]), "itl_mean_s": _mean(_gaps(run))}
+    return {
+        "ttft_mean_s": _mean(ok["ttft_s"]),
+        "tpot_mean_s": _mean(ok["tpot_s"]),
+        "itl_mean_s": _mean(samples_of(run, METRIC_BY_NAME["itl"]).values),
+    }
 
 
 def as_aiperf(run: Run) -> dict[str, float]:
@@ -30,7 +35,7 @@ def as_aiperf(run: Run) -> dict[str, float]:
     tokens = float(ok["tokens"].sum())
     return {
         "itl_mean_s": _mean(ok["tpot_s"]),
-        "icl_mean_s": _mean(_gaps(run)),
+        "icl_mean_s": _mean(samples_of(run, METRIC_BY_NAME["itl"]).values),
         "requests_per_s": len(ok) / span_s if span_s > 0 else float("nan"),
         "output_tokens_per_s": tokens / span_s if span_s > 0 else float("nan"),
     }
@@ -52,13 +57,6 @@ def as_guidellm(run: Run) -> dict[str, float]:
 def _successful(run: Run) -> pd.DataFrame:
     measured = run.measured
     return measured[measured["status"] == "ok"]
-
-
-def _gaps(run: Run) -> Floats:
-    chunks = run.chunks
-    counts = (run.requests["in_window"] & (run.requests["status"] == "ok")).to_numpy(dtype=np.bool_)
-    chosen = counts[chunks.row]
-    return itl(chunks.row[chosen], chunks.t_ns[chosen])
 
 
 def _mean(values: pd.Series | Floats) -> float:

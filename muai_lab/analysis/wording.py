@@ -109,7 +109,11 @@ def judged(summary: Mapping[str, Any], metric: str) -> str:
 
 def verdict_line(summary: Mapping[str, Any]) -> str:
     """The first line of every result: is it valid, and if not, why."""
-    validity = summary["validity"]
+    return validity_line(summary["validity"])
+
+
+def validity_line(validity: Mapping[str, Any]) -> str:
+    """`verdict_line` from the summary's part `validity` alone."""
     if validity["valid"]:
         facts = [f"run {validity['status']}"]
         if validity["generator"]:

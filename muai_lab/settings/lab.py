@@ -12,7 +12,6 @@ from pydantic import AfterValidator, Field
 
 from muai_lab.settings.schema import MonitoringSettings, OptimizationSettings
 from muai_lab.settings.section import Conflict, Name, PlainUrl, Section, setting
-from muai_lab.settings.tuning import TuningSettings
 
 
 def _check_variable_name(value: str) -> str:
@@ -177,7 +176,6 @@ class LabSettings(Section):
     load: LoadSettings = LoadSettings()
     slo: SloSettings = SloSettings()
     target: TargetSettings = TargetSettings()
-    tuning: TuningSettings = TuningSettings()
     optimization: OptimizationSettings = OptimizationSettings()
     monitoring: MonitoringSettings = MonitoringSettings()
 

@@ -8,7 +8,7 @@ import pytest
 
 from muai_lab.errors import SettingsError
 from muai_lab.settings.compose import compose
-from muai_lab.settings.hydra_groups import SEARCH_SPACES, groups_folder
+from muai_lab.settings.hydra_groups import groups_folder
 from muai_lab.settings.lab import FixedLength, LabSettings, NormalLength, UniformLength
 from muai_lab.settings.schema import ENGINE_NAMES
 
@@ -90,8 +90,7 @@ def test_choosing_an_engine_prefers_and_enables_it(engine: str, monkeypatch: pyt
 
 def every_option() -> list[str]:
     folder = groups_folder()
-    others = ("hydra", "experiment", SEARCH_SPACES)
-    options = [path for path in folder.glob("*/*.yaml") if path.parent.name not in others]
+    options = [path for path in folder.glob("*/*.yaml") if path.parent.name not in ("hydra", "experiment")]
     return sorted(f"{path.parent.name}={path.stem}" for path in options)
 
 

@@ -1,0 +1,188 @@
+"""Key figures: the few numbers of a run by which it is compared with another, each with its spread within the run.
+
+A figure has a name that people can type (`p50 ttft`, `goodput`), a direction that is better, and the smallest
+difference that means anything: below it the client's own clock and event loop are the larger part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from muai_lab.analysis.frames import Run
+from muai_lab.analysis.metrics import METRIC_BY_NAME
+from muai_lab.analysis.samples import completed_requests, delivered_tokens, samples_of
+from muai_lab.analysis.slo import Slo, judged_column, met
+from muai_lab.analysis.statistics import Blocks, Floats, bootstrap_quantiles, min_samples
+from muai_lab.analysis.wording import SHORT_NAMES
+
+Better = Literal["lower", "higher"]
+Scale = Literal["ratio", "share"]
+
+LATENCIES = ("ttft", "tpot", "itl", "e2e")
+QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
+
+# What a run of the load generator against a server of known latency is allowed to be off by (see the ruler's test):
+# a smaller difference may be the ruler's.
+_CLOCK_FLOOR_S = {"ttft": 0.0005, "e2e": 0.0005, "tpot": 0.0001, "itl": 0.0001}
+
+
+@dataclass(frozen=True, slots=True)
+class KeyFigure:
+    """One number of a run.
+
+    name: as it is typed. scale: `ratio` is compared by its relative change, `share` (0 to 1) by percentage points.
+    floor: smallest absolute difference that counts, in the figure's unit (seconds, a rate, a share).
+    metric, quantile: of a latency; quantile None is the mean.
+    """
+
+    name: str
+    better: Better
+    unit: str
+    scale: Scale = "ratio"
+    floor: float = 0.0
+    metric: str | None = None
+    quantile: float | None = None
+
+    @property
+    def title(self) -> str:
+        """As tables name it: `TTFT p50`."""
+        if self.metric is None:
+            return self.name
+        return f"{SHORT_NAMES[METRIC_BY_NAME[self.metric].column]} {self.name.split()[0]}"
+
+
+def _latency_figure(figure: str, metric: str) -> KeyFigure:
+    return KeyFigure(
+        f"{figure} {metric}",
+        better="lower",
+        unit="s",
+        floor=_CLOCK_FLOOR_S[metric],
+        metric=metric,
+        quantile=QUANTILES.get(figure),
+    )
+
+
+FIGURES: dict[str, KeyFigure] = {
+    figure.name: figure
+    for figure in (
+        *(_latency_figure(figure, metric) for metric in LATENCIES for figure in ("p50", "p90", "p95", "p99", "mean")),
+        KeyFigure("requests", better="higher", unit="requests/s"),
+        KeyFigure("tokens", better="higher", unit="tokens/s"),
+        KeyFigure("success", better="higher", unit="share", scale="share", floor=0.005),
+        KeyFigure("goodput", better="higher", unit="requests/s"),
+        KeyFigure("attainment", better="higher", unit="share", scale="share", floor=0.005),
+    )
+}
+"""Every figure that runs can be compared by."""
+
+NEEDS_SLO = ("goodput", "attainment")
+COMPARED = (
+    "p50 ttft", "p99 ttft", "p50 tpot", "p50 e2e", "p99 e2e", "requests", "tokens", "success", "goodput", "attainment",
+)  # fmt: skip
+"""What a comparison looks at unless it is asked for something else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A figure of one run.
+
+    replicates: the same figure of each bootstrap replicate. samples: values behind it. missing: why there is none.
+    """
+
+    value: float | None
+    replicates: Floats | None = None
+    samples: int = 0
+    missing: str | None = None
+
+
+def read_figures(run: Run, figures: Sequence[KeyFigure], blocks: Blocks, slo: Slo | None) -> dict[str, Reading]:
+    """Read the figures of a run by name.
+
+    blocks: of the run's window; the same draws for two runs over the same schedule make their replicates pairs.
+    slo: for goodput and attainment.
+    """
+    readings = _latencies(run, [figure for figure in figures if figure.metric is not None], blocks)
+    for figure in figures:
+        if figure.metric is None:
+            readings[figure.name] = _missing_slo(figure, slo) or _counted(run, figure, blocks, slo)
+    return readings
+
+
+def _missing_slo(figure: KeyFigure, slo: Slo | None) -> Reading | None:
+    return Reading(None, missing="no SLO was set") if figure.name in NEEDS_SLO and slo is None else None
+
+
+def _latencies(run: Run, figures: Sequence[KeyFigure], blocks: Blocks) -> dict[str, Reading]:
+    """Readings of latency figures; all quantiles of a metric share one pass over its samples."""
+    readings: dict[str, Reading] = {}
+    for name in dict.fromkeys(figure.metric for figure in figures):
+        wanted = [figure for figure in figures if figure.metric == name]
+        assert name is not None
+        metric = METRIC_BY_NAME[name]
+        if name in ("ttft", "e2e"):
+            metric = METRIC_BY_NAME[judged_column(run.requests, name).removesuffix("_s")]
+        samples = samples_of(run, metric)
+        present = np.isfinite(samples.values)
+        values, block_of = samples.values[present], blocks.of(samples.t_s[present])
+        count = values.size if samples.independent is None else min(values.size, samples.independent)
+        quantiles = [figure.quantile for figure in wanted if figure.quantile is not None]
+        drawn = bootstrap_quantiles(values, block_of, blocks, quantiles) if values.size and quantiles else None
+        for figure in wanted:
+            needed = min_samples(0.5 if figure.quantile is None else figure.quantile)
+            if count < needed:
+                why = f"{count} successful requests, at least {needed} needed" if count else "no successful request"
+                readings[figure.name] = Reading(None, missing=why)
+            elif figure.quantile is None:
+                readings[figure.name] = Reading(float(values.mean()), _mean_replicates(values, block_of, blocks), count)
+            else:
+                assert drawn is not None
+                value = float(np.quantile(values, figure.quantile))
+                readings[figure.name] = Reading(value, drawn[quantiles.index(figure.quantile)], count)
+    return readings
+
+
+def _mean_replicates(values: Floats, block_of: np.ndarray[tuple[int], np.dtype[np.int64]], blocks: Blocks) -> Floats:
+    sums = blocks.weights @ np.bincount(block_of, weights=values, minlength=blocks.count)
+    counts = blocks.weights @ np.bincount(block_of, minlength=blocks.count)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(counts > 0, sums / counts, np.nan)
+
+
+def _counted(run: Run, figure: KeyFigure, blocks: Blocks, slo: Slo | None) -> Reading:
+    """A rate, or a share of the requests that were due in the window."""
+    measured = run.measured
+    if measured.empty:
+        return Reading(None, missing="no request was due in the window")
+    t_s = measured["due_s"].to_numpy(dtype=np.float64)
+    match figure.name:
+        case "requests":
+            arrived = completed_requests(run)
+            return _rate(arrived.amounts, arrived.t_s, blocks)
+        case "tokens":
+            ok = run.requests[run.requests["status"] == "ok"]
+            if len(ok) and ok["tokens"].isna().all():
+                return Reading(None, missing="the server did not report token counts")
+            arrived = delivered_tokens(run)
+            return _rate(arrived.amounts, arrived.t_s, blocks)
+        case "success":
+            return _share((measured["status"] == "ok").to_numpy(dtype=np.bool_), t_s, blocks)
+    assert slo is not None, "figures that need an SLO are asked for with one"
+    hit = met(measured, slo)
+    if figure.name == "attainment":
+        return _share(hit, t_s, blocks)
+    return _rate(np.ones(int(hit.sum())), t_s[hit], blocks)
+
+
+def _rate(amounts: Floats, t_s: Floats, blocks: Blocks) -> Reading:
+    per_block = np.bincount(blocks.of(t_s), weights=amounts, minlength=blocks.count)
+    window_s = blocks.count * blocks.length_s
+    return Reading(float(per_block.sum() / window_s), blocks.weights @ per_block / window_s, amounts.size)
+
+
+def _share(hits: np.ndarray[tuple[int], np.dtype[np.bool_]], t_s: Floats, blocks: Blocks) -> Reading:
+    replicates = _mean_replicates(hits.astype(np.float64), blocks.of(t_s), blocks)
+    return Reading(float(hits.mean()), replicates, hits.size)

@@ -1,0 +1,201 @@
+"""Which runs may be compared, and which run of one group belongs to which of the other.
+
+A difference between two runs means something only when both were asked the same: the same schedule, under the same
+load, of the same model, on the same hardware. Runs over the same schedule make pairs; what differs between schedules
+then cancels out of the pair's difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from muai_lab.analysis.configuration import differing
+from muai_lab.analysis.frames import Run, find_runs, load_run
+from muai_lab.analysis.summary import NOT_STEADY, NOTHING, VALID, validity_of
+from muai_lab.analysis.sweep import stored_summary
+from muai_lab.analysis.wording import plural, validity_line
+from muai_lab.errors import RunError
+
+Kind = Literal["invalid", "workload", "model", "hardware"]
+DECLARABLE: tuple[Kind, ...] = ("workload", "model", "hardware")
+"""What may differ when the user says so: a comparison of machines is one across hardware."""
+
+PER_REPEAT = ("seed", "experiment.repeat", "experiment.repeats")
+"""Settings in which the repeats of one configuration differ."""
+
+_WINDOW_TOLERANCE = 0.02
+_MEMORY_TOLERANCE = 0.05  # firmware and kernel reserve a little more or less from start to start
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One side of a comparison: a run, or repeats of one configuration in the order in which they were made."""
+
+    name: str
+    runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """Why a comparison cannot be made."""
+
+    kind: Kind
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pairing:
+    """pairs: (run of A, run of B). same_schedule: the two runs of each pair had the same schedule. notes: what a
+    reader must know about runs that were left out, or differences that were declared."""
+
+    pairs: tuple[tuple[Run, Run], ...]
+    same_schedule: bool
+    obstacles: tuple[Obstacle, ...]
+    notes: tuple[str, ...]
+
+
+def load_group(places: str | Path | Iterable[str | Path], name: str | None = None) -> Group:
+    """The runs in `places` (run directories, or directories that hold repeats) as one side of a comparison.
+
+    Raises RunError when there is no run, or when the runs are of several configurations.
+    """
+    paths = [Path(places)] if isinstance(places, str | Path) else [Path(place) for place in places]
+    runs = sorted((load_run(path) for path in find_runs(paths)), key=lambda run: str(run.manifest.get("started") or ""))
+    named = name or ", ".join(str(path) for path in paths)
+    changed = [key for key in differing(runs) if key not in PER_REPEAT]
+    if changed:
+        raise RunError(
+            f"{named} holds {len(runs)} runs of several configurations, which differ in {', '.join(changed[:4])}: "
+            "name one run, or a directory with repeats of one configuration"
+        )
+    return Group(named, tuple(runs))
+
+
+def pair_runs(a: Group, b: Group, *, across: Collection[str] = ()) -> Pairing:
+    """Pair the runs of two groups by schedule, in order of time where several have the same.
+
+    across: differences that the user declares (`workload`, `model`, `hardware`); they become notes.
+    """
+    notes: list[str] = []
+    usable: list[list[Run]] = []
+    obstacles: list[Obstacle] = []
+    for label, group in (("A", a), ("B", b)):
+        validity = {run.path: stated_validity(run) for run in group.runs}
+        usable.append([run for run in group.runs if _usable(run, validity[run.path]["verdict"])])
+        bad = [
+            f"{run.path.name}: {validity_line(validity[run.path])}"
+            for run in group.runs
+            if not _usable(run, validity[run.path]["verdict"])
+        ]
+        if not usable[-1]:
+            obstacles.append(Obstacle("invalid", f"{label} has no valid run ({'; '.join(bad)})"))
+        else:
+            notes += [f"{label}: left out, {line}" for line in bad]
+    if obstacles:
+        return Pairing((), False, tuple(obstacles), tuple(notes))
+    found = (_other_model(*usable), _other_hardware(*usable))
+    obstacles += [obstacle for obstacle in found if obstacle is not None]
+    pairs = _by_schedule(*usable)
+    same_schedule = bool(pairs)
+    if not pairs:
+        obstacles.append(_other_workload(*usable))
+        pairs = list(zip(*usable, strict=False))
+    elif (asked := _other_load(pairs)) is not None:
+        obstacles.append(asked)
+    unpaired = sum(map(len, usable)) - 2 * len(pairs)
+    if unpaired:
+        notes.append(f"{plural(unpaired, 'run')} without a counterpart over the same schedule left out")
+    notes += [f"compared across {obstacle.kind}: {obstacle.text}" for obstacle in obstacles if obstacle.kind in across]
+    standing = tuple(obstacle for obstacle in obstacles if obstacle.kind not in across)
+    return Pairing(tuple(pairs), same_schedule, standing, tuple(notes))
+
+
+def stated_validity(run: Run) -> Mapping[str, Any]:
+    """The part `validity` of the run's summary, made now where the directory holds none."""
+    stored = stored_summary(run)
+    return validity_of(run) if stored is None else stored["validity"]
+
+
+def _usable(run: Run, verdict: str) -> bool:
+    """Valid; or over its capacity, or without a single success, which are results too."""
+    return verdict in (VALID, NOT_STEADY) or (verdict == NOTHING and not run.measured.empty)
+
+
+def _by_schedule(a: Sequence[Run], b: Sequence[Run]) -> list[tuple[Run, Run]]:
+    waiting: dict[str, list[Run]] = {}
+    for run in b:
+        if schedule := run.manifest.get("schedule_hash"):
+            waiting.setdefault(str(schedule), []).append(run)
+    return [(run, found.pop(0)) for run in a if (found := waiting.get(str(run.manifest.get("schedule_hash"))))]
+
+
+def _other_workload(a: Sequence[Run], b: Sequence[Run]) -> Obstacle:
+    hashes = [sorted({str(run.manifest.get("schedule_hash") or "unknown")[:8] for run in runs}) for runs in (a, b)]
+    changed = [key for key in differing([a[0], b[0]]) if key.split(".")[0] in ("workload", "arrival", "load", "seed")]
+    where = f", differing in {', '.join(changed[:6])}" if changed else ""
+    return Obstacle(
+        "workload",
+        f"other workload: the schedules have different hashes (A {', '.join(hashes[0])}; B {', '.join(hashes[1])})"
+        f"{where}; run both with the same workload, arrival, load and seed",
+    )
+
+
+def _other_load(pairs: Sequence[tuple[Run, Run]]) -> Obstacle | None:
+    """The same schedule may be offered in different ways: more slots of the closed loop, another window."""
+    for a, b in pairs:
+        for key in ("kind", "concurrency"):
+            ours, theirs = ((run.manifest.get("load") or {}).get(key) for run in (a, b))
+            if ours != theirs:
+                return Obstacle("workload", f"other load: {key} is {ours} in A and {theirs} in B")
+        windows = [run.window.duration_s if run.window else 0.0 for run in (a, b)]
+        open_loop = (a.manifest.get("load") or {}).get("kind") != "closed"
+        if open_loop and abs(windows[0] - windows[1]) > _WINDOW_TOLERANCE * max(windows):
+            return Obstacle("workload", f"other window: {windows[0]:.3g} s in A and {windows[1]:.3g} s in B")
+    return None
+
+
+def _other_model(a: Sequence[Run], b: Sequence[Run]) -> Obstacle | None:
+    def model(run: Run) -> tuple[Any, Any]:
+        stated = run.manifest.get("model") or {}
+        return stated.get("name"), stated.get("content_hash")
+
+    def shown(value: tuple[Any, Any]) -> str:
+        return f"{value[0]} ({str(value[1])[:8]})"
+
+    return _differing_facts("model", a, b, model, shown)
+
+
+def _other_hardware(a: Sequence[Run], b: Sequence[Run]) -> Obstacle | None:
+    def machine(run: Run) -> tuple[Any, ...]:
+        stated = run.manifest.get("hardware") or {}
+        gpus = tuple(str(gpu.get("name")) for gpu in stated.get("gpus") or [])
+        return stated.get("cpu"), stated.get("cores"), gpus
+
+    def shown(value: tuple[Any, ...]) -> str:
+        cpu, cores, gpus = value
+        return ", ".join([f"{cpu} with {cores} cores", *gpus])
+
+    found = _differing_facts("hardware", a, b, machine, shown)
+    if found is None:
+        memory = [float((run.manifest.get("hardware") or {}).get("memory_bytes") or 0) for run in (*a, *b)]
+        if max(memory) - min(memory) > _MEMORY_TOLERANCE * max(memory):
+            sizes = ", ".join(f"{size / 2**30:.3g} GiB" for size in (memory[0], memory[-1]))
+            return Obstacle("hardware", f"other hardware: memory of {sizes}")
+    return found
+
+
+def _differing_facts(
+    kind: Kind,
+    a: Sequence[Run],
+    b: Sequence[Run],
+    fact: Callable[[Run], tuple[Any, ...]],
+    shown: Callable[[tuple[Any, ...]], str],
+) -> Obstacle | None:
+    ours, theirs = (list(dict.fromkeys(fact(run) for run in runs)) for runs in (a, b))
+    if len({*ours, *theirs}) == 1:
+        return None
+    sides = [" and ".join(shown(value) for value in values) for values in (ours, theirs)]
+    return Obstacle(kind, f"other {kind}: {sides[0]} in A, {sides[1]} in B")

@@ -1,0 +1,103 @@
+"""The values behind a latency figure: which requests (or gaps) count, and when each of them was due."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from muai_lab.analysis.frames import Run
+from muai_lab.analysis.metrics import NS_PER_S, Metric, itl
+from muai_lab.analysis.statistics import Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Values of one metric over the measurement window.
+
+    values, t_s: seconds, and the due time of the request that each belongs to (seconds from the start of the load).
+    independent: how many requests they come from, where one request gives several; None: one value a request.
+    merged_share: share of token gaps that stand for several tokens; None where that is not known or does not apply.
+    """
+
+    values: Floats
+    t_s: Floats
+    independent: int | None = None
+    merged_share: float | None = None
+
+
+def samples_of(run: Run, metric: Metric) -> Samples:
+    """The samples of a metric: over the successful requests, or over all where the metric describes the generator."""
+    if metric.sample == "gap":
+        return _gaps(run)
+    measured = run.measured
+    population = measured[measured["status"] == "ok"] if metric.successes_only else measured
+    return Samples(population[metric.column].to_numpy(dtype=np.float64), population["due_s"].to_numpy(dtype=np.float64))
+
+
+def _gaps(run: Run) -> Samples:
+    chunks = run.chunks
+    counts = (run.requests["in_window"] & (run.requests["status"] == "ok")).to_numpy(dtype=np.bool_)
+    later = np.flatnonzero(chunks.row[1:] == chunks.row[:-1]) + 1
+    row = chunks.row[later]
+    chosen = counts[row]
+    row = row[chosen]
+    tokens = chunks.tokens[later][chosen]
+    merged = float((tokens > 1.0).mean()) if row.size and chunks.counted[later][chosen].all() else None
+    return Samples(
+        values=itl(chunks.row, chunks.t_ns)[chosen],
+        t_s=run.requests["due_s"].to_numpy(dtype=np.float64)[row],
+        independent=int(np.count_nonzero(np.bincount(row))),
+        merged_share=merged,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Arrivals:
+    """What arrived in the measurement window: amounts (requests, tokens) and when, seconds from the load's start."""
+
+    amounts: Floats
+    t_s: Floats
+
+
+def completed_requests(run: Run) -> Arrivals:
+    """The successful requests whose last token arrived in the window, each of amount 1."""
+    requests = run.requests
+    ok = requests[requests["status"] == "ok"]
+    finished_s = ok["last_token_s"].fillna(ok["stream_end_s"]).to_numpy()
+    return _within_window(run, np.ones(finished_s.size), finished_s)
+
+
+def delivered_prompts(run: Run) -> Arrivals:
+    """Prompt tokens of the requests of `completed_requests`, where the server told their number."""
+    requests = run.requests
+    ok = requests[requests["status"] == "ok"]
+    finished_s = ok["last_token_s"].fillna(ok["stream_end_s"]).to_numpy()
+    return _within_window(run, ok["prompt_tokens"].to_numpy(dtype="float64", na_value=np.nan), finished_s)
+
+
+def delivered_tokens(run: Run) -> Arrivals:
+    """Output tokens of the successful requests that arrived in the window, a chunk each.
+
+    An answer without chunks counts at its end. Tokens of requests that failed in the end do not count.
+    """
+    requests = run.requests
+    chunks = run.chunks
+    ok = (requests["status"] == "ok").to_numpy(dtype=np.bool_)
+    start_ns = run.window.load_start_ns if run.window else 0
+    chosen = ok[chunks.row]
+    t_s, tokens = (chunks.t_ns[chosen] - start_ns) / NS_PER_S, chunks.tokens[chosen]
+    whole = ok.copy()
+    whole[chunks.row] = False
+    if whole.any():
+        at_end = requests.loc[whole, "last_token_s"].fillna(requests.loc[whole, "stream_end_s"]).to_numpy()
+        count = requests.loc[whole, "tokens"].to_numpy(dtype="float64", na_value=np.nan)
+        t_s, tokens = np.concatenate([t_s, at_end]), np.concatenate([tokens, count])
+    return _within_window(run, tokens, t_s)
+
+
+def _within_window(run: Run, amounts: Floats, t_s: Floats) -> Arrivals:
+    if run.window is None:
+        return Arrivals(np.empty(0), np.empty(0))
+    inside = (t_s >= run.window.start_s) & (t_s < run.window.end_s) & np.isfinite(amounts)
+    return Arrivals(amounts[inside], t_s[inside])

@@ -1,0 +1,237 @@
+"""Two configurations differ when repeated runs over the same schedules say so, and seldom when they do not differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from synthetic_run import record, write_run
+
+from muai_lab.analysis import load_run
+from muai_lab.analysis.comparison import (
+    BETTER,
+    NO_DIFFERENCE,
+    NOT_COMPARABLE,
+    WORSE,
+    Comparison,
+    compare,
+    comparison_document,
+    difference,
+    holm,
+    mean_change,
+)
+from muai_lab.analysis.frames import Run
+from muai_lab.analysis.pairing import load_group
+from muai_lab.analysis.slo import Slo
+from muai_lab.errors import RunError
+
+Make = Callable[..., Run]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """A run of 120 requests, one each tenth of a second, with drawn latencies; `slower` stretches them all."""
+    made = 0
+
+    def run(
+        *, slower: float = 1.0, spread: float = 0.2, schedule: str = "one", failed: int = 0, **written: object
+    ) -> Run:
+        nonlocal made
+        made += 1
+        rng = np.random.default_rng(made)
+        rows = []
+        for index in range(120):
+            due = index * 0.1
+            first = due + slower * rng.lognormal(-2.3, spread)
+            gaps = slower * rng.lognormal(-4.6, spread / 2, size=9)
+            chunks = [float(t) for t in first + np.concatenate([[0.0], np.cumsum(gaps)])]
+            if failed and index % (120 // failed) == 0:
+                rows.append(record(index, due=due, sent=due, status="error", error="HTTP 500"))
+            else:
+                rows.append(record(index, due=due, sent=due, chunks=chunks))
+        manifest = {"schedule_hash": schedule, "started": f"2026-01-31T12:{made:02d}"} | dict(
+            written.pop("manifest", {})  # type: ignore[call-overload]
+        )
+        return load_run(write_run(tmp_path / f"run-{made}", rows, measure=(0.0, 12.0), manifest=manifest, **written))
+
+    return run
+
+
+@pytest.mark.parametrize("pairs", [1, 2, 3, 5, 12])
+def test_the_interval_of_equal_configurations_leaves_out_zero_about_once_in_twenty(pairs: int) -> None:
+    # Given pairs whose runs differ by noise alone: between runs as much as is assumed, and within them as is known
+    rng = np.random.default_rng(pairs)
+    noise, within = 0.02, 0.01
+
+    # When the mean change is judged many times
+    alarms = [
+        mean_change(rng.normal(0.0, np.sqrt(2 * noise**2 + within**2), size=pairs), within**2, noise)[1] <= 0.05
+        for _ in range(2000)
+    ]
+
+    # Then it is called significant as often as promised, not more
+    assert 0.0 < np.mean(alarms) < 0.065
+
+
+def test_among_ten_equal_figures_a_false_finding_is_as_rare_as_for_one() -> None:
+    rng = np.random.default_rng(1)
+    found = [min(holm(list(rng.uniform(size=10)))) <= 0.05 for _ in range(2000)]
+
+    assert 0.03 < np.mean(found) < 0.07
+
+
+@given(st.lists(st.floats(0.0, 1.0), min_size=1, max_size=12))
+def test_holms_adjustment_never_lowers_a_p_value_and_keeps_their_order(p: list[float]) -> None:
+    adjusted = holm(p)
+
+    assert all(raised >= alone for raised, alone in zip(adjusted, p, strict=True))
+    assert [adjusted[i] for i in np.argsort(p)] == sorted(adjusted)
+    assert max(adjusted) <= 1.0
+
+
+def test_repeats_of_one_configuration_show_no_difference(make: Make) -> None:
+    a, b = ([make(schedule=name) for name in ("one", "two", "three")] for _ in "ab")
+
+    found = compare(a, b)
+
+    assert found.verdict == NO_DIFFERENCE
+    assert found.noise_measured
+    assert found.of("p50 ttft").pairs == 3
+
+
+def test_a_server_that_is_a_tenth_slower_is_found(make: Make) -> None:
+    a = [make(schedule=name) for name in ("one", "two", "three", "four", "five")]
+    b = [make(schedule=name, slower=1.1) for name in ("one", "two", "three", "four", "five")]
+
+    found = compare(a, b)
+
+    assert found.verdict == WORSE
+    assert found.of("p50 e2e").verdict == WORSE
+    change = found.of("p50 e2e").change
+    assert change.low is not None
+    assert change.low < 0.10 < (change.high or 0.0)
+    assert found.of("success").verdict == NO_DIFFERENCE
+
+
+def test_what_is_worse_one_way_is_better_the_other(make: Make) -> None:
+    a, b = [make()], [make(slower=2.0)]
+
+    assert compare(a, b).verdict == WORSE
+    assert compare(b, a).verdict == BETTER
+    gain = difference(b, a, "p50 ttft").gain
+    assert gain.value == pytest.approx(0.5, abs=0.1)
+    assert gain.low is not None
+    assert gain.low < gain.value < (gain.high or 0.0)
+
+
+def test_single_runs_are_judged_by_an_assumed_noise_and_say_so(make: Make) -> None:
+    # Given two runs that differ by less than two runs of a noisy machine do
+    a, b = [make()], [make(slower=1.15)]
+
+    # Then the difference is found under the usual assumption, and not under that of a noisier machine
+    assert compare(a, b).of("p50 tpot").verdict == WORSE
+    noisy = compare(a, b, assumed_noise=0.1)
+    assert noisy.of("p50 tpot").verdict == NO_DIFFERENCE
+    assert not noisy.noise_measured
+
+
+def test_a_certain_difference_that_is_too_small_to_matter_is_none(make: Make) -> None:
+    names = [str(number) for number in range(4)]
+    a, b = ([make(schedule=name, slower=by, spread=0.01) for name in names] for by in (1.0, 1.015))
+
+    found = compare(a, b).of("p50 tpot")
+
+    assert found.p_adjusted is not None
+    assert found.p_adjusted < 0.05
+    assert found.verdict == NO_DIFFERENCE
+    assert found.reason == "certain, but smaller than 2%"
+
+
+def test_more_failures_are_worse_and_the_slo_counts_them(make: Make) -> None:
+    a, b = [make()], [make(failed=20)]
+
+    found = compare(a, b, slo=Slo(e2e_ms=10_000))
+
+    assert found.of("success").verdict == WORSE
+    assert found.of("attainment").b == pytest.approx(100 / 120)
+    assert found.of("goodput").change.value == pytest.approx(-20 / 120)
+    assert found.of("goodput").verdict == WORSE
+
+
+def test_a_candidate_without_any_success_is_worse_not_incomparable(make: Make) -> None:
+    found = compare([make()], [make(failed=120)])
+
+    assert found.verdict == WORSE
+    assert found.of("success").change.value == -1.0
+    assert found.of("p50 ttft").verdict == NOT_COMPARABLE
+    assert found.of("p50 ttft").reason == "B: no successful request"
+
+
+def test_from_no_goodput_at_all_there_is_no_relative_change(make: Make) -> None:
+    found = difference([make()], [make(slower=0.01)], "goodput", slo=Slo(e2e_ms=50))
+
+    assert (found.a, found.change.value) == (0.0, None)
+    assert found.verdict == BETTER
+
+
+@pytest.mark.parametrize(
+    ("written", "reason"),
+    [
+        ({"manifest": {"schedule_hash": "other"}}, "other workload"),
+        ({"manifest": {"model": {"name": "t5_summarizer", "content_hash": "f00"}}}, "other model"),
+        ({"manifest": {"hardware": {"cpu": "Another CPU", "cores": 64}}}, "other hardware: Example CPU with 2 cores"),
+        ({"manifest": {"load": {"kind": "closed", "concurrency": 8}}}, "other load"),
+        ({"status": "failed", "manifest": {"error": "the server died"}}, "NOT VALID, failed: the server died"),
+        ({"status": "running"}, "NOT VALID, partial"),
+        ({"manifest": {"generator": {"verdict": "client_saturated", "reason": "CPU"}}}, "client_saturated"),
+    ],
+)
+def test_what_cannot_be_compared_says_why(make: Make, written: dict, reason: str) -> None:
+    found = compare([make()], [make(**written)])
+
+    assert found.verdict == NOT_COMPARABLE
+    assert any(reason in text for text in found.reasons), found.reasons
+    assert {one.verdict for one in found.differences} == {NOT_COMPARABLE}
+
+
+def test_a_declared_difference_is_a_note(make: Make) -> None:
+    other = make(manifest={"hardware": {"cpu": "Another CPU", "cores": 64}}, slower=0.5)
+
+    found = compare([make()], [other], across=("hardware",))
+
+    assert found.verdict == BETTER
+    assert any(note.startswith("compared across hardware: other hardware") for note in found.notes)
+
+
+def test_an_invalid_repeat_is_left_out_with_its_counterpart(make: Make) -> None:
+    a = [make(schedule=name) for name in ("one", "two", "three")]
+    b = [make(schedule="one"), make(schedule="two", status="failed"), make(schedule="three")]
+
+    found = compare(a, b)
+
+    assert len(found.pairing.pairs) == 2
+    assert [note for note in found.notes if note.startswith("B: left out")]
+    assert "1 run without a counterpart over the same schedule left out" in found.notes
+
+
+def test_a_group_holds_one_configuration(make: Make) -> None:
+    first, second = make(config={"seed": 1}), make(config={"seed": 2})
+    assert load_group([first.path, second.path], "A").runs[0].path == first.path
+
+    other = make(config={"optimization": {"batcher": {"max_batch_size": 4}}})
+    with pytest.raises(RunError, match=r"2 runs of several configurations.*max_batch_size"):
+        load_group([first.path, other.path])
+
+
+def test_the_document_holds_numbers_and_nothing_else(make: Make) -> None:
+    found: Comparison = compare([make()], [make(failed=120)])
+
+    document = comparison_document(found)
+
+    assert document["figures"]["p50 ttft"]["a"] == pytest.approx(0.1, rel=0.1)
+    assert document["figures"]["p50 ttft"]["b"] is None
+    assert document["noise"] == "assumed"

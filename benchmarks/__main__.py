@@ -14,6 +14,8 @@ BENCHMARKS = (
     "onnx_throughput",
     "vllm_overhead",
     "server_memory",
+    "step_time",
+    "virtual_time",
 )
 
 

@@ -1,0 +1,98 @@
+"""How long an engine's step takes, as a function of what is computed in it.
+
+Linear in five features of the step, each of which costs time on every transformer: a fixed cost for each forward pass
+(prefill and decode are one each), the prompt tokens (the matrix products), the pairs of a prompt token and a position
+that it attends to, the sequences that decode, and the positions that they attend to. Because it is linear, it can be
+fitted to measured steps by least squares (`StepTime.fit`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class StepWork:
+    """What one step computes.
+
+    prefill_tokens: prompt tokens. prefill_pairs: over these, the positions that each attends to (itself included).
+    decode_sequences: sequences that get one more token. decode_positions: over these, the positions attended to.
+    """
+
+    prefill_tokens: int = 0
+    prefill_pairs: int = 0
+    decode_sequences: int = 0
+    decode_positions: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StepTime:
+    """Seconds per unit of each feature; all of them are at least 0.
+
+    prefill_s, decode_s: once for a step with prompt tokens, with sequences that decode. prefill_token_s,
+    prefill_pair_s, decode_sequence_s, decode_position_s: per unit of the feature of that name.
+    """
+
+    prefill_s: float
+    prefill_token_s: float
+    prefill_pair_s: float
+    decode_s: float
+    decode_sequence_s: float
+    decode_position_s: float
+
+    def seconds(self, work: StepWork) -> float:
+        """How long a step with this work takes."""
+        total = 0.0
+        if work.prefill_tokens:
+            total += self.prefill_s
+            total += self.prefill_token_s * work.prefill_tokens + self.prefill_pair_s * work.prefill_pairs
+        if work.decode_sequences:
+            total += self.decode_s
+            total += self.decode_sequence_s * work.decode_sequences + self.decode_position_s * work.decode_positions
+        return total
+
+    @classmethod
+    def fit(cls, works: Sequence[StepWork], seconds: Sequence[float]) -> StepTime:
+        """The coefficients with the least squared relative error over measured steps.
+
+        Relative, so that the many short steps count as much as the few long ones. A coefficient that would come out
+        negative is held at 0 and the others are fitted again (the feature costs less than the noise). Raises
+        ValueError with fewer steps than coefficients.
+        """
+        features = np.array([_features(work) for work in works], dtype=np.float64)
+        took = np.array(seconds, dtype=np.float64)
+        if len(took) < len(_NAMES):
+            raise ValueError(f"{len(took)} steps cannot fit {len(_NAMES)} coefficients: measure more of them")
+        rows = features / took[:, None]
+        used = [column for column in range(len(_NAMES)) if rows[:, column].any()]
+        while True:
+            scale = np.linalg.norm(rows[:, used], axis=0)  # tokens and pairs differ by orders of magnitude
+            solved = np.linalg.lstsq(rows[:, used] / scale, np.ones(len(took)), rcond=None)[0] / scale
+            if (solved >= 0).all():
+                break
+            used.pop(int(np.argmin(solved * scale)))
+        coefficients = dict.fromkeys(_NAMES, 0.0)
+        coefficients.update({_NAMES[column]: float(value) for column, value in zip(used, solved, strict=True)})
+        return cls(**coefficients)
+
+
+_NAMES = tuple(StepTime.__dataclass_fields__)
+
+
+def _features(work: StepWork) -> tuple[int, ...]:
+    prefill_tokens, prefill_pairs, decode_sequences, decode_positions = astuple(work)
+    return (prefill_tokens > 0, prefill_tokens, prefill_pairs, decode_sequences > 0, decode_sequences, decode_positions)
+
+
+EMBEDDED_CHAT = StepTime(
+    prefill_s=0.012,
+    prefill_token_s=0.00021,
+    prefill_pair_s=0.0,
+    decode_s=0.0048,
+    decode_sequence_s=0.0002,
+    decode_position_s=2e-6,
+)
+"""The embedded chat model on PyTorch, fp32, 2 cores: as `python -m benchmarks.step_time` fitted it (November 2026)."""

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,16 @@ class PromptCompute(Enum):
     PIECES = "pieces"
     WHOLE = "whole"
     PADDED = "padded"
+
+
+class KVBlock(Protocol):
+    """Keys and values of some positions of one sequence, in all layers: a copy, whoever made it knows of what.
+
+    nbytes: memory that it holds, on all devices together.
+    """
+
+    @property
+    def nbytes(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +124,28 @@ class StepEngine(Engine):
     @abstractmethod
     def release(self, slot: int) -> None:
         """Forget the slot's sequence; the slot can be used again at once."""
+
+    def prefix_refusal(self) -> str | None:
+        """Why prefixes cannot be copied out of slots and into others, None where they can (see `copy_out`)."""
+        return f"engine {self.info.name} cannot copy them"
+
+    def position_bytes(self) -> int:
+        """Bytes that the keys and values of one position take in a copy; 0 where prefixes cannot be copied."""
+        return 0
+
+    def copy_out(self, slot: int, begin: int, end: int, block: int) -> list[KVBlock]:
+        """Copy the keys and values at positions `begin` to `end` of a slot, in blocks of `block` positions each.
+
+        The blocks share no memory with the slot or with each other.
+        """
+        raise NotImplementedError(self.prefix_refusal())
+
+    def copy_in(self, slot: int, blocks: Sequence[KVBlock]) -> None:
+        """Begin a sequence in a free slot with the blocks that `copy_out` made of its first positions.
+
+        The rest of its prompt is prefilled from there.
+        """
+        raise NotImplementedError(self.prefix_refusal())
 
     @abstractmethod
     def close(self) -> None:

@@ -133,7 +133,7 @@ class StepEngine(Engine):
         """Bytes that the keys and values of one position take in a copy; 0 where prefixes cannot be copied."""
         return 0
 
-    def copy_out(self, slot: int, begin: int, end: int, block: int) -> list[KVBlock]:
+    def copy_out(self, slot: int, begin: int, end: int, block: int) -> Sequence[KVBlock]:
         """Copy the keys and values at positions `begin` to `end` of a slot, in blocks of `block` positions each.
 
         The blocks share no memory with the slot or with each other.

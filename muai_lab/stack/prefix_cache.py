@@ -77,8 +77,8 @@ class PrefixCache:
     """Blocks of earlier sequences, under a budget of bytes that is never exceeded.
 
     Only leaves are evicted, so a block that is kept can always be reached. `lru` evicts the least recently used leaf,
-    `fifo` the one that was stored first. What a match holds is pinned until it is released, and so is what is stored until
-    it is filled in.
+    `fifo` the one that was stored first. What a match holds is pinned until it is released, what is stored until it is
+    filled in.
     """
 
     def __init__(

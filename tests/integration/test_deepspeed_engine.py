@@ -130,6 +130,29 @@ def test_two_ranks_give_the_tokens_of_pytorch_and_leave_nothing_behind(
     assert capfd.readouterr().out == ""
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_prompt_may_begin_with_a_copy_of_which_every_rank_holds_its_share(chat: ModelSource, ranks: int) -> None:
+    prompt, slots = PROMPTS[0], (0, 1)
+    engine = open_engine(chat, tensor_parallel=ranks)
+    try:
+        expected = [*engine.prefill([PrefillChunk(0, prompt)]), *engine.decode([0])]
+        blocks = engine.copy_out(0, 0, 32, 16)
+        # fp32: 4 layers × keys and values × 2 heads × 64 dimensions; over all ranks as much as on one.
+        assert [block.nbytes for block in blocks] == [16 * 4 * 2 * 2 * 64 * 4] * 2
+        engine.release(0)
+        for slot in slots:
+            engine.copy_in(slot, blocks)
+        for slot in slots:
+            tokens = [*engine.prefill([PrefillChunk(slot, prompt[32:], start=32)]), *engine.decode([slot])]
+            assert tokens == expected
+            engine.release(slot)
+        del blocks  # the other ranks drop their shares before the next step
+        engine.prefill([PrefillChunk(0, prompt)])
+        assert len(engine.copy_out(0, 16, 32, 16)) == 1
+    finally:
+        engine.close()
+
+
 def engine_module(source: ModelSource) -> torch.nn.Module:
     from muai_lab.engines.pytorch.loading import load_model
 

@@ -122,6 +122,29 @@ def test_greedy_tokens_are_pytorch_s_however_sequences_join_and_leave(
     assert ragged_traffic(engine) == ragged_traffic(reference)
 
 
+@pytest.mark.parametrize("name", ["chat", "small"])
+def test_a_prompt_that_begins_with_a_copy_gives_the_tokens_of_one_that_is_computed(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    engine: OnnxEngine = request.getfixturevalue(name)
+    following = [*prompt(100)[:96], *prompt(33, 1)]
+    (expected,) = generate(engine, [following], 20, [0])
+    engine.prefill([PrefillChunk(0, prompt(30, 2)), PrefillChunk(1, prompt(100))])
+    blocks = engine.copy_out(1, 0, 96, 16)
+    engine.release(1)
+
+    engine.copy_in(2, blocks)
+    engine.decode([0])  # the slot with half a prompt only looks on
+    tokens = engine.prefill([PrefillChunk(2, following[96:], start=96)])
+    while len(tokens) < 20:
+        tokens += engine.decode([2])
+
+    assert tokens == expected
+    assert {block.nbytes for block in blocks} == {16 * engine.position_bytes()}
+    for slot in (0, 2):
+        engine.release(slot)
+
+
 @pytest.mark.parametrize("name", ["chat", "summarizer", "small"])
 def test_a_sequence_gets_the_same_tokens_alone_and_in_company(name: str, request: pytest.FixtureRequest) -> None:
     engine: OnnxEngine = request.getfixturevalue(name)

@@ -59,7 +59,7 @@ class PrefixCacheMachine(RuleBasedStateMachine):
         match = self.cache.match(tokens, salt)
 
         expected = self.longest(tokens[:-1], salt)
-        assert [block for block in match.blocks] == [self.known[path].block for path in expected]
+        assert list(match.blocks) == [self.known[path].block for path in expected]
         assert match.tokens == len(expected) * BLOCK < len(tokens)
         for path, block in zip(expected, match.blocks, strict=True):
             assert block.payload is None or block.payload.path == path, "a payload of other tokens was found"

@@ -21,9 +21,10 @@ from muai_lab.engines.deepspeed.library import (
 )
 from muai_lab.engines.deepspeed.prepare import Job, Prepared, check_shares, load, prepare, probe_logits, whole_logits
 from muai_lab.engines.deepspeed.probe import NAME, availability, supports, uses_cpu
-from muai_lab.engines.deepspeed.ranks import Ranks, SharedModel
+from muai_lab.engines.deepspeed.ranks import Ranks, SharedDecoder, SharedModel
+from muai_lab.engines.prefixes import prefix_refusal
 from muai_lab.engines.pytorch.loading import eos_token_ids
-from muai_lab.engines.pytorch.slot_engine import SlotEngine, SlotModel
+from muai_lab.engines.pytorch.slot_engine import PrefixModel, SlotEngine, SlotModel
 from muai_lab.errors import EngineError
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ class DeepSpeedEngine(SlotEngine):
                 eos_token_ids=eos_token_ids(prepared.module),
                 vocab_size=prepared.module.get_input_embeddings().num_embeddings,
                 encoder_decoder=source.encoder_decoder,
+                prefix_refusal=prefix_refusal(source),
             )
             self._resources = resources.pop_all()
 
@@ -119,10 +121,16 @@ class DeepSpeedEngine(SlotEngine):
             shared = probe_logits(prepared.slots)
         except RuntimeError as error:
             raise others.failure(error) from error
-        others.wait_for("ready")
+        position_bytes = others.wait_for("ready")
         check_shares(whole, shared)
         self._ranks = others
-        return refused, prepared, SharedModel(prepared.slots, others, device)
+        if isinstance(prepared.slots, PrefixModel):
+            together: SlotModel = SharedDecoder(
+                prepared.slots, others, device, others_position_bytes=sum(position_bytes)
+            )
+        else:
+            together = SharedModel(prepared.slots, others, device)
+        return refused, prepared, together
 
 
 @contextmanager

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,14 +19,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from muai_lab.engines.base import PrefillChunk
+from muai_lab.engines.base import KVBlock, PrefillChunk
 from muai_lab.engines.deepspeed.library import abort_group
 from muai_lab.engines.deepspeed.probe import NAME
 from muai_lab.errors import EngineError
 
 if TYPE_CHECKING:
     from muai_lab.engines.deepspeed.prepare import Job
-    from muai_lab.engines.pytorch.slot_engine import SlotModel
+    from muai_lab.engines.pytorch.slot_engine import PrefixModel, SlotModel
 
 T = TypeVar("T")
 
@@ -71,16 +73,19 @@ class Ranks:
         """True once a rank has ended without being told to."""
         return self._died.is_set()
 
-    def wait_for(self, word: str) -> None:
-        """Wait until all have said `word`. Raises EngineError when one cannot."""
+    def wait_for(self, word: str) -> list[Any]:
+        """Wait until all have said `word`; returns what each said with it. Raises EngineError when one cannot."""
+        told = []
         for worker in self._workers:
             try:
-                said, text = worker.connection.recv()
+                said, what = worker.connection.recv()
             except (EOFError, OSError) as error:
                 raise self.failure() from error
             if said != word:
-                worker.said.append(text)
+                worker.said.append(what)
                 raise self.failure()
+            told.append(what)
+        return told
 
     def tell(self, message: object) -> None:
         """Send a message to all. Raises EngineError when a rank is gone."""
@@ -172,6 +177,62 @@ class SharedModel:
         if self._ranks.died:
             raise self._ranks.failure()
         return result
+
+
+class SharedDecoder(SharedModel):
+    """The same for a model of whose sequences the beginning can be copied: every rank keeps its share of each block."""
+
+    def __init__(self, own: PrefixModel, ranks: Ranks, device: torch.device, *, others_position_bytes: int) -> None:
+        """others_position_bytes: what a position takes in a copy on the other ranks together."""
+        super().__init__(own, ranks, device)
+        self._own_prefixes = own
+        self._others_position_bytes = others_position_bytes
+        self._names = itertools.count()
+        self._forgotten: list[int] = []
+
+    @property
+    def position_bytes(self) -> int:
+        """See `PrefixModel.position_bytes`; of all ranks."""
+        return self._own_prefixes.position_bytes + self._others_position_bytes
+
+    def copy_out(self, slot: int, begin: int, end: int, block: int) -> list[SharedBlock]:
+        """See `StepEngine.copy_out`."""
+        self._forget()
+        names = [next(self._names) for _ in range(begin, end, block)]
+        self._ranks.tell(("copy_out", (names, slot, begin, end, block)))
+        own = self._own_prefixes.copy_out(slot, begin, end, block)
+        return [self._shared(name, share, block) for name, share in zip(names, own, strict=True)]
+
+    def copy_in(self, slot: int, blocks: Sequence[SharedBlock]) -> None:
+        """See `StepEngine.copy_in`."""
+        self._ranks.tell(("copy_in", (slot, [block.name for block in blocks])))
+        self._own_prefixes.copy_in(slot, [block.own for block in blocks])
+
+    def release(self, slot: int) -> None:
+        """See `SlotModel.release`."""
+        if not self._ranks.died:
+            self._forget()
+        super().release(slot)
+
+    def _shared(self, name: int, own: KVBlock, positions: int) -> SharedBlock:
+        block = SharedBlock(name, own, own.nbytes + positions * self._others_position_bytes)
+        weakref.finalize(block, self._forgotten.append, name).atexit = False
+        return block
+
+    def _forget(self) -> None:
+        """Have the other ranks drop their shares of blocks that nobody holds any more."""
+        names = [self._forgotten.pop() for _ in range(len(self._forgotten))]
+        if names:
+            self._ranks.tell(("forget", (names,)))
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True)
+class SharedBlock:
+    """A block of which every rank holds a share, known to all by its name. own: our rank's. nbytes: of all."""
+
+    name: int
+    own: KVBlock
+    nbytes: int
 
 
 def _start(rank: int, job: Job, threads: int) -> _Worker:

@@ -11,14 +11,16 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
 
+from muai_lab.engines.base import KVBlock
 from muai_lab.engines.deepspeed.library import process_group
 from muai_lab.engines.deepspeed.prepare import Job, load, prepare, probe_logits
+from muai_lab.engines.pytorch.slot_engine import PrefixModel
 from muai_lab.errors import EngineError
 
 _PARENT_CHECK_S = 1.0
@@ -51,16 +53,37 @@ def _run(connection: Connection[Any, Any], rank: int) -> None:
     with process_group(job.torch_device(rank), rank=rank, ranks=job.ranks, meeting_point=job.meeting_point):
         slots = prepare(job, model, rank).slots
         probe_logits(slots)
-        connection.send(("ready", None))
+        shares = _Shares(slots) if isinstance(slots, PrefixModel) else None
+        connection.send(("ready", slots.position_bytes if isinstance(slots, PrefixModel) else None))
         steps: dict[str, Callable[..., object]] = {
             "prefill": slots.prefill,
             "decode": slots.decode,
             "release": slots.release,
         }
+        if shares is not None:
+            steps |= {"copy_out": shares.copy_out, "copy_in": shares.copy_in, "forget": shares.forget}
         with torch.inference_mode():
             while (message := connection.recv()) is not None:
                 name, arguments = message
                 steps[name](*arguments)
+
+
+class _Shares:
+    """This rank's shares of the blocks that the first rank keeps."""
+
+    def __init__(self, slots: PrefixModel) -> None:
+        self._slots = slots
+        self._blocks: dict[int, KVBlock] = {}
+
+    def copy_out(self, names: Sequence[int], slot: int, begin: int, end: int, block: int) -> None:
+        self._blocks.update(zip(names, self._slots.copy_out(slot, begin, end, block), strict=True))
+
+    def copy_in(self, slot: int, names: Sequence[int]) -> None:
+        self._slots.copy_in(slot, [self._blocks[name] for name in names])
+
+    def forget(self, names: Sequence[int]) -> None:
+        for name in names:
+            del self._blocks[name]
 
 
 def _report(connection: Connection[Any, Any], text: str) -> None:

@@ -14,6 +14,8 @@ from muai_lab.engines.base import PrefillChunk, PromptCompute
 from muai_lab.engines.onnx.decoder_graph import LAST_POSITIONS, LONGEST
 from muai_lab.engines.onnx.recipe import GraphFacts
 from muai_lab.engines.onnx.session import Binding
+from muai_lab.engines.pytorch import kv_blocks
+from muai_lab.engines.pytorch.kv_blocks import TensorBlock
 from muai_lab.engines.pytorch.slots import KVRows, KVShape
 
 # Prompt tokens that one run computes at most: attention's scratch memory is heads × tokens × positions.
@@ -87,6 +89,22 @@ class DecoderGraph:
         """Free the slot."""
         self._step = None
         self._kv.release(slot)
+
+    @property
+    def position_bytes(self) -> int:
+        """See `PrefixModel.position_bytes`."""
+        return self._kv.position_bytes
+
+    def copy_out(self, slot: int, begin: int, end: int, block: int) -> list[TensorBlock]:
+        """See `StepEngine.copy_out`."""
+        return kv_blocks.copy_out(self._kv, self._kv.row(slot), begin, end, block)
+
+    def copy_in(self, slot: int, blocks: Sequence[TensorBlock]) -> None:
+        """See `StepEngine.copy_in`."""
+        self._step = None
+        row = self._kv.open(slot)
+        self._kv.reserve(kv_blocks.positions(blocks))
+        kv_blocks.copy_in(self._kv, row, blocks)
 
     def _prefill_chunk(self, chunk: PrefillChunk) -> torch.Tensor:
         kv = self._kv

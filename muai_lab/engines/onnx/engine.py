@@ -15,6 +15,7 @@ from muai_lab.engines.onnx.loading import DTYPES, SlotGraph, choose_dtype, open_
 from muai_lab.engines.onnx.probe import supports
 from muai_lab.engines.onnx.recipe import GraphFacts, Recipe
 from muai_lab.engines.onnx.session import ProviderFailed, Providers, choose_providers, default_threads
+from muai_lab.engines.prefixes import prefix_refusal
 from muai_lab.engines.pytorch.slot_engine import SlotEngine
 from muai_lab.errors import EngineError
 
@@ -65,6 +66,7 @@ class OnnxEngine(SlotEngine):
             eos_token_ids=frozenset(facts.eos_token_ids),
             vocab_size=facts.vocab_size,
             encoder_decoder=source.encoder_decoder,
+            prefix_refusal=prefix_refusal(source),
         )
 
 

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 
 from muai_lab.engines.base import PrefillChunk, PromptCompute
+from muai_lab.engines.pytorch import kv_blocks
 from muai_lab.engines.pytorch.attention import AttentionStep, DecodeStep, PrefillStep, Span, Survey
+from muai_lab.engines.pytorch.kv_blocks import TensorBlock
 from muai_lab.engines.pytorch.slots import KVShape, KVSlots
 
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
@@ -72,6 +74,20 @@ class DecoderModel:
     def release(self, slot: int) -> None:
         """Free the slot."""
         self._kv.release(slot)
+
+    @property
+    def position_bytes(self) -> int:
+        """See `PrefixModel.position_bytes`."""
+        return self._kv.position_bytes
+
+    def copy_out(self, slot: int, begin: int, end: int, block: int) -> list[TensorBlock]:
+        """See `StepEngine.copy_out`."""
+        return kv_blocks.copy_out(*self._kv.place(slot), begin, end, block)
+
+    def copy_in(self, slot: int, blocks: Sequence[TensorBlock]) -> None:
+        """See `StepEngine.copy_in`."""
+        self._kv.fit(slot, kv_blocks.positions(blocks))
+        kv_blocks.copy_in(*self._kv.place(slot), blocks)
 
     def _prefill_pack(self, chunks: Sequence[PrefillChunk]) -> torch.Tensor:
         spans: list[Span] = []

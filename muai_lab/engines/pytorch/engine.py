@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from muai_lab.engines.base import EngineInfo
+from muai_lab.engines.prefixes import prefix_refusal
 from muai_lab.engines.pytorch.linear import pack_linears
 from muai_lab.engines.pytorch.loading import (
     DTYPES,
@@ -59,6 +60,7 @@ class PyTorchEngine(SlotEngine):
             eos_token_ids=eos_token_ids(model),
             vocab_size=model.get_input_embeddings().num_embeddings,
             encoder_decoder=encoder_decoder,
+            prefix_refusal=prefix_refusal(source),
         )
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from muai_lab.engines.base import EngineInfo, PrefillChunk, PromptCompute, StepEngine
+from muai_lab.engines.base import EngineInfo, KVBlock, PrefillChunk, PromptCompute, StepEngine
 from muai_lab.engines.pytorch.decoder import DecoderModel
 from muai_lab.engines.pytorch.encoder_decoder import EncoderDecoderModel
 from muai_lab.engines.sampling import SlotSampler
@@ -27,6 +27,21 @@ class SlotModel(Protocol):
 
     def release(self, slot: int) -> None:
         """Forget the slot's sequence."""
+
+
+@runtime_checkable
+class PrefixModel(SlotModel, Protocol):
+    """A model of whose sequences the beginning can be copied."""
+
+    @property
+    def position_bytes(self) -> int:
+        """Bytes that one position takes in a copy."""
+
+    def copy_out(self, slot: int, begin: int, end: int, block: int) -> Sequence[KVBlock]:
+        """See `StepEngine.copy_out`."""
+
+    def copy_in(self, slot: int, blocks: Sequence[Any]) -> None:
+        """See `StepEngine.copy_in`; the blocks are this model's own."""
 
 
 def over_slots(
@@ -57,7 +72,9 @@ class SlotEngine(StepEngine):
         eos_token_ids: frozenset[int],
         vocab_size: int | None,
         encoder_decoder: bool,
+        prefix_refusal: str | None,
     ) -> None:
+        """prefix_refusal: why prefixes cannot be reused (see `muai_lab.engines.prefixes`), None for a `PrefixModel`."""
         self.info = info
         self.slots = slots
         self.eos_token_ids = eos_token_ids
@@ -65,6 +82,7 @@ class SlotEngine(StepEngine):
         self.prompts = model.prompts
         self._encoder_decoder = encoder_decoder
         self._model: SlotModel | None = model
+        self._prefix_refusal = prefix_refusal
         self._sampler = SlotSampler()
         self._last: dict[int, int] = {}
 
@@ -96,6 +114,24 @@ class SlotEngine(StepEngine):
         self._sampler.release(slot)
         self._last.pop(slot, None)
 
+    def prefix_refusal(self) -> str | None:
+        """See `StepEngine.prefix_refusal`."""
+        return self._prefix_refusal
+
+    def position_bytes(self) -> int:
+        """See `StepEngine.position_bytes`."""
+        return 0 if self._prefix_refusal else self._prefixes().position_bytes
+
+    @torch.inference_mode()
+    def copy_out(self, slot: int, begin: int, end: int, block: int) -> Sequence[KVBlock]:
+        """See `StepEngine.copy_out`."""
+        return self._prefixes().copy_out(slot, begin, end, block)
+
+    @torch.inference_mode()
+    def copy_in(self, slot: int, blocks: Sequence[KVBlock]) -> None:
+        """See `StepEngine.copy_in`."""
+        self._prefixes().copy_in(slot, blocks)
+
     def close(self) -> None:
         """Drop the model and its memory."""
         self._model = None
@@ -114,6 +150,12 @@ class SlotEngine(StepEngine):
         if self._model is None:
             raise EngineError(self.info.name, "the engine is closed")
         return self._model
+
+    def _prefixes(self) -> PrefixModel:
+        model = self._live()
+        if self._prefix_refusal is not None or not isinstance(model, PrefixModel):
+            raise NotImplementedError(self._prefix_refusal)
+        return model
 
     def _choose(self, logits: torch.Tensor, slots: Sequence[int]) -> list[int]:
         tokens = self._sampler.choose(logits, slots)

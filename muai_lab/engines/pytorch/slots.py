@@ -66,6 +66,11 @@ class KVRows:
         """Memory held by keys and values, in bytes."""
         return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
 
+    @property
+    def position_bytes(self) -> int:
+        """Bytes that the keys and values of one position take."""
+        return sum(layer.heads * (layer.key_dim + layer.value_dim) for layer in self._layers) * self._dtype.itemsize
+
     def row(self, slot: int) -> int:
         """Row of a slot that is open. Valid until a slot is released."""
         return self._row_of[slot]
@@ -148,6 +153,11 @@ class KVSlots:
     def bytes(self) -> int:
         """Memory held by keys and values, in bytes."""
         return sum(group.bytes for group in self._groups)
+
+    @property
+    def position_bytes(self) -> int:
+        """Bytes that the keys and values of one position take."""
+        return self._groups[0].position_bytes
 
     def groups(self) -> list[KVRows]:
         """The rows in use, short sequences first."""

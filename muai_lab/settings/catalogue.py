@@ -149,6 +149,7 @@ class Choice:
     discriminator: str
     kinds: Mapping[str, Group]
     default: Section
+    description: str = ""
 
     @property
     def default_kind(self) -> str:
@@ -198,7 +199,7 @@ def _choice(info: FieldInfo, path: str, default: Section) -> Choice:
         assert isinstance(own, Key)
         choosing = replace(own, options=options, default=getattr(default, discriminator), adapter=adapter)
         kinds[kind] = replace(group, children=types.MappingProxyType({**group.children, discriminator: choosing}))
-    return Choice(path, discriminator, types.MappingProxyType(kinds), default)
+    return Choice(path, discriminator, types.MappingProxyType(kinds), default, info.description or "")
 
 
 def _key(info: FieldInfo, path: str, default: object) -> Key:

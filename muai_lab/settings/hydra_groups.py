@@ -65,14 +65,16 @@ def register_base_nodes(overrides: Sequence[Override]) -> None:
     ConfigStore.instance().store(name=BASE_NODE, node=node, provider="muai_lab")
 
 
-def _base_node(node: Group | Choice, section: BaseModel) -> dict[str, Any]:
+def _base_node(node: Group | Choice, section: BaseModel | None) -> dict[str, Any]:
     """Plain values of every key; for a choice the keys of all its kinds, null where the kind in force has none."""
     data: dict[str, Any] = {}
     for group in [node] if isinstance(node, Group) else node.kinds.values():
         for name, child in group.children.items():
-            if name not in data:
-                value: Any = getattr(section, name, None)
-                data[name] = _plain(value) if isinstance(child, Key) else _base_node(child, value)
+            value: Any = getattr(section, name, None)
+            if isinstance(child, Key):
+                data.setdefault(name, _plain(value))
+            else:  # kinds may share a section that is itself a choice, with other kinds in each
+                data[name] = {**_base_node(child, value), **data.get(name, {})}
     return data
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator
 
 from muai_lab.settings.schema import MonitoringSettings, OptimizationSettings
 from muai_lab.settings.section import Conflict, Name, PlainUrl, Section, setting
+from muai_lab.settings.workload import SyntheticWorkload, WorkloadSettings
 
 
 def _check_variable_name(value: str) -> str:
@@ -29,75 +30,6 @@ class ModelSettings(Section):
     checkpoint: Name | None = setting(
         None, "Hub id or local directory; null takes optimization.models[name], else the embedded model of that name."
     )
-
-
-class FixedLength(Section):
-    """Always the same length."""
-
-    distribution: Literal["fixed"] = setting("fixed", "Every length is `value`.")
-    value: int = setting(64, "The length.", unit="tokens", ge=1)
-
-
-class UniformLength(Section):
-    """Every length from low to high equally likely, both included."""
-
-    distribution: Literal["uniform"] = setting("uniform", "Lengths from `low` to `high`, equally likely.")
-    low: int = setting(16, "Shortest length.", unit="tokens", ge=1)
-    high: int = setting(128, "Longest length.", unit="tokens", ge=1)
-
-    def conflicts(self) -> Iterator[Conflict]:
-        if self.low > self.high:
-            yield Conflict(("low", "high"), f"low ({self.low}) is above high ({self.high})")
-
-
-class _BoundedLength(Section):
-    """Drawn lengths are rounded and kept between low and high."""
-
-    low: int = setting(1, "Shortest length; shorter draws become this.", unit="tokens", ge=1)
-    high: int | None = setting(None, "Longest length; longer draws become this. null for none.", unit="tokens", ge=1)
-
-    def conflicts(self) -> Iterator[Conflict]:
-        if self.high is not None and self.low > self.high:
-            yield Conflict(("low", "high"), f"low ({self.low}) is above high ({self.high})")
-
-
-class NormalLength(_BoundedLength):
-    """Normally distributed lengths."""
-
-    distribution: Literal["normal"] = setting("normal", "Normally distributed lengths.")
-    mean: float = setting(64.0, "Mean length.", unit="tokens", gt=0)
-    sigma: float = setting(16.0, "Standard deviation of the length.", unit="tokens", ge=0)
-
-
-class LognormalLength(_BoundedLength):
-    """Lengths whose logarithm is normally distributed: many short, few very long."""
-
-    distribution: Literal["lognormal"] = setting("lognormal", "Lengths whose logarithm is normally distributed.")
-    mean: float = setting(64.0, "Mean of the length itself (not of its logarithm).", unit="tokens", gt=0)
-    sigma: float = setting(0.8, "Standard deviation of the natural logarithm of the length.", ge=0)
-
-
-LengthDistribution = Annotated[
-    FixedLength | UniformLength | NormalLength | LognormalLength, Field(discriminator="distribution")
-]
-
-
-class SyntheticWorkload(Section):
-    """Made-up prompts of drawn lengths, each asking for an output of drawn length."""
-
-    kind: Literal["synthetic"] = setting("synthetic", "Made-up prompts of drawn lengths.")
-    name: Name = setting("chat", "Label of the workload in results.")
-    api: Literal["completions", "chat"] = setting("completions", "OpenAI endpoint that the requests go to.")
-    prompt_tokens: LengthDistribution = UniformLength(low=16, high=128)
-    output_tokens: LengthDistribution = UniformLength(low=8, high=48)
-    temperature: float = setting(0.0, "Sampling temperature; 0 is greedy.", ge=0.0)
-    ignore_eos: bool = setting(
-        True, "Go on past the end-of-sequence token, so that every output has the length that was asked for."
-    )
-
-
-# A union over `kind` once there is a second kind (traces, conversations).
-WorkloadSettings = SyntheticWorkload
 
 
 class ArrivalSettings(Section):

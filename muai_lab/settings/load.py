@@ -111,7 +111,7 @@ def _resolve(layers: Sequence[Layer], file: Path | None, problems: list[str]) ->
         _put(layer, merged)
     values, invalid = _check(merged, problems)
     problems += _hidden_problems(layers, merged)
-    settings = LabSettings.model_validate(_build(catalogue(), LabSettings(), values), context=UNCHECKED)
+    settings = LabSettings.model_validate(_build(catalogue(), values), context=UNCHECKED)
     problems += _conflicts(settings, merged, invalid)
     if problems:
         raise SettingsError(list(dict.fromkeys(problems)))
@@ -127,14 +127,13 @@ def _unknown_key(path: str, given: Given) -> str:
 
 def _put(layer: Layer, merged: dict[str, Given]) -> None:
     """Lay `layer` over `merged`. Where it changes the kind of a choice, what lower layers said of the old kind goes."""
-    for path, section in sections().items():
-        if isinstance(section, Choice):
-            discriminator = f"{path}.{section.discriminator}"
-            if discriminator in layer:
-                before = merged[discriminator].value if discriminator in merged else section.default_kind
-                if before != layer[discriminator].value:
-                    for name in [name for name in merged if name.startswith(f"{path}.")]:
-                        del merged[name]
+    for path, section in sections().items():  # an outer choice comes before those inside it
+        choice = _node_at(path, merged)[0] if isinstance(section, Choice) else None
+        if isinstance(choice, Choice):
+            discriminator = f"{path}.{choice.discriminator}"
+            if discriminator in layer and _kind_in(choice, merged) != layer[discriminator].value:
+                for name in [name for name in merged if name.startswith(f"{path}.")]:
+                    del merged[name]
     merged.update({path: given for path, given in layer.items() if find_key(path) is not None})
 
 
@@ -143,9 +142,11 @@ def _check(merged: Mapping[str, Given], problems: list[str]) -> tuple[dict[str, 
     values: dict[str, object] = {}
     invalid: set[str] = set()
     for path, given in merged.items():
-        key = _applicable_key(path, merged)
+        key, choice = _applicable_key(path, merged)
         if key is None:
-            problems.append(f"{path} ({given.origin}): does not apply to {_kind_of(path, merged)}")
+            assert choice is not None, "only the kind of a choice takes a key away"
+            kind = _kind_in(choice, merged)
+            problems.append(f"{path} ({given.origin}): does not apply to {choice.discriminator} {kind}")
             invalid.add(path)
             continue
         try:
@@ -175,41 +176,57 @@ def _hidden_problems(layers: Sequence[Layer], merged: Mapping[str, Given]) -> It
     for layer in layers:
         for path, given in layer.items():
             key = find_key(path)
-            if key is not None and merged.get(path) is not given and _choice_above(path) is None:
+            if key is not None and merged.get(path) is not given and not _depends_on_a_choice(path):
                 try:
                     check_value(key, path, given)
                 except ValueError as error:
                     yield str(error)
 
 
-def _choice_above(path: str) -> Choice | None:
-    section = sections().get(path.rpartition(".")[0])
-    return section if isinstance(section, Choice) else None
+def _depends_on_a_choice(path: str) -> bool:
+    names = path.split(".")
+    return any(isinstance(sections().get(".".join(names[:end])), Choice) for end in range(1, len(names)))
 
 
-def _kind_of(path: str, merged: Mapping[str, Given]) -> str:
-    choice = _choice_above(path)
-    assert choice is not None
+def _kind_in(choice: Choice, merged: Mapping[str, Given]) -> object:
+    """The kind of a choice that is in force."""
     given = merged.get(f"{choice.path}.{choice.discriminator}")
-    kind = choice.default_kind if given is None else given.value
-    return f"{choice.discriminator} {kind}"
+    return choice.default_kind if given is None else given.value
 
 
-def _applicable_key(path: str, merged: Mapping[str, Given]) -> Key | None:
-    """The key that `path` means under the kinds that are chosen; None when the chosen kind has no such key."""
-    choice = _choice_above(path)
-    if choice is None:
-        return find_key(path)
-    discriminator = f"{choice.path}.{choice.discriminator}"
-    given = merged.get(discriminator)
-    kind = choice.default_kind if given is None else given.value
-    if kind not in choice.kinds:
-        return keys_by_path()[path]
-    child = choice.kinds[str(kind)].children.get(path.rpartition(".")[2])
-    return child if isinstance(child, Key) else None
+def _node_at(path: str, merged: Mapping[str, Given]) -> tuple[Key | Group | Choice | None, Choice | None]:
+    """What the dotted path means under the kinds that are in force, and the innermost choice on the way to it.
+
+    None where the kind in force has no such child. An entry of an open mapping means the mapping. Where a kind does
+    not exist at all, which is a problem of its own, the first of its choice stands in.
+    """
+    node: Key | Group | Choice = catalogue()
+    innermost: Choice | None = None
+    for name in path.split("."):
+        if isinstance(node, Key):
+            return (node, innermost) if node.kind == "mapping" else (None, innermost)
+        if isinstance(node, Choice):
+            innermost = node
+            kind = str(_kind_in(node, merged))
+            node = node.kinds.get(kind, next(iter(node.kinds.values())))
+        child = node.children.get(name)
+        if child is None:
+            return None, innermost
+        node = child
+    return node, innermost
 
 
-def _build(group: Group, default: Section, values: Mapping[str, object]) -> dict[str, object]:
+def _applicable_key(path: str, merged: Mapping[str, Given]) -> tuple[Key | None, Choice | None]:
+    """The key that `path` means under the kinds that are chosen, or None with the choice whose kind has no such key."""
+    node, choice = _node_at(path, merged)
+    if isinstance(node, Key):
+        return node, choice
+    if choice is not None and _kind_in(choice, merged) not in choice.kinds:
+        return find_key(path), choice
+    return None, choice
+
+
+def _build(group: Group, values: Mapping[str, object]) -> dict[str, object]:
     """Nested data for the models, holding only what was set (so that `model_fields_set` says what was)."""
     data: dict[str, object] = {}
     for name, child in group.children.items():
@@ -224,11 +241,11 @@ def _build(group: Group, default: Section, values: Mapping[str, object]) -> dict
         elif not any(path.startswith(f"{child.path}.") for path in values):
             continue
         elif isinstance(child, Group):
-            data[name] = _build(child, getattr(default, name), values)
+            data[name] = _build(child, values)
         else:
             kind = str(values.get(f"{child.path}.{child.discriminator}", child.default_kind))
             same = kind == child.default_kind
-            own = _build(child.kinds[kind], child.default, values)
+            own = _build(child.kinds[kind], values)
             data[name] = {**(child.default.model_dump() if same else {child.discriminator: kind}), **own}
     return data
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from textwrap import wrap
 
 from muai_lab.settings.catalogue import Choice, Group, Key, catalogue, keys_of
 from muai_lab.settings.dump import yaml_value
 from muai_lab.settings.file import FILE_SECTIONS
+from muai_lab.settings.section import Section
 
 _COMMENT_WIDTH = 110
 
@@ -117,26 +120,58 @@ def reference_page() -> str:
 
 
 def _reference_section(node: Group | Choice, kind: str = "") -> list[str]:
+    """The section with its keys, and the sections inside it. A choice inside a kind of another one is left out here:
+    several kinds have it, so it is shown once, by `_inner_choices`."""
     if isinstance(node, Choice):
         lines = []
         for name, group in node.kinds.items():
             default = " (the default kind)" if name == node.default_kind else ""
             lines += _reference_section(group, f"{node.discriminator}: {name}{default}")
-        return lines
+        return [*lines, *_inner_choices(node)]
     title = f"### `{node.path}`" + (f", {kind}" if kind else "")
     lines = [title, "", " ".join((node.model.__doc__ or "").split()), ""]
-    own = [child for child in node.children.values() if isinstance(child, Key)]
-    lines += _key_table(own, environment=any(key.env_long for key in own))
+    own = [child for child in node.children.values() if isinstance(child, Key) or (kind and isinstance(child, Choice))]
+    lines += _key_table(own, environment=any(isinstance(key, Key) and key.env_long for key in own))
     for child in node.children.values():
-        if not isinstance(child, Key):
+        if not isinstance(child, Key) and child not in own:
             lines += _reference_section(child)
     return lines
 
 
-def _key_table(keys: list[Key], *, environment: bool) -> list[str]:
+def _inner_choices(choice: Choice) -> list[str]:
+    """The choices inside the kinds of `choice`, each kind of them once, under all the paths that it may stand at."""
+    paths: dict[type[Section], list[str]] = {}
+    kinds: dict[type[Section], tuple[str, Group]] = {}
+    for kind in choice.kinds.values():
+        for inner in kind.children.values():
+            if isinstance(inner, Choice):
+                for name, group in inner.kinds.items():
+                    kinds.setdefault(group.model, (f"{inner.discriminator}: {name}", group))
+                    known = paths.setdefault(group.model, [])
+                    if inner.path not in known:
+                        known.append(inner.path)
+    lines = []
+    for model, (label, group) in kinds.items():
+        at = ", ".join(f"`{path}`" for path in paths[model])
+        lines += [f"### {at}, {label}", "", " ".join((model.__doc__ or "").split()), ""]
+        lines += _key_table([_with_own_default(key, model) for key in group.children.values() if isinstance(key, Key)])
+    return lines
+
+
+def _with_own_default(key: Key, model: type[Section]) -> Key:
+    """The key as it is before any section that has such a choice gives it a default of its own."""
+    return replace(key, default=model.model_fields[key.name].default)
+
+
+def _key_table(keys: Sequence[Key | Choice], *, environment: bool = False) -> list[str]:
     head = ["key", "default", "valid", *(["environment"] if environment else []), "meaning"]
     lines = [_row(head), _row(["---"] * len(head)).replace(" ", "")]
     for key in keys:
+        if isinstance(key, Choice):
+            default = yaml_value(key.default.model_dump())
+            name = key.path.rpartition(".")[2]
+            lines.append(_row([f"`{name}`", f"`{default}`", f"see {key.discriminator} below", key.description]))
+            continue
         names = "<br>".join(f"`{name}`" for name in (key.env_long, key.env_short) if name)
         meaning = f"*Extension.* {key.description}" if key.extension else key.description
         cells = [f"`{key.name}`", f"`{yaml_value(key.default)}`", key.expected()]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 
-from muai_lab.settings.lab import (
+from muai_lab.settings.distributions import (
     FixedLength,
     LengthDistribution,
     LognormalLength,
@@ -16,6 +17,8 @@ from muai_lab.settings.lab import (
 )
 
 Lengths = npt.NDArray[np.int64]
+
+_BLOCK = 1024
 
 
 def draw_lengths(distribution: LengthDistribution, count: int, rng: np.random.Generator) -> Lengths:
@@ -34,6 +37,12 @@ def draw_lengths(distribution: LengthDistribution, count: int, rng: np.random.Ge
             # E[exp(N(mu, sigma^2))] = exp(mu + sigma^2 / 2), and `mean` is the mean of the length itself.
             mu = math.log(mean) - sigma**2 / 2
             return _clipped(rng.lognormal(mu, sigma, count), low, high)
+
+
+def endless_lengths(distribution: LengthDistribution, rng: np.random.Generator) -> Iterator[int]:
+    """Lengths without end, drawn block by block: how many are taken changes none of them."""
+    while True:
+        yield from draw_lengths(distribution, _BLOCK, rng).tolist()
 
 
 def _clipped(values: npt.NDArray[np.float64], low: int, high: int | None) -> Lengths:

@@ -8,8 +8,9 @@ import pytest
 
 from muai_lab.errors import SettingsError
 from muai_lab.settings.compose import compose
+from muai_lab.settings.distributions import FixedLength, NormalLength, UniformLength
 from muai_lab.settings.hydra_groups import groups_folder
-from muai_lab.settings.lab import FixedLength, LabSettings, NormalLength, UniformLength
+from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.schema import ENGINE_NAMES
 
 BATCH_SIZE = "optimization.batcher.max_batch_size"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from muai_lab.errors import SettingsError
-from muai_lab.settings.lab import FixedLength, LabSettings, NormalLength, UniformLength
+from muai_lab.settings.distributions import FixedLength, NormalLength, UniformLength
+from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.load import flatten, load_settings
 from muai_lab.settings.origin import Origin
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from muai_lab.settings.lab import FixedLength, LengthDistribution, LognormalLength, NormalLength, UniformLength
+from muai_lab.settings.distributions import (
+    FixedLength,
+    LengthDistribution,
+    LognormalLength,
+    NormalLength,
+    UniformLength,
+)
 from muai_lab.workload.lengths import draw_lengths
 
 COUNT = 20_000

@@ -1,0 +1,86 @@
+"""How lengths, counts and pauses of a workload are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from muai_lab.settings.section import Conflict, Section, setting
+
+
+class FixedLength(Section):
+    """Always the same length."""
+
+    distribution: Literal["fixed"] = setting("fixed", "Every length is `value`.")
+    value: int = setting(64, "The length.", ge=1)
+
+
+class UniformLength(Section):
+    """Every length from low to high equally likely, both included."""
+
+    distribution: Literal["uniform"] = setting("uniform", "Lengths from `low` to `high`, equally likely.")
+    low: int = setting(16, "Shortest length.", ge=1)
+    high: int = setting(128, "Longest length.", ge=1)
+
+    def conflicts(self) -> Iterator[Conflict]:
+        if self.low > self.high:
+            yield Conflict(("low", "high"), f"low ({self.low}) is above high ({self.high})")
+
+
+class _BoundedLength(Section):
+    """Drawn lengths are rounded and kept between low and high."""
+
+    low: int = setting(1, "Shortest length; shorter draws become this.", ge=1)
+    high: int | None = setting(None, "Longest length; longer draws become this. null for none.", ge=1)
+
+    def conflicts(self) -> Iterator[Conflict]:
+        if self.high is not None and self.low > self.high:
+            yield Conflict(("low", "high"), f"low ({self.low}) is above high ({self.high})")
+
+
+class NormalLength(_BoundedLength):
+    """Normally distributed lengths."""
+
+    distribution: Literal["normal"] = setting("normal", "Normally distributed lengths.")
+    mean: float = setting(64.0, "Mean length.", gt=0)
+    sigma: float = setting(16.0, "Standard deviation of the length.", ge=0)
+
+
+class LognormalLength(_BoundedLength):
+    """Lengths whose logarithm is normally distributed: many short, few very long."""
+
+    distribution: Literal["lognormal"] = setting("lognormal", "Lengths whose logarithm is normally distributed.")
+    mean: float = setting(64.0, "Mean of the length itself (not of its logarithm).", gt=0)
+    sigma: float = setting(0.8, "Standard deviation of the natural logarithm of the length.", ge=0)
+
+
+LengthDistribution = Annotated[
+    FixedLength | UniformLength | NormalLength | LognormalLength, Field(discriminator="distribution")
+]
+
+
+class FixedTime(Section):
+    """Always the same time."""
+
+    distribution: Literal["fixed"] = setting("fixed", "Every time is `value_s`.")
+    value_s: float = setting(1.0, "The time.", unit="s", ge=0)
+
+
+class ExponentialTime(Section):
+    """Exponentially distributed times: as of somebody who may act at any moment."""
+
+    distribution: Literal["exponential"] = setting("exponential", "Exponentially distributed times.")
+    mean_s: float = setting(1.0, "Mean time.", unit="s", gt=0)
+
+
+class LognormalTime(Section):
+    """Times whose logarithm is normally distributed: mostly short, now and then very long."""
+
+    distribution: Literal["lognormal"] = setting("lognormal", "Times whose logarithm is normally distributed.")
+    mean_s: float = setting(1.0, "Mean of the time itself (not of its logarithm).", unit="s", gt=0)
+    sigma: float = setting(0.8, "Standard deviation of the natural logarithm of the time.", ge=0)
+
+
+TimeDistribution = Annotated[FixedTime | ExponentialTime | LognormalTime, Field(discriminator="distribution")]

@@ -56,10 +56,13 @@ class CompletionStream:
     def _take_choice(self, choice: dict[str, Any], usage: dict[str, Any] | None, at_ns: int) -> None:
         record = self._record
         if (delta := choice.get("delta")) is None:
-            content = choice.get("text")
+            text = content = choice.get("text")
         else:
-            content = delta.get("content") or any(delta.get(name) for name in _DELTA_CONTENT)
+            text = delta.get("content")
+            content = text or any(delta.get(name) for name in _DELTA_CONTENT)
         if content:
+            if record.answer is not None and text:
+                record.answer.append(text)
             if usage:
                 completed = usage["completion_tokens"]
                 tokens = completed - self._counted

@@ -3,6 +3,10 @@
 Open loop: every request has its own absolute time, and nothing that happens to one moves another. Closed loop: a
 fixed number of slots, each sending its next request when the last has ended. Warm-up, measurement and drain are told
 apart by when a request was due.
+
+Both send single requests and sessions alike: a session's next turn is due a think time after the end of the answer
+before it, and carries that answer along. So a session stays with one generator: several of them divide a schedule
+between sessions (`Schedule.starts`), never within one.
 """
 
 from __future__ import annotations
@@ -11,8 +15,8 @@ import asyncio
 import gc
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 from muai_lab.errors import RunError
@@ -136,7 +140,9 @@ class _Load:
         self.ok = 0
         self.failed = 0
         self.giving_up: tuple[Status, str] = ("cancelled", "the run was interrupted")
-        self.ran_out = False
+        self.ran_out = asyncio.Event()
+        self.unsent_after_failure = 0  # turns of sessions in which an earlier turn failed
+        self.unsent_at_end = 0  # turns that were not due before the load ended
         self.start_ns = clock() + _LEAD_NS
         self.measure_ns = self.start_ns + round(plan.warmup_s * 1e9)
         self.end_ns = self.measure_ns + round(plan.duration_s * 1e9)  # moves to the front when the schedule runs out
@@ -171,19 +177,19 @@ class _Load:
 
     async def _open_loop(self) -> None:
         """Start every request at its time. Requests that are due together are started together."""
-        for row in range(len(self.schedule)):
+        for row in self.schedule.starts:
             request = self.schedule.request(row)
             assert request.intended_s is not None, "an open-loop schedule has times"
             record = _record_of(request)
             record.intended_ns = self.start_ns + round(request.intended_s * 1e9)
             await self._sleep_until(record.intended_ns)
-            self._start(self._send(request, record))
+            self._start(self._send_session(row, request, record))
         await self._sleep_until(self.end_ns)
 
     async def _closed_loop(self) -> None:
         """Keep every slot busy until the window ends or the schedule has run out."""
         await self._sleep_until(self.start_ns)
-        rows = iter(range(len(self.schedule)))
+        rows = iter(self.schedule.starts)
         slots = [self._start(self._slot(rows)) for _ in range(self.plan.concurrency)]
         left_s = (self.end_ns - self.clock()) / 1e9
         await asyncio.wait(slots, timeout=max(left_s, 0.0), return_when=asyncio.FIRST_COMPLETED)
@@ -192,16 +198,54 @@ class _Load:
         while (released_ns := self.clock()) < self.end_ns:
             row = next(rows, None)
             if row is None:
-                self.ran_out = True
+                self.ran_out.set()
                 self.end_ns = released_ns
                 return
             request = self.schedule.request(row)
             record = _record_of(request)
             record.released_ns = released_ns
-            await self._send(request, record)
-            if record.status != "ok":
+            last = await self._send_session(row, request, record)
+            if last.status != "ok":
                 # A refusal may come without any wait. The other slots, and what they wait for, must have their turn.
                 await asyncio.sleep(0)
+
+    async def _send_session(self, row: int, request: ScheduledRequest, record: RequestRecord) -> RequestRecord:
+        """Send a request and the later turns of its session, if it has one; returns the last record.
+
+        A turn that fails ends its session: nobody asks on after an error, and there is no answer to carry along.
+        """
+        for left in range(self.schedule.later_turns(row), 0, -1):
+            record.answer = []
+            await self._send(request, record)
+            if record.status != "ok":
+                self.unsent_after_failure += left
+                return record
+            said = {"role": "assistant", "content": "".join(record.answer)}
+            earlier, record.answer = (*request.conversation(), said), None
+            row += 1
+            request = replace(self.schedule.request(row), earlier=earlier)
+            due_ns = (record.stream_end_ns or self.clock()) + round((request.think_s or 0.0) * 1e9)
+            if not await self._think_until(due_ns):
+                self.unsent_at_end += left
+                return record
+            before, record = record, _record_of(request)
+            if before.intended_ns is None:
+                record.released_ns = due_ns
+            else:
+                record.intended_ns = due_ns
+        await self._send(request, record)
+        return record
+
+    async def _think_until(self, due_ns: int) -> bool:
+        """Wait for a later turn's time; False when the load ends before it."""
+        if due_ns < self.end_ns:
+            with suppress(TimeoutError):
+                async with asyncio.timeout((due_ns - self.clock()) / 1e9):
+                    await self.ran_out.wait()
+            if due_ns < self.end_ns:
+                await self._sleep_until(due_ns)
+                return True
+        return False
 
     async def _send(self, request: ScheduledRequest, record: RequestRecord) -> None:
         self.records.append(record)
@@ -220,7 +264,7 @@ class _Load:
             else:
                 self.failed += 1
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self._finished)
@@ -282,7 +326,15 @@ class _Load:
         return (self.cpu_clock() - cpu_ns) / elapsed_ns if elapsed_ns > 0 else None
 
     def _notes(self, window: Window) -> tuple[str, ...]:
-        if not self.ran_out:
+        notes = []
+        if self.unsent_after_failure:
+            notes.append(f"{self.unsent_after_failure:,} turns were not sent, because an earlier turn of theirs failed")
+        if self.unsent_at_end:
+            notes.append(f"{self.unsent_at_end:,} turns were not due before the load ended, and were not sent")
+        return (*notes, *self._end_notes(window))
+
+    def _end_notes(self, window: Window) -> tuple[str, ...]:
+        if not self.ran_out.is_set():
             return ()
         after_s = (self.end_ns - self.start_ns) / 1e9
         after = f"all {len(self.schedule)} requests of the schedule were sent after {after_s:.1f} s"

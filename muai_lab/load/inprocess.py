@@ -61,13 +61,16 @@ class InProcessTarget:
         generation = None
         unseen = 0  # tokens whose text is not complete yet: the next text carries them
         try:
-            generation = self._stack.submit(self._request(request))
+            asked = self._request(request)
+            generation = self._stack.submit(asked)
             async for delta in generation:
                 unseen += delta.tokens
                 if delta.text:
                     record.chunk_t_ns.append(self._clock())
                     record.chunk_tokens.append(unseen)
                     unseen = 0
+                    if record.answer is not None:
+                        record.answer.append(delta.text)
                 record.output_tokens = delta.output_tokens
                 record.cached_prompt_tokens = delta.cached_tokens
                 record.finish_reason = delta.finish_reason
@@ -77,7 +80,7 @@ class InProcessTarget:
         except RequestError as error:
             record.end(_STATUS.get(error.status, "error"), self._clock(), str(error))
         else:
-            record.prompt_tokens = request.prompt_tokens
+            record.prompt_tokens = len(asked.prompt)
             record.client_output_tokens = record.output_tokens
             record.end("ok", self._clock())
         finally:
@@ -92,9 +95,9 @@ class InProcessTarget:
         if request.prompt_ids is not None:
             prompt = request.prompt_ids.tolist()
         elif self._chat:
-            prompt = tokenizer.encode_chat([{"role": "user", "content": request.prompt or ""}])
+            prompt = tokenizer.encode_chat([dict(message) for message in request.conversation()])
         else:
-            prompt = tokenizer.encode(request.prompt or "")
+            prompt = tokenizer.encode(request.text())
         return GenerationRequest(
             request_id=f"load-{request.index}",
             prompt=prompt,

@@ -235,12 +235,11 @@ class HttpTarget:
     def _encode(self, request: ScheduledRequest) -> bytes:
         """The request as JSON; what all requests share is rendered once."""
         if self._api == "chat":
-            content = orjson.dumps(request.prompt)
-            prompt = b'"messages":[{"role":"user","content":' + content + b"}]"
+            prompt = b'"messages":' + orjson.dumps(request.conversation())
         elif request.prompt_ids is not None:
             prompt = b'"prompt":' + orjson.dumps(request.prompt_ids, option=orjson.OPT_SERIALIZE_NUMPY)
         else:
-            prompt = b'"prompt":' + orjson.dumps(request.prompt)
+            prompt = b'"prompt":' + orjson.dumps(request.text())
         seed = b"" if request.seed is None or self._temperature == 0 else b',"seed":%d' % request.seed
         return b'%b,%b,"max_tokens":%d%b}' % (self._body_head, prompt, request.max_tokens, seed)
 
@@ -289,7 +288,7 @@ class HttpTarget:
         return models[0]
 
     async def _find_dialect(self, request: ScheduledRequest) -> None:
-        if request.prompt is None and self._api == "chat":
+        if request.prompt_ids is not None and self._api == "chat":
             raise RunError("workload.api=chat needs prompts as text, and the schedule holds token ids; draw it again")
         refusal: str | None = None
         for dialect in self._dialects():
@@ -307,7 +306,7 @@ class HttpTarget:
         if request.prompt_ids is not None:
             request = replace(request, prompt_ids=request.prompt_ids[:1])
         else:
-            request = replace(request, prompt=(request.prompt or "")[:16])
+            request = replace(request, prompt=request.text()[:16], messages=None)
         record = RequestRecord(-1, max_tokens=1)
         try:
             async with asyncio.timeout(_PROBE_TIMEOUT_S):

@@ -79,9 +79,11 @@ class RequestRecord:
 
     status is None while the request is under way. chunk_tokens and chunk_t_ns hold the content chunks only.
     tokens_known: False when the server does not say how many tokens a chunk carries; `chunk_tokens` is then null.
+    answer: the pieces of the answer's text, for the next turn of its session; None where nobody will need it.
     """
 
     __slots__ = (
+        "answer",
         "cached_prompt_tokens",
         "chunk_t_ns",
         "chunk_tokens",
@@ -135,6 +137,7 @@ class RequestRecord:
         self.chunk_t_ns = array("q")
         self.chunk_tokens = array("i")
         self.tokens_known = True
+        self.answer: list[str] | None = None
 
     @property
     def due_ns(self) -> int:

@@ -6,9 +6,12 @@ the others: arrivals stay the same when a workload learns a new feature.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+
+_BLOCK = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +23,20 @@ class RandomStreams:
     """
 
     seed: int
+    prefix: str = ""
 
     def stream(self, name: str) -> np.random.Generator:
         """A fresh generator at the beginning of the named stream."""
-        sequence = np.random.SeedSequence(entropy=self.seed, spawn_key=tuple(name.encode()))
+        sequence = np.random.SeedSequence(entropy=self.seed, spawn_key=tuple(f"{self.prefix}{name}".encode()))
         return np.random.Generator(np.random.PCG64(sequence))
+
+    def below(self, name: str) -> RandomStreams:
+        """The streams of a part that has a name of its own: its numbers do not depend on what other parts draw."""
+        return RandomStreams(self.seed, f"{self.prefix}{name}/")
+
+
+def endless_seeds(streams: RandomStreams) -> Iterator[int]:
+    """Seeds for the sampling of each request."""
+    rng = streams.stream("sampling seeds")
+    while True:
+        yield from rng.integers(2**31, size=_BLOCK).tolist()

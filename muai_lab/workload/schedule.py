@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,7 @@ SCHEDULE_SCHEMA = pa.schema(
     [
         pa.field("index", pa.int64(), nullable=False),
         pa.field("intended_s", pa.float64()),
-        pa.field("prompt", pa.string()),
+        pa.field("prompt", pa.large_string()),
         pa.field("prompt_ids", pa.list_(pa.int32())),
         pa.field("prompt_tokens", pa.int64(), nullable=False),
         pa.field("max_tokens", pa.int64(), nullable=False),
@@ -27,16 +28,26 @@ SCHEDULE_SCHEMA = pa.schema(
         pa.field("turn", pa.int64()),
         pa.field("prefix_group", pa.int64()),
         pa.field("seed", pa.int64()),
+        pa.field("messages", pa.large_string()),
+        pa.field("think_s", pa.float64()),
+        pa.field("part", pa.string()),
     ]
 )
+
+Message = Mapping[str, str]
+"""What somebody said in a conversation: `role` and `content`."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduledRequest:
     """One row of a schedule.
 
-    intended_s: seconds from the start of the load; None in the closed loop. Exactly one of prompt and prompt_ids
-    (int32 token ids) is given. seed: for sampling.
+    intended_s: seconds from the start of the load; None in the closed loop and for a later turn of a session, which is
+    due `think_s` seconds after the end of the answer before it. Exactly one of prompt, prompt_ids (int32 token ids) and
+    messages (JSON: a list of `{"role", "content"}`) is given; prompt stands for one message of the user.
+    prompt_tokens: of the whole prompt, with earlier answers at their full length. seed: for sampling. part: of a mixed
+    workload. earlier: what was said in the session before this turn, with the server's own answers; no column, the load
+    generator fills it in.
     """
 
     index: int
@@ -49,13 +60,34 @@ class ScheduledRequest:
     turn: int | None = None
     prefix_group: int | None = None
     seed: int | None = None
+    messages: str | None = None
+    think_s: float | None = None
+    part: str | None = None
+    earlier: tuple[Message, ...] = ()
+
+    def conversation(self) -> list[Message]:
+        """Everything that was said so far, this turn included."""
+        if self.messages is not None:
+            return [*self.earlier, *json.loads(self.messages)]
+        return [*self.earlier, {"role": "user", "content": self.prompt or ""}]
+
+    def text(self) -> str:
+        """The prompt as plain text; what was said in a conversation is joined by line ends."""
+        if self.messages is None and not self.earlier:
+            return self.prompt or ""
+        return "\n".join(message["content"] for message in self.conversation())
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """All requests of one load, in order of sending; `table` has `SCHEDULE_SCHEMA`."""
+    """All requests of one load, in order of sending; `table` has `SCHEDULE_SCHEMA`.
+
+    The turns of a session stand together, in order. Whoever divides a schedule keeps them together: a later turn needs
+    the answers to those before it. notes: what a reader of the results must know of how it was drawn; no content.
+    """
 
     table: pa.Table
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -66,7 +98,28 @@ class Schedule:
     @property
     def open_loop(self) -> bool:
         """Whether requests have times of their own; otherwise they are sent as slots become free."""
-        return len(self) > 0 and self.table["intended_s"].null_count == 0
+        return len(self) > 0 and self.table["intended_s"][0].is_valid
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """The rows that wait for no answer: single requests, and the first turns of sessions."""
+        rows: list[int] = self._starts.tolist()
+        return rows
+
+    def later_turns(self, row: int) -> int:
+        """How many turns follow the start at `row` in its session; 0 for a single request."""
+        return int(self._later_turns[row])
+
+    @cached_property
+    def _starts(self) -> npt.NDArray[np.int64]:
+        turns = self._columns["turn"].fill_null(0).to_numpy(zero_copy_only=False)
+        return np.flatnonzero(turns == 0)
+
+    @cached_property
+    def _later_turns(self) -> npt.NDArray[np.int64]:
+        counts = np.zeros(len(self), dtype=np.int64)
+        counts[self._starts] = np.diff(self._starts, append=len(self)) - 1
+        return counts
 
     @cached_property
     def hash(self) -> str:
@@ -93,6 +146,9 @@ class Schedule:
             turn=columns["turn"][row].as_py(),
             prefix_group=columns["prefix_group"][row].as_py(),
             seed=columns["seed"][row].as_py(),
+            messages=columns["messages"][row].as_py(),
+            think_s=columns["think_s"][row].as_py(),
+            part=columns["part"][row].as_py(),
         )
 
     def write(self, path: Path) -> None:
@@ -140,7 +196,7 @@ def _digest_array(digest: hashlib._Hash, column: pa.Array) -> None:
     if pa.types.is_list(column.type):
         digest.update(pc.list_value_length(valid).to_numpy(zero_copy_only=False).tobytes())
         _digest_array(digest, valid.flatten())
-    elif pa.types.is_string(column.type):
+    elif pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         digest.update(pc.binary_length(valid).to_numpy(zero_copy_only=False).tobytes())
         for text in valid:
             digest.update(text.as_buffer())

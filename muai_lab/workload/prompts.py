@@ -1,0 +1,123 @@
+"""Made-up prompts of exact token counts, and the room that a model's context leaves for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from muai_lab.errors import RunError
+from muai_lab.settings.workload import Api
+
+_TRIES = 4
+
+
+class PromptTokenizer(Protocol):
+    """What making up prompts needs of a tokenizer; `muai_lab.models.tokenizer.ModelTokenizer` has it."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a plain text."""
+
+    def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """Token ids of a conversation, ready for the answer."""
+
+    def prompt_of(self, n_tokens: int, rng: np.random.Generator) -> tuple[str, list[int]]:
+        """A made-up text of exactly `n_tokens` tokens, and these tokens."""
+
+
+@dataclass
+class Context:
+    """The model's context, and a count of what did not fit into it.
+
+    tokens: prompt and output together; None where it is not known. A prompt that does not fit is cut, and an output
+    that leaves no room for any prompt too.
+    """
+
+    tokens: int | None = None
+    prompts_cut: int = 0
+    outputs_cut: int = 0
+    turns_dropped: int = 0
+
+    def fit(self, prompt: int, output: int, least_prompt: int = 1) -> tuple[int, int]:
+        """The lengths that a request gets; least_prompt: of the shortest prompt that makes sense."""
+        if self.tokens is None or prompt + output <= self.tokens:
+            return prompt, output
+        fitting = max(1, min(output, self.tokens - least_prompt))
+        self.outputs_cut += fitting < output
+        room = max(least_prompt, self.tokens - fitting)
+        self.prompts_cut += room < prompt
+        return min(prompt, room), fitting
+
+    def holds(self, prompt: int, output: int) -> bool:
+        """Whether prompt and output fit as they are."""
+        return self.tokens is None or prompt + output <= self.tokens
+
+    def notes(self) -> tuple[str, ...]:
+        """What was cut, in words."""
+        cut = [
+            f"{count:,} {what}"
+            for count, what in (
+                (self.prompts_cut, "prompts were cut"),
+                (self.outputs_cut, "outputs were cut"),
+                (self.turns_dropped, "turns of conversations were left out"),
+            )
+            if count
+        ]
+        return (f"{' and '.join(cut)} to fit the model's context of {self.tokens:,} tokens",) if cut else ()
+
+
+@dataclass
+class PromptMaker:
+    """Makes prompts for one workload: plain texts, or messages of a user whose conversation has the wanted length."""
+
+    tokenizer: PromptTokenizer
+    api: Api
+    context: Context = field(default_factory=Context)
+
+    def __post_init__(self) -> None:
+        self.template_tokens = len(self.tokenizer.encode_chat([user("")])) if self.api == "chat" else 0
+
+    def text(self, n_tokens: int, rng: np.random.Generator) -> str:
+        """A text of exactly `n_tokens` tokens by itself; empty for none."""
+        return self.tokenizer.prompt_of(n_tokens, rng)[0] if n_tokens > 0 else ""
+
+    def prompt(self, wanted: int, rng: np.random.Generator, *, head: str = "") -> tuple[str, int]:
+        """A prompt of `wanted` tokens that begins with the text `head`, chat template included; and its real count.
+
+        A template may trim the message or merge with its ends, and so may the head, so the count is checked and the
+        length corrected; where that does not settle, the count that was reached is the one that is recorded. Raises
+        RunError when the template alone is longer.
+        """
+        if not head and self.api != "chat":
+            return self.text(wanted, rng), wanted
+        around = self.count(head) if head else self.template_tokens
+        length = wanted - around
+        if length < 1:
+            raise RunError(
+                f"workload.prompt_tokens asks for a prompt of {wanted} tokens, but the chat template alone takes "
+                f"{around}; set its lowest length to {around + 1} or more, or workload.api=completions"
+            )
+        for _ in range(_TRIES):
+            text = head + self.text(length, rng)
+            reached = self.count(text)
+            if reached == wanted or length + wanted - reached < 1:
+                break
+            length += wanted - reached
+        return text, reached
+
+    def count(self, text: str) -> int:
+        """Tokens of a prompt, chat template included."""
+        return len(self.tokenizer.encode_chat([user(text)]) if self.api == "chat" else self.tokenizer.encode(text))
+
+    def count_conversation(self, messages: Sequence[Mapping[str, str]]) -> int:
+        """Tokens of a conversation, as it is sent."""
+        if self.api == "chat":
+            return len(self.tokenizer.encode_chat([dict(message) for message in messages]))
+        return len(self.tokenizer.encode("\n".join(message["content"] for message in messages)))
+
+
+def user(content: str) -> dict[str, str]:
+    """A message of the user."""
+    return {"role": "user", "content": content}

@@ -154,6 +154,8 @@ def _identity(run: Run) -> dict[str, Any]:
         "skipped_engines": [list(entry) for entry in run.manifest.get("skipped_engines") or []],
         "model": model.get("name"),
         "model_hash": model.get("content_hash"),
+        "workload": load.get("workload"),
+        "workload_kind": load.get("workload_kind"),
         "arrival": load.get("kind"),
         "rate_rps": load.get("rate"),
         "concurrency": load.get("concurrency"),

@@ -21,7 +21,7 @@ from muai_lab.experiment.provenance import git_revision, hardware, versions
 from muai_lab.load.event_loop import run_on_fast_loop
 from muai_lab.load.generator import LoadPlan, LoadProgress, LoadResult, generate
 from muai_lab.load.records import records_table
-from muai_lab.models.registry import resolve_model
+from muai_lab.models.registry import context_tokens, resolve_model
 from muai_lab.models.tokenizer import load_tokenizer
 from muai_lab.settings.dump import dump_config_yaml, dump_optimization_yaml
 from muai_lab.workload.draw import draw_schedule
@@ -91,7 +91,7 @@ def _run(resolved: Resolved, directory: RunDirectory, watcher: RunWatcher) -> Ma
     source = resolve_model(
         settings.model.name, settings.model.checkpoint or settings.optimization.models.get(settings.model.name)
     )
-    schedule = draw_schedule(settings, load_tokenizer(source))
+    schedule = draw_schedule(settings, load_tokenizer(source), context_tokens=context_tokens(source))
     schedule.write(directory.path / "schedule.parquet")
     directory.update_manifest(
         schedule_hash=schedule.hash,
@@ -100,6 +100,8 @@ def _run(resolved: Resolved, directory: RunDirectory, watcher: RunWatcher) -> Ma
             "rate": None if settings.arrival.kind == "closed" else settings.arrival.rate,
             "concurrency": settings.arrival.concurrency if settings.arrival.kind == "closed" else None,
             "target": settings.target.kind,
+            "workload": settings.workload.name,
+            "workload_kind": settings.workload.kind,
         },
         model={
             "name": settings.model.name,
@@ -117,7 +119,7 @@ def _run(resolved: Resolved, directory: RunDirectory, watcher: RunWatcher) -> Ma
         offer = _Offer(schedule, measured, LoadPlan.of(settings), watcher)
         result = run_on_fast_loop(offer.run())
         death = measured.failure()
-        _keep(directory, result, measured)
+        _keep(directory, schedule, result, measured)
         if death is None:
             _note_takeover(directory, before, measured.serving())
     if death is not None:
@@ -189,13 +191,15 @@ class _Offer:
             signal.signal(signal.SIGTERM, before)
 
 
-def _keep(directory: RunDirectory, result: LoadResult, measured: Measured) -> None:
+def _keep(directory: RunDirectory, schedule: Schedule, result: LoadResult, measured: Measured) -> None:
     """Write what was seen; before the analysis, so that nothing that fails later loses it."""
     write_parquet(records_table(result.records, result.window), directory.path / "requests.parquet")
     if measured.scraper is not None:
         write_parquet(measured.scraper.table(), directory.path / "server_metrics.parquet")
     directory.update_manifest(
-        window=asdict(result.window), generator=asdict(result.generator), notes=[*result.notes, *measured.notes()]
+        window=asdict(result.window),
+        generator=asdict(result.generator),
+        notes=[*schedule.notes, *result.notes, *measured.notes()],
     )
 
 

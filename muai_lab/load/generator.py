@@ -328,16 +328,18 @@ class _Load:
     def _notes(self, window: Window) -> tuple[str, ...]:
         notes = []
         if self.unsent_after_failure:
-            notes.append(f"{self.unsent_after_failure:,} turns were not sent, because an earlier turn of theirs failed")
+            notes.append(f"turns not sent because an earlier turn of theirs failed: {self.unsent_after_failure:,}")
         if self.unsent_at_end:
-            notes.append(f"{self.unsent_at_end:,} turns were not due before the load ended, and were not sent")
+            notes.append(f"turns not sent because they were due after the end of the load: {self.unsent_at_end:,}")
         return (*notes, *self._end_notes(window))
 
     def _end_notes(self, window: Window) -> tuple[str, ...]:
         if not self.ran_out.is_set():
             return ()
         after_s = (self.end_ns - self.start_ns) / 1e9
-        after = f"all {len(self.schedule)} requests of the schedule were sent after {after_s:.1f} s"
+        unsent = self.unsent_after_failure + self.unsent_at_end
+        all_sent = f"all {len(self.schedule)} requests of the schedule were sent"
+        after = f"{'no session of the schedule was left' if unsent else all_sent} after {after_s:.1f} s"
         if window.measured_s <= 0:
             return (f"{after}, during the warm-up: nothing was measured; lower load.warmup_s or raise load.requests",)
         return (f"{after}: the window ends there, {window.measured_s:.1f} s long",)

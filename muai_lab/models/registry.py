@@ -120,6 +120,22 @@ def _architecture(directory: Path) -> tuple[bool, str]:
     return bool(config.get("is_encoder_decoder", default)), model_type
 
 
+def context_tokens(source: ModelSource) -> int | None:
+    """Positions that the model has for prompt and output, as its config.json says; None where it does not say.
+
+    Raises ModelError when the file cannot be read.
+    """
+    if source.path is None:
+        return None
+    config = _read_json(source.path / "config.json")
+    text = config.get("text_config")  # of a model that also sees or hears
+    for part in (text if isinstance(text, dict) else {}, config):
+        for name in ("max_position_embeddings", "n_positions"):
+            if isinstance(value := part.get(name), int) and value > 0:
+                return value
+    return None
+
+
 def _read_json(path: Path) -> dict[str, object]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -27,6 +27,12 @@ class Workload(Section):
     ignore_eos: bool = setting(
         True, "Go on past the end-of-sequence token, so that every output has the length that was asked for."
     )
+    context_tokens: int | None = setting(
+        None,
+        "Prompt and output together are kept within this, and what is cut is counted; null takes the model's context.",
+        unit="tokens",
+        ge=2,
+    )
 
 
 class SyntheticWorkload(Workload):

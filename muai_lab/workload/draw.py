@@ -26,12 +26,12 @@ _CLOSED_LOOP_MINIMUM = 64
 def draw_schedule(settings: LabSettings, tokenizer: PromptTokenizer, context_tokens: int | None = None) -> Schedule:
     """Draw the schedule of a run: the same settings, seed and tokenizer give the same schedule.
 
-    context_tokens: of the model, prompt and output together; what does not fit is cut, and `Schedule.notes` says how
-    much. None cuts nothing. Raises RunError when nothing is due in the given time, or when prompts of the wanted
-    lengths cannot be made.
+    context_tokens: of the model, prompt and output together, where the workload does not set it; what does not fit is
+    cut, and `Schedule.notes` says how much. None cuts nothing. Raises RunError when nothing is due in the given time,
+    or when prompts of the wanted lengths cannot be made.
     """
     streams = RandomStreams(settings.seed)
-    context = Context(context_tokens)
+    context = Context(settings.workload.context_tokens or context_tokens)
     units = draw_units(settings.workload, streams, PromptMaker(tokenizer, settings.workload.api, context))
     rows = ScheduleRows()
     offsets = draw_arrivals(settings.arrival, settings.load, streams)

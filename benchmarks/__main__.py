@@ -7,6 +7,7 @@ import sys
 
 BENCHMARKS = (
     "load_generator",
+    "scheduler",
     "stack_throughput",
     "http_overhead",
     "engines",

@@ -61,6 +61,7 @@ class PrometheusObserver:
         # Sets, not counters: a request that is run again on the next engine is admitted twice but counts once.
         self.waiting: set[str] = set()
         self.running: set[str] = set()
+        self.limit: int | None = None
         self.finish_times: deque[float] = deque()
 
     def observe(self, events: Sequence[Event]) -> None:
@@ -73,6 +74,7 @@ class PrometheusObserver:
                 elif isinstance(event, Step):
                     self.step_s.observe(event.at - event.began)
                     self.batch.observe(event.batch)
+                    self.limit = event.limit
                 elif isinstance(event, Queued):
                     self.waiting.add(event.request_id)
                 elif isinstance(event, Admitted):
@@ -160,6 +162,7 @@ class ServingMetrics(Collector):
         batch = HistogramMetricFamily("batch_size", "Batch size histogram", labels=["model"])
         running = GaugeMetricFamily("muai_running_sequences", "Sequences in the running batch", labels=by_engine)
         waiting = GaugeMetricFamily("muai_waiting_requests", "Requests that wait for admission", labels=["model"])
+        limit = GaugeMetricFamily("muai_batch_limit", "Most sequences that may run at this moment", labels=by_engine)
         prompt = CounterMetricFamily("muai_prompt_tokens", "Prompt tokens of admitted requests", labels=by_engine)
         output = CounterMetricFamily("muai_output_tokens", "Output tokens produced", labels=by_engine)
         step = HistogramMetricFamily("muai_step_seconds", "Duration of one engine step", labels=by_engine)
@@ -177,6 +180,8 @@ class ServingMetrics(Collector):
                 for status, count in observer.requests.items():
                     requests.add_metric([*both, status], count)
                 running.add_metric(both, len(observer.running))
+                if observer.limit is not None:
+                    limit.add_metric(both, observer.limit)
                 prompt.add_metric(both, observer.prompt_tokens)
                 output.add_metric(both, observer.output_tokens)
                 step.add_metric(both, *observer.step_s.snapshot())
@@ -187,7 +192,7 @@ class ServingMetrics(Collector):
             waiting.add_metric([model], totals.waiting)
             if totals.looked_up_tokens:  # no cache, no rate: missing, never 0
                 hit_rate.add_metric([model], totals.cached_tokens / totals.looked_up_tokens)
-        return [latency, requests, throughput, hit_rate, batch, running, waiting, prompt, output, step, first]
+        return [latency, requests, throughput, hit_rate, batch, running, limit, waiting, prompt, output, step, first]
 
     def describe(self) -> Iterable[Metric]:
         """Names for the registry's check for duplicates."""

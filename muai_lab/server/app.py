@@ -12,6 +12,7 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from muai_lab.errors import MuaiError
+from muai_lab.server import admin
 from muai_lab.server.description import describe_model
 from muai_lab.server.exchange import ClientGone, send_error, send_json
 from muai_lab.server.frames import CHAT, COMPLETION
@@ -26,8 +27,11 @@ log = logging.getLogger(__name__)
 Handler = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
-def create_app(host: ModelHost, settings: ServerSettings, created: int) -> ASGIApp:
-    """The OpenAI API and the health checks over `host`; created: Unix time that `/v1/models` shows."""
+def create_app(host: ModelHost, settings: ServerSettings, created: int, *, admin_token: str | None = None) -> ASGIApp:
+    """The OpenAI API and the health checks over `host`.
+
+    created: Unix time that `/v1/models` shows. admin_token: offer the admin call to who knows it; None: not at all.
+    """
     timeout_s = settings.request_timeout_s
     status = _Status(host, created)
     routes = [
@@ -38,6 +42,8 @@ def create_app(host: ModelHost, settings: ServerSettings, created: int) -> ASGIA
         Route(settings.health_check_path, _on("GET", status.health)),
         Route(settings.readiness_check_path, _on("GET", status.ready)),
     ]
+    if admin_token is not None:
+        routes.append(Route(admin.PATH, _MethodGuard(("GET", "PATCH"), admin.AdminEndpoint(host, admin_token))))
     return _answer_errors(Router(routes, redirect_slashes=False, default=_unknown_route))
 
 

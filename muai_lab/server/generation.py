@@ -117,6 +117,8 @@ class GenerationEndpoint(Generic[AnyRequest]):
                             ignore_eos=bool(request.ignore_eos),
                             timeout_s=self._request_timeout_s,
                             stream=bool(request.stream),
+                            priority=request.priority or 0,
+                            cache_salt=request.cache_salt or "",
                         )
                     )
                     choices.append(Choice(index, prompt_index, len(prompt), generation))

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import psutil
 import uvloop
 
+from muai_lab.server.admin import TOKEN_VARIABLE
 from muai_lab.server.service import InferenceService
 from muai_lab.settings.lab import LabSettings
 
@@ -26,12 +27,12 @@ def serve(settings: LabSettings, announce: Callable[[dict[str, Any]], None]) -> 
 
     announce: called once with `InferenceService.describe()`, when requests are welcome. The first signal drains; a
     second one ends the process at once, as does the first while models are still being loaded (a load cannot be
-    interrupted, and nobody is being served).
+    interrupted, and nobody is being served). The environment variable MUAI_ADMIN_TOKEN switches the admin call on.
 
     Raises:
         MuaiError: a port is in use, a model cannot be loaded.
     """
-    service = InferenceService(settings)
+    service = InferenceService(settings, admin_token=os.environ.get(TOKEN_VARIABLE) or None)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_serve(service, announce))
 

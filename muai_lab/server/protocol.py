@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 DEFAULT_COMPLETION_TOKENS = 16
 MAX_CHOICES = 128
+MAX_PRIORITY = 1000
+LONGEST_SALT = 256
 INT64_MAX = 2**63 - 1
 LONGEST_SHOWN = 60  # characters of an offending value that an error repeats
 
@@ -110,7 +112,11 @@ class StreamOptions(BaseModel):
 
 
 class GenerationFields(BaseModel, ABC):
-    """What both kinds of request share; null means the default everywhere. `top_k` and `ignore_eos` are extensions."""
+    """What both kinds of request share; null means the default everywhere.
+
+    Extensions, as vLLM has them: `top_k`, `ignore_eos`, `priority` (lower goes first) and `cache_salt` (requests share
+    cached prefixes only with requests of the same salt).
+    """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="allow")
 
@@ -126,6 +132,8 @@ class GenerationFields(BaseModel, ABC):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     ignore_eos: bool | None = None
+    priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] | None = None
+    cache_salt: Annotated[str, Field(max_length=LONGEST_SALT)] | None = None
 
     @property
     def choices(self) -> int:

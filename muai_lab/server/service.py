@@ -42,14 +42,18 @@ class InferenceService:
     """The HTTP API and the metrics of one process.
 
     Making it binds both sockets, before any model is loaded. open_stack: how a model is opened; tests bring their own.
+    admin_token: what the admin call asks for; None: there is no admin call.
 
     Raises:
         RunError: a socket cannot be bound.
     """
 
-    def __init__(self, settings: LabSettings, open_stack: OpenStack = open_stack) -> None:
+    def __init__(
+        self, settings: LabSettings, open_stack: OpenStack = open_stack, *, admin_token: str | None = None
+    ) -> None:
         self._settings = settings
         self._open_stack = open_stack
+        self._admin_token = admin_token
         server, prometheus = settings.monitoring.server, settings.monitoring.prometheus
         self.preloaded = server.preload_models or (settings.model.name,)
         offered = (*self.preloaded, settings.model.name, *settings.optimization.models, *EMBEDDED_MODELS)
@@ -75,7 +79,7 @@ class InferenceService:
             MuaiError: a model cannot be loaded.
         """
         monitoring = self._settings.monitoring
-        api = create_app(self.host, monitoring.server, created=int(time.time()))
+        api = create_app(self.host, monitoring.server, created=int(time.time()), admin_token=self._admin_token)
         self._servers.append(HttpServer(api, self._listener, flush_s=FLUSH_S))
         if self._exporter is not None and self._metrics_listener is not None:
             metrics = metrics_app(self._exporter.registry, monitoring.prometheus.path)

@@ -232,6 +232,14 @@ class OptimizationSettings(Section):
     fallback_on_error: bool = setting(
         True, "Go on with the next engine when one fails; when off, the engine's own error reaches the caller."
     )
+    step_timeout_s: float | None = setting(
+        60.0,
+        "Longest that one engine step may take. An engine whose step has not returned by then counts as dead: the next "
+        "one takes over, or the server is no longer ready. null for no limit. vLLM watches its own steps.",
+        unit="s",
+        extension=True,
+        gt=0,
+    )
     models: dict[str, Name] = setting(
         {},
         "Checkpoint of each model name: a hub id or a local directory. Names that are not listed are embedded models.",

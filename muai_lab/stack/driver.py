@@ -12,8 +12,10 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 
 from muai_lab.engines.base import StepEngine
+from muai_lab.stack.change import Change, PendingChange
 from muai_lab.stack.events import Event, Observer
 from muai_lab.stack.observers import ObserverList
 from muai_lab.stack.request import GenerationRequest
@@ -23,6 +25,7 @@ log = logging.getLogger(__name__)
 
 Command = Callable[[float], None]
 
+_CLOSE_S = 30.0  # what a step may take that runs while the driver is closed; a hung one never ends
 _LONGEST_SLEEP_S = 3600.0  # a thread cannot wait for longer than some platform's limit; waking up early costs nothing
 
 
@@ -50,6 +53,8 @@ class StepDriver:
         self._clock = clock
         self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._closing = False
+        self._abandoned = False
+        self._step_began: float | None = None
         self.failure: str | None = None  # why the engine can no longer run, once it cannot
         self._thread = threading.Thread(target=self._run, name=f"engine-{engine.info.name}", daemon=True)
         self._thread.start()
@@ -73,12 +78,43 @@ class StepDriver:
 
     def tell(self, events: Sequence[Event]) -> None:
         """Show observers what happened outside the scheduler; on the engine's thread, like all events."""
-        self._inbox.put(lambda _now: self._observers.show(events))
+        if self._abandoned:
+            self._observers.show(events)  # its thread shows nothing any more
+        else:
+            self._inbox.put(lambda _now: self._observers.show(events))
+
+    def apply(self, change: Change) -> Future[None]:
+        """Change the scheduler between two steps; the future ends when that is done, with what `change` raised."""
+        pending = PendingChange(change)
+        self._inbox.put(lambda now: pending.make(self._scheduler, now))
+        return pending.done
+
+    def stalled_s(self) -> float:
+        """Seconds that the present step has run for; 0 between steps."""
+        began = self._step_began
+        return 0.0 if began is None else max(0.0, self._clock() - began)
+
+    def abandon(self, reason: str) -> None:
+        """Give up an engine whose step does not return: `failure` says why, and nothing is delivered any more.
+
+        Its thread, which nobody can end, is left behind; should the step return after all, it closes the engine.
+        """
+        self._abandoned = True
+        self.failure = reason
+        log.error("engine %s is given up: %s", self._engine.info.name, reason)
+        self._inbox.put(self._begin_close)
 
     def close(self) -> None:
-        """End what still runs as cancelled, close the engine, end the thread. Blocks until the present step is over."""
+        """End what still runs as cancelled, close the engine, end the thread. Blocks until the present step is over.
+
+        An engine that hangs is left behind, with its thread, after `_CLOSE_S` seconds.
+        """
+        if self._abandoned:
+            return
         self._inbox.put(self._begin_close)
-        self._thread.join()
+        self._thread.join(_CLOSE_S)
+        if self._thread.is_alive():
+            log.error("engine %s hangs in a step; it is left behind", self._engine.info.name)
 
     def _begin_close(self, now: float) -> None:
         self._closing = True
@@ -113,11 +149,15 @@ class StepDriver:
             return Plan()
         plan = self._scheduler.plan(self._clock())
         self._flush()
-        for slot in plan.release:
-            self._engine.release(slot)
-        if not plan.empty:
-            self._step(plan)
-            self._flush()
+        self._step_began = self._clock()
+        try:
+            for slot in plan.release:
+                self._engine.release(slot)
+            if not plan.empty:
+                self._step(plan, self._step_began)
+        finally:
+            self._step_began = None
+        self._flush()
         return plan
 
     def _take_commands(self, *, block: bool, until: float | None) -> None:
@@ -131,8 +171,7 @@ class StepDriver:
         except queue.Empty:
             pass
 
-    def _step(self, plan: Plan) -> None:
-        began = self._clock()
+    def _step(self, plan: Plan, began: float) -> None:
         tokens: dict[int, int] = {}
         # Decode first: sequences that join would only look on. Both results are handed over at the end of the step.
         if plan.decode:
@@ -154,7 +193,7 @@ class StepDriver:
 
     def _flush(self) -> None:
         events = self._scheduler.take_events()
-        if not events:
+        if not events or self._abandoned:
             return
         # Observers first: who has seen a request end finds it counted.
         self._observers.show(events)

@@ -53,6 +53,7 @@ class Step:
     """One engine step ran from `began` to `at`.
 
     batch: sequences that were computed. prefill_tokens: prompt tokens computed. running, waiting: after the step.
+    limit: most sequences that might run, None where that is not known.
     """
 
     at: float
@@ -62,6 +63,7 @@ class Step:
     decode_tokens: int
     running: int
     waiting: int
+    limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -232,6 +232,7 @@ class Scheduler:
                 decode_tokens=len(plan.decode),
                 running=len(self._running),
                 waiting=len(self._waiting),
+                limit=self._limit.current,
             )
         )
         self._adapt(StepSeen(began, now, len(tokens), ran, self._kept_out))

@@ -9,21 +9,31 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from muai_lab.engines.base import EngineInfo
 from muai_lab.engines.selection import EngineCandidates
-from muai_lab.errors import EngineError, InvalidRequest, Overloaded, RequestCancelled, RequestError, RequestTimeout
+from muai_lab.errors import (
+    EngineError,
+    InvalidRequest,
+    Overloaded,
+    RequestCancelled,
+    RequestError,
+    RequestTimeout,
+    SettingsError,
+)
 from muai_lab.models.registry import ModelSource, resolve_model
 from muai_lab.models.tokenizer import ModelTokenizer, load_tokenizer
+from muai_lab.settings.live import changed
 from muai_lab.stack.checks import check_request
 from muai_lab.stack.events import Admitted, CacheLookup, Event, Failed, Finished, Lost, Rejected, Token
 from muai_lab.stack.generation import Generation
-from muai_lab.stack.limits import BatchLimits, batch_limits, engine_slots
+from muai_lab.stack.limits import batch_limits, engine_slots
 from muai_lab.stack.request import GenerationRequest
-from muai_lab.stack.serving import MakeObservers, open_serving
+from muai_lab.stack.serving import MakeObservers, Serving, open_serving
 from muai_lab.stack.text import OutputText
 
 if TYPE_CHECKING:
@@ -34,6 +44,13 @@ log = logging.getLogger(__name__)
 # What a rejected client is asked to wait. A constant, since the queue's own pace is not known before it moves.
 RETRY_AFTER_S = 1.0
 
+_WATCH_S = 0.5  # how often a stack with open requests looks after its engine
+_CHANGE_S = 30.0  # what a change of settings may wait for the present step
+
+_TOO_LARGE = (
+    "optimization.batcher.max_batch_size = {}: the engine was opened with {} slots; for more, start the server with "
+    "a larger optimization.batcher.max_slots"
+)
 _FAILURES: dict[str, type[RequestError]] = {"cancelled": RequestCancelled, "timeout": RequestTimeout}
 
 
@@ -70,7 +87,7 @@ class InferenceStack:
         source: ModelSource,
         tokenizer: ModelTokenizer,
         candidates: EngineCandidates,
-        limits: BatchLimits,
+        optimization: OptimizationSettings,
         *,
         queue_capacity: int | None = None,
         observers: MakeObservers = lambda _engine: (),
@@ -80,7 +97,7 @@ class InferenceStack:
         self._model = model
         self._source = source
         self._candidates = candidates
-        self._limits = limits
+        self._optimization = optimization
         self._queue_capacity = queue_capacity
         self._observers = observers
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -92,7 +109,11 @@ class InferenceStack:
         self._draining = False
         self._closed = False
         self._idle: asyncio.Event | None = None
-        self._serving = open_serving(candidates, limits, self._deliver, observers)
+        self._watch: asyncio.Task[None] | None = None
+        self._changing = asyncio.Lock()
+        self._overdue: list[Failed] = []  # ended here because their engine hangs, and not yet told to observers
+        self._abandoned: set[object] = set()  # sources of events that nobody listens to any more
+        self._serving, self._source_of_events = self._open_serving()
 
     @classmethod
     def open(
@@ -112,9 +133,10 @@ class InferenceStack:
         """
         source = resolve_model(model, checkpoint or optimization.models.get(model))
         tokenizer = load_tokenizer(source)
-        limits = batch_limits(optimization)
         candidates = EngineCandidates.of(optimization, source, slots=engine_slots(optimization))
-        return cls(model, source, tokenizer, candidates, limits, queue_capacity=queue_capacity, observers=observers)
+        return cls(
+            model, source, tokenizer, candidates, optimization, queue_capacity=queue_capacity, observers=observers
+        )
 
     @property
     def info(self) -> StackInfo:
@@ -144,7 +166,35 @@ class InferenceStack:
             self._serving.driver.add(request)
         else:
             self._orphan(generation)
+        if self._watch is None:
+            self._watch = asyncio.get_running_loop().create_task(self._look_after_engine())
         return generation
+
+    @property
+    def optimization(self) -> OptimizationSettings:
+        """The settings in force: as opened, and as changed since."""
+        return self._optimization
+
+    async def reconfigure(self, changes: Mapping[str, Any]) -> OptimizationSettings:
+        """Change batcher, cache or tuner while serving; returns the settings then in force.
+
+        changes: shaped like the `optimization` section, holding only what changes. In force when this returns, from the
+        next step on; no request is dropped: sequences above a lower limit run out. Raises SettingsError with every
+        problem, EngineError when the engine does not come to it; then nothing is changed.
+        """
+        async with self._changing:
+            wanted = changed(self._optimization, changes)
+            limits, slots = batch_limits(wanted), self._serving.engine.slots
+            if limits.max_batch_size > slots:
+                raise SettingsError([_TOO_LARGE.format(limits.max_batch_size, slots)])
+            done = self._serving.driver.apply(lambda scheduler, now: scheduler.set_limits(limits, now))
+            try:
+                await asyncio.wait_for(asyncio.wrap_future(done), _CHANGE_S)
+            except TimeoutError as error:
+                reason = f"it has not come to the change within {_CHANGE_S:g} s: a step may hang"
+                raise EngineError(self._serving.engine.info.name, reason) from error
+            self._optimization = wanted
+            return wanted
 
     def counts(self) -> StackCounts:
         """Load at this moment."""
@@ -171,6 +221,8 @@ class InferenceStack:
     async def close(self) -> None:
         """Cancel what still runs, end the engine's thread and free the engine; a step that runs is waited for."""
         self._draining = self._closed = True
+        if self._watch is not None:
+            self._watch.cancel()
         if self._takeover is not None:
             await self._takeover  # its thread loads an engine, which cannot be interrupted
         await asyncio.gather(asyncio.to_thread(self._serving.driver.close), *self._closing)
@@ -194,6 +246,7 @@ class InferenceStack:
         if self._loop is loop:
             return
         self._loop = loop
+        self._watch = None
         for request_id in list(self._open):
             self._abandon(request_id, RequestCancelled("the event loop that asked for it ended"))
         self._open.clear()
@@ -208,17 +261,26 @@ class InferenceStack:
     def _stopped(self, request_id: str) -> None:
         self._serving.driver.finish(request_id)
 
-    def _deliver(self, events: Sequence[Event]) -> None:
+    def _open_serving(self) -> tuple[Serving, object]:
+        """Load the next engine that serves; what its events will be known by. Blocks; raises EngineError."""
+        source = object()
+        limits = batch_limits(self._optimization)
+        deliver = partial(self._deliver, source)
+        return open_serving(self._candidates, limits, deliver, self._observers), source
+
+    def _deliver(self, source: object, events: Sequence[Event]) -> None:
         """Called on the engine's thread: pass the events to the event loop."""
         if self._loop is None:
             return
         try:
-            self._loop.call_soon_threadsafe(self._take, events)
+            self._loop.call_soon_threadsafe(self._take, source, events)
         except RuntimeError:
             # The loop was closed under us, and nobody is left to tell; the requests run to their end.
             log.debug("%d events were dropped: the event loop is closed", len(events))
 
-    def _take(self, events: Sequence[Event]) -> None:
+    def _take(self, source: object, events: Sequence[Event]) -> None:
+        if source in self._abandoned:
+            return
         for event in events:
             match event:
                 case Token(request_id=name, token=token):
@@ -247,7 +309,42 @@ class InferenceStack:
             self._idle.set()
         return generation
 
-    # When an engine dies
+    # When an engine dies or hangs
+
+    async def _look_after_engine(self) -> None:
+        """While requests are open, see whether a step hangs: then nobody else can end them at their deadlines."""
+        while self._open:
+            await asyncio.sleep(_WATCH_S)
+            stalled_s = self._serving.driver.stalled_s()
+            if stalled_s < _WATCH_S or self._takeover is not None:
+                self._overdue.clear()  # its thread tells of them itself
+                continue
+            limit_s = self._optimization.step_timeout_s
+            if limit_s is not None and stalled_s > limit_s:
+                self._give_up_engine(f"a step has not returned for {stalled_s:.0f} s")
+            else:
+                self._end_overdue()
+        self._watch = None
+
+    def _end_overdue(self) -> None:
+        now = time.monotonic()
+        for generation in list(self._open.values()):
+            if generation.deadline is not None and now > generation.deadline + _WATCH_S:
+                error = RequestTimeout("the request was not finished before its deadline: the engine hangs in a step")
+                self._overdue.append(Failed(generation.request_id, now, error.status, str(error), now))
+                self._close_one(generation.request_id)
+                generation.fail(error)
+
+    def _give_up_engine(self, reason: str) -> None:
+        driver, now = self._serving.driver, time.monotonic()
+        driver.abandon(reason)
+        self._abandoned.add(self._source_of_events)
+        lost = [Lost(name, now, reason, now) for name in self._open if name not in self._orphans]
+        driver.tell([*self._overdue, *lost])
+        self._overdue.clear()
+        for event in lost:
+            self._lose(event.request_id, event)
+        self._take_over_if_dead()
 
     def _lose(self, request_id: str, event: Lost) -> None:
         """Keep a request for the next engine if nothing of it was streamed, else end it."""
@@ -305,9 +402,7 @@ class InferenceStack:
         log.warning("%s: %s; the next engine takes over", self._model, reason)
         try:
             self._candidates.skip(dead.engine.info.name, reason)
-            self._serving = await asyncio.to_thread(
-                open_serving, self._candidates, self._limits, self._deliver, self._observers
-            )
+            self._serving, self._source_of_events = await asyncio.to_thread(self._open_serving)
         except Exception as error:  # no engine is left, or taking over failed itself: nothing may hang
             log.error("%s: %s", self._model, error, exc_info=not isinstance(error, EngineError))
             self._takeover = None

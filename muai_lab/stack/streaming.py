@@ -15,6 +15,7 @@ from concurrent.futures import Future
 
 from muai_lab.engines.base import EngineInfo, StreamedTokens, StreamingEngine
 from muai_lab.errors import EngineError
+from muai_lab.stack.change import Change, PendingChange
 from muai_lab.stack.events import Event, Failed, Observer, Step
 from muai_lab.stack.observers import ObserverList
 from muai_lab.stack.request import GenerationRequest
@@ -83,6 +84,20 @@ class StreamingDriver:
         """Show observers what happened outside the scheduler."""
         self._call(self._observers.show, events)
 
+    def apply(self, change: Change) -> Future[None]:
+        """See `StepDriver.apply`."""
+        pending = PendingChange(change)
+        self._call(self._make, pending)
+        return pending.done
+
+    def stalled_s(self) -> float:
+        """Always 0: its engine tells by `check` that it hangs."""
+        return 0.0
+
+    def abandon(self, reason: str) -> None:
+        """Take the engine for dead; it ends at `close`."""
+        self._call(lambda: self._die(EngineError(self._engine.info.name, reason)))
+
     def close(self) -> None:
         """End what still runs as cancelled, close the engine, end the thread."""
         self._call(self._begin_close)
@@ -144,6 +159,10 @@ class StreamingDriver:
             self._scheduler.fail(request.request_id, now, status="cancelled", message="the stack was closed")
         elif self.failure is not None:
             self._scheduler.lose(request.request_id, now, message=self.failure)
+        self._admit()
+
+    def _make(self, pending: PendingChange) -> None:
+        pending.make(self._scheduler, self._clock())
         self._admit()
 
     def _finish(self, request_id: str) -> None:
@@ -255,6 +274,7 @@ class StreamingDriver:
                     decode_tokens=sum(self._in_flush.values()),
                     running=self._scheduler.running,
                     waiting=self._scheduler.waiting,
+                    limit=self._scheduler.running_limit,
                 )
             )
             self._scheduler.end_turn(sum(self._in_flush.values()), began=self._flushed_at, now=now)

@@ -15,8 +15,7 @@ from muai_lab.engines.selection import Candidate, EngineCandidates
 from muai_lab.models.registry import ModelSource
 from muai_lab.server.app import create_app
 from muai_lab.server.host import ModelHost
-from muai_lab.settings.schema import ServerSettings
-from muai_lab.stack.limits import BatchLimits
+from muai_lab.settings.schema import BatcherSettings, OptimizationSettings, ServerSettings
 from muai_lab.stack.stack import InferenceStack
 
 CONTEXT = 64
@@ -100,7 +99,7 @@ def parrot_stack(
     engine: ParrotEngine, *, queue_capacity: int | None = 8, observers: Sequence[Any] = ()
 ) -> InferenceStack:
     source = ModelSource("parrot", None, None, "embedded", "0" * 64, False, "parrot")
-    limits = BatchLimits(max_batch_size=engine.slots, min_batch_size=1, timeout_s=0.0)
+    optimization = OptimizationSettings(batcher=BatcherSettings(max_batch_size=engine.slots))
     candidates = EngineCandidates(
         [
             Candidate("vllm", refuse=lambda: "not installed", make=lambda: engine),
@@ -113,7 +112,7 @@ def parrot_stack(
         source,
         ByteTokenizer(),  # type: ignore[arg-type]
         candidates,
-        limits,
+        optimization,
         queue_capacity=queue_capacity,
         observers=lambda _engine: observers,
     )
@@ -159,13 +158,24 @@ class Answer:
 class Call:
     """One request to an ASGI application, which a test can watch and hang up on."""
 
-    def __init__(self, app: Any, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None):
+    def __init__(
+        self,
+        app: Any,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        headers: dict[str, str] | None = None,
+        client: str = "127.0.0.1",
+    ):
         self.answer = Answer()
         self._app = app
+        path, _, query = path.partition("?")
         self._scope = {
             "type": "http",
             "method": method,
             "path": path,
+            "query_string": query.encode(),
+            "client": (client, 50000),
             "headers": [(name.encode(), value.encode()) for name, value in (headers or {}).items()],
         }
         self._pieces = [body[at : at + 1000] for at in range(0, len(body), 1000)] or [b""]
@@ -215,11 +225,12 @@ class Bench:
         queue_capacity: int | None = 8,
         settings: ServerSettings | None = None,
         observers: Sequence[Any] = (),
+        admin_token: str | None = None,
     ) -> None:
         self.engine = engine or ParrotEngine()
         self.stack = parrot_stack(self.engine, queue_capacity=queue_capacity, observers=observers)
         self.host = ModelHost(["parrot"], lambda name: self.stack)
-        self.app = create_app(self.host, settings or ServerSettings(), created=1)
+        self.app = create_app(self.host, settings or ServerSettings(), created=1, admin_token=admin_token)
 
     async def __aenter__(self) -> Bench:
         await self.host.preload(["parrot"])
@@ -229,9 +240,11 @@ class Bench:
         self.engine.gate.set()
         await self.host.close()
 
-    async def call(self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None) -> Answer:
+    async def call(
+        self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None, **more: Any
+    ) -> Answer:
         async with asyncio.timeout(DEADLINE_S):
-            return await Call(self.app, method, path, body, headers).run()
+            return await Call(self.app, method, path, body, headers, **more).run()
 
     def start(self, path: str, **fields: Any) -> tuple[Call, asyncio.Task[Answer]]:
         """A request under way."""

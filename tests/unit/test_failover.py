@@ -13,9 +13,9 @@ from server_fakes import ByteTokenizer, ParrotEngine
 from muai_lab.engines.selection import Candidate, EngineCandidates
 from muai_lab.errors import EngineError, RequestCancelled, RequestError, RequestTimeout
 from muai_lab.models.registry import ModelSource
+from muai_lab.settings.schema import BatcherSettings, OptimizationSettings
 from muai_lab.stack.events import Event, Failed, Finished
 from muai_lab.stack.generation import Generation
-from muai_lab.stack.limits import BatchLimits
 from muai_lab.stack.request import GenerationRequest
 from muai_lab.stack.stack import InferenceStack
 
@@ -65,7 +65,7 @@ def stack_of(*engines: Named, fall_back: bool = True, load: Callable[[Named], Na
         SOURCE,
         ByteTokenizer(),  # type: ignore[arg-type]
         candidates,
-        BatchLimits(max_batch_size=4),
+        OptimizationSettings(batcher=BatcherSettings(max_batch_size=4)),
         observers=lambda info: [log.of(info.name)],
     )
     return stack, log

@@ -74,7 +74,7 @@ def test_a_step_tells_what_was_computed_and_what_is_left() -> None:
     complete(batch, batch.plan(0.0), 0.25)
 
     assert batch.take_events()[-1] == Step(
-        at=0.25, began=0.25, batch=2, prefill_tokens=10, decode_tokens=0, running=2, waiting=1
+        at=0.25, began=0.25, batch=2, prefill_tokens=10, decode_tokens=0, running=2, waiting=1, limit=2
     )
 
 

@@ -71,6 +71,7 @@ SPECIFIED_DEFAULTS = {
 }
 EXTENSIONS = {
     "optimization.models",
+    "optimization.step_timeout_s",
     "optimization.vllm.enforce_eager",
     "optimization.onnx.dtype",
     "optimization.onnx.threads",

@@ -13,11 +13,19 @@ from counting_engine import DEADLINE_S, CountingEngine
 
 from muai_lab.engines.base import Sampling
 from muai_lab.engines.selection import Candidate, EngineCandidates
-from muai_lab.errors import EngineError, InvalidRequest, Overloaded, RequestCancelled, RequestError, RequestTimeout
+from muai_lab.errors import (
+    EngineError,
+    InvalidRequest,
+    Overloaded,
+    RequestCancelled,
+    RequestError,
+    RequestTimeout,
+    SettingsError,
+)
 from muai_lab.models.registry import ModelSource
-from muai_lab.stack.events import Event, Failed, Finished, Rejected
+from muai_lab.settings.schema import BatcherSettings, OptimizationSettings
+from muai_lab.stack.events import Event, Failed, Finished, Lost, Rejected
 from muai_lab.stack.generation import Generation
-from muai_lab.stack.limits import BatchLimits
 from muai_lab.stack.request import Delta, GenerationRequest
 from muai_lab.stack.stack import InferenceStack
 
@@ -69,14 +77,16 @@ def stack_on(
     queue_capacity: int | None = None,
     observers: Sequence[Any] = (),
     broken_token: int | None = None,
-    **limits: Any,
+    step_timeout_s: float | None = None,
+    **batcher: Any,
 ) -> InferenceStack:
+    batching = BatcherSettings(**{"max_batch_size": engine.slots, **batcher})
     return InferenceStack(
         "counting",
         ModelSource("counting", None, None, "embedded", "0" * 64, False, "counting"),
         NumberTokenizer(broken_token),  # type: ignore[arg-type]
         EngineCandidates([Candidate("counting", lambda: None, lambda: engine)], model="counting"),
-        BatchLimits(max_batch_size=engine.slots, **limits),
+        OptimizationSettings(step_timeout_s=step_timeout_s, batcher=batching),
         queue_capacity=queue_capacity,
         observers=lambda _info: observers,
     )
@@ -306,7 +316,7 @@ async def test_cancelling_what_has_ended_changes_nothing(make: MakeStack) -> Non
 
 
 async def test_a_deadline_ends_a_request(make: MakeStack) -> None:
-    stack = make(CountingEngine(), min_batch_size=4, timeout_s=1e6)
+    stack = make(CountingEngine(), min_batch_size=4, batch_timeout_ms=10**9)
 
     with pytest.raises(RequestTimeout, match="deadline"):
         await deltas_of(stack.submit(ask(timeout_s=0.01)))
@@ -423,3 +433,64 @@ def test_a_stack_outlives_an_event_loop_that_ended_in_the_middle() -> None:
     asyncio.run(begin())
 
     assert asyncio.run(go_on()) == "11 12 13 "
+
+
+# An engine whose step does not return
+
+
+@pytest.fixture
+def quick_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("muai_lab.stack.stack._WATCH_S", 0.01)
+
+
+@pytest.mark.usefixtures("quick_watch")
+async def test_a_request_ends_at_its_deadline_though_the_step_hangs(make: MakeStack) -> None:
+    engine = CountingEngine(stepwise=True)
+    stack = make(engine)
+
+    with pytest.raises(RequestTimeout, match="the engine hangs in a step"):
+        await deltas_of(stack.submit(ask(timeout_s=0.05)))
+
+    assert stack.healthy()  # the step may yet return: then all goes on
+    engine.allow.release(FOREVER)
+    assert await text_of(stack.submit(ask("b"))) == "11 12 13 "
+
+
+@pytest.mark.usefixtures("quick_watch")
+async def test_an_engine_whose_step_does_not_return_is_given_up(make: MakeStack) -> None:
+    engine, watcher = CountingEngine(stepwise=True), Recorder()
+    stack = make(engine, step_timeout_s=0.05, observers=[watcher])
+
+    with pytest.raises(RequestError, match="a step has not returned for 0 s"):
+        await deltas_of(stack.submit(ask()))
+
+    assert not stack.healthy()
+    with pytest.raises(EngineError, match="has not returned"):
+        stack.submit(ask("b"))
+    assert [type(event) for event in watcher.events][-3:] == [Lost, Failed, Rejected]
+
+
+@pytest.mark.usefixtures("quick_watch")
+async def test_nothing_is_heard_of_an_engine_that_was_given_up(make: MakeStack) -> None:
+    engine = CountingEngine(stepwise=True)
+    stack = make(engine, step_timeout_s=0.05)
+    with pytest.raises(RequestError):
+        await deltas_of(stack.submit(ask()))
+
+    engine.allow.release(FOREVER)
+    stack._serving.driver._thread.join(DEADLINE_S)
+
+    assert engine.closed == 1
+    assert stack.counts().running == stack.counts().waiting == 0
+
+
+async def test_a_change_of_settings_reaches_the_scheduler_and_survives_refusals(make: MakeStack) -> None:
+    stack = make(CountingEngine(slots=4))
+
+    await stack.reconfigure({"batcher": {"max_batch_size": 2, "batch_timeout_ms": 0}})
+    with pytest.raises(SettingsError, match="opened with 4 slots"):
+        await stack.reconfigure({"batcher": {"max_batch_size": 9, "batch_timeout_ms": 7}})
+
+    limits = stack._serving.driver._scheduler.limits
+    assert (limits.max_batch_size, limits.timeout_s) == (2, 0.0)
+    assert stack.optimization.batcher.batch_timeout_ms == 0

@@ -16,6 +16,7 @@ from urllib.parse import quote
 from muai_lab.errors import RunError
 from muai_lab.experiment.scrape import MetricsScraper
 from muai_lab.experiment.server_process import ServerProcess
+from muai_lab.load.crew import HttpRecipe
 from muai_lab.load.target import Target
 
 if TYPE_CHECKING:
@@ -40,12 +41,14 @@ class Measured:
     """The other side of the load.
 
     serving: who really serves at this moment, asked before and after the load, since an engine may take over from
-    another. failure: why the other side is gone, None while it lives. notes: what a reader of the results must know.
+    another. recipe: how further load generators reach the target; None where only this process can. failure: why the
+    other side is gone, None while it lives. notes: what a reader of the results must know.
     """
 
     target: Target
     serving: Callable[[], ServedBy]
     scraper: MetricsScraper | None = None
+    recipe: HttpRecipe | None = None
     failure: Callable[[], str | None] = lambda: None
     notes: Callable[[], list[str]] = list
 
@@ -89,6 +92,7 @@ def _server(settings: LabSettings, directory: RunDirectory, environ: Mapping[str
             target=HttpTarget.of(settings, ready.url),
             serving=lambda: _ask(ready.url, settings.model.name),
             scraper=scraper,
+            recipe=HttpRecipe(settings, ready.url),
             failure=process.failure,
             notes=lambda: _scrape_notes(scraper),
         )
@@ -118,7 +122,11 @@ def _inprocess(settings: LabSettings) -> Iterator[Measured]:
 def _endpoint(settings: LabSettings, environ: Mapping[str, str]) -> Measured:
     from muai_lab.load.openai_http import HttpTarget
 
-    return Measured(target=HttpTarget.of(settings, environ=environ), serving=lambda: ServedBy(None))
+    return Measured(
+        target=HttpTarget.of(settings, environ=environ),
+        serving=lambda: ServedBy(None),
+        recipe=HttpRecipe(settings, None),
+    )
 
 
 def _ask(url: str, model: str) -> ServedBy:

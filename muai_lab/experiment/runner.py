@@ -19,7 +19,8 @@ from muai_lab.experiment.directory import COMPLETE, FAILED, PARTIAL, RUNNING, Ru
 from muai_lab.experiment.measured import Measured, ServedBy, open_measured
 from muai_lab.experiment.provenance import git_revision, hardware, versions
 from muai_lab.load.event_loop import run_on_fast_loop
-from muai_lab.load.generator import LoadPlan, LoadProgress, LoadResult, generate
+from muai_lab.load.generator import LoadPlan, LoadProgress, LoadResult
+from muai_lab.load.offer import offer
 from muai_lab.load.records import records_table
 from muai_lab.models.registry import context_tokens, resolve_model
 from muai_lab.models.tokenizer import load_tokenizer
@@ -29,10 +30,15 @@ from muai_lab.workload.parquet import write_parquet
 from muai_lab.workload.schedule import Schedule
 
 if TYPE_CHECKING:
+    from muai_lab.settings.lab import LabSettings
     from muai_lab.settings.load import Resolved
 
 _DEATH_CHECK_S = 0.25
 _TERMINATED = 128 + signal.SIGTERM
+
+
+class RunCutShort(RunError):
+    """The run was ended before its time, not by its user; what was recorded is kept and marked as partial."""
 
 
 class RunWatcher(Protocol):
@@ -73,6 +79,9 @@ def _marking(directory: RunDirectory) -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit) as end:
         error = "interrupted" if isinstance(end, KeyboardInterrupt) else "terminated"
         directory.update_manifest(status=PARTIAL, error=error, finished=_now())
+        raise
+    except RunCutShort as end:
+        directory.update_manifest(status=PARTIAL, error=str(end), finished=_now())
         raise
     except BaseException as error:
         directory.update_manifest(status=FAILED, error=str(error) or type(error).__name__, finished=_now())
@@ -116,8 +125,8 @@ def _run(resolved: Resolved, directory: RunDirectory, watcher: RunWatcher) -> Ma
         before = measured.serving()
         directory.update_manifest(engine=before.engine, skipped_engines=before.skipped)
         watcher.stage("offering load")
-        offer = _Offer(schedule, measured, LoadPlan.of(settings), watcher)
-        result = run_on_fast_loop(offer.run())
+        offering = _Offer(schedule, measured, settings, watcher)
+        result = run_on_fast_loop(offering.run())
         death = measured.failure()
         _keep(directory, schedule, result, measured)
         if death is None:
@@ -125,10 +134,15 @@ def _run(resolved: Resolved, directory: RunDirectory, watcher: RunWatcher) -> Ma
     if death is not None:
         raise RunError(death)
     watcher.stage("analysing")
-    summary = _analyse(directory, PARTIAL if result.interrupted else COMPLETE)
+    if result.lost:
+        _analyse(directory, PARTIAL, error="; ".join(result.lost))
+        raise RunCutShort(
+            f"{'; '.join(result.lost)}: its requests are missing, and {directory.path} is marked as partial"
+        )
     if result.interrupted:
-        raise SystemExit(_TERMINATED) if offer.terminated else KeyboardInterrupt
-    return summary
+        _analyse(directory, PARTIAL, error="interrupted")
+        raise SystemExit(_TERMINATED) if offering.terminated else KeyboardInterrupt
+    return _analyse(directory, COMPLETE)
 
 
 class _Offer:
@@ -137,10 +151,17 @@ class _Offer:
     terminated: SIGTERM came; as after Ctrl-C, the load was ended and its records are kept.
     """
 
-    def __init__(self, schedule: Schedule, measured: Measured, plan: LoadPlan, watcher: RunWatcher) -> None:
+    def __init__(self, schedule: Schedule, measured: Measured, settings: LabSettings, watcher: RunWatcher) -> None:
         self.terminated = False
         self._measured = measured
-        self._work = generate(schedule, measured.target, plan, progress=watcher.load)
+        self._work = offer(
+            schedule,
+            measured.target,
+            measured.recipe,
+            LoadPlan.of(settings),
+            settings.load,
+            progress=watcher.load,
+        )
 
     async def run(self) -> LoadResult:
         """The result of the load. Raises RunError when the other side died before there was any."""
@@ -213,12 +234,11 @@ def _note_takeover(directory: RunDirectory, before: ServedBy, after: ServedBy) -
     directory.update_manifest(engine=after.engine, skipped_engines=after.skipped, engine_change=change)
 
 
-def _analyse(directory: RunDirectory, status: str) -> Mapping[str, Any]:
+def _analyse(directory: RunDirectory, status: str, *, error: str | None = None) -> Mapping[str, Any]:
     from muai_lab.analysis import load_run, summarise, write_report
 
     # The analysis reads the status from the manifest, so the manifest of the finished run is shown to it first,
     # and becomes the directory's own only when summary and report are there.
-    error = "interrupted" if status == PARTIAL else None
     run = load_run(directory.path, ended=status)
     summary = summarise(run)
     directory.write_json("summary.json", summary)

@@ -14,12 +14,13 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from muai_lab.errors import RunError
+from muai_lab.load.clock_watch import ClockWatch
 from muai_lab.load.event_loop import run_on_fast_loop
 from muai_lab.load.records import Phase, RequestRecord, Status, Window
 from muai_lab.load.self_report import GeneratorReport, report_on_generator
@@ -29,7 +30,7 @@ from muai_lab.workload.schedule import Schedule, ScheduledRequest
 
 # From opening the load to its first due request: the time to start the tasks that watch it.
 _LEAD_NS = 20_000_000
-_PROGRESS_INTERVAL_NS = 250_000_000
+_WATCH_INTERVAL_NS = 250_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,8 @@ class LoadResult:
     """What came of a load.
 
     records: one per request that was sent or given up, all ended, in order of sending. interrupted: cancelled from
-    outside before its end. notes: what a reader of the results must know.
+    outside before its end. lost: why records are missing, one entry for each generator that died; a result with any is
+    a part of one. notes: what a reader of the results must know.
     """
 
     records: tuple[RequestRecord, ...]
@@ -84,6 +86,7 @@ class LoadResult:
     generator: GeneratorReport
     interrupted: bool
     notes: tuple[str, ...]
+    lost: tuple[str, ...] = ()
 
 
 async def generate(
@@ -94,13 +97,15 @@ async def generate(
     clock: Callable[[], int] = time.monotonic_ns,
     cpu_clock: Callable[[], int] = time.thread_time_ns,
     progress: Callable[[LoadProgress], None] | None = None,
+    begin: Callable[[], Awaitable[int]] | None = None,
 ) -> LoadResult:
     """Open the target, send the schedule to it, and close it.
 
     Cancelling the task that runs this ends the load: what is under way is recorded as cancelled, and the result so
     far is returned, marked as interrupted, instead of CancelledError (which is raised only while the target opens).
     Raises RunError for an empty schedule or a target that cannot serve it. clock, cpu_clock: nanoseconds; monotonic
-    time and CPU time of the loop's thread.
+    time and CPU time of the loop's thread. begin: awaited once the target is open; gives the time, on `clock`, at which
+    the load starts, for generators that start together. Without it the load starts at once.
     """
     if len(schedule) == 0:
         raise RunError("the schedule is empty: nothing to send; raise arrival.rate, load.duration_s or load.requests")
@@ -108,7 +113,8 @@ async def generate(
     try:
         main = asyncio.current_task()
         assert main is not None, "a coroutine runs in a task"
-        load = _Load(main, schedule, target, plan, clock, cpu_clock, progress)
+        start_ns = clock() + _LEAD_NS if begin is None else await begin()
+        load = _Load(main, schedule, target, plan, clock, cpu_clock, progress, start_ns)
         with _rare_garbage_collection():
             return await load.run()
     finally:
@@ -127,6 +133,7 @@ class _Load:
         clock: Callable[[], int],
         cpu_clock: Callable[[], int],
         progress: Callable[[LoadProgress], None] | None,
+        start_ns: int,
     ) -> None:
         self.main = main
         self.schedule = schedule
@@ -143,7 +150,8 @@ class _Load:
         self.ran_out = asyncio.Event()
         self.unsent_after_failure = 0  # turns of sessions in which an earlier turn failed
         self.unsent_at_end = 0  # turns that were not due before the load ended
-        self.start_ns = clock() + _LEAD_NS
+        self.clocks = ClockWatch(clock)
+        self.start_ns = start_ns
         self.measure_ns = self.start_ns + round(plan.warmup_s * 1e9)
         self.end_ns = self.measure_ns + round(plan.duration_s * 1e9)  # moves to the front when the schedule runs out
         self.cpu_at_measure: tuple[int, int] | None = None  # wall and CPU time
@@ -170,9 +178,9 @@ class _Load:
         return LoadResult(
             records=tuple(self.records),
             window=window,
-            generator=report_on_generator(self.records, window, cpu_share),
+            generator=report_on_generator(self.records, window, cpu_share, stall_s=self.clocks.longest_stall_s),
             interrupted=interrupted,
-            notes=self.target.notes + self._notes(window),
+            notes=self.target.notes + self._notes(window) + self.clocks.notes(),
         )
 
     async def _open_loop(self) -> None:
@@ -292,15 +300,18 @@ class _Load:
             self.main.cancel()
 
     async def _watch(self) -> None:
-        """Take the CPU time when the measurement begins, and report progress."""
+        """Take the CPU time when the measurement begins, report progress, and look whether the clocks go evenly."""
         while True:
             now = self.clock()
             if self.cpu_at_measure is None and now >= self.measure_ns:
                 self.cpu_at_measure = (now, self.cpu_clock())
             if self.progress is not None:
                 self.progress(self._progress(now))
-            wake_ns = now + _PROGRESS_INTERVAL_NS
-            await self._sleep_until(wake_ns if self.cpu_at_measure else min(wake_ns, self.measure_ns))
+            wake_ns = now + _WATCH_INTERVAL_NS
+            if self.cpu_at_measure is None:
+                wake_ns = min(wake_ns, self.measure_ns)
+            await self._sleep_until(wake_ns)
+            self.clocks.woke(wake_ns)
 
     async def _sleep_until(self, due_ns: int) -> None:
         """Return at `due_ns` or as soon after as the loop allows, never before; past it, without yielding."""

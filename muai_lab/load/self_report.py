@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -26,7 +26,9 @@ class GeneratorReport:
     """How the generator itself did in the measurement window.
 
     cpu_share: CPU time of the loop's thread divided by wall time, None when there was no window. send_lag_*_s: `sent`
-    minus due time over the requests due in the window, None when none was sent.
+    minus due time over the requests due in the window, None when none was sent. longest_stall_s: the longest time for
+    which the event loop did not turn although it should have. workers: one report for each, when several processes or
+    machines shared the load; the busiest one's share is then `cpu_share`, and any one's verdict is the verdict.
     """
 
     cpu_share: float | None
@@ -35,9 +37,31 @@ class GeneratorReport:
     send_lag_max_s: float | None
     verdict: Verdict
     reason: str | None
+    longest_stall_s: float | None = None
+    workers: tuple[WorkerReport, ...] = ()
 
 
-def report_on_generator(records: Sequence[RequestRecord], window: Window, cpu_share: float | None) -> GeneratorReport:
+@dataclass(frozen=True, slots=True)
+class WorkerReport:
+    """How one of several generators did; the values are those of its own `GeneratorReport`.
+
+    clock_offset_s: its monotonic clock minus ours, taken off its times; clock_error_s: by how much that may be wrong.
+    Both are 0 on one machine, whose processes share a clock.
+    """
+
+    name: str
+    requests: int
+    cpu_share: float | None
+    send_lag_p99_s: float | None
+    verdict: Verdict
+    reason: str | None
+    clock_offset_s: float = 0.0
+    clock_error_s: float = 0.0
+
+
+def report_on_generator(
+    records: Sequence[RequestRecord], window: Window, cpu_share: float | None, *, stall_s: float | None = None
+) -> GeneratorReport:
     """Judge the generator by its records.
 
     `client_saturated` when the p99 of the send lag exceeds both `LAG_LIMIT_S` and `LAG_LIMIT_OF_TTFT` of the median
@@ -66,4 +90,18 @@ def report_on_generator(records: Sequence[RequestRecord], window: Window, cpu_sh
         send_lag_max_s=longest,
         verdict="ok" if reason is None else "client_saturated",
         reason=reason,
+        longest_stall_s=stall_s,
     )
+
+
+def report_on_generators(
+    records: Sequence[RequestRecord], window: Window, workers: Sequence[tuple[WorkerReport, GeneratorReport]]
+) -> GeneratorReport:
+    """Judge several generators together by all their records; the worst of them decides."""
+    shares = [own.cpu_share for _, own in workers if own.cpu_share is not None]
+    stalls = [own.longest_stall_s for _, own in workers if own.longest_stall_s is not None]
+    together = report_on_generator(records, window, max(shares, default=None), stall_s=max(stalls, default=None))
+    saturated = [f"{worker.name}: {own.reason}" for worker, own in workers if own.verdict == "client_saturated"]
+    if saturated:
+        together = replace(together, verdict="client_saturated", reason="; ".join(saturated))
+    return replace(together, workers=tuple(worker for worker, _ in workers))

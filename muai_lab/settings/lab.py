@@ -53,6 +53,18 @@ class LoadSettings(Section):
         30.0, "Longest wait for the requests that are still under way after the window.", unit="s", ge=0
     )
     request_timeout_s: float = setting(60.0, "After this long the client gives a request up.", unit="s", gt=0)
+    processes: int | None = setting(
+        None,
+        "Load generator processes that share the load; null takes as many as the offered rate needs, at most half of "
+        "the cores. With backend=ray: how many there are in the whole cluster.",
+        ge=1,
+        le=1024,
+    )
+    backend: Literal["processes", "ray"] = setting(
+        "processes",
+        "Where the load generators run: processes on this machine, or a Ray cluster (extra `ray`), whose machines must "
+        "reach the endpoint.",
+    )
     requests: int | None = setting(
         None, "Stop after this many requests (closed loop only); null goes on for the whole duration.", ge=1
     )

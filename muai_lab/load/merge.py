@@ -1,0 +1,90 @@
+"""The results of several generators made into one, on one clock."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from muai_lab.load.generator import LoadResult
+from muai_lab.load.records import RequestRecord, Window
+from muai_lab.load.self_report import WorkerReport, report_on_generators
+
+_TIMES = ("intended_ns", "released_ns", "sent_ns", "stream_end_ns")
+
+
+@dataclass(frozen=True, slots=True)
+class ClockOffset:
+    """How far another machine's monotonic clock is ahead of ours, nanoseconds; error_ns: at most so far off."""
+
+    offset_ns: int = 0
+    error_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one generator brought, with its times on its own clock."""
+
+    name: str
+    result: LoadResult
+    clock: ClockOffset = ClockOffset()
+
+
+def merge(parts: Sequence[Part], lost: Sequence[str] = ()) -> LoadResult:
+    """One result of at least one part, on our clock. lost: why others brought nothing.
+
+    The window ends where the first of them ended its own: from there on less than the whole load was offered.
+    """
+    for part in parts:
+        if part.clock.offset_ns:
+            for record in part.result.records:
+                _put_back(record, part.clock.offset_ns)
+    windows = [_put_back_window(part.result.window, part.clock.offset_ns) for part in parts]
+    window = Window(
+        load_start_ns=min(window.load_start_ns for window in windows),
+        measure_start_ns=min(window.measure_start_ns for window in windows),
+        measure_end_ns=min(window.measure_end_ns for window in windows),
+        drain_end_ns=max(window.drain_end_ns for window in windows),
+    )
+    records = [record for part in parts for record in part.result.records]
+    records.sort(key=lambda record: (record.due_ns, record.index))
+    notes = list(dict.fromkeys(note for part in parts for note in part.result.notes))
+    notes += [f"{reason}: its requests are missing" for reason in lost]
+    return LoadResult(
+        records=tuple(records),
+        window=window,
+        generator=report_on_generators(records, window, [(_of(part), part.result.generator) for part in parts]),
+        interrupted=any(part.result.interrupted for part in parts),
+        notes=tuple(notes),
+        lost=tuple(lost),
+    )
+
+
+def _of(part: Part) -> WorkerReport:
+    own = part.result.generator
+    return WorkerReport(
+        name=part.name,
+        requests=len(part.result.records),
+        cpu_share=own.cpu_share,
+        send_lag_p99_s=own.send_lag_p99_s,
+        verdict=own.verdict,
+        reason=own.reason,
+        clock_offset_s=part.clock.offset_ns / 1e9,
+        clock_error_s=part.clock.error_ns / 1e9,
+    )
+
+
+def _put_back(record: RequestRecord, offset_ns: int) -> None:
+    for name in _TIMES:
+        if (at_ns := getattr(record, name)) is not None:
+            setattr(record, name, at_ns - offset_ns)
+    record.chunk_t_ns = array("q", [at_ns - offset_ns for at_ns in record.chunk_t_ns])
+
+
+def _put_back_window(window: Window, offset_ns: int) -> Window:
+    return Window(
+        window.load_start_ns - offset_ns,
+        window.measure_start_ns - offset_ns,
+        window.measure_end_ns - offset_ns,
+        window.drain_end_ns - offset_ns,
+    )

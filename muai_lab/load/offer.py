@@ -1,0 +1,69 @@
+"""Who generates the load: this process, several, or other machines."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+
+import pyarrow.compute as pc
+
+from muai_lab.load.crew import HttpRecipe, Job, Worker, lead
+from muai_lab.load.generator import LoadPlan, LoadProgress, LoadResult, generate
+from muai_lab.load.partition import partition, share
+from muai_lab.load.target import Target
+from muai_lab.settings.lab import LoadSettings
+from muai_lab.workload.schedule import Schedule
+
+# What one process carries without strain, about a third of what it can do at most on a slow core (see docs/ruler.md).
+REQUESTS_PER_S = 1_500.0
+CHUNKS_PER_S = 25_000.0
+
+
+async def offer(
+    schedule: Schedule,
+    target: Target,
+    recipe: HttpRecipe | None,
+    plan: LoadPlan,
+    settings: LoadSettings,
+    *,
+    progress: Callable[[LoadProgress], None] | None = None,
+) -> LoadResult:
+    """Offer the load as the settings ask for it; as `generate` otherwise.
+
+    recipe: how others reach the target; None where only this process can, which then is the only generator.
+    """
+    count = settings.processes or processes_for(schedule, plan)
+    count = min(count, plan.concurrency if not schedule.open_loop else len(schedule))
+    if recipe is None or (settings.backend == "processes" and count <= 1):
+        return await generate(schedule, target, plan, progress=progress)
+    parts = partition(schedule, count)
+    jobs = [
+        Job(f"generator {number + 1} of {len(parts)}", recipe, part, share(plan, number, len(parts)))
+        for number, part in enumerate(parts)
+    ]
+    return await lead(_workers(settings, jobs), progress=progress)
+
+
+def processes_for(schedule: Schedule, plan: LoadPlan, cores: int | None = None) -> int:
+    """How many processes an open loop of this rate needs; at most half of the cores, the rest being for the server.
+
+    A closed loop gets one: its rate is the server's, and not known before.
+    """
+    if not schedule.open_loop:
+        return 1
+    seconds = plan.warmup_s + plan.duration_s
+    chunks: int = pc.sum(schedule.table["max_tokens"]).as_py()
+    cores = cores or _cores()
+    needed = max(len(schedule) / seconds / REQUESTS_PER_S, chunks / seconds / CHUNKS_PER_S)
+    return max(1, min(math.ceil(needed), cores // 2))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _workers(settings: LoadSettings, jobs: Sequence[Job]) -> Sequence[Worker]:
+    from muai_lab.load.processes import ProcessWorker
+
+    return [ProcessWorker(job) for job in jobs]

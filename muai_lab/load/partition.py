@@ -1,0 +1,27 @@
+"""One schedule for several generators: who sends what."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pyarrow as pa
+
+from muai_lab.load.generator import LoadPlan
+from muai_lab.workload.schedule import Schedule
+
+
+def partition(schedule: Schedule, count: int) -> list[Schedule]:
+    """Deal the requests out in turn; a session stays with one generator: a later turn waits for the one before.
+
+    Keeps times and indices, so that the parts together are the schedule. Gives fewer when there is less to deal out.
+    """
+    rows: list[list[int]] = [[] for _ in range(count)]
+    for number, start in enumerate(schedule.starts):
+        rows[number % count].extend(range(start, start + 1 + schedule.later_turns(start)))
+    return [Schedule(schedule.table.take(pa.array(part, type=pa.int64()))) for part in rows if part]
+
+
+def share(plan: LoadPlan, part: int, count: int) -> LoadPlan:
+    """The plan of one of `count` generators: the same times, and its share of the closed loop's slots."""
+    slots, left = divmod(plan.concurrency, count)
+    return replace(plan, concurrency=slots + (part < left))

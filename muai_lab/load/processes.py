@@ -1,0 +1,181 @@
+"""Generators in processes of their own on this machine, for loads that one event loop cannot carry."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from multiprocessing.connection import Connection
+from typing import Any, Literal
+
+from muai_lab.errors import RunError
+from muai_lab.load.crew import Job, WorkerLost
+from muai_lab.load.event_loop import run_on_fast_loop
+from muai_lab.load.generator import LoadProgress, LoadResult, generate
+from muai_lab.load.merge import ClockOffset
+
+# How long a worker that was let go may take to end by itself.
+_GRACE_S = 5.0
+
+# What a worker says: `ready`, then `progress` again and again, then `result`; or `refused` (a RunError's text) or
+# `crashed` (a traceback) instead of any of them. What it is told: (`start`, its time), (`stop`, None).
+_Said = tuple[Literal["ready", "progress", "result", "refused", "crashed", "gone"], Any]
+
+
+class ProcessWorker:
+    """A spawned process with one generator, and the pipe to it. Both ends of the pipe see when the other is gone."""
+
+    def __init__(self, job: Job) -> None:
+        """Start the process; must be called on a running event loop."""
+        context = multiprocessing.get_context("spawn")  # forking a process with threads and an event loop is no use
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_work, args=(theirs, job), name=job.name, daemon=True)
+        self._process.start()
+        theirs.close()
+        self._name = job.name
+        self._loop = asyncio.get_running_loop()
+        self._heard: asyncio.Queue[_Said] = asyncio.Queue()
+        self._progress: LoadProgress | None = None
+        threading.Thread(target=self._listen, name=f"{job.name} pipe", daemon=True).start()
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def progress(self) -> LoadProgress | None:
+        return self._progress
+
+    async def ready(self) -> None:
+        await self._next("ready")
+
+    async def clock(self) -> ClockOffset:
+        """The processes of one machine share a monotonic clock."""
+        return ClockOffset()
+
+    def start(self, start_ns: int) -> None:
+        self._tell("start", start_ns)
+
+    def stop(self) -> None:
+        self._tell("stop", None)
+
+    async def result(self) -> LoadResult:
+        result: LoadResult = await self._next("result")
+        return result
+
+    async def close(self) -> None:
+        """Stop it and wait for its end; a process that does not end by itself is killed."""
+        self.stop()
+        await asyncio.to_thread(self._process.join, _GRACE_S)
+        if self._process.is_alive():
+            self._process.kill()
+            await asyncio.to_thread(self._process.join)
+
+    async def _next(self, wanted: Literal["ready", "result"]) -> Any:
+        while True:
+            kind, content = await self._heard.get()
+            if kind == wanted:
+                return content
+            match kind:
+                case "progress":
+                    self._progress = content
+                case "refused":
+                    raise RunError(content)
+                case "crashed":
+                    raise RuntimeError(f"{self._name} crashed:\n{content}")
+                case _:
+                    await asyncio.to_thread(self._process.join, _GRACE_S)
+                    raise WorkerLost(f"{self._name} {_how_it_ended(self._process.exitcode)}")
+
+    def _tell(self, what: Literal["start", "stop"], content: int | None) -> None:
+        with contextlib.suppress(OSError):  # it is gone, which `result` tells
+            self._pipe.send((what, content))
+
+    def _listen(self) -> None:
+        """Pass on what the worker says, from a thread of its own: a result of many records takes long to read."""
+        said: _Said = ("gone", None)
+        while True:
+            try:
+                said = self._pipe.recv()
+            except (EOFError, OSError):
+                said = ("gone", None)
+            try:
+                self._loop.call_soon_threadsafe(self._heard.put_nowait, said)
+            except RuntimeError:
+                return  # the loop is closed: nobody listens any more
+            if said[0] == "gone":
+                self._pipe.close()
+                return
+
+
+def _how_it_ended(status: int | None) -> str:
+    if status is not None and status < 0:
+        return f"was killed by {signal.Signals(-status).name}"
+    return f"ended with status {status} without a result"
+
+
+def _work(pipe: Connection, job: Job) -> None:
+    """What the spawned process runs."""
+    # Ctrl-C in a terminal reaches every process of the group. The leader answers it, and tells us.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        result = run_on_fast_loop(_generate(pipe, job))
+        _say(pipe, ("result", result))
+    except RunError as error:
+        _say(pipe, ("refused", str(error)))
+    except asyncio.CancelledError:
+        pass  # stopped before the load began: nothing to say
+    except BaseException:
+        _say(pipe, ("crashed", traceback.format_exc()))
+        raise
+
+
+async def _generate(pipe: Connection, job: Job) -> LoadResult:
+    loop = asyncio.get_running_loop()
+    main = asyncio.current_task()
+    assert main is not None, "a coroutine runs in a task"
+    start: asyncio.Future[int] = loop.create_future()
+    stopped = False
+
+    def stop() -> None:
+        nonlocal stopped
+        if not stopped:  # a second one would cut off the saving of what was recorded
+            stopped = True
+            main.cancel()
+
+    def obey() -> None:
+        try:
+            what, content = pipe.recv()
+        except (EOFError, OSError):
+            loop.remove_reader(pipe.fileno())
+            what, content = "stop", None  # the leader is gone: nobody wants the result
+        if what == "start":
+            start.set_result(content)
+        else:
+            stop()
+
+    async def begin() -> int:
+        _say(pipe, ("ready", None))
+        return await start
+
+    loop.add_reader(pipe.fileno(), obey)
+    loop.add_signal_handler(signal.SIGTERM, stop)
+    try:
+        return await generate(
+            job.schedule,
+            job.recipe.target(os.environ),
+            job.plan,
+            begin=begin,
+            progress=lambda moment: _say(pipe, ("progress", moment)),
+        )
+    finally:
+        loop.remove_reader(pipe.fileno())
+
+
+def _say(pipe: Connection, said: _Said) -> None:
+    with contextlib.suppress(OSError):  # the leader is gone; the pipe tells us to stop
+        pipe.send(said)

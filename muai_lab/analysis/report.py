@@ -6,7 +6,6 @@ text that came from outside (errors, reasons, settings) is escaped, and secrets 
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,16 +13,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from muai_lab.analysis.configuration import entries, redacted, shown
 from muai_lab.analysis.figures import latency_figure, timeline_figure
 from muai_lab.analysis.frames import Run, flatten
 from muai_lab.analysis.metrics import METRIC_BY_NAME, METRICS
+from muai_lab.analysis.page import render_page, write_page
 from muai_lab.analysis.repetition import repeat_commands
 from muai_lab.analysis.summary import summarise
-from muai_lab.analysis.table import result_table, setting_text
+from muai_lab.analysis.table import result_table
 from muai_lab.analysis.wording import (
     MISSING,
     agreement_line,
@@ -41,7 +40,6 @@ from muai_lab.analysis.wording import (
     value_of,
     verdict_line,
 )
-from muai_lab.errors import RunError
 
 SLOWEST = 10
 _FIGURES = ("ttft", "tpot", "itl", "e2e")
@@ -52,31 +50,18 @@ def write_report(run: Run, summary: Mapping[str, Any] | None = None) -> Path:
 
     Raises RunError when the directory cannot be written.
     """
-    target = run.path / "report.html"
-    draft = target.with_suffix(".html.part")
-    try:
-        draft.write_text(render_report(run, summary), encoding="utf-8")
-        os.replace(draft, target)
-    except OSError as problem:
-        raise RunError(f"cannot write {target}: {problem.strerror or problem}") from problem
-    return target
+    return write_page(run.path / "report.html", render_report(run, summary))
 
 
 def render_report(run: Run, summary: Mapping[str, Any] | None = None) -> str:
     """The report as one HTML document. summary: as `summarise` gives it; made here if None."""
     summary = summarise(run) if summary is None else summary
-    environment = Environment(
-        loader=PackageLoader("muai_lab.analysis", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["setting"] = setting_text
     validity = summary["validity"]
     settings = entries(run)
     timeline = timeline_figure(run, name="timeline")
     context: dict[str, Any] = {
+        "kind": "report",
+        "eyebrow": f"muai_lab, run {run.path.name}",
         "title": _title(run, summary),
         "headline": redacted(headline(summary)),
         "valid": validity["valid"],
@@ -95,9 +80,8 @@ def render_report(run: Run, summary: Mapping[str, Any] | None = None) -> str:
         "environment": _environment(run),
         "commands": repeat_commands(run),
         "definitions": METRICS,
-        "name": run.path.name,
     }
-    return environment.get_template("report.html.j2").render(context)
+    return render_page("report.html.j2", context)
 
 
 def _title(run: Run, summary: Mapping[str, Any]) -> str:

@@ -1,0 +1,38 @@
+"""HTML pages from templates: self-contained (no script, no font, no image from elsewhere), printable, escaped."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from muai_lab.analysis.table import setting_text
+from muai_lab.errors import RunError
+
+
+def render_page(template: str, context: Mapping[str, Any]) -> str:
+    """Fill in one of the templates; every text is escaped unless it is `Markup`."""
+    environment = Environment(
+        loader=PackageLoader("muai_lab.analysis", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["setting"] = setting_text
+    return environment.get_template(template).render(context)
+
+
+def write_page(target: Path, page: str) -> Path:
+    """Write a page so that it appears whole or not at all. Raises RunError when it cannot be written."""
+    draft = target.with_name(f"{target.name}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(page, encoding="utf-8")
+        os.replace(draft, target)
+    except OSError as problem:
+        raise RunError(f"cannot write {target}: {problem.strerror or problem}") from problem
+    return target

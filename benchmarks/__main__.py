@@ -17,6 +17,7 @@ BENCHMARKS = (
     "server_memory",
     "step_time",
     "virtual_time",
+    "comparison",
 )
 
 

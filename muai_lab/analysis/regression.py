@@ -1,0 +1,151 @@
+"""When does a comparison fail? Conditions such as `p50 ttft +5%`, for CI.
+
+    condition = figure change
+    figure    = (p50 | p90 | p95 | p99 | mean) (ttft | tpot | itl | e2e)
+              | requests | tokens | success | goodput | attainment
+    change    = (+ | -) number unit          the bad direction: + for a latency, - for everything else
+    unit      = %                            of A's figure
+              | ms | s                       of a latency
+              | pp                           percentage points, of success and attainment
+
+A condition is broken when B differs from A in the bad direction by more than that, *and* the difference is
+significant: by how much a figure happened to change says nothing alone. With several conditions the p-values are
+adjusted (Holm), so ten conditions raise no more false alarms than one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from muai_lab.analysis.comparison import SIGNIFICANCE, Comparison, Difference, holm
+from muai_lab.analysis.key_figures import FIGURES, LATENCIES, NEEDS_SLO, QUANTILES, KeyFigure
+from muai_lab.analysis.wording import duration, number
+from muai_lab.errors import MuaiError
+from muai_lab.settings.nearest import did_you_mean, nearest
+
+_FORMS = (
+    f"write FIGURE CHANGE, such as 'p50 ttft +5%', 'p99 e2e +20ms', 'tokens -3%' or 'attainment -1pp'; FIGURE is "
+    f"{', '.join(QUANTILES)} or mean of {', '.join(LATENCIES)}, or requests, tokens, success, goodput, attainment"
+)
+_CONDITION = re.compile(
+    r"(?P<figure>[A-Za-z0-9. ]+?)\s*(?P<sign>[+-])\s*(?P<amount>\d+(?:\.\d*)?|\.\d+)\s*(?P<unit>\S*)"
+)
+_SECONDS = {"ms": 1e-3, "s": 1.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What must not happen. amount: relative for unit `%`, else in the figure's unit (seconds, a share)."""
+
+    text: str
+    figure: KeyFigure
+    amount: float
+    relative: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a condition. broken: it happened; because: in plain words."""
+
+    condition: Condition
+    broken: bool
+    because: str
+
+
+def parse_condition(text: str) -> Condition:
+    """Read one condition. Raises MuaiError that names the valid forms."""
+    match = _CONDITION.fullmatch(text.strip())
+    if match is None:
+        raise MuaiError(f"--fail-on {text!r} cannot be read: {_FORMS}")
+    figure = _figure(match["figure"], text)
+    bad = "+" if figure.better == "lower" else "-"
+    if match["sign"] != bad:
+        raise MuaiError(
+            f"--fail-on {text!r}: {figure.name} is better when {figure.better}, so a regression is written "
+            f"'{figure.name} {bad}{match['amount']}{match['unit']}'"
+        )
+    unit = match["unit"].lower()
+    units = ("pp",) if figure.scale == "share" else ("%", *_SECONDS) if figure.metric else ("%",)
+    if unit not in units:
+        said = f"the unit {match['unit']!r} is not one" if unit else "the unit is missing"
+        example = " or ".join(f"'{figure.name} {bad}{match['amount']}{valid}'" for valid in units)
+        raise MuaiError(f"--fail-on {text!r}: {said}; write {example}")
+    scale = 0.01 if unit in ("%", "pp") else _SECONDS[unit]
+    return Condition(text.strip(), figure, float(match["amount"]) * scale, unit == "%")
+
+
+def _figure(written: str, text: str) -> KeyFigure:
+    words = written.lower().split()
+    for name in (" ".join(words), " ".join(reversed(words))):
+        if name in FIGURES:
+            return FIGURES[name]
+    hint = did_you_mean(nearest(" ".join(words), FIGURES))
+    raise MuaiError(f"--fail-on {text!r}: no such figure: {written.strip()!r}{hint}; {_FORMS}")
+
+
+def judge(conditions: Sequence[Condition], comparison: Comparison) -> list[Outcome]:
+    """Hold each condition against the comparison, which must have its figure.
+
+    Raises MuaiError where a condition cannot be judged: the figure is missing in A, or in both. A figure that only B
+    lacks, because nothing succeeded there, breaks its condition.
+    """
+    differences = [comparison.of(condition.figure.name) for condition in conditions]
+    tested = [one.p for one in differences if one.p is not None]
+    adjusted = iter(holm(tested))
+    outcomes = []
+    for condition, found in zip(conditions, differences, strict=True):
+        if found.p is None:
+            if found.a is None or found.b is not None or not comparison.pairing.pairs:
+                hint = " (run with slo=interactive, or another)" if condition.figure.name in NEEDS_SLO else ""
+                raise MuaiError(f"--fail-on {condition.text!r} cannot be judged: {found.reason}{hint}")
+            outcomes.append(Outcome(condition, True, f"cannot be shown any more: {found.reason}"))
+            continue
+        outcomes.append(_outcome(condition, found, next(adjusted)))
+    return outcomes
+
+
+def _outcome(condition: Condition, found: Difference, p: float) -> Outcome:
+    assert found.a is not None
+    assert found.b is not None
+    loss = found.a - found.b if found.figure.better == "higher" else found.b - found.a
+    amount = loss
+    if condition.relative:
+        relative = found.change.value
+        amount = float("inf") if relative is None and loss > 0 else abs(relative or 0.0) * (1 if loss > 0 else -1)
+    said = change_text(found)
+    if amount <= condition.amount:
+        return Outcome(condition, False, said)
+    if p > SIGNIFICANCE:
+        return Outcome(condition, False, f"{said}, which chance can do as well (p = {p:.2g})")
+    return Outcome(condition, True, said)
+
+
+def change_text(found: Difference) -> str:
+    """`TTFT p50 51.2 ms instead of 46.0 ms (+11.3 %)`."""
+    written = [value_text(found.figure, value) for value in (found.b, found.a)]
+    change = relative_text(found)
+    return f"{found.figure.title} {written[0]} instead of {written[1]}" + (f" ({change})" if change else "")
+
+
+def value_text(figure: KeyFigure, value: float | None) -> str:
+    """A figure's value with its unit."""
+    if figure.metric is not None:
+        return duration(value)
+    if figure.scale == "share":
+        return "-" if value is None else f"{value * 100:.4g} %"
+    return f"{number(value)} {figure.unit}"
+
+
+def relative_text(found: Difference) -> str:
+    """The change as it is written: `+11.3 %`, or `-1.2 pp` for a share; nothing where there is none."""
+    return signed(found, found.change.value)
+
+
+def signed(found: Difference, change: float | None) -> str:
+    """A change of this figure, in its unit, with its sign."""
+    if change is None:
+        return ""
+    digits = 1 if abs(change) < 0.995 else 0
+    return f"{change * 100:+,.{digits}f} {'pp' if found.figure.scale == 'share' else '%'}"

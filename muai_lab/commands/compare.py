@@ -1,0 +1,144 @@
+"""`compare`: does B differ from A?"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from muai_lab.errors import MuaiError, RunError
+
+if TYPE_CHECKING:
+    from muai_lab.analysis.comparison import Comparison
+    from muai_lab.analysis.regression import Condition, Outcome
+
+REGRESSION = 1
+
+_EPILOG = """\
+A and B are run directories, directories that hold repeats of one configuration, or patterns in quotes
+('runs/*/batcher=off/*'). A is the baseline.
+
+exit status: 0 no regression; 1 a regression: a broken condition of --fail-on, or without --fail-on any figure
+that is worse; 2 a mistake, or runs that cannot be compared
+
+--fail-on conditions (docs/compare.md has the grammar):
+  p50 ttft +5%      the median time to first token rose by more than 5 %
+  p99 e2e +20ms     the 99th percentile of the end-to-end latency rose by more than 20 ms
+  tokens -3%        output tokens per second fell by more than 3 %
+  attainment -1pp   the share of requests that met the SLO fell by more than a percentage point
+
+examples:
+  python -m muai_lab compare runs/2026-01-31/A runs/2026-01-31/B
+  python -m muai_lab compare 'runs/base/*' 'runs/new/*' --fail-on 'p50 ttft +5%' --fail-on 'goodput -3%'
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Compare two runs or groups of repeats; returns the exit status."""
+    args = _parser().parse_args(argv)
+    from muai_lab.analysis.comparison import WORSE, comparison_document
+    from muai_lab.analysis.comparison_sheet import comparison_sheet
+    from muai_lab.analysis.regression import judge, parse_condition
+    from muai_lab.analysis.summary import clean
+
+    conditions = [parse_condition(text) for text in args.fail_on]
+    comparison = _compare(args, conditions)
+    outcomes: list[Outcome] = [] if comparison.reasons else judge(conditions, comparison)
+    if args.html is not None:
+        from muai_lab.analysis.comparison_page import render_comparison
+        from muai_lab.analysis.page import write_page
+
+        write_page(args.html, render_comparison(comparison, outcomes))
+    if args.json:
+        document = comparison_document(comparison)
+        document["conditions"] = [
+            {"condition": outcome.condition.text, "broken": outcome.broken, "because": outcome.because}
+            for outcome in outcomes
+        ]
+        sys.stdout.write(json.dumps(clean(document), indent=2, allow_nan=False) + "\n")
+    else:
+        comparison_sheet(comparison, outcomes).show(Console())
+    if comparison.reasons:
+        return MuaiError.exit_status
+    worse = any(one.verdict == WORSE for one in comparison.differences)
+    broken = any(outcome.broken for outcome in outcomes) if conditions else worse
+    return REGRESSION if broken else 0
+
+
+def _compare(args: argparse.Namespace, conditions: Sequence[Condition]) -> Comparison:
+    from muai_lab.analysis.comparison import compare
+    from muai_lab.analysis.key_figures import COMPARED, NEEDS_SLO
+    from muai_lab.analysis.pairing import load_group
+
+    a, b = (load_group(_places(pattern), pattern) for pattern in (args.a, args.b))
+    asked = [condition.figure.name for condition in conditions]
+    promised = any(run.slo for run in (a.runs[0], b.runs[0]))
+    usual = [name for name in COMPARED if promised or name not in NEEDS_SLO]
+    return compare(
+        a,
+        b,
+        figures=list(dict.fromkeys([*usual, *asked])),
+        across=args.across,
+        assumed_noise=args.noise / 100.0,
+    )
+
+
+def _places(pattern: str) -> list[Path]:
+    """The directories that an argument names: one, or all that a pattern matches."""
+    if Path(pattern).exists():
+        return [Path(pattern)]
+    found = [Path(match) for match in sorted(glob.glob(pattern)) if Path(match).is_dir()]
+    if not found:
+        raise RunError(f"no run found at {pattern}: there is no such directory, and as a pattern it matches none")
+    return found
+
+
+def _percentage(text: str) -> float:
+    try:
+        value = float(text.strip().removesuffix("%"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a percentage; write --noise 3%") from None
+    if not 0.0 <= value < 100.0:
+        raise argparse.ArgumentTypeError(f"{text!r} is out of range; write a percentage from 0 to 100, such as 3%")
+    return value
+
+
+def _parser() -> argparse.ArgumentParser:
+    from muai_lab.analysis.pairing import DECLARABLE
+
+    parser = argparse.ArgumentParser(
+        prog="python -m muai_lab compare",
+        description="Compare runs, or groups of repeats: every key figure with its change, interval and verdict.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("a", metavar="A", help="the baseline")
+    parser.add_argument("b", metavar="B", help="what is compared with it")
+    parser.add_argument(
+        "--fail-on", action="append", default=[], metavar="CONDITION", help="a regression that counts; may be repeated"
+    )
+    parser.add_argument(
+        "--across",
+        action="append",
+        default=[],
+        choices=DECLARABLE,
+        help="compare although this differs; may be repeated",
+    )
+    parser.add_argument(
+        "--noise",
+        type=_percentage,
+        default=2.0,
+        metavar="PERCENT",
+        help="by how much equal runs are assumed to differ where fewer than 3 pairs tell (standard deviation; "
+        "default: 2%%)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write the comparison as a page, too")
+    return parser

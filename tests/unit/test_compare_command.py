@@ -1,0 +1,159 @@
+"""`compare` as a user and a CI job see it: the table, the page, the conditions, the exit status."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from synthetic_run import record, write_run
+
+from muai_lab.analysis.key_figures import FIGURES
+from muai_lab.analysis.regression import parse_condition
+from muai_lab.commands.compare import main
+from muai_lab.errors import MuaiError
+
+Make = Callable[..., Path]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """A run of 100 requests whose latencies are `slower` times those of the baseline, and hardly differ."""
+
+    def run(name: str, *, slower: float = 1.0, failed: bool = False, **written: object) -> Path:
+        rng = np.random.default_rng(len(name))
+        rows = []
+        for index in range(100):
+            due = index * 0.1
+            steps = np.cumsum(slower * np.array([0.04, 0.01, 0.01, 0.01]) * rng.lognormal(0.0, 0.02, size=4))
+            chunks = [] if failed else [float(due + step) for step in steps]
+            rows.append(record(index, due=due, sent=due, chunks=chunks, status="error" if failed else "ok"))
+        return write_run(tmp_path / name, rows, **written)  # type: ignore[arg-type]
+
+    return run
+
+
+def test_equal_runs_end_with_0_and_say_so(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    status = main([str(make("a")), str(make("b"))])
+
+    output = capsys.readouterr().out
+    assert status == 0
+    assert output.startswith("no difference shown between A and B\n")
+    assert "assumed to be 2 %: too few pairs" in output
+    assert "TTFT p50" in output
+
+
+def test_a_slower_run_ends_with_1(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    status = main([str(make("a")), str(make("b", slower=1.3))])
+
+    assert status == 1
+    assert capsys.readouterr().out.startswith("B is worse than A: TTFT p50 +30")
+
+
+@pytest.mark.parametrize(
+    ("conditions", "status", "said"),
+    [
+        (["p50 ttft +5%"], 1, "REGRESSION: TTFT p50 51.9 ms instead of 40.0"),
+        (["ttft p50 + 5 %"], 1, "REGRESSION: TTFT p50"),
+        (["p50 ttft +50%"], 0, "no regression; B is worse than A"),
+        (["p50 ttft +5ms"], 1, "REGRESSION: TTFT p50"),
+        (["p50 ttft +0.1s"], 0, "no regression"),
+        (["mean itl +5%"], 1, "REGRESSION: ITL mean"),
+        (["tokens -3%", "success -1pp"], 0, "no regression"),
+    ],
+)
+def test_conditions_decide_what_counts_as_a_regression(
+    make: Make, capsys: pytest.CaptureFixture[str], conditions: list[str], status: int, said: str
+) -> None:
+    arguments = [word for condition in conditions for word in ("--fail-on", condition)]
+
+    assert main([str(make("a")), str(make("b", slower=1.3)), *arguments]) == status
+    assert said in capsys.readouterr().out
+
+
+def test_a_candidate_that_answers_nothing_breaks_every_condition_on_latency(
+    make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(make("a")), str(make("b", failed=True)), "--fail-on", "p50 ttft +5%"]) == 1
+    assert "cannot be shown any more: B: no successful request" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("p50 ttft", r"cannot be read: write FIGURE CHANGE, such as 'p50 ttft \+5%'"),
+        ("5%", "cannot be read"),
+        ("", "cannot be read"),
+        ("p50 tftt +5%", "no such figure: 'p50 tftt'; did you mean p50 ttft"),
+        ("p50 ttft -5%", r"is better when lower, so a regression is written 'p50 ttft \+5%'"),
+        ("goodput +5%", "is better when higher, so a regression is written 'goodput -5%'"),
+        ("p50 ttft +5", r"the unit is missing; write 'p50 ttft \+5%' or 'p50 ttft \+5ms'"),
+        ("tokens -5ms", "the unit 'ms' is not one; write 'tokens -5%'"),
+        ("attainment -1%", "the unit '%' is not one; write 'attainment -1pp'"),
+    ],
+)
+def test_a_mistyped_condition_names_the_valid_forms(text: str, said: str) -> None:
+    with pytest.raises(MuaiError, match=said):
+        parse_condition(text)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_can_be_a_condition(name: str) -> None:
+    figure = FIGURES[name]
+    sign, unit = "+" if figure.better == "lower" else "-", "pp" if figure.scale == "share" else "%"
+
+    condition = parse_condition(f"{name} {sign}2.5{unit}")
+
+    assert (condition.figure, condition.amount) == (figure, 0.025)
+
+
+def test_a_condition_that_cannot_be_judged_is_a_mistake(make: Make) -> None:
+    a, b = str(make("a")), str(make("b"))
+
+    with pytest.raises(MuaiError, match=r"cannot be judged: A: 100 successful requests, at least 500 needed"):
+        main([a, b, "--fail-on", "p99 ttft +5%"])
+    with pytest.raises(MuaiError, match=r"no SLO was set \(run with slo=interactive, or another\)"):
+        main([a, b, "--fail-on", "goodput -5%"])
+
+
+def test_what_cannot_be_compared_ends_with_2(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    status = main([str(make("a")), str(make("b", manifest={"schedule_hash": "other"}))])
+
+    assert status == 2
+    assert capsys.readouterr().out.startswith("A and B cannot be compared: other workload")
+    declared = [str(make("c")), str(make("d", manifest={"schedule_hash": "other"})), "--across", "workload"]
+    assert main(declared) == 0
+
+
+def test_patterns_and_directories_hold_repeats(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for repeat in range(3):
+        make(f"base/{repeat}", manifest={"schedule_hash": f"s{repeat}"})
+        make(f"new/{repeat}", manifest={"schedule_hash": f"s{repeat}"})
+
+    assert main([str(tmp_path / "base"), str(tmp_path / "new" / "*"), "--json"]) == 0
+
+    document = json.loads(capsys.readouterr().out)
+    assert (document["pairs"], document["noise"]) == (3, "measured")
+    assert len(document["b"]["runs"]) == 3
+
+
+def test_a_pattern_without_a_match_says_so(tmp_path: Path) -> None:
+    with pytest.raises(MuaiError, match="no such directory, and as a pattern it matches none"):
+        main([str(tmp_path / "no*"), str(tmp_path / "nothing")])
+
+
+def test_the_page_stands_alone_and_draws_every_change(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "out" / "comparison.html"
+
+    main([str(make("<a>")), str(make("b", slower=1.3)), "--html", str(page)])
+
+    html = page.read_text(encoding="utf-8")
+    assert "&lt;a&gt;" in html
+    assert "<a>" not in html
+    assert 'role="img"' in html
+    assert "<script" not in html
+    assert "TTFT p50" in html

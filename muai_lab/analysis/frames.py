@@ -217,8 +217,12 @@ def _read_config(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
     return (content, origins) if isinstance(content, dict) else ({}, {})
 
 
+def requests_frame(table: pa.Table, window: Window) -> pd.DataFrame:
+    """`Run.requests` of records that are not on disk. table: as in `requests.parquet`."""
+    return _derive(_records_frame(table), window, "complete")
+
+
 def _read_records(file: Path, *, must_exist: bool, notes: list[str]) -> pd.DataFrame:
-    columns: dict[str, pd.Series] = {}
     try:
         present = [name for name in pq.read_schema(file).names if name in INTEGERS or name in TEXTS]
         table = pq.read_table(file, columns=present)
@@ -227,7 +231,17 @@ def _read_records(file: Path, *, must_exist: bool, notes: list[str]) -> pd.DataF
             raise RunError(f"cannot read {file}: {problem}; the run says that it is complete") from problem
         notes.append("no request records" if not file.is_file() else "the request records cannot be read")
         table = pa.table({})
-    frame = table.to_pandas(integer_object_nulls=False, types_mapper=_INTEGER_TYPES.get) if table.num_columns else None
+    return _records_frame(table)
+
+
+def _records_frame(table: pa.Table) -> pd.DataFrame:
+    columns: dict[str, pd.Series] = {}
+    present = [name for name in table.column_names if name in INTEGERS or name in TEXTS]
+    frame = (
+        table.select(present).to_pandas(integer_object_nulls=False, types_mapper=_INTEGER_TYPES.get)
+        if present
+        else None
+    )
     rows = table.num_rows
     for name in INTEGERS:
         values = frame[name] if frame is not None and name in frame else pd.Series(pd.NA, index=range(rows))

@@ -26,6 +26,8 @@ from muai_lab.settings.load import load_settings
 
 PRIMARY = "config"
 BASE_NODE = "muai_settings"
+SEARCH_SPACES = "search_space"
+"""The folder beside the groups that is none: its files are read by the tuner, and chosen by tuning.search_space."""
 _HIDDEN = "***"
 
 

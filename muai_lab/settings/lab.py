@@ -12,6 +12,7 @@ from pydantic import AfterValidator
 
 from muai_lab.settings.schema import MonitoringSettings, OptimizationSettings
 from muai_lab.settings.section import Conflict, Name, PlainUrl, Section, setting
+from muai_lab.settings.tuning import TuningSettings
 from muai_lab.settings.workload import SyntheticWorkload, WorkloadSettings
 
 
@@ -120,6 +121,7 @@ class LabSettings(Section):
     load: LoadSettings = LoadSettings()
     slo: SloSettings = SloSettings()
     target: TargetSettings = TargetSettings()
+    tuning: TuningSettings = TuningSettings()
     optimization: OptimizationSettings = OptimizationSettings()
     monitoring: MonitoringSettings = MonitoringSettings()
 

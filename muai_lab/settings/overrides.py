@@ -11,6 +11,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from muai_lab.settings.catalogue import catalogue, find_key, keys_by_path, mapping_paths, sections
+from muai_lab.settings.hydra_groups import SEARCH_SPACES
 from muai_lab.settings.nearest import did_you_mean, nearest, nearest_path
 
 
@@ -44,7 +45,7 @@ def _open_mapping(override: Override) -> Override:
 
 def name_problems(overrides: Sequence[Override], loader: ConfigLoader) -> list[str]:
     """A problem for every group, option and key that does not exist, with the nearest valid ones."""
-    groups = loader.get_group_options("", ObjectType.GROUP)
+    groups = [group for group in loader.get_group_options("", ObjectType.GROUP) if group != SEARCH_SPACES]
     return [problem for override in overrides for problem in _name_problems(override, groups, loader)]
 
 

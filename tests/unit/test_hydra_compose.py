@@ -9,7 +9,7 @@ import pytest
 from muai_lab.errors import SettingsError
 from muai_lab.settings.compose import compose
 from muai_lab.settings.distributions import FixedLength, NormalLength, UniformLength
-from muai_lab.settings.hydra_groups import groups_folder
+from muai_lab.settings.hydra_groups import SEARCH_SPACES, groups_folder
 from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.schema import ENGINE_NAMES
 
@@ -91,7 +91,8 @@ def test_choosing_an_engine_prefers_and_enables_it(engine: str, monkeypatch: pyt
 
 def every_option() -> list[str]:
     folder = groups_folder()
-    options = [path for path in folder.glob("*/*.yaml") if path.parent.name not in ("hydra", "experiment")]
+    others = ("hydra", "experiment", SEARCH_SPACES)
+    options = [path for path in folder.glob("*/*.yaml") if path.parent.name not in others]
     return sorted(f"{path.parent.name}={path.stem}" for path in options)
 
 

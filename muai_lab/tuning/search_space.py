@@ -1,0 +1,186 @@
+"""The search space: which keys of `optimization` may move, how far, and under which condition."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import ValidationError
+
+from muai_lab.errors import SettingsError
+from muai_lab.settings.schema import OptimizationSettings
+
+if TYPE_CHECKING:
+    import optuna
+
+Value = bool | int | float | str | None
+Point = Mapping[str, Value]
+"""Dotted path -> value, of the parameters that apply."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One key that may move.
+
+    kind `choice` has `choices`; `int` and `float` have `low` and `high` (both included), perhaps on a logarithmic scale
+    or in steps. when: path -> value of other parameters (or of the present configuration) without which the key has no
+    effect and is left as it is.
+    """
+
+    path: str
+    kind: Literal["int", "float", "choice"]
+    low: float = 0
+    high: float = 0
+    choices: tuple[Value, ...] = ()
+    log: bool = False
+    step: float | None = None
+    when: tuple[tuple[str, Value], ...] = ()
+
+    def applies(self, known: Mapping[str, Any]) -> bool:
+        """Whether its condition holds. known: the values of all paths that conditions name."""
+        return all(known.get(path) == value for path, value in self.when)
+
+    def suggest(self, trial: optuna.Trial) -> Value:
+        """The sampler's value for this trial."""
+        if self.kind == "choice":
+            value: Value = trial.suggest_categorical(self.path, self.choices)
+            return value
+        if self.kind == "int":
+            step = int(self.step or 1)
+            return trial.suggest_int(self.path, int(self.low), int(self.high), step=step, log=self.log)
+        return trial.suggest_float(self.path, self.low, self.high, step=self.step, log=self.log)
+
+    def including(self, value: Value) -> Parameter:
+        """The parameter, widened where need be so that `value` is one of its points."""
+        if self.kind == "choice":
+            held = any(_same(value, choice) for choice in self.choices)
+            return self if held else replace(self, choices=(*self.choices, value))
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return self  # such as null for a number: it stays outside, and is measured as the present configuration
+        return replace(self, low=min(self.low, value), high=max(self.high, value))
+
+    def grid(self) -> tuple[Value, ...] | None:
+        """Every value that it can take, None where there are too many to list."""
+        if self.kind == "choice":
+            return self.choices
+        if self.kind == "float" and self.step is None:
+            return None
+        count = int((self.high - self.low) / (self.step or 1)) + 1
+        values = [self.low + index * (self.step or 1) for index in range(min(count, 1000))]
+        return tuple(int(value) if self.kind == "int" else value for value in values)
+
+    def described(self) -> dict[str, Any]:
+        """The parameter as plain data, for records and comparison."""
+        if self.kind == "choice":
+            data: dict[str, Any] = {"choices": list(self.choices)}
+        else:
+            data = {"type": self.kind, "low": self.low, "high": self.high, "log": self.log, "step": self.step}
+        return data | ({"when": dict(self.when)} if self.when else {})
+
+
+def _same(one: object, other: object) -> bool:
+    return type(one) is type(other) and one == other
+
+
+@dataclass(frozen=True, slots=True)
+class SearchSpace:
+    """Parameters in an order in which each comes after those that its condition names."""
+
+    parameters: tuple[Parameter, ...]
+
+    def __iter__(self) -> Iterator[Parameter]:
+        return iter(self.parameters)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return tuple(parameter.path for parameter in self.parameters)
+
+    def suggest(self, trial: optuna.Trial, base: OptimizationSettings) -> dict[str, Value]:
+        """A point of the space: values of the parameters that apply; base: what conditions see beyond the space."""
+        known = self._known(base)
+        point: dict[str, Value] = {}
+        with warnings.catch_warnings():
+            # A present value between two steps is measured all the same; Optuna warns that it is outside.
+            warnings.simplefilter("ignore", UserWarning)
+            for parameter in self.parameters:
+                if parameter.applies(known | point):
+                    point[parameter.path] = parameter.suggest(trial)
+        return point
+
+    def point_of(self, optimization: OptimizationSettings) -> dict[str, Value]:
+        """Where a configuration lies in this space."""
+        known = self._known(optimization)
+        return {
+            parameter.path: value_at(optimization, parameter.path)
+            for parameter in self.parameters
+            if parameter.applies(known)
+        }
+
+    def including(self, optimization: OptimizationSettings) -> SearchSpace:
+        """The space, widened so that the configuration is one of its points."""
+        return SearchSpace(
+            tuple(parameter.including(value_at(optimization, parameter.path)) for parameter in self.parameters)
+        )
+
+    def highest(self, path: str) -> float | None:
+        """The largest number that a parameter can take, None where the space does not move it."""
+        for parameter in self.parameters:
+            if parameter.path == path:
+                numbers = [choice for choice in parameter.choices if isinstance(choice, int | float)]
+                return max(numbers) if parameter.kind == "choice" else parameter.high
+        return None
+
+    def size(self) -> int | None:
+        """How many points it has (conditions left aside), None where a parameter is continuous."""
+        count = 1
+        for parameter in self.parameters:
+            values = parameter.grid()
+            if values is None:
+                return None
+            count *= len(values)
+        return count
+
+    def described(self) -> dict[str, Any]:
+        """The space as plain data, for records and comparison."""
+        return {parameter.path: parameter.described() for parameter in self.parameters}
+
+    @property
+    def hash(self) -> str:
+        """Equal spaces have equal hashes."""
+        text = json.dumps(self.described(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _known(self, optimization: OptimizationSettings) -> dict[str, Any]:
+        named = {path for parameter in self.parameters for path, _ in parameter.when}
+        return {path: value_at(optimization, path) for path in {*named, *self.paths}}
+
+
+def value_at(optimization: OptimizationSettings, path: str) -> Any:
+    """The value of a dotted path that begins with `optimization.`."""
+    value: Any = optimization
+    for name in path.split(".")[1:]:
+        value = getattr(value, name)
+    return value
+
+
+def with_values(optimization: OptimizationSettings, point: Point) -> OptimizationSettings:
+    """The configuration with the point's values. Raises SettingsError where they contradict each other.
+
+    What was left unset stays unset: for some keys that means something else than their default.
+    """
+    tree = optimization.model_dump(exclude_unset=True)
+    for path, value in point.items():
+        *sections, name = path.split(".")[1:]
+        section = tree
+        for key in sections:
+            section = section.setdefault(key, {})
+        section[name] = value
+    try:
+        return OptimizationSettings.model_validate(tree)
+    except ValidationError as error:
+        problems = [str(detail.get("ctx", {}).get("error", detail["msg"])) for detail in error.errors()]
+        raise SettingsError(problems) from None

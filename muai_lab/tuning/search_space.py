@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import warnings
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,10 @@ from muai_lab.settings.schema import OptimizationSettings
 
 if TYPE_CHECKING:
     import optuna
+
+MOST_POINTS = 10_000
+
+_ABSENT = object()
 
 Value = bool | int | float | str | None
 Point = Mapping[str, Value]
@@ -73,6 +78,14 @@ class Parameter:
         values = [self.low + index * (self.step or 1) for index in range(min(count, 1000))]
         return tuple(int(value) if self.kind == "int" else value for value in values)
 
+    def steps_between(self, one: object, other: object) -> int:
+        """Steps between two of its values along its grid, where it has an order; else whether they differ."""
+        grid = self.grid() or ()
+        ordered = all(isinstance(value, int | float) and not isinstance(value, bool) for value in grid)
+        if one == other or not ordered or one not in grid or other not in grid:
+            return int(one != other)
+        return abs(grid.index(one) - grid.index(other))
+
     def described(self) -> dict[str, Any]:
         """The parameter as plain data, for records and comparison."""
         if self.kind == "choice":
@@ -101,7 +114,7 @@ class SearchSpace:
 
     def suggest(self, trial: optuna.Trial, base: OptimizationSettings) -> dict[str, Value]:
         """A point of the space: values of the parameters that apply; base: what conditions see beyond the space."""
-        known = self._known(base)
+        known = self.known(base)
         point: dict[str, Value] = {}
         with warnings.catch_warnings():
             # A present value between two steps is measured all the same; Optuna warns that it is outside.
@@ -113,7 +126,7 @@ class SearchSpace:
 
     def point_of(self, optimization: OptimizationSettings) -> dict[str, Value]:
         """Where a configuration lies in this space."""
-        known = self._known(optimization)
+        known = self.known(optimization)
         return {
             parameter.path: value_at(optimization, parameter.path)
             for parameter in self.parameters
@@ -144,6 +157,13 @@ class SearchSpace:
             count *= len(values)
         return count
 
+    def steps_between(self, one: Point, other: Point) -> int:
+        """How far two points of a listable space lie apart: steps along each scale, 1 for another word or switch."""
+        return sum(
+            parameter.steps_between(one.get(parameter.path, _ABSENT), other.get(parameter.path, _ABSENT))
+            for parameter in self.parameters
+        )
+
     def described(self) -> dict[str, Any]:
         """The space as plain data, for records and comparison."""
         return {parameter.path: parameter.described() for parameter in self.parameters}
@@ -154,9 +174,27 @@ class SearchSpace:
         text = json.dumps(self.described(), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def _known(self, optimization: OptimizationSettings) -> dict[str, Any]:
+    def known(self, optimization: OptimizationSettings) -> dict[str, Any]:
+        """The configuration's value of every path that the space or a condition names."""
         named = {path for parameter in self.parameters for path, _ in parameter.when}
         return {path: value_at(optimization, path) for path in {*named, *self.paths}}
+
+
+def every_point(space: SearchSpace, base: OptimizationSettings) -> Iterator[dict[str, Value]]:
+    """All points of a small space, each once; none of one that is continuous or has more than `MOST_POINTS`."""
+    size = space.size()
+    if size is None or size > MOST_POINTS:
+        return
+    known = space.known(base)
+    seen = set()
+    for values in itertools.product(*(parameter.grid() or () for parameter in space)):
+        point: dict[str, Value] = {}
+        for parameter, value in zip(space, values, strict=True):
+            if parameter.applies(known | point):
+                point[parameter.path] = value
+        if (key := tuple(point.items())) not in seen:
+            seen.add(key)
+            yield point
 
 
 def value_at(optimization: OptimizationSettings, path: str) -> Any:

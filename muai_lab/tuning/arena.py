@@ -1,0 +1,37 @@
+"""Where configurations are measured: the contract between the search and what serves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from muai_lab.errors import RunError
+from muai_lab.settings.schema import OptimizationSettings
+from muai_lab.tuning.block import BlockResult
+
+
+class ConfigurationFailed(RunError):
+    """A configuration does not serve: the engine does not start, runs out of memory, or dies under load."""
+
+
+class Arena(Protocol):
+    """One server on one machine, and the frozen blocks of load."""
+
+    def apply(self, optimization: OptimizationSettings, *, restart: bool = False) -> bool:
+        """Make this what serves, live where only the batcher or the cache changes, else by a restart and a warm-up.
+
+        Its prefix cache is empty afterwards. restart: also where it would not be needed. Returns whether the server was
+        restarted. Raises ConfigurationFailed.
+        """
+
+    def replay(self, block: int) -> BlockResult:
+        """Offer block number `block` and judge it; the same number is the same load. Raises ConfigurationFailed."""
+
+    def agreement(self) -> float | None:
+        """Share of greedy tokens that what serves has in common with the model in fp32; None where not to be told."""
+
+    def serving(self) -> Mapping[str, Any]:
+        """The engine that serves now, as a run's manifest has it."""
+
+    def close(self) -> None:
+        """Leave nothing running."""

@@ -1,0 +1,99 @@
+"""One block of load, judged: what every figure of a trial is made from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from muai_lab.analysis.slo import Slo
+    from muai_lab.load.generator import LoadResult
+
+
+@dataclass(frozen=True, slots=True)
+class BlockResult:
+    """What came of one block.
+
+    seconds: length of its window. due, met, failed: requests due in the window, of them those that met the promise, and
+    those that did not succeed. tokens: output tokens that arrived in the window. latencies_s: of each request due,
+    from its due time to its last token; of one that failed, the time after which the client gives up. missed: requests
+    by the bound that they missed. spoilt: why it measures the load generator instead of the server, else None.
+    """
+
+    seconds: float
+    due: int
+    met: int
+    failed: int
+    tokens: float
+    latencies_s: tuple[float, ...] = ()
+    missed: Mapping[str, int] = field(default_factory=dict)
+    spoilt: str | None = None
+
+    def record(self) -> dict[str, Any]:
+        """The block as plain data, as a trial keeps it; latencies in tenths of a millisecond."""
+        return asdict(self) | {
+            "missed": dict(self.missed),
+            "latencies_s": [round(latency, 4) for latency in self.latencies_s],
+            "seconds": round(self.seconds, 6),
+        }
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> BlockResult:
+        """What `record` wrote."""
+        return cls(**{**record, "latencies_s": tuple(record["latencies_s"])})
+
+
+def attainment(blocks: Sequence[BlockResult]) -> float:
+    """Share of the requests due that met the promise; 0 when none was due."""
+    due = sum(block.due for block in blocks)
+    return sum(block.met for block in blocks) / due if due else 0.0
+
+
+def error_share(blocks: Sequence[BlockResult]) -> float:
+    """Share of the requests due that failed; 1 when none was due, for nothing was served."""
+    due = sum(block.due for block in blocks)
+    return sum(block.failed for block in blocks) / due if due else 1.0
+
+
+def judge(result: LoadResult, slo: Slo | None, request_timeout_s: float) -> BlockResult:
+    """The figures of a load of one block. slo: None when nothing was promised; then every success meets it."""
+    from muai_lab.analysis.frames import requests_frame
+    from muai_lab.analysis.slo import judged_column, met, misses
+    from muai_lab.analysis.window import Window
+    from muai_lab.load.records import records_table
+
+    window = Window(**asdict(result.window))
+    requests = requests_frame(records_table(result.records, result.window), window)
+    due = requests[requests["in_window"]]
+    ok = (due["status"] == "ok").to_numpy(dtype=np.bool_)
+    hit = ok if slo is None else met(due, slo)
+    latencies = due[judged_column(due, "e2e")].to_numpy(dtype=np.float64)
+    return BlockResult(
+        seconds=window.duration_s,
+        due=len(due),
+        met=int(hit.sum()),
+        failed=int((~ok).sum()),
+        tokens=_tokens_in(result),
+        latencies_s=tuple(np.where(ok & np.isfinite(latencies), latencies, request_timeout_s).tolist()),
+        missed={} if slo is None else {why: int(rows.sum()) for why, rows in misses(due, slo).items()},
+        spoilt=result.generator.reason if result.generator.verdict == "client_saturated" else None,
+    )
+
+
+def _tokens_in(result: LoadResult) -> float:
+    """Output tokens of successful requests that arrived in the window, whenever their request was due."""
+    start, end = result.window.measure_start_ns, result.window.measure_end_ns
+    total = 0.0
+    for record in result.records:
+        if record.status != "ok" or not record.chunk_t_ns:
+            continue
+        times = np.frombuffer(record.chunk_t_ns, dtype=np.int64)
+        inside = (times >= start) & (times < end)
+        if record.tokens_known and len(record.chunk_tokens) == len(times):
+            total += float(np.frombuffer(record.chunk_tokens, dtype=np.int32)[inside].sum())
+        else:
+            total += float(inside.mean()) * float(record.output_tokens or record.client_output_tokens or 0)
+    return total

@@ -1,0 +1,95 @@
+"""One configuration, measured over blocks of load until it is through or given up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from muai_lab.errors import RunError
+from muai_lab.settings.schema import OptimizationSettings
+from muai_lab.tuning.arena import Arena
+from muai_lab.tuning.block import BlockResult
+
+# A block in which the load generator could not keep up is offered once more; then it is the load that is too much.
+_TRIES = 2
+
+
+class Unmeasurable(RunError):
+    """What was seen says more about the load generator than about the server."""
+
+
+class Interrupted(Exception):
+    """Somebody asked to stop, and the block under way is over."""
+
+
+class Switch:
+    """Asked to stop: looked at between blocks."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def ask(self) -> None:
+        self.asked = True
+
+    def check(self) -> None:
+        """Raise Interrupted when it was asked."""
+        if self.asked:
+            raise Interrupted
+
+
+@dataclass(slots=True)
+class Measurement:
+    """What a measurement brought. given_up: why it ended early. load_s, start_s: time under load, and of a restart."""
+
+    blocks: list[BlockResult] = field(default_factory=list)
+    agreement: float | None = None
+    given_up: str | None = None
+    restarted: bool = False
+    load_s: float = 0.0
+    start_s: float = 0.0
+
+
+def measure(
+    arena: Arena,
+    optimization: OptimizationSettings,
+    blocks: Sequence[int],
+    switch: Switch,
+    *,
+    give_up: Callable[[Sequence[BlockResult]], str | None] = lambda blocks: None,
+    wants_agreement: bool = False,
+    restart: bool = False,
+) -> Measurement:
+    """Apply the configuration and replay the blocks; give_up: asked after each block, a reason ends it.
+
+    Raises ConfigurationFailed, Unmeasurable, Interrupted.
+    """
+    found = Measurement()
+    began = time.perf_counter()
+    found.restarted = arena.apply(optimization, restart=restart)
+    if wants_agreement:
+        found.agreement = arena.agreement()
+    if found.restarted:
+        found.start_s = time.perf_counter() - began
+    for block in blocks:
+        switch.check()
+        began = time.perf_counter()
+        try:
+            found.blocks.append(_replay(arena, optimization, block))
+        finally:
+            found.load_s += time.perf_counter() - began
+        found.given_up = give_up(found.blocks)
+        if found.given_up is not None and len(found.blocks) < len(blocks):
+            return found
+        found.given_up = None
+    switch.check()
+    return found
+
+
+def _replay(arena: Arena, optimization: OptimizationSettings, block: int) -> BlockResult:
+    for _ in range(_TRIES):
+        result = arena.replay(block)
+        if result.spoilt is None:
+            return result
+        arena.apply(optimization)  # the block's prompts are in the prefix cache now: offered again, they would all hit
+    raise Unmeasurable(f"the load generator was the bottleneck ({result.spoilt})")

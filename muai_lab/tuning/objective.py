@@ -1,0 +1,131 @@
+"""What is to get better, and what must hold: objectives and constraints over the blocks of a trial."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from muai_lab.errors import RunError
+from muai_lab.settings.lab import LabSettings
+from muai_lab.tuning.block import BlockResult, attainment, error_share
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """One figure of merit. value: from the blocks of a trial. worst: what a configuration gets that does not serve."""
+
+    name: str
+    title: str
+    unit: str
+    larger_is_better: bool
+    worst: float
+    value: Callable[[Sequence[BlockResult]], float]
+
+    @property
+    def direction(self) -> Literal["maximize", "minimize"]:
+        """As Optuna calls it."""
+        return "maximize" if self.larger_is_better else "minimize"
+
+    def gain(self, new: float, old: float) -> float:
+        """How much better `new` is than `old`, relative to `old`; above 0 is better, whatever the direction."""
+        change = new - old if self.larger_is_better else old - new
+        if old == 0.0:
+            return math.copysign(1.0, change) if change else 0.0
+        return change / abs(old)
+
+    def per_block(self, blocks: Sequence[BlockResult]) -> list[float]:
+        """The figure of each block by itself, for comparison block by block."""
+        return [self.value([block]) for block in blocks]
+
+
+def objectives_of(settings: LabSettings) -> tuple[Objective, ...]:
+    """The objectives that the settings ask for. Raises RunError for goodput without a promise."""
+    tuning, slo = settings.tuning, settings.slo
+    promised = (slo.ttft_ms, slo.tpot_ms, slo.e2e_ms) != (None, None, None)
+    if "goodput" in tuning.objectives and not promised:
+        raise RunError(
+            "goodput counts the requests that keep a promise, and nothing is promised: choose one (slo=interactive) or "
+            "another objective (tuning.objectives=[throughput])"
+        )
+    per_second = tuning.cost_per_hour / 3600.0
+    timeout_s = settings.load.request_timeout_s
+    known = (
+        Objective("goodput", "Goodput", "requests/s", True, 0.0, _goodput),
+        Objective("throughput", "Throughput", "output tokens/s", True, 0.0, _throughput),
+        Objective("p99", "Latency, p99", "s", False, timeout_s, lambda blocks: _p99(blocks, timeout_s)),
+        Objective(
+            "cost", "Cost", "per million output tokens", False, per_second * 1e6,
+            # One token per second is where a price per token stops meaning anything.
+            lambda blocks: per_second * 1e6 / max(_throughput(blocks), 1.0),
+        ),
+    )  # fmt: skip
+    by_name = {objective.name: objective for objective in known}
+    return tuple(by_name[name] for name in tuning.objectives)
+
+
+def _seconds(blocks: Sequence[BlockResult]) -> float:
+    return sum(block.seconds for block in blocks) or math.inf
+
+
+def _goodput(blocks: Sequence[BlockResult]) -> float:
+    return sum(block.met for block in blocks) / _seconds(blocks)
+
+
+def _throughput(blocks: Sequence[BlockResult]) -> float:
+    return sum(block.tokens for block in blocks) / _seconds(blocks)
+
+
+def _p99(blocks: Sequence[BlockResult], timeout_s: float) -> float:
+    latencies = [latency for block in blocks for latency in block.latencies_s]
+    return float(np.quantile(latencies, 0.99)) if latencies else timeout_s
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What must hold. quantile: share of the requests that must keep the promise, None when nothing was promised."""
+
+    quantile: float | None = None
+    max_errors: float = 0.01
+    min_agreement: float | None = None
+
+    @classmethod
+    def of(cls, settings: LabSettings) -> Bounds:
+        """The bounds of the settings."""
+        slo = settings.slo
+        promised = (slo.ttft_ms, slo.tpot_ms, slo.e2e_ms) != (None, None, None)
+        tuning = settings.tuning
+        return cls(slo.quantile if promised else None, tuning.max_errors, tuning.min_agreement)
+
+    def violations(self, blocks: Sequence[BlockResult], agreement: float | None) -> dict[str, float]:
+        """How far each bound is missed, relative to the bound: 0 or less holds, 1 is as bad as can be.
+
+        agreement: share of greedy tokens that are those of fp32, None where outputs cannot differ.
+        """
+        found = {"serves": 0.0, "memory": 0.0, "errors": _over(error_share(blocks), self.max_errors)}
+        if self.quantile is not None:
+            found["promise"] = (self.quantile - attainment(blocks)) / self.quantile
+        if self.min_agreement is not None and agreement is not None:
+            found["agreement"] = (self.min_agreement - agreement) / self.min_agreement
+        return found
+
+    def of_failure(self, constraint: str, excess: float = 1.0) -> dict[str, float]:
+        """The violations of a configuration that was not measured: all as bad as can be, its own cause by `excess`."""
+        found = {"serves": 1.0, "memory": 0.0, "errors": 1.0}
+        if self.quantile is not None:
+            found["promise"] = 1.0
+        if self.min_agreement is not None:
+            found["agreement"] = 0.0  # nothing is known of it, and a bound that is not known to fail must not steer
+        return found | {constraint: min(max(excess, 0.01), 1.0)}
+
+
+def _over(share: float, bound: float) -> float:
+    return (share - bound) / (1.0 - bound)
+
+
+def total_violation(violations: Mapping[str, float]) -> float:
+    """The sum of what is missed; 0 for a configuration that keeps every bound."""
+    return sum(max(value, 0.0) for value in violations.values())

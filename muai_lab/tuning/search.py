@@ -1,0 +1,307 @@
+"""The search: ask for a point, measure it, tell what came of it, until there is a reason to stop."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from muai_lab.errors import RunError, SettingsError
+from muai_lab.settings.schema import OptimizationSettings
+from muai_lab.settings.tuning import TuningSettings
+from muai_lab.tuning.arena import Arena, ConfigurationFailed
+from muai_lab.tuning.block import BlockResult
+from muai_lab.tuning.measure import Interrupted, Switch, Unmeasurable, measure
+from muai_lab.tuning.objective import Bounds, Objective
+from muai_lab.tuning.pruning import Reference, behind, promise_lost
+from muai_lab.tuning.search_space import every_point, with_values
+from muai_lab.tuning.study import Draft, TuningStudy
+from muai_lab.tuning.trials import (
+    TOOK_TIME,
+    Noise,
+    Standing,
+    TrialRecord,
+    noise_of,
+    point_key,
+    standings,
+    trials_without_gain,
+)
+
+# So many configurations that all crash, the first among them, are the machine's or the model's fault.
+_CRASHES = 5
+# A sampler that proposes only known points is helped out with a new one.
+_REPEATS = 3
+_REJECTIONS = 200
+# Those that noise alone could have put behind the best are measured again before one of them is chosen.
+_FINALISTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """A configuration that need not be measured. excess: by how much it misses, 1 is as bad as can be."""
+
+    constraint: str
+    excess: float
+    reason: str
+
+
+Screen = Callable[[OptimizationSettings], Rejection | None]
+
+
+class SearchWatcher(Protocol):
+    """Is told how the search gets on."""
+
+    def begins(self, draft: Draft) -> None:
+        """A trial is about to be measured."""
+
+    def ended(self, record: TrialRecord, best: Standing | None) -> None:
+        """A trial has ended; best: the best so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How long to search, and how each trial is measured; as in `TuningSettings`."""
+
+    n_trials: int
+    timeout_s: float | None
+    patience: int
+    startup_trials: int
+    blocks: int
+    incumbent_every: int
+    pruning: bool
+
+    @classmethod
+    def of(cls, tuning: TuningSettings) -> Plan:
+        """The plan of the settings."""
+        return cls(**{name: getattr(tuning, name) for name in cls.__slots__})
+
+
+class Search:
+    """Works on a study until it is done; other processes may work on the same one.
+
+    screen: refuses configurations by calculation. clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        study: TuningStudy,
+        arena: Arena,
+        present: OptimizationSettings,
+        objectives: Sequence[Objective],
+        bounds: Bounds,
+        plan: Plan,
+        watcher: SearchWatcher,
+        switch: Switch,
+        *,
+        screen: Screen = lambda optimization: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._study = study
+        self._arena = arena
+        self._present = present
+        self._objectives = objectives
+        self._bounds = bounds
+        self._plan = plan
+        self._watcher = watcher
+        self._switch = switch
+        self._screen = screen
+        self._clock = clock
+        self._began = clock()
+        self._repeats = 0
+        self._rejections = 0
+
+    def run(self) -> str:
+        """Search; returns why it stopped.
+
+        Raises Interrupted; RunError when the present configuration cannot be measured, or when nothing serves.
+        """
+        while (reason := self._stop_reason()) is None:
+            self._switch.check()
+            self._keep_measuring_the_best()
+            self._one()
+        self._run_off()
+        return reason
+
+    def best(self) -> Standing | None:
+        """The best configuration so far, None while none was measured to the end."""
+        return next(iter(standings(self._study.records(), self._objectives[0])), None)
+
+    def noise(self) -> Noise:
+        """How much measurements of one configuration differ."""
+        return noise_of(self._study.records(), self._objectives[0])
+
+    def _one(self) -> TrialRecord:
+        draft = self._study.ask()
+        record = TrialRecord(draft.trial.number, draft.kind, "lost", draft.point, None, {})
+        began = time.perf_counter()
+        try:
+            record = self._outcome(draft, record)
+        except Interrupted:
+            self._study.finish(draft, replace(record, reason="interrupted"))
+            if draft.kind in ("present", "again"):
+                self._study.ask_for(draft.point, draft.kind)
+            raise
+        record = replace(record, seconds=time.perf_counter() - began)
+        self._study.finish(draft, record)
+        self._watcher.ended(record, self.best())
+        self._check_start(record)
+        return record
+
+    def _outcome(self, draft: Draft, record: TrialRecord) -> TrialRecord:
+        """Measure the point, unless something speaks against it."""
+        if draft.kind in ("random", "search"):
+            first = self._study.measured_points().get(record.key, record.number)
+            if first != record.number:
+                self._repeats += 1
+                return replace(record, outcome="repeated", reason=f"the same point as trial {first}")
+            self._repeats = 0
+        try:
+            optimization = with_values(self._present, draft.point)
+        except SettingsError as error:
+            return self._rejected(record, Rejection("serves", 1.0, "; ".join(error.problems)))
+        if draft.kind != "present" and (rejection := self._screen(optimization)) is not None:
+            return self._rejected(record, rejection)
+        self._rejections = 0
+        self._watcher.begins(draft)
+        try:
+            with self._study.leased(draft):
+                found = measure(
+                    self._arena,
+                    optimization,
+                    range(self._plan.blocks),
+                    self._switch,
+                    give_up=self._give_up(draft),
+                    wants_agreement=self._bounds.min_agreement is not None,
+                )
+        except ConfigurationFailed as error:
+            violations = self._bounds.of_failure("serves")
+            return replace(record, outcome="crashed", values=self._worst(), violations=violations, reason=str(error))
+        except Unmeasurable as error:
+            return replace(record, outcome="unmeasurable", reason=str(error))
+        return replace(
+            record,
+            outcome="measured" if found.given_up is None else "pruned",
+            values=tuple(objective.value(found.blocks) for objective in self._objectives),
+            violations=self._bounds.violations(found.blocks, found.agreement),
+            blocks=tuple(found.blocks),
+            reason=found.given_up,
+            agreement=found.agreement,
+            restarted=found.restarted,
+            load_s=found.load_s,
+            start_s=found.start_s,
+        )
+
+    def _rejected(self, record: TrialRecord, rejection: Rejection) -> TrialRecord:
+        self._rejections += 1
+        violations = self._bounds.of_failure(rejection.constraint, rejection.excess)
+        return replace(record, outcome="rejected", values=self._worst(), violations=violations, reason=rejection.reason)
+
+    def _worst(self) -> tuple[float, ...]:
+        return tuple(objective.worst for objective in self._objectives)
+
+    def _give_up(self, draft: Draft) -> Callable[[Sequence[BlockResult]], str | None]:
+        """What decides after each block; the present configuration and the best so far are always measured whole."""
+        best = self.best()
+        if not self._plan.pruning or best is None or draft.kind in ("present", "again"):
+            return lambda blocks: None
+        reference = Reference(
+            per_block=best.per_block,
+            due=[block.due for block in best.runs[0].blocks],
+            noise=self.noise().block,
+            keeps_promise=best.feasible,
+        )
+
+        def give_up(blocks: Sequence[BlockResult]) -> str | None:
+            quantile = self._bounds.quantile
+            lost = None
+            if reference.keeps_promise and quantile is not None:
+                lost = promise_lost(blocks, reference, quantile)
+            # With several objectives, worse in one may be better in another.
+            if lost is not None or len(self._objectives) > 1:
+                return lost
+            return behind(self._objectives[0], blocks, reference)
+
+        return give_up
+
+    def _keep_measuring_the_best(self) -> None:
+        """Queue the best so far once more when it is time; the present configuration right after its first time."""
+        trials = self._study.records()
+        best = next(iter(standings(trials, self._objectives[0])), None)
+        if best is None:
+            return
+        new = 0
+        for trial in trials:
+            if trial.kind == "again":
+                new = 0
+            elif trial.outcome in TOOK_TIME:
+                new += 1
+        if new >= self._plan.incumbent_every or not any(trial.kind == "again" for trial in trials):
+            self._study.ask_for(best.point, "again", of=best.number)
+
+    def _run_off(self) -> None:
+        """Measure those again that noise alone could have put behind the best, or in front."""
+        objective = self._objectives[0]
+        for _ in range(_FINALISTS):
+            found = standings(self._study.records(), objective)
+            margin = 2.0 * self.noise().run
+            close = [
+                one
+                for one in found[:_FINALISTS]
+                if one.feasible == found[0].feasible and objective.gain(found[0].value, one.value) <= margin
+            ]
+            once = [one for one in close if len(one.runs) == 1]
+            if not once:
+                return
+            self._study.ask_for(once[0].point, "again", of=once[0].number)
+            self._one()
+
+    def _stop_reason(self) -> str | None:
+        plan = self._plan
+        trials = self._study.records()
+        took_time = [trial for trial in trials if trial.outcome in TOOK_TIME]
+        if len(took_time) >= plan.n_trials:
+            return f"{len(took_time)} trials were measured (tuning.n_trials)"
+        elapsed_s = self._clock() - self._began
+        if plan.timeout_s is not None and elapsed_s >= plan.timeout_s:
+            return f"{elapsed_s:.0f} s have passed (tuning.timeout_s)"
+        noise = self.noise().run
+        without = trials_without_gain(trials, self._objectives[0], noise)
+        if without >= plan.patience and len(took_time) > plan.startup_trials:
+            return f"none of the last {without} configurations gained more than twice the noise ({2 * noise:.1%})"
+        if self._rejections >= _REJECTIONS:
+            return f"{self._rejections} configurations in a row were refused by calculation"
+        if self._repeats >= _REPEATS and not self._queue_an_unknown_point():
+            return "every point of the space was measured"
+        return None
+
+    def _queue_an_unknown_point(self) -> bool:
+        """Queue the point nearest to the best so far that was not measured; False where there is none left.
+
+        In a space too large to be listed the sampler is left alone, since it will come upon new points by itself.
+        """
+        self._repeats = 0
+        points = list(every_point(self._study.space, self._present))
+        known = self._study.measured_points()
+        unknown = [point for point in points if point_key(point) not in known]
+        best = self.best()
+        if not unknown or best is None:
+            return not points
+        steps = [self._study.space.steps_between(point, best.point) for point in unknown]
+        nearest = [point for point, step in zip(unknown, steps, strict=True) if step == min(steps)]
+        self._study.ask_for(random.Random(len(known)).choice(nearest), "search")
+        return True
+
+    def _check_start(self, record: TrialRecord) -> None:
+        """Raise RunError when there is no sense in going on."""
+        if record.kind == "present" and record.outcome in ("crashed", "unmeasurable"):
+            advice = (
+                "lower arrival.rate or arrival.concurrency"
+                if record.outcome == "unmeasurable"
+                else "mend it first; `run` with the same arguments shows more"
+            )
+            raise RunError(f"the present configuration cannot be measured: {record.reason}; {advice}")
+        ended = [trial for trial in self._study.records() if trial.outcome in (*TOOK_TIME, "unmeasurable")]
+        if len(ended) >= _CRASHES and all(trial.outcome in ("crashed", "unmeasurable") for trial in ended):
+            raise RunError(f"the first {len(ended)} configurations could not be measured; the last: {record.reason}")

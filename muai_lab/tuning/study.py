@@ -1,0 +1,330 @@
+"""The study: trials in Optuna's storage, asked for and told by any number of processes, any of which may die.
+
+Optuna's own heartbeat works inside `optimize()` only, and its trials are told from outside here. So each running trial
+carries a lease, a time that its process renews; when it has run out, or when the process is known to be gone, the trial
+is told as failed and its point is put back into the queue.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import optuna
+import psutil
+from optuna.trial import TrialState
+
+from muai_lab.errors import RunError
+from muai_lab.settings.schema import OptimizationSettings
+from muai_lab.tuning.block import BlockResult
+from muai_lab.tuning.identity import Identity, check_same
+from muai_lab.tuning.objective import Objective
+from muai_lab.tuning.search_space import SearchSpace, Value
+from muai_lab.tuning.storage import open_storage, storage_errors
+from muai_lab.tuning.trials import Kind, TrialRecord, point_key
+
+log = logging.getLogger(__name__)
+
+IDENTITY, ASKED, LEASE, WORKER, ENDED = "identity", "asked", "lease", "worker", "ended"
+_LEASE_S = 60.0
+_RENEW_S = 10.0
+# A point whose process dies again and again may be what kills it.
+_MOST_RETRIES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A trial that runs. point: what to measure. kind: why."""
+
+    trial: optuna.Trial
+    point: Mapping[str, Value]
+    kind: Kind
+
+
+class TuningStudy:
+    """A study of one engine. present: the configuration that runs today, which is a point of the space."""
+
+    def __init__(
+        self, study: optuna.Study, url: str, space: SearchSpace, present: OptimizationSettings, startup_trials: int
+    ) -> None:
+        self.study = study
+        self.space = space
+        self._url = url
+        self._present = present
+        self._startup_trials = startup_trials
+        self._read: dict[int, TrialRecord] = {}  # a trial that has ended does not change any more
+
+    @classmethod
+    def open(
+        cls,
+        url: str,
+        name: str,
+        identity: Identity,
+        space: SearchSpace,
+        present: OptimizationSettings,
+        objectives: Sequence[Objective],
+        *,
+        sampler: str = "tpe",
+        startup_trials: int = 8,
+        seed: int = 0,
+    ) -> TuningStudy:
+        """Make the study, or go on with the one of that name. Its first trial is the present configuration.
+
+        Raises RunError when the database cannot be used, or when the study was made for something else.
+        """
+        storage = open_storage(url)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        with storage_errors(url), warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study = optuna.create_study(
+                storage=storage,
+                study_name=name,
+                directions=[objective.direction for objective in objectives],
+                load_if_exists=True,
+            )
+            known = study.user_attrs.get(IDENTITY)
+            if known is None:
+                study.set_user_attr(IDENTITY, dict(identity))
+                study.set_metric_names([objective.name for objective in objectives])
+            else:
+                check_same(known, identity, name)
+            trials = study.get_trials(deepcopy=False)
+            study.sampler = make_sampler(
+                sampler, startup_trials, _seed(seed, len(trials), shared=url.startswith("postgresql"))
+            )
+            opened = cls(study, url, space, present, startup_trials)
+            if not trials:
+                opened.ask_for(space.point_of(present), "present")
+        return opened
+
+    @property
+    def name(self) -> str:
+        return self.study.study_name
+
+    def ask(self) -> Draft:
+        """The next trial: a point that waits in the queue, else one that the sampler proposes."""
+        with storage_errors(self._url):
+            self.recover()
+            trial = self.study.ask()
+            trial.set_user_attr(WORKER, worker())
+            trial.set_user_attr(LEASE, time.time() + _LEASE_S)
+            point = self.space.suggest(trial, self._present)
+            kind: Kind = trial.user_attrs.get("kind") or ("random" if self._starting() else "search")
+            trial.set_user_attr(ASKED, {"kind": kind, "point": dict(point)})
+            return Draft(trial, point, kind)
+
+    def ask_for(self, point: Mapping[str, Value], kind: Kind, **attributes: Any) -> None:
+        """Put a point into the queue."""
+        with storage_errors(self._url):
+            self.study.enqueue_trial(dict(point), user_attrs={"kind": kind, **attributes})
+
+    @contextmanager
+    def leased(self, draft: Draft) -> Iterator[None]:
+        """Renew the trial's lease for as long as the context lasts."""
+        over = threading.Event()
+
+        def renew() -> None:
+            while not over.wait(_RENEW_S):
+                try:
+                    draft.trial.set_user_attr(LEASE, time.time() + _LEASE_S)
+                except Exception as error:  # noqa: BLE001 (whatever the database raises: the main thread meets it too)
+                    log.warning("trial %d: its lease cannot be renewed: %s", draft.trial.number, error)
+
+        thread = threading.Thread(target=renew, name="lease", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def finish(self, draft: Draft, record: TrialRecord) -> None:
+        """Tell how the trial ended; from then on nothing can lose it.
+
+        What was not served, and what cannot fit, is told as complete with its violations, since a failed trial would
+        teach the sampler nothing; what says nothing about the configuration is told as failed for the same reason.
+        """
+        trial = draft.trial
+        with storage_errors(self._url):
+            try:
+                for name, violation in record.violations.items():
+                    trial.set_constraint(name, violation)
+                trial.set_user_attr(ENDED, _described(record))
+                if record.reason is not None:
+                    trial.set_user_attr("reason", record.reason)  # by itself, for who looks with optuna-dashboard
+                if record.outcome in ("unmeasurable", "repeated", "lost"):
+                    self.study.tell(trial, state=TrialState.FAIL)
+                elif record.outcome == "pruned" and len(self.study.directions) == 1 and record.values is not None:
+                    trial.report(record.values[0], len(record.blocks))
+                    self.study.tell(trial, state=TrialState.PRUNED)
+                else:
+                    self.study.tell(trial, list(record.values or ()))
+            except (optuna.exceptions.UpdateFinishedTrialError, ValueError) as error:
+                if not self._ended(trial.number):
+                    raise
+                log.warning("trial %d: another process took it for lost in the meantime (%s)", trial.number, error)
+
+    def records(self) -> list[TrialRecord]:
+        """Every trial that has ended, in order."""
+        with storage_errors(self._url):
+            trials = self.study.get_trials(deepcopy=False)
+        for trial in trials:
+            if trial.state.is_finished() and trial.number not in self._read:
+                self._read[trial.number] = _record(trial)
+        return [self._read[number] for number in sorted(self._read)]
+
+    def running_elsewhere(self) -> int:
+        """Trials that other processes are measuring now."""
+        with storage_errors(self._url):
+            running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return sum(not _is_lost(trial) for trial in running)
+
+    def recover(self) -> int:
+        """Put the points of trials whose process is gone back into the queue; returns how many there were."""
+        lost = 0
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if not _is_lost(trial):
+                continue
+            try:
+                self.study.tell(trial.number, state=TrialState.FAIL)
+            except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
+                continue  # another process was quicker
+            lost += 1
+            retries = int(trial.user_attrs.get("retries", 0)) + 1
+            asked = trial.user_attrs.get(ASKED)
+            if asked is not None and retries <= _MOST_RETRIES:
+                self.ask_for(asked["point"], asked["kind"], retries=retries)
+        return lost
+
+    def note(self, name: str, value: Any) -> None:
+        """Keep something with the study itself."""
+        with storage_errors(self._url):
+            self.study.set_user_attr(name, value)
+
+    def noted(self, name: str) -> Any:
+        """What was kept under this name, None when nothing was."""
+        with storage_errors(self._url):
+            return self.study.user_attrs.get(name)
+
+    def measured_points(self) -> dict[str, int]:
+        """Key of each point that was measured or tried, is being measured or waits -> number of its first trial."""
+        with storage_errors(self._url):
+            trials = self.study.get_trials(deepcopy=False)
+        found: dict[str, int] = {}
+        for trial in trials:
+            asked, ended = trial.user_attrs.get(ASKED), trial.user_attrs.get(ENDED, {})
+            point = asked["point"] if asked else trial.system_attrs.get("fixed_params")
+            told_nothing = trial.state == TrialState.FAIL and ended.get("outcome") != "unmeasurable"
+            if point is not None and not told_nothing:
+                found.setdefault(point_key(point), trial.number)
+        return found
+
+    def _starting(self) -> bool:
+        told = (TrialState.COMPLETE, TrialState.PRUNED)
+        return len(self.study.get_trials(deepcopy=False, states=told)) < self._startup_trials
+
+    def _ended(self, number: int) -> bool:
+        trials = self.study.get_trials(deepcopy=False)
+        return any(trial.number == number and trial.state.is_finished() for trial in trials)
+
+
+def make_sampler(name: str, startup_trials: int, seed: int) -> optuna.samplers.BaseSampler:
+    """The sampler of that name (as in tuning.sampler)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        match name:
+            case "tpe":
+                # multivariate and grouped: keys act together, and those with a condition are not always there.
+                return optuna.samplers.TPESampler(
+                    n_startup_trials=startup_trials,
+                    multivariate=True,
+                    group=True,
+                    seed=seed,
+                )
+            case "gp":
+                return optuna.samplers.GPSampler(
+                    n_startup_trials=startup_trials, seed=seed, warn_independent_sampling=False
+                )
+            case "cmaes":
+                return optuna.samplers.CmaEsSampler(
+                    n_startup_trials=startup_trials, seed=seed, warn_independent_sampling=False
+                )
+            case "random":
+                return optuna.samplers.RandomSampler(seed=seed)
+    raise RunError(f"tuning.sampler={name}: no such sampler; there are tpe, gp, cmaes and random")
+
+
+def worker() -> dict[str, Any]:
+    """Who measures: enough to know later whether this process still lives."""
+    return {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
+
+
+def is_gone(who: Mapping[str, Any] | None) -> bool:
+    """Whether a process of this machine has ended; False for one of another machine, of which nothing is known."""
+    if not who or who.get("host") != socket.gethostname():
+        return False
+    try:
+        return abs(psutil.Process(int(who["pid"])).create_time() - float(who["started"])) > 1.0
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _is_lost(trial: optuna.trial.FrozenTrial) -> bool:
+    who, lease = trial.user_attrs.get(WORKER), trial.user_attrs.get(LEASE)
+    if who == worker():
+        return False
+    if lease is None:  # its process died, or still is, between asking and taking the lease
+        begun = trial.datetime_start.timestamp() if trial.datetime_start is not None else 0.0
+        return time.time() > begun + _LEASE_S
+    return is_gone(who) or time.time() > float(lease)
+
+
+def _seed(seed: int, trials: int, *, shared: bool) -> int:
+    """Processes of one study must not draw the same points, nor one that goes on those that it drew before."""
+    entropy = [seed, trials, *([os.getpid()] if shared else [])]
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+
+
+def _described(record: TrialRecord) -> dict[str, Any]:
+    return {
+        "outcome": record.outcome,
+        "values": None if record.values is None else list(record.values),
+        "violations": dict(record.violations),
+        "blocks": [block.record() for block in record.blocks],
+        "agreement": record.agreement,
+        "seconds": round(record.seconds, 4),
+        "load_s": round(record.load_s, 4),
+        "start_s": round(record.start_s, 4),
+        "restarted": record.restarted,
+        "ended_at": time.time(),
+    }
+
+
+def _record(trial: optuna.trial.FrozenTrial) -> TrialRecord:
+    asked = trial.user_attrs.get(ASKED, {})
+    ended = trial.user_attrs.get(ENDED)
+    if ended is None:
+        lost = "its process ended before it did"
+        return TrialRecord(
+            trial.number, asked.get("kind", "search"), "lost", asked.get("point", {}), None, {}, reason=lost
+        )
+    return TrialRecord(
+        **{
+            **ended,
+            "number": trial.number,
+            "kind": asked["kind"],
+            "point": asked["point"],
+            "reason": trial.user_attrs.get("reason"),
+            "values": None if ended["values"] is None else tuple(ended["values"]),
+            "blocks": tuple(BlockResult.of_record(block) for block in ended["blocks"]),
+        }
+    )

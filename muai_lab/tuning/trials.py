@@ -1,0 +1,204 @@
+"""What is known from the trials of a study: the best so far, the noise, the drift. Pure functions over records."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from muai_lab.tuning.block import BlockResult
+from muai_lab.tuning.objective import Objective, total_violation
+from muai_lab.tuning.pruning import ASSUMED_BLOCK_NOISE
+from muai_lab.tuning.search_space import Point
+
+Kind = Literal["present", "random", "search", "again"]
+"""present: the configuration that runs today; again: the best so far, measured once more."""
+Outcome = Literal["measured", "pruned", "crashed", "rejected", "unmeasurable", "repeated", "lost"]
+"""lost: its process died or was interrupted. repeated: a point that was measured already, so it was not again."""
+
+TOOK_TIME = frozenset({"measured", "pruned", "crashed"})
+# Until a configuration was measured twice, runs are taken to differ by this share.
+ASSUMED_NOISE = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRecord:
+    """One trial of the study.
+
+    values: one per objective, None where nothing was measured. seconds: its whole time, of it load_s under load and
+    start_s for a start of the server. restarted: whether the server had to be started for it. ended_at: Unix time.
+    """
+
+    number: int
+    kind: Kind
+    outcome: Outcome
+    point: Point
+    values: tuple[float, ...] | None
+    violations: Mapping[str, float]
+    blocks: tuple[BlockResult, ...] = ()
+    reason: str | None = None
+    agreement: float | None = None
+    seconds: float = 0.0
+    load_s: float = 0.0
+    start_s: float = 0.0
+    restarted: bool = False
+    ended_at: float = 0.0
+
+    @property
+    def overhead_s(self) -> float:
+        """What the trial cost beyond its load and a start of the server."""
+        return self.seconds - self.load_s - self.start_s
+
+    @property
+    def feasible(self) -> bool:
+        """Whether it keeps every bound."""
+        return total_violation(self.violations) <= 0.0
+
+    @property
+    def key(self) -> str:
+        """Equal for trials of the same point."""
+        return point_key(self.point)
+
+
+def point_key(point: Point) -> str:
+    """A text that is equal for equal points."""
+    return json.dumps(dict(point), sort_keys=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A configuration with all its whole measurements.
+
+    value: mean of the first objective over its runs. violation: mean of its runs' total. per_block: mean figure of each
+    block.
+    """
+
+    point: Point
+    runs: tuple[TrialRecord, ...]
+    value: float
+    violation: float
+    per_block: tuple[float, ...]
+
+    @property
+    def feasible(self) -> bool:
+        """Whether it keeps every bound, by the mean of its runs."""
+        return self.violation <= 0.0
+
+    @property
+    def number(self) -> int:
+        """Number of the trial in which it was first measured."""
+        return self.runs[0].number
+
+
+def standings(trials: Sequence[TrialRecord], objective: Objective) -> list[Standing]:
+    """Every configuration that was measured to the end, best first.
+
+    Those that keep every bound come first, by the objective; then the others, by how far they miss. A configuration
+    measured several times counts with the mean of its runs, which takes the luck out of its first one.
+    """
+    by_point: dict[str, list[TrialRecord]] = {}
+    for trial in trials:
+        if trial.outcome == "measured":
+            by_point.setdefault(trial.key, []).append(trial)
+    found = [_standing(runs, objective) for runs in by_point.values()]
+    sign = -1.0 if objective.larger_is_better else 1.0
+    return sorted(found, key=lambda one: (max(one.violation, 0.0), sign * one.value, one.number))
+
+
+def _standing(runs: Sequence[TrialRecord], objective: Objective) -> Standing:
+    blocks = np.array([objective.per_block(run.blocks) for run in runs])
+    return Standing(
+        point=runs[0].point,
+        runs=tuple(runs),
+        value=float(np.mean([run.values[0] for run in runs if run.values is not None])),
+        violation=float(np.mean([total_violation(run.violations) for run in runs])),
+        per_block=tuple(blocks.mean(axis=0).tolist()),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """How much measurements of one and the same configuration differ, relative to their mean (standard deviations).
+
+    run: of whole trials; block: of single blocks. samples: measurements beyond the first of their configuration, from
+    which it is known; 0 means that the figures are assumed. drift_per_hour: change of the same configuration with time,
+    None while too few measurements tell.
+    """
+
+    run: float
+    block: float
+    samples: int
+    drift_per_hour: float | None = None
+
+
+def noise_of(trials: Sequence[TrialRecord], objective: Objective) -> Noise:
+    """The noise, from all configurations that were measured to the end more than once."""
+    repeated = [standing for standing in standings(trials, objective) if len(standing.runs) > 1]
+    samples = sum(len(standing.runs) - 1 for standing in repeated)
+    if not samples:
+        return Noise(ASSUMED_NOISE, ASSUMED_BLOCK_NOISE, 0)
+    runs, blocks, times = [], [], []
+    for standing in repeated:
+        scale = abs(standing.value) or 1.0
+        level = np.abs(standing.per_block)
+        level = np.where(level > 0, level, scale)
+        for run in standing.runs:
+            assert run.values is not None, "a measured trial has values"
+            runs.append((run.values[0] - standing.value) / scale)
+            blocks.append((np.array(objective.per_block(run.blocks)) - standing.per_block) / level)
+            times.append(run.ended_at - np.mean([other.ended_at for other in standing.runs]))
+    per_block = np.concatenate(blocks)
+    return Noise(
+        run=math.sqrt(float(np.square(runs).sum()) / samples),
+        block=math.sqrt(float(np.square(per_block).sum()) / (samples * len(repeated[0].per_block))),
+        samples=samples,
+        drift_per_hour=_slope_per_hour(np.array(times), np.array(runs)) if samples >= 3 else None,
+    )
+
+
+def _slope_per_hour(seconds: Any, deviations: Any) -> float | None:
+    spread = float(np.square(seconds).sum())
+    return float((seconds * deviations).sum()) / spread * 3600.0 if spread > 0 else None
+
+
+def trials_without_gain(trials: Sequence[TrialRecord], objective: Objective, noise: float) -> int:
+    """Configurations tried since the last that gained more than twice the noise over the best before it."""
+    best: TrialRecord | None = None
+    since = 0
+    for trial in trials:
+        if trial.outcome not in TOOK_TIME or trial.kind == "again":
+            continue
+        since += 1
+        if trial.outcome != "measured" or trial.values is None:
+            continue
+        if best is None or _beats(trial, best, objective, 2.0 * noise):
+            best, since = trial, 0
+    return since
+
+
+def _beats(new: TrialRecord, old: TrialRecord, objective: Objective, by: float) -> bool:
+    assert new.values, "it was measured"
+    assert old.values, "it was measured"
+    if new.feasible != old.feasible:
+        return new.feasible
+    if not new.feasible:
+        return total_violation(old.violations) - total_violation(new.violations) > by
+    return objective.gain(new.values[0], old.values[0]) > by
+
+
+def pareto_front(trials: Sequence[TrialRecord], objectives: Sequence[Objective]) -> list[TrialRecord]:
+    """Measured trials that keep every bound and that no other betters in all objectives, in order of the first one."""
+    candidates = [trial for trial in trials if trial.outcome == "measured" and trial.feasible and trial.values]
+    front = [trial for trial in candidates if not any(_dominates(other, trial, objectives) for other in candidates)]
+    return sorted(front, key=lambda trial: trial.values[0] if trial.values else 0.0)
+
+
+def _dominates(one: TrialRecord, other: TrialRecord, objectives: Sequence[Objective]) -> bool:
+    assert one.values, "candidates have values"
+    assert other.values, "candidates have values"
+    gains = [objective.gain(new, old) for objective, new, old in zip(objectives, one.values, other.values, strict=True)]
+    return min(gains) >= 0.0 and max(gains) > 0.0

@@ -1,0 +1,233 @@
+"""The search, on an arena whose answer is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from muai_lab.errors import RunError
+from muai_lab.settings.lab import LabSettings
+from muai_lab.settings.schema import OptimizationSettings
+from muai_lab.tuning.measure import Interrupted, Switch
+from muai_lab.tuning.objective import Bounds, objectives_of
+from muai_lab.tuning.search import Plan, Rejection, Search
+from muai_lab.tuning.space_file import space_of
+from muai_lab.tuning.storage import IN_MEMORY, storage_url
+from muai_lab.tuning.study import TuningStudy
+from tests.unit.tuning_fakes import FakeArena, SilentWatcher
+
+SIZE, HOLD = "optimization.batcher.max_batch_size", "optimization.batcher.batch_timeout_ms"
+SPACE = space_of({SIZE: {"choices": [1, 2, 4, 8, 16, 32]}, HOLD: {"low": 0, "high": 50, "step": 10}})
+PRESENT = OptimizationSettings()
+SLO = LabSettings.model_validate({"slo": {"ttft_ms": 500.0}})
+
+
+def peak_at_eight(optimization: OptimizationSettings) -> float:
+    """Best at 8 sequences and no hold: 0.9 there, less in both directions."""
+    size = optimization.batcher.max_batch_size
+    return 0.9 - 0.1 * abs(size.bit_length() - 4) - 0.002 * optimization.batcher.batch_timeout_ms
+
+
+class Bench:
+    """A search over `SPACE`."""
+
+    def __init__(self, arena: FakeArena, url: str = IN_MEMORY, **plan: Any) -> None:
+        self.arena, self.watcher, self.switch = arena, SilentWatcher(), Switch()
+        objectives = objectives_of(SLO)
+        space = SPACE.including(PRESENT)
+        screen = plan.pop("screen", lambda optimization: None)
+        bounds = plan.pop("bounds", Bounds())
+        seed = plan.pop("seed", 0)
+        defaults = Plan(
+            n_trials=30, timeout_s=None, patience=30, startup_trials=6, blocks=4, incumbent_every=8, pruning=True
+        )
+        self.plan = Plan(**{name: plan.get(name, getattr(defaults, name)) for name in Plan.__slots__})
+        self.study = TuningStudy.open(
+            url, "study", {"workload": "chat"}, space, PRESENT, objectives, seed=seed,
+            startup_trials=self.plan.startup_trials,
+        )  # fmt: skip
+        self.search = Search(
+            self.study, arena, PRESENT, objectives, bounds, self.plan, self.watcher, self.switch, screen=screen
+        )
+
+    @property
+    def best(self) -> dict[str, Any]:
+        best = self.search.best()
+        assert best is not None
+        return dict(best.point)
+
+
+def test_it_finds_the_best_of_a_small_space_and_measures_the_present_configuration_first() -> None:
+    bench = Bench(FakeArena(peak_at_eight))
+
+    reason = bench.search.run()
+
+    assert "tuning.n_trials" in reason
+    assert bench.best == {SIZE: 8, HOLD: 0}
+    first = bench.study.records()[0]
+    assert (first.kind, first.point) == ("present", {SIZE: 32, HOLD: 50})
+
+
+def test_every_trial_sees_the_same_blocks_in_the_same_order() -> None:
+    bench = Bench(FakeArena(peak_at_eight), pruning=False, n_trials=5, startup_trials=2)
+
+    bench.search.run()
+
+    assert bench.arena.replayed == [0, 1, 2, 3] * (len(bench.arena.replayed) // 4)
+
+
+def test_clearly_worse_trials_are_given_up_early_and_say_why() -> None:
+    bench = Bench(FakeArena(peak_at_eight))
+
+    bench.search.run()
+
+    pruned = [record for record in bench.study.records() if record.outcome == "pruned"]
+    assert pruned
+    assert all(len(record.blocks) < bench.plan.blocks for record in pruned)
+    assert all("behind the best so far" in (record.reason or "") for record in pruned)
+    assert bench.best == {SIZE: 8, HOLD: 0}
+
+
+def test_a_point_is_measured_once_unless_it_is_the_best() -> None:
+    bench = Bench(FakeArena(peak_at_eight))
+
+    bench.search.run()
+
+    searched = [record for record in bench.study.records() if record.kind in ("random", "search")]
+    measured = [record.key for record in searched if record.outcome in ("measured", "pruned")]
+    assert len(set(measured)) == len(measured)
+
+
+def test_a_space_that_is_measured_through_ends_the_search() -> None:
+    bench = Bench(FakeArena(peak_at_eight), n_trials=500, patience=500)
+
+    assert "every point" in bench.search.run()
+    assert bench.best == {SIZE: 8, HOLD: 0}
+
+
+def test_the_best_is_measured_again_and_gives_the_noise() -> None:
+    bench = Bench(FakeArena(peak_at_eight, noise=0.01), incumbent_every=4)
+
+    bench.search.run()
+
+    noise = bench.search.noise()
+    assert noise.samples >= 3
+    assert 0.001 < noise.run < 0.03
+    assert noise.block > noise.run
+
+
+def test_it_stops_when_nothing_gains_more_than_twice_the_noise() -> None:
+    bench = Bench(FakeArena(lambda optimization: 0.8, noise=0.01), n_trials=200, patience=10)
+
+    assert "twice the noise" in bench.search.run()
+    assert len(bench.watcher.records) < 40
+
+
+def test_crashes_are_finite_violations_that_the_sampler_learns_from() -> None:
+    bench = Bench(FakeArena(peak_at_eight, failing=lambda optimization: optimization.batcher.max_batch_size == 8))
+
+    bench.search.run()
+
+    crashed = [record for record in bench.study.records() if record.outcome == "crashed"]
+    assert crashed
+    assert all(record.values == (0.0,) and not record.feasible for record in crashed)
+    assert bench.best[SIZE] in (4, 16)
+    assert all(
+        trial.state.name == "COMPLETE"
+        for trial in bench.study.study.trials
+        if trial.number in {record.number for record in crashed}
+    )
+
+
+def test_what_cannot_fit_is_refused_without_being_measured() -> None:
+    def screen(optimization: OptimizationSettings) -> Rejection | None:
+        size = optimization.batcher.max_batch_size
+        return Rejection("memory", size / 4 - 1, "needs 9 GB of 8 GB") if size > 4 else None
+
+    bench = Bench(FakeArena(peak_at_eight), screen=screen)
+
+    bench.search.run()
+
+    assert bench.best == {SIZE: 4, HOLD: 0}
+    rejected = [record for record in bench.study.records() if record.outcome == "rejected"]
+    assert rejected
+    assert all(record.reason == "needs 9 GB of 8 GB" and record.load_s == 0 for record in rejected)
+
+
+def test_a_configuration_that_loses_quality_is_never_the_best() -> None:
+    arena = FakeArena(peak_at_eight, agreement=lambda found: 0.8 if found.batcher.max_batch_size == 8 else 0.99)
+    bench = Bench(arena, bounds=Bounds(min_agreement=0.95))
+
+    bench.search.run()
+
+    assert bench.best[SIZE] in (4, 16)
+
+
+def test_runs_that_measure_the_load_generator_are_no_samples() -> None:
+    bench = Bench(FakeArena(peak_at_eight, spoilt=lambda optimization: optimization.batcher.max_batch_size == 8))
+
+    bench.search.run()
+
+    assert bench.best[SIZE] != 8
+    spoilt = [record for record in bench.study.records() if record.outcome == "unmeasurable"]
+    assert spoilt
+    assert all("the load generator was the bottleneck" in (record.reason or "") for record in spoilt)
+
+
+def test_a_present_configuration_that_does_not_serve_ends_the_search_at_once() -> None:
+    bench = Bench(FakeArena(peak_at_eight, failing=lambda optimization: True))
+
+    with pytest.raises(RunError, match="present configuration cannot be measured: out of memory"):
+        bench.search.run()
+
+
+def test_the_promise_once_lost_ends_a_trial_when_the_best_keeps_it() -> None:
+    def share(optimization: OptimizationSettings) -> float:
+        return 2.0 if optimization.batcher.max_batch_size >= 16 else 0.9
+
+    bench = Bench(FakeArena(share), bounds=Bounds(quantile=0.99))
+
+    bench.search.run()
+
+    lost = [record for record in bench.study.records() if record.outcome == "pruned"]
+    assert lost
+    assert all(len(record.blocks) == 1 for record in lost)
+    assert all("can no longer be reached" in (record.reason or "") for record in lost)
+
+
+def test_after_an_interruption_the_study_goes_on_where_it_was(tmp_path: Path) -> None:
+    url = storage_url(tmp_path, None)
+    arena = FakeArena(peak_at_eight)
+    bench = Bench(arena, url, n_trials=8)
+    arena.after_block = lambda: bench.switch.ask() if len(arena.replayed) == 14 else None
+
+    with pytest.raises(Interrupted):
+        bench.search.run()
+    before = [record for record in bench.study.records() if record.outcome in ("measured", "pruned")]
+    again = Bench(FakeArena(peak_at_eight), url, n_trials=8)
+    again.search.run()
+
+    after = again.study.records()
+    assert [record for record in after if record.number in {one.number for one in before}] == before
+    assert sum(record.outcome in ("measured", "pruned") for record in after) >= 8
+
+
+def test_a_study_of_something_else_is_refused_with_the_difference(tmp_path: Path) -> None:
+    url = storage_url(tmp_path, None)
+    objectives = objectives_of(SLO)
+
+    def open_study(workload: str) -> TuningStudy:
+        return TuningStudy.open(url, "study", {"workload": {"name": workload}}, SPACE, PRESENT, objectives)
+
+    open_study("chat")
+    open_study("chat")
+
+    with pytest.raises(RunError, match=r'workload\.name: "chat" in the study, "ragged" now'):
+        open_study("ragged")
+
+
+def test_goodput_without_a_promise_is_refused() -> None:
+    with pytest.raises(RunError, match="slo=interactive"):
+        objectives_of(LabSettings())

@@ -1,0 +1,79 @@
+"""An arena with a known answer: goodput as a function of the configuration, with as much noise as a test wants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from muai_lab.settings.schema import OptimizationSettings
+from muai_lab.tuning.arena import ConfigurationFailed
+from muai_lab.tuning.block import BlockResult
+
+BLOCK_S, DUE = 10.0, 200
+
+
+class FakeArena:
+    """Serves a share of `DUE` requests a block in time; blocks differ in how hard they are. share: of a configuration.
+
+    failing: configurations that do not serve. spoilt: configurations under which the load generator is too slow.
+    """
+
+    def __init__(
+        self,
+        share: Callable[[OptimizationSettings], float],
+        *,
+        noise: float = 0.0,
+        seed: int = 0,
+        failing: Callable[[OptimizationSettings], bool] = lambda optimization: False,
+        spoilt: Callable[[OptimizationSettings], bool] = lambda optimization: False,
+        agreement: Callable[[OptimizationSettings], float | None] = lambda optimization: None,
+    ) -> None:
+        self.applied: list[OptimizationSettings] = []
+        self.replayed: list[int] = []
+        self.after_block: Callable[[], None] = lambda: None
+        self._share = share
+        self._noise = noise
+        self._random = np.random.default_rng(seed)
+        self._failing = failing
+        self._spoilt = spoilt
+        self._agreement = agreement
+
+    def apply(self, optimization: OptimizationSettings, *, restart: bool = False) -> bool:
+        if self._failing(optimization):
+            raise ConfigurationFailed("out of memory")
+        self.applied.append(optimization)
+        return restart
+
+    def replay(self, block: int) -> BlockResult:
+        optimization = self.applied[-1]
+        self.replayed.append(block)
+        self.after_block()
+        hardness = 1.0 - 0.1 * (block % 3)
+        share = self._share(optimization) * hardness + self._noise * float(self._random.normal())
+        met = round(DUE * min(max(share, 0.0), 1.0))
+        spoilt = "p99 of the send lag is 80 ms" if self._spoilt(optimization) else None
+        return BlockResult(BLOCK_S, DUE, met, 0, 30.0 * DUE, (0.1,) * 20, {"ttft": DUE - met}, spoilt)
+
+    def agreement(self) -> float | None:
+        return self._agreement(self.applied[-1])
+
+    def serving(self) -> Mapping[str, Any]:
+        return {"name": "fake", "version": "1"}
+
+    def close(self) -> None:
+        pass
+
+
+class SilentWatcher:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.records: list = []
+
+    def begins(self, draft: Any) -> None:
+        pass
+
+    def ended(self, record: Any, best: Any) -> None:
+        self.records.append(record)

@@ -9,6 +9,7 @@ BENCHMARKS = (
     "load_generator",
     "scheduler",
     "stack_throughput",
+    "long_prompt",
     "http_overhead",
     "engines",
     "deepspeed_overhead",

@@ -34,7 +34,7 @@ PROMPT = list(range(1000, 1064))
 @contextmanager
 def reference_server(ttft_ms: float, itl_ms: float) -> Iterator[str]:
     """A reference server in a process of its own; gives its address."""
-    command = [sys.executable, "-m", "muai_lab.load.reference_server"]
+    command = [sys.executable, "-m", "muai_lab", "reference-server"]
     command += ["--ttft-ms", str(ttft_ms), "--itl-ms", str(itl_ms)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

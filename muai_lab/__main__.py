@@ -38,6 +38,9 @@ COMMANDS = {
     "compare": Command("muai_lab.commands.compare", "say whether runs differ, with intervals; for CI, too"),
     "serve": Command("muai_lab.commands.serve", "start the inference server (OpenAI-compatible HTTP)"),
     "engines": Command("muai_lab.commands.engines", "say which engines can serve here, and what else they would need"),
+    "reference-server": Command(
+        "muai_lab.commands.reference_server", "start a server of known latency, to test load generators with"
+    ),
     "config": Command("muai_lab.commands.config", "show, check and document the configuration"),
 }
 

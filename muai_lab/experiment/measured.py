@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from muai_lab.errors import RunError
-from muai_lab.experiment.scrape import MetricsScraper
+from muai_lab.experiment.scrape import MetricsScraper, find_metrics
 from muai_lab.experiment.server_process import ServerProcess
 from muai_lab.load.crew import HttpRecipe
 from muai_lab.load.target import Target
@@ -122,11 +122,28 @@ def _inprocess(settings: LabSettings) -> Iterator[Measured]:
 def _endpoint(settings: LabSettings, environ: Mapping[str, str]) -> Measured:
     from muai_lab.load.openai_http import HttpTarget
 
+    target = HttpTarget.of(settings, environ=environ)
+    scraper, note = _endpoint_metrics(settings.target.metrics_url, str(target.url.with_path("/metrics")))
     return Measured(
-        target=HttpTarget.of(settings, environ=environ),
+        target=target,
         serving=lambda: ServedBy(None),
+        scraper=scraper,
         recipe=HttpRecipe(settings, None),
+        notes=lambda: [note, *(_scrape_notes(scraper) if scraper is not None else [])],
     )
+
+
+def _endpoint_metrics(named: str | None, guessed: str) -> tuple[MetricsScraper | None, str]:
+    """A scraper if the endpoint has metrics, and what to say. Raises RunError if an address that was named has none."""
+    url = named or guessed
+    dialect, missing = find_metrics(url)
+    if missing is not None:
+        if named is not None:
+            raise RunError(f"target.metrics_url={named} has no metrics: {missing}; mend it, or set it to null")
+        return None, f"the endpoint has no metrics at {guessed} ({missing}): there is no server side in this result"
+    if dialect is None:
+        return MetricsScraper(url), f"the server side is from {url}"
+    return MetricsScraper(url), f"the server side is from {url}, in the terms of {dialect.server}, given our names"
 
 
 def _ask(url: str, model: str) -> ServedBy:

@@ -1,19 +1,27 @@
 """Reads a server's `/metrics` while the load runs.
 
 Only bytes are kept during the run; they are parsed afterwards, since parsing takes milliseconds that the load generator
-on the same loop would pay for in late requests.
+on the same loop would pay for in late requests. What other servers call differently is then given our names besides.
 """
 
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import time
+import urllib.error
+import urllib.request
+from itertools import chain
 
 import aiohttp
 import pyarrow as pa
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
+from muai_lab.experiment.foreign_metrics import Dialect, Translator, dialect_of
+
+_FIND_TIMEOUT_S = 5.0
 SCHEMA = pa.schema([("t_ns", pa.int64()), ("name", pa.string()), ("labels", pa.string()), ("value", pa.float64())])
 
 
@@ -43,13 +51,47 @@ class MetricsScraper:
                 await asyncio.sleep(due - time.monotonic())
 
     def table(self) -> pa.Table:
-        """Every sample scraped, in long form."""
+        """Every sample scraped, in long form, and again under our name where the server has another for it."""
         rows: dict[str, list[object]] = {name: [] for name in SCHEMA.names}
+        translator: Translator | None = None
         for t_ns, page in self._pages:
-            for family in text_string_to_metric_families(page.decode()):
-                for sample in family.samples:
-                    rows["t_ns"].append(t_ns)
-                    rows["name"].append(sample.name)
-                    rows["labels"].append(json.dumps(sample.labels, sort_keys=True))
-                    rows["value"].append(sample.value)
+            samples = samples_of(page)
+            if samples is None:
+                self.failures += 1
+                continue
+            if translator is None and (dialect := dialect_of(samples)) is not None:
+                translator = Translator(dialect)
+            for sample in chain(samples, translator.translate(samples) if translator is not None else ()):
+                rows["t_ns"].append(t_ns)
+                rows["name"].append(sample.name)
+                rows["labels"].append(json.dumps(sample.labels, sort_keys=True))
+                rows["value"].append(sample.value)
+        self._pages.clear()
         return pa.table(rows, schema=SCHEMA)
+
+
+def samples_of(page: bytes) -> list[Sample] | None:
+    """The samples of a page of Prometheus' text format; None when it is none."""
+    try:
+        families = list(text_string_to_metric_families(page.decode()))
+    except ValueError:  # also what is not UTF-8
+        return None
+    return [sample for family in families for sample in family.samples]
+
+
+def find_metrics(url: str) -> tuple[Dialect | None, str | None]:
+    """Look whether an address has metrics: whose they are, if another server's, and why there are none, if so."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # directly, as the load goes
+    try:
+        with opener.open(
+            urllib.request.Request(url, headers={"Accept": "text/plain"}), timeout=_FIND_TIMEOUT_S
+        ) as page:
+            samples = samples_of(page.read())
+    except urllib.error.HTTPError as error:
+        return None, f"HTTP {error.code}"
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        return None, str(getattr(reason, "strerror", None) or reason or type(error).__name__)
+    if not samples:
+        return None, "the answer is not in Prometheus' text format"
+    return dialect_of(samples), None

@@ -21,7 +21,7 @@ class CompletionStream:
 
     How many tokens a chunk carries is the difference between successive `usage.completion_tokens` (vLLM's
     `continuous_usage_stats`). Where chunks have no usage, each counts as one token, until the final usage disagrees:
-    then the tokens per chunk are unknown.
+    then the tokens per chunk are unknown. Without any usage the number of chunks is the client's count of the output.
     """
 
     __slots__ = ("_counted", "_done", "_events", "_record", "_uncounted", "_usage")
@@ -82,6 +82,8 @@ class CompletionStream:
             record.prompt_tokens = self._usage.get("prompt_tokens")
             record.output_tokens = self._usage.get("completion_tokens")
             record.cached_prompt_tokens = (self._usage.get("prompt_tokens_details") or {}).get("cached_tokens")
+        else:
+            record.client_output_tokens = len(record.chunk_tokens) or None
         if self._uncounted and record.output_tokens != len(record.chunk_tokens):
             record.tokens_known = False
         if not self._events and not self._done:

@@ -191,7 +191,9 @@ class HttpTarget:
                 "the server does not report usage per chunk: tokens per chunk are known only where each is one"
             )
         if self._dialect.usage == "none":
-            notes.append("the server reports no usage: token counts are unknown")
+            notes.append(
+                "the server reports no usage: each chunk of an answer counts as one token, and prompts have no count"
+            )
         if self._ignore_eos and not self._dialect.ignore_eos:
             notes.append("the server does not know ignore_eos: outputs may be shorter than the schedule asks for")
         return tuple(notes)

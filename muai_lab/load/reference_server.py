@@ -9,8 +9,7 @@ always from absolute time, so that one late timer does not move the next. What i
 
 `request_id` is the client's `X-Request-Id` header. Stamps handed out are forgotten.
 
-Run it with `python -m muai_lab.load.reference_server --ttft-ms 50 --itl-ms 10`; one line of JSON on standard output
-(`{"event": "ready", "url": ...}`) says where it listens.
+Run it with `python -m muai_lab reference-server --ttft-ms 50 --itl-ms 10`.
 """
 
 from __future__ import annotations
@@ -21,13 +20,14 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, cast, get_args
 
 import orjson
 
+from muai_lab.errors import RunError
 from muai_lab.load.event_loop import run_on_fast_loop
 
 UsageSupport = Literal["continuous", "final", "none"]
@@ -48,11 +48,12 @@ class ReferenceOptions:
 
     ttft_ms: from the request read to the first token written. itl_ms: between tokens; 0 writes all tokens at once.
     usage: `continuous` knows vLLM's `continuous_usage_stats`, `final` only OpenAI's `include_usage`, `none` neither;
-    what is not known is answered with 400, as strict servers do.
+    what is not known is answered with 400, as strict servers do. tokens: length of an answer if its request is silent.
     """
 
     ttft_ms: float = 0.0
     itl_ms: float = 0.0
+    tokens: int = 16
     usage: UsageSupport = "continuous"
 
 
@@ -181,7 +182,7 @@ class ReferenceServer:
             raise _BadRequestError(f"the body is not JSON: {error}") from error
         if not isinstance(request, dict):
             raise _BadRequestError("the body is not a JSON object")
-        tokens = request.get("max_tokens", request.get("max_completion_tokens", 16))
+        tokens = request.get("max_tokens", request.get("max_completion_tokens", self.options.tokens))
         if not isinstance(tokens, int) or tokens < 1:
             raise _BadRequestError("max_tokens must be an integer >= 1")
         stream_options = request.get("stream_options") or {}
@@ -377,22 +378,71 @@ async def serve(options: ReferenceOptions, host: str, port: int) -> None:
     await server.stop()
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Command line of the reference server."""
-    parser = argparse.ArgumentParser(prog="python -m muai_lab.load.reference_server", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=0, help="0 takes any free port (default)")
-    parser.add_argument("--ttft-ms", type=float, default=0.0, help="from request to first token (default 0)")
-    parser.add_argument("--itl-ms", type=float, default=0.0, help="between tokens; 0 sends all at once (default)")
-    parser.add_argument("--usage", choices=get_args(UsageSupport), default="continuous", help="usage that it knows")
-    options = parser.parse_args(arguments)
-    reference = ReferenceOptions(ttft_ms=options.ttft_ms, itl_ms=options.itl_ms, usage=options.usage)
+_EPILOG = """\
+One line of JSON on standard output says where it listens: {"event": "ready", "url": "http://127.0.0.1:..."}.
+GET /stamps hands out, and forgets, when each request was read and its first and last token were written, in
+CLOCK_MONOTONIC nanoseconds; request_id is the client's X-Request-Id header. SIGTERM and Ctrl-C end it.
+
+examples:
+  python -m muai_lab reference-server --ttft-ms 50 --itl-ms 10 --port 8123
+  python -m muai_lab run target=endpoint target.url=http://127.0.0.1:8123 arrival.rate=400
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line of the reference server; returns the exit status. Raises RunError when it cannot listen."""
+    parser = argparse.ArgumentParser(
+        prog="python -m muai_lab reference-server",
+        description="An OpenAI-compatible streaming server that computes nothing and answers after fixed times,\n"
+        "which it stamps: for testing load generators, this one or others.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
+    parser.add_argument("--port", type=_port, default=0, help="0 takes any free port (default)")
+    parser.add_argument("--ttft-ms", type=_time, default=0.0, help="from request to first token (default 0)")
+    parser.add_argument("--itl-ms", type=_time, default=0.0, help="between tokens; 0 sends all at once (default)")
+    parser.add_argument(
+        "--tokens", type=_count, default=16, help="length of an answer whose request has no max_tokens (default 16)"
+    )
+    parser.add_argument(
+        "--usage",
+        choices=get_args(UsageSupport),
+        default="continuous",
+        help="token counts that it knows: in every chunk on request (default), in a final chunk on request, none",
+    )
+    args = parser.parse_args(argv)
+    options = ReferenceOptions(ttft_ms=args.ttft_ms, itl_ms=args.itl_ms, tokens=args.tokens, usage=args.usage)
     try:
-        run_on_fast_loop(serve(reference, options.host, options.port))
+        run_on_fast_loop(serve(options, args.host, args.port))
     except OSError as error:
-        parser.exit(2, f"cannot listen on {options.host}:{options.port}: {error.strerror}; choose another --port\n")
+        reason = error.strerror or error
+        raise RunError(
+            f"cannot listen on {args.host}:{args.port}: {reason}; choose another --port or --host"
+        ) from error
+    return 0
+
+
+def _time(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 86_400_000:  # NaN fails here too
+        raise argparse.ArgumentTypeError(f"{text} is not a time in milliseconds from 0 to a day")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a count of at least 1")
+    return value
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= 65535:
+        raise argparse.ArgumentTypeError(f"{text} is not a port from 0 to 65535")
+    return value
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

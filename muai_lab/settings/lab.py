@@ -92,6 +92,11 @@ class TargetSettings(Section):
     api_key_env: Annotated[str, AfterValidator(_check_variable_name)] | None = setting(
         None, "Name of the environment variable that holds the endpoint's key.", hide_in_errors=True
     )
+    metrics_url: PlainUrl | None = setting(
+        None,
+        "Address of the endpoint's Prometheus metrics; null tries /metrics beside its API. What vLLM, SGLang, TGI and "
+        "Triton call by other names is found under ours too.",
+    )
     model: Name | None = setting(None, "Model name that the endpoint knows; null asks it and takes its only one.")
 
     def conflicts(self) -> Iterator[Conflict]:
@@ -101,7 +106,7 @@ class TargetSettings(Section):
                     ("kind", "url"), "the target endpoint needs target.url, such as target.url=http://host:8000/v1"
                 )
             return
-        for key in ("url", "api_key_env", "model"):
+        for key in ("url", "api_key_env", "metrics_url", "model"):
             if getattr(self, key) is not None:
                 yield Conflict((key, "kind"), f"{key} belongs to target=endpoint, but the target is {self.kind}")
 

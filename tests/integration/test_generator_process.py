@@ -18,7 +18,7 @@ from muai_lab.load.openai_http import HttpTarget
 from muai_lab.workload.arrival import constant
 from muai_lab.workload.schedule import Schedule, ScheduledRequest
 
-SERVER = [sys.executable, "-m", "muai_lab.load.reference_server"]
+SERVER = [sys.executable, "-m", "muai_lab", "reference-server"]
 
 INTERRUPTED_LOAD = """
 import json, sys

@@ -87,10 +87,11 @@ def test_without_usage_per_chunk_tokens_are_unknown_if_the_final_count_disagrees
     assert not record.tokens_known
 
 
-def test_without_any_usage_nothing_is_known_of_tokens() -> None:
+def test_without_any_usage_the_chunks_are_the_clients_own_count_and_no_more() -> None:
     record = read(text("a"), text("b", None, "stop"), b"[DONE]")
 
     assert record.output_tokens is None
+    assert record.client_output_tokens == 2
     assert not record.tokens_known
     assert record.last_token_ns == 200
 

@@ -1,0 +1,12 @@
+"""`reference-server`: a server of known latency, the test piece for load generators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str]) -> int:
+    """Serve until a signal comes; returns the exit status."""
+    from muai_lab.load.reference_server import main as serve
+
+    return serve(argv)

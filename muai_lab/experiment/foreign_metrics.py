@@ -1,0 +1,143 @@
+"""What other servers call the things that ours reports: their metrics under our names.
+
+The names are from each server's own documentation: vLLM (docs, "Production Metrics", v0.32), Text Generation Inference
+(docs, "Metrics"), SGLang (docs, "Production Metrics"), Triton (docs, "Metrics") and its TensorRT-LLM backend (README,
+"Triton Metrics"). Only what means the same is translated; everything scraped is kept under its own name as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from prometheus_client.samples import Sample
+
+OURS = "muai_running_sequences"
+
+
+@dataclass(frozen=True, slots=True)
+class Translation:
+    """One of a server's samples. labels: those that it must have; scale: ours ÷ theirs."""
+
+    theirs: str
+    ours: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    scale: float = 1.0
+
+    def of(self, sample: Sample) -> Sample | None:
+        """The sample under our name, None if it is another one."""
+        if sample.name != self.theirs or any(sample.labels.get(key) != value for key, value in self.labels.items()):
+            return None
+        return Sample(self.ours, sample.labels, sample.value * self.scale)
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """A share of ours that a server gives as two counters; counted from the first scrape on."""
+
+    part: str
+    whole: str
+    ours: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How one server speaks. mark: a sample name that only it has."""
+
+    server: str
+    mark: str
+    translations: tuple[Translation, ...]
+    ratios: tuple[Ratio, ...] = ()
+
+
+def _histogram(theirs: str, ours: str) -> tuple[Translation, ...]:
+    return tuple(Translation(f"{theirs}_{part}", f"{ours}_{part}") for part in ("bucket", "sum", "count"))
+
+
+DIALECTS = (
+    Dialect(
+        "vLLM",
+        "vllm:num_requests_running",
+        (
+            Translation("vllm:num_requests_running", "muai_running_sequences"),
+            Translation("vllm:num_requests_waiting", "muai_waiting_requests"),
+            Translation("vllm:prompt_tokens_total", "muai_prompt_tokens_total"),
+            Translation("vllm:generation_tokens_total", "muai_output_tokens_total"),
+        ),
+        (Ratio("vllm:prefix_cache_hits_total", "vllm:prefix_cache_queries_total", "kv_cache_hit_rate"),),
+    ),
+    Dialect(
+        "SGLang",
+        "sglang:num_running_reqs",
+        (
+            Translation("sglang:num_running_reqs", "muai_running_sequences"),
+            Translation("sglang:num_queue_reqs", "muai_waiting_requests"),
+            Translation("sglang:prompt_tokens_total", "muai_prompt_tokens_total"),
+            Translation("sglang:generation_tokens_total", "muai_output_tokens_total"),
+            Translation("sglang:cache_hit_rate", "kv_cache_hit_rate"),
+        ),
+    ),
+    Dialect(
+        "Text Generation Inference",
+        "tgi_queue_size",
+        (
+            Translation("tgi_batch_current_size", "muai_running_sequences"),
+            Translation("tgi_queue_size", "muai_waiting_requests"),
+            Translation("tgi_request_input_length_sum", "muai_prompt_tokens_total"),
+            Translation("tgi_request_generated_tokens_sum", "muai_output_tokens_total"),
+            *_histogram("tgi_batch_next_size", "batch_size"),
+            *_histogram("tgi_batch_forward_duration", "muai_step_seconds"),
+        ),
+    ),
+    Dialect(
+        "Triton with TensorRT-LLM",
+        "nv_trt_llm_request_metrics",
+        (
+            Translation("nv_trt_llm_request_metrics", "muai_running_sequences", {"request_type": "scheduled"}),
+            Translation("nv_trt_llm_request_metrics", "muai_waiting_requests", {"request_type": "waiting"}),
+            Translation("nv_gpu_memory_used_bytes", "gpu_memory_used_bytes"),
+            Translation("nv_cpu_utilization", "cpu_usage_percent", scale=100.0),
+        ),
+    ),
+    Dialect(
+        "Triton",
+        "nv_inference_pending_request_count",
+        (
+            Translation("nv_inference_pending_request_count", "muai_waiting_requests"),
+            Translation("nv_gpu_memory_used_bytes", "gpu_memory_used_bytes"),
+            Translation("nv_cpu_utilization", "cpu_usage_percent", scale=100.0),
+        ),
+    ),
+)
+
+
+def dialect_of(samples: Iterable[Sample]) -> Dialect | None:
+    """Whose metrics these are; None for ours, which need no translation, and for those of servers not known here."""
+    names = {sample.name for sample in samples}
+    return None if OURS in names else next((dialect for dialect in DIALECTS if dialect.mark in names), None)
+
+
+class Translator:
+    """Translates one page after another of the same server, in order of time."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
+        self._first: dict[str, float] = {}
+
+    def translate(self, samples: list[Sample]) -> Iterator[Sample]:
+        """The samples of one page that have a name of ours, under it."""
+        for sample in samples:
+            for translation in self._dialect.translations:
+                if (translated := translation.of(sample)) is not None:
+                    yield translated
+        for ratio in self._dialect.ratios:
+            part, whole = self._growth(ratio.part, samples), self._growth(ratio.whole, samples)
+            if part is not None and whole:
+                yield Sample(ratio.ours, {}, part / whole)
+
+    def _growth(self, name: str, samples: list[Sample]) -> float | None:
+        """By how much a counter, summed over its labels, has grown since the first page."""
+        values = [sample.value for sample in samples if sample.name == name]
+        if not values:
+            return None
+        return sum(values) - self._first.setdefault(name, sum(values))

@@ -14,14 +14,14 @@ from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
-from pydantic import ConfigDict, SecretStr, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, SecretStr, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.nearest import did_you_mean, nearest
-from muai_lab.settings.section import Section
+from muai_lab.settings.section import UNCHECKED, Section
 
-Kind = Literal["bool", "int", "float", "str", "list", "mapping"]
+Kind = Literal["bool", "int", "float", "str", "list", "mapping", "sections"]
 
 ENVIRONMENT_PREFIXES = {"optimization": "MUAI_OPT_", "monitoring": "MUAI_MON_"}
 _WORDS: dict[Kind, str] = {
@@ -31,6 +31,7 @@ _WORDS: dict[Kind, str] = {
     "str": "a string",
     "list": "a list of strings",
     "mapping": "a mapping from names to strings",
+    "sections": "a mapping from names to sections",
 }
 _SHOWN_CHARACTERS = 80
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False, hide_input_in_errors=True)
@@ -67,7 +68,7 @@ class Key:
 
     options: the values allowed (for a list: of its items), empty where anything of the type goes. env_long, env_short:
     environment variables, None where there is none (the lab's own settings have none). secret: the value is never shown
-    or written. hidden: error texts do not show the value.
+    or written. hidden: error texts do not show the value. numbers: the items of the list are numbers.
     """
 
     path: str
@@ -85,6 +86,7 @@ class Key:
     secret: bool = False
     hidden: bool = False
     unset_matters: bool = False
+    numbers: bool = False
     adapter: TypeAdapter[Any] = field(compare=False, repr=False, kw_only=True)
 
     @property
@@ -93,7 +95,7 @@ class Key:
 
     def expected(self) -> str:
         """What a valid value looks like, in words."""
-        words = _WORDS[self.kind]
+        words = "a list of numbers" if self.numbers else _WORDS[self.kind]
         if self.options:
             listed = ", ".join(self.options)
             words = f"a list of {listed}" if self.kind == "list" else f"one of {listed}"
@@ -156,11 +158,20 @@ class Choice:
         return str(getattr(self.default, self.discriminator))
 
 
+def plain(value: object) -> object:
+    """The value with sections inside it as plain mappings."""
+    if isinstance(value, BaseModel):
+        return value.model_dump()
+    if isinstance(value, Mapping):
+        return {name: plain(item) for name, item in value.items()}
+    return value
+
+
 def show(value: object) -> str:
     """A value in one line, as YAML would have it, cut to a readable length, without credentials in addresses."""
     if isinstance(value, SecretStr):
         return "(set, not shown)"
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    text = json.dumps(plain(value), ensure_ascii=False, default=str)
     text = re.sub(r"://[^/@\s\"]*@", "://***@", text)
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 1]}…"
 
@@ -194,7 +205,8 @@ def _choice(info: FieldInfo, path: str, default: Section) -> Choice:
     adapter: TypeAdapter[Any] = TypeAdapter(every_kind, config=_STRICT)
     kinds = {}
     for kind, model in models.items():
-        group = _group(model, path, default if type(default) is model else model())
+        own_default = default if type(default) is model else model.model_validate({}, context=UNCHECKED)
+        group = _group(model, path, own_default)
         own = group.children[discriminator]
         assert isinstance(own, Key)
         choosing = replace(own, options=options, default=getattr(default, discriminator), adapter=adapter)
@@ -226,6 +238,7 @@ def _key(info: FieldInfo, path: str, default: object) -> Key:
         secret=secret,
         hidden=secret or bool(notes.get("hide_in_errors")),
         unset_matters=bool(notes.get("unset_matters")),
+        numbers=kind == "list" and _item_of(annotation) in (int, float),
         adapter=TypeAdapter(typed, config=_STRICT),
     )
 
@@ -247,12 +260,18 @@ def _kind(annotation: Any) -> tuple[Kind, tuple[str, ...]]:
     if origin is Literal:
         return "str", get_args(annotation)
     if origin is tuple:
-        item, _ = _without_none(get_args(annotation)[0])
+        item = _item_of(annotation)
         return "list", get_args(item) if get_origin(item) is Literal else ()
     if origin is dict:
-        return "mapping", ()
+        value = get_args(annotation)[1]
+        return "sections" if isinstance(value, type) and issubclass(value, Section) else "mapping", ()
     kinds: dict[Any, Kind] = {bool: "bool", int: "int", float: "float", str: "str", SecretStr: "str"}
     return kinds[annotation], ()
+
+
+def _item_of(annotation: Any) -> Any:
+    """What the items of a tuple of any length are."""
+    return _without_none(get_args(annotation)[0])[0]
 
 
 def _range(info: FieldInfo) -> Range:
@@ -310,7 +329,7 @@ def sections() -> Mapping[str, Group | Choice]:
 @cache
 def mapping_paths() -> tuple[str, ...]:
     """Paths of the keys that are open mappings: `PATH.NAME` is valid for any name."""
-    return tuple(key.path for key in keys_by_path().values() if key.kind == "mapping")
+    return tuple(key.path for key in keys_by_path().values() if key.kind in ("mapping", "sections"))
 
 
 def find_key(path: str) -> Key | None:

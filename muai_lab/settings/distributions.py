@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from muai_lab.settings.section import Conflict, Section, setting
+from muai_lab.settings.section import AnySequence, Conflict, Name, Section, setting
 
 
 class FixedLength(Section):
@@ -56,8 +56,32 @@ class LognormalLength(_BoundedLength):
     sigma: float = setting(0.8, "Standard deviation of the natural logarithm of the length.", ge=0)
 
 
+class EmpiricalLength(Section):
+    """Lengths that were observed, drawn as often as they were seen; given here or in a file."""
+
+    distribution: Literal["empirical"] = setting("empirical", "Lengths that were observed.")
+    values: Annotated[tuple[Annotated[int, Field(ge=1)], ...], AnySequence] = setting((), "The lengths.")
+    weights: Annotated[tuple[Annotated[float, Field(ge=0)], ...], AnySequence] = setting(
+        (), "How often each of `values` was seen; none for equally often."
+    )
+    path: Name | None = setting(
+        None,
+        "Text file with a length in each line, or a length and its weight with a comma between; instead of values.",
+    )
+
+    def conflicts(self) -> Iterator[Conflict]:
+        if (self.path is None) == (not self.values):
+            yield Conflict(("values", "path"), "give the lengths either as values or in a file (path)")
+        if self.weights and len(self.weights) != len(self.values):
+            yield Conflict(
+                ("weights", "values"), f"{len(self.weights)} weights for {len(self.values)} values: give one for each"
+            )
+        elif self.weights and not any(self.weights):
+            yield Conflict(("weights",), "every weight is 0: nothing could be drawn")
+
+
 LengthDistribution = Annotated[
-    FixedLength | UniformLength | NormalLength | LognormalLength, Field(discriminator="distribution")
+    FixedLength | UniformLength | NormalLength | LognormalLength | EmpiricalLength, Field(discriminator="distribution")
 ]
 
 

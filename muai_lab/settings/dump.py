@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import yaml
 from pydantic import BaseModel, SecretStr
 
-from muai_lab.settings.catalogue import ENVIRONMENT_PREFIXES, Choice, Group, Key, catalogue, keys_by_path
+from muai_lab.settings.catalogue import ENVIRONMENT_PREFIXES, Choice, Group, Key, catalogue, keys_by_path, plain
 from muai_lab.settings.file import FILE_SECTIONS, understand_exponents
 from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.load import Resolved
@@ -20,7 +20,7 @@ _INDENT = "  "
 
 
 class _Dumper(yaml.SafeDumper):
-    """PyYAML's safe dumper; writes strings such as "1e3" so that our loader reads them as strings."""
+    """PyYAML's safe dumper; writes strings such as "1e3" so that our loader reads them as strings, tuples as lists."""
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
@@ -30,12 +30,13 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 
 understand_exponents(_Dumper)
 _Dumper.add_representer(str, _represent_text)
+_Dumper.add_representer(tuple, yaml.SafeDumper.represent_list)
 
 
 def yaml_value(value: object) -> str:
     """One value in one line of YAML."""
-    plain = list(value) if isinstance(value, tuple) else value
-    text = yaml.dump(plain, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=float("inf"))
+    written = list(value) if isinstance(value, tuple) else plain(value)
+    text = yaml.dump(written, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=float("inf"))
     return text.removesuffix("\n").removesuffix("\n...")
 
 

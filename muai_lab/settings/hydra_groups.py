@@ -85,6 +85,8 @@ def _plain(value: Any) -> Any:
         return _HIDDEN
     if isinstance(value, str):
         return value.replace("${", "\\${")  # else omegaconf would take it for an interpolation
+    if isinstance(value, BaseModel):
+        return _plain(value.model_dump())
     if isinstance(value, Mapping):
         return {name: _plain(item) for name, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, tuple) else value

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from muai_lab.settings.schema import MonitoringSettings, OptimizationSettings
-from muai_lab.settings.section import Conflict, Name, PlainUrl, Section, setting
+from muai_lab.settings.section import AnySequence, Conflict, Name, PlainUrl, Section, setting
 from muai_lab.settings.tuning import TuningSettings
-from muai_lab.settings.workload import SyntheticWorkload, WorkloadSettings
+from muai_lab.settings.workload import TIMED_KINDS, SyntheticWorkload, WorkloadSettings
 
 
 def _check_variable_name(value: str) -> str:
@@ -34,15 +34,51 @@ class ModelSettings(Section):
 
 
 class ArrivalSettings(Section):
-    """When requests are sent."""
+    """When requests are sent; where the workload has sessions, when their first turns are.
 
-    kind: Literal["closed", "constant", "poisson"] = setting(
+    In the closed loop, `concurrency` requests are always under way. All other kinds are open loops: requests are due at
+    their times, whether or not earlier ones have finished.
+    """
+
+    kind: Literal["closed", "constant", "poisson", "gamma", "ramp", "steps", "diurnal", "trace"] = setting(
         "poisson",
-        "closed: `concurrency` requests are always under way; constant, poisson: requests are due at `rate` per second,"
-        " evenly or at random, whether or not earlier ones have finished (open loop).",
+        "closed: `concurrency` requests are always under way; constant, poisson: `rate` per second, evenly or at"
+        " random; gamma: in bursts, as `cv` says; ramp: from `rate` to `end_rate` within `ramp_s`; steps: each of"
+        " `step_rates` for `step_s`; diurnal: `rate` on average, up and down with `period_s`; trace: at the times of"
+        " the workload's trace or schedule, `speed` times as fast.",
     )
-    rate: float = setting(20.0, "Offered rate of the open loop.", unit="requests/s", gt=0)
+    rate: float = setting(
+        20.0, "Offered rate of the open loop; of a ramp at its start, of diurnal its mean.", unit="requests/s", gt=0
+    )
     concurrency: int = setting(8, "Requests under way in the closed loop.", unit="requests", ge=1)
+    cv: float = setting(
+        2.0,
+        "gamma: coefficient of variation of the gaps. 1 is poisson, more is burstier, less is more even; "
+        "1 / cv^2 is what other tools call burstiness.",
+        gt=0,
+        le=100,
+    )
+    end_rate: float = setting(40.0, "ramp: rate at its end and after it.", unit="requests/s", ge=0)
+    ramp_s: float = setting(30.0, "ramp: how long it takes.", unit="s", gt=0)
+    step_rates: Annotated[tuple[Annotated[float, Field(ge=0)], ...], AnySequence] = setting(
+        (5.0, 10.0, 20.0), "steps: the rates, one after another; the last one stays.", unit="requests/s", min_length=1
+    )
+    step_s: float = setting(10.0, "steps: how long each rate is held.", unit="s", gt=0)
+    period_s: float = setting(60.0, "diurnal: length of a day.", unit="s", gt=0)
+    amplitude: float = setting(0.5, "diurnal: how far the rate swings from its mean, as a share of it.", ge=0, le=1)
+    speed: float = setting(1.0, "trace: how many times as fast as it was recorded.", gt=0)
+    trace_rate: float | None = setting(
+        None,
+        "trace: mean rate to speed it up or down to, instead of `speed`; null for `speed`.",
+        unit="requests/s",
+        gt=0,
+    )
+
+    def conflicts(self) -> Iterator[Conflict]:
+        if self.trace_rate is not None and self.speed != 1.0:
+            yield Conflict(("trace_rate", "speed"), "both say how fast a trace is replayed: set one of them")
+        if self.kind == "steps" and not any(self.step_rates):
+            yield Conflict(("step_rates", "kind"), "every rate is 0: nothing would ever be sent")
 
 
 class LoadSettings(Section):
@@ -131,6 +167,12 @@ class LabSettings(Section):
     monitoring: MonitoringSettings = MonitoringSettings()
 
     def conflicts(self) -> Iterator[Conflict]:
+        if self.arrival.kind == "trace" and self.workload.kind not in TIMED_KINDS:
+            yield Conflict(
+                ("arrival.kind", "workload.kind"),
+                f"arrival=trace takes its times from the workload, but {self.workload.kind} has none: choose one of "
+                f"{', '.join(TIMED_KINDS)}, or another arrival",
+            )
         if self.load.requests is not None and self.arrival.kind != "closed":
             yield Conflict(
                 ("load.requests", "arrival.kind"),

@@ -6,11 +6,22 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from muai_lab.errors import SettingsError
-from muai_lab.settings.catalogue import Choice, Group, Key, catalogue, find_key, keys_by_path, mapping_paths, sections
+from muai_lab.settings.catalogue import (
+    Choice,
+    Group,
+    Key,
+    catalogue,
+    find_key,
+    keys_by_path,
+    mapping_paths,
+    sections,
+    show,
+)
 from muai_lab.settings.environment import read_environment
 from muai_lab.settings.file import default_file, read_file
 from muai_lab.settings.lab import LabSettings
@@ -97,11 +108,17 @@ def flatten(values: Mapping[str, object], origin: Origin) -> Layer:
 def _flatten(values: Iterable[tuple[str, object]], origin: Origin) -> dict[str, Given]:
     layer: dict[str, Given] = {}
     for path, value in values:
-        if isinstance(value, Mapping) and (path in sections() or path in mapping_paths()):
+        if isinstance(value, Mapping) and (path in sections() or path in mapping_paths() or _holds_sections(path)):
             layer.update(_flatten(((f"{path}.{name}", item) for name, item in value.items()), origin))
         elif value is not None or path not in sections():
             layer[path] = Given(value, origin)
     return layer
+
+
+def _holds_sections(path: str) -> bool:
+    """Whether the path lies within an open mapping whose entries are sections."""
+    key = find_key(path)
+    return key is not None and key.kind == "sections"
 
 
 def _resolve(layers: Sequence[Layer], file: Path | None, problems: list[str]) -> Resolved:
@@ -141,6 +158,7 @@ def _check(merged: Mapping[str, Given], problems: list[str]) -> tuple[dict[str, 
     """Check each value by itself: the valid ones, and the paths of the others, whose problems are added."""
     values: dict[str, object] = {}
     invalid: set[str] = set()
+    entries: dict[str, dict[str, Given]] = {}
     for path, given in merged.items():
         key, choice = _applicable_key(path, merged)
         if key is None:
@@ -149,12 +167,60 @@ def _check(merged: Mapping[str, Given], problems: list[str]) -> tuple[dict[str, 
             problems.append(f"{path} ({given.origin}): does not apply to {choice.discriminator} {kind}")
             invalid.add(path)
             continue
+        if key.kind == "sections" and path != key.path:
+            entries.setdefault(key.path, {})[path] = given
+            continue
         try:
             values[path] = check_value(key, path, given)
         except ValueError as error:
             problems.append(str(error))
             invalid.add(path)
+    for path, parts in entries.items():
+        wrong = list(_section_problems(path, parts))
+        if wrong:
+            problems += wrong
+            invalid.update([path, *parts])
+        else:
+            values.update({name: given.value for name, given in parts.items()})
     return values, invalid
+
+
+def _section_problems(path: str, entries: Mapping[str, Given]) -> Iterator[str]:
+    """What is wrong with the entries of an open mapping of sections, which can be judged only together."""
+    data = _nested({name.removeprefix(f"{path}."): given.value for name, given in entries.items()})
+    try:
+        keys_by_path()[path].adapter.validate_python(data)
+    except ValidationError as error:
+        for detail in error.errors(include_url=False, include_input=False):
+            name = ".".join([path, *_names_in(data, detail["loc"])])
+            origin = entries[name].origin if name in entries else next(iter(entries.values())).origin
+            shown = f" = {show(entries[name].value)}" if name in entries else ""
+            yield f"{name}{shown} ({origin}): {detail['msg'].removeprefix('Value error, ')}"
+
+
+def _names_in(data: object, location: Sequence[int | str]) -> Iterator[str]:
+    """The keys of a pydantic location; the kinds of unions, which it names too, are no keys."""
+    for place, name in enumerate(location):
+        if isinstance(data, Mapping) and name in data:
+            data = data[name]
+            yield str(name)
+        elif place == len(location) - 1 and isinstance(data, Mapping):
+            yield str(name)  # a key that is missing
+
+
+def _nested(flat: Mapping[str, object]) -> dict[str, object]:
+    """Dotted keys as nested mappings."""
+    data: dict[str, Any] = {}
+    for path, value in flat.items():
+        *above, name = path.split(".")
+        inner = data
+        for step in above:
+            below = inner.setdefault(step, {})
+            if not isinstance(below, dict):
+                below = inner[step] = {}
+            inner = below
+        inner[name] = value
+    return data
 
 
 def check_value(key: Key, path: str, given: Given) -> object:
@@ -204,7 +270,7 @@ def _node_at(path: str, merged: Mapping[str, Given]) -> tuple[Key | Group | Choi
     innermost: Choice | None = None
     for name in path.split("."):
         if isinstance(node, Key):
-            return (node, innermost) if node.kind == "mapping" else (None, innermost)
+            return (node, innermost) if node.kind in ("mapping", "sections") else (None, innermost)
         if isinstance(node, Choice):
             innermost = node
             kind = str(_kind_in(node, merged))
@@ -233,11 +299,11 @@ def _build(group: Group, values: Mapping[str, object]) -> dict[str, object]:
         if isinstance(child, Key):
             if child.path in values:
                 data[name] = values[child.path]
-            elif child.kind == "mapping":
+            elif child.kind in ("mapping", "sections"):
                 prefix = f"{child.path}."
                 entries = {path.removeprefix(prefix): item for path, item in values.items() if path.startswith(prefix)}
                 if entries:
-                    data[name] = entries
+                    data[name] = _nested(entries) if child.kind == "sections" else entries
         elif not any(path.startswith(f"{child.path}.") for path in values):
             continue
         elif isinstance(child, Group):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -13,9 +14,12 @@ from muai_lab.settings.distributions import (
     TimeDistribution,
     UniformLength,
 )
-from muai_lab.settings.section import Name, Section, setting
+from muai_lab.settings.section import Conflict, Name, Section, setting
 
 Api = Literal["completions", "chat"]
+
+TIMED_KINDS = ("azure", "mooncake", "burstgpt", "schedule")
+"""Kinds whose requests have times of their own, which `arrival=trace` replays."""
 
 
 class Workload(Section):
@@ -85,12 +89,204 @@ class MultiTurnWorkload(Workload):
     think_time: TimeDistribution = setting(ExponentialTime(mean_s=1.0), "From the end of an answer to the next turn.")
 
 
+OnError = Literal["fail", "skip"]
+
+
+class FileWorkload(Workload):
+    """What every workload from a file has."""
+
+    path: Name | None = setting(None, "The file.")
+    on_error: OnError = setting(
+        "fail", "What to do at a line or entry that cannot be read: stop and name it, or leave it out and count it."
+    )
+    skip: int = setting(0, "Leave out this many at the beginning of the file.", unit="requests", ge=0)
+    limit: int | None = setting(
+        None, "Take at most this many of the file; null takes all. Where more are needed, they come again.", ge=1
+    )
+
+    def conflicts(self) -> Iterator[Conflict]:
+        if self.path is None:
+            yield Conflict(("path",), f"kind {getattr(self, 'kind', '')} needs a file: set workload.path=FILE")
+
+
+class TraceWorkload(FileWorkload):
+    """Requests of a recorded trace: its lengths, and with `arrival=trace` its times too; the texts are made up.
+
+    A trace says nothing of what was written, so prompts have the recorded lengths and no common beginnings, but where
+    the trace tells of them.
+    """
+
+    length_scale: float = setting(
+        1.0, "Prompts and outputs are this many times as long as recorded, and at least one token.", gt=0
+    )
+
+
+class AzureWorkload(TraceWorkload):
+    """A trace of the Azure LLM inference dataset: CSV with the columns TIMESTAMP, ContextTokens, GeneratedTokens."""
+
+    kind: Literal["azure"] = setting("azure", "Trace of the Azure LLM inference dataset (CSV).")
+    name: Name = setting("azure", "Label of the workload in results.")
+
+
+class BurstGptWorkload(TraceWorkload):
+    """A BurstGPT trace: CSV with the columns Timestamp (seconds), Request tokens, Response tokens, Model, Log Type.
+
+    Requests that failed when they were recorded have no response tokens; they are left out and counted.
+    """
+
+    kind: Literal["burstgpt"] = setting("burstgpt", "BurstGPT trace (CSV).")
+    name: Name = setting("burstgpt", "Label of the workload in results.")
+    model: Name | None = setting(None, "Only requests to this model, such as ChatGPT or GPT-4; null takes all.")
+    log_type: Name | None = setting(
+        None, "Only requests of this log type, such as Conversation log or API log; null takes all."
+    )
+
+
+class MooncakeWorkload(TraceWorkload):
+    """A Mooncake trace: JSON lines with timestamp (ms), input_length, output_length and hash_ids.
+
+    Equal ids at the beginning of two requests become the same text, so what was shared when the trace was recorded is
+    shared again.
+    """
+
+    kind: Literal["mooncake"] = setting("mooncake", "Mooncake trace (JSON lines).")
+    name: Name = setting("mooncake", "Label of the workload in results.")
+    block_tokens: int = setting(
+        512, "Tokens of the recorded prompt that one of its hash_ids stands for; scaled like the lengths.", ge=1
+    )
+
+
+class PromptSetWorkload(FileWorkload):
+    """What every set of written prompts has."""
+
+    output_tokens: LengthDistribution = setting(
+        UniformLength(low=8, high=48), "Length of an answer where the file does not say it."
+    )
+    order: Literal["file", "shuffled"] = setting(
+        "file", "Ask in the order of the file, or in an order that the seed decides."
+    )
+
+
+class TextWorkload(PromptSetWorkload):
+    """Plain text, a prompt in each line; empty lines are no prompts."""
+
+    kind: Literal["text"] = setting("text", "Plain text, a prompt in each line.")
+    name: Name = setting("text", "Label of the workload in results.")
+
+
+class OpenAiJsonlWorkload(PromptSetWorkload):
+    """JSON lines as OpenAI's batches and fine-tuning have them: `messages` or `prompt`, also inside a `body`.
+
+    `max_tokens` (or `max_completion_tokens`) of a line is the length of its answer; else the length of the assistant's
+    message at the end is, where there is one.
+    """
+
+    kind: Literal["openai_jsonl"] = setting("openai_jsonl", "JSON lines with messages or prompt.")
+    name: Name = setting("openai_jsonl", "Label of the workload in results.")
+    api: Api = setting("chat", "OpenAI endpoint that the requests go to; completions joins messages by line ends.")
+
+
+class ShareGptWorkload(PromptSetWorkload):
+    """ShareGPT's JSON: a list of `conversations`, each a list of `from` (human, gpt) and `value`.
+
+    What a human said is asked again; the recorded answers only give their lengths, since conversations go on with the
+    answers of the server under test.
+    """
+
+    kind: Literal["sharegpt"] = setting("sharegpt", "ShareGPT conversations (JSON).")
+    name: Name = setting("sharegpt", "Label of the workload in results.")
+    api: Api = setting("chat", "OpenAI endpoint that the requests go to; completions joins what was said by line ends.")
+    max_turns: int = setting(1, "Most turns of a conversation that are asked.", unit="turns", ge=1)
+    think_time: TimeDistribution = setting(ExponentialTime(mean_s=1.0), "From the end of an answer to the next turn.")
+
+
+class TableWorkload(PromptSetWorkload):
+    """A table of prompts: a CSV or Parquet file, told apart by its name's ending."""
+
+    kind: Literal["table"] = setting("table", "CSV or Parquet table with a column of prompts.")
+    name: Name = setting("table", "Label of the workload in results.")
+    prompt_column: Name = setting("prompt", "Column of the prompts.")
+    system_column: Name | None = setting(None, "Column of system prompts; null for none.")
+    output_tokens_column: Name | None = setting(
+        None, "Column of the answers' lengths in tokens; null draws them from output_tokens."
+    )
+
+
+class ScheduleWorkload(Workload):
+    """A saved schedule, asked again as it is: the schedule.parquet of any run directory is one.
+
+    With `arrival=trace` its own times are kept; any other arrival gives it new ones.
+    """
+
+    kind: Literal["schedule"] = setting("schedule", "A saved schedule.")
+    name: Name = setting("schedule", "Label of the workload in results.")
+    path: Name | None = setting(None, "The schedule.parquet of a run.")
+
+    def conflicts(self) -> Iterator[Conflict]:
+        if self.path is None:
+            yield Conflict(("path",), "kind schedule needs a file: set workload.path=RUN/schedule.parquet")
+
+
+PartWorkload = Annotated[
+    SyntheticWorkload
+    | SharedPrefixWorkload
+    | MultiTurnWorkload
+    | AzureWorkload
+    | BurstGptWorkload
+    | MooncakeWorkload
+    | TextWorkload
+    | OpenAiJsonlWorkload
+    | ShareGptWorkload
+    | TableWorkload,
+    Field(discriminator="kind"),
+]
+
+_OF_THE_MIX = ("api", "temperature", "ignore_eos", "context_tokens")
+
+
+class MixPart(Section):
+    """One of the workloads that a mix is made of."""
+
+    weight: float = setting(1.0, "How much of all that arrives is of this part, relative to the others' weights.", ge=0)
+    workload: PartWorkload = setting(SyntheticWorkload(), "The workload.")
+
+    def conflicts(self) -> Iterator[Conflict]:
+        for key in _OF_THE_MIX:
+            if key in self.workload.model_fields_set:
+                yield Conflict((f"workload.{key}",), f"{key} is set for the whole mix, not for a part of it")
+
+
+class MixWorkload(Workload):
+    """Several workloads at once. Every request carries the name of its part."""
+
+    kind: Literal["mix"] = setting("mix", "Several workloads at once.")
+    name: Name = setting("mix", "Label of the workload in results.")
+    parts: dict[Name, MixPart] = setting(
+        {}, "The parts by their names, each with `weight` and `workload` (with its `kind` and that kind's keys)."
+    )
+
+    def conflicts(self) -> Iterator[Conflict]:
+        if not any(part.weight for part in self.parts.values()):
+            yield Conflict(("parts",), "a mix needs parts with a weight above 0: set workload.parts.NAME.workload.kind")
+
+
 def _synthetic_by_default(value: Any) -> Any:
     return {"kind": "synthetic", **value} if isinstance(value, dict) and "kind" not in value else value
 
 
 WorkloadSettings = Annotated[
-    SyntheticWorkload | SharedPrefixWorkload | MultiTurnWorkload,
+    SyntheticWorkload
+    | SharedPrefixWorkload
+    | MultiTurnWorkload
+    | MixWorkload
+    | AzureWorkload
+    | BurstGptWorkload
+    | MooncakeWorkload
+    | TextWorkload
+    | OpenAiJsonlWorkload
+    | ShareGptWorkload
+    | TableWorkload
+    | ScheduleWorkload,
     Field(discriminator="kind"),
     BeforeValidator(_synthetic_by_default),
 ]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muai_lab.workload.arrival import constant, poisson
+from muai_lab.workload.arrival import DiurnalRate, PiecewiseRate, Rate, constant, gamma, modulated, poisson, replayed
 from muai_lab.workload.randomness import RandomStreams
 
 RATE, HORIZON_S = 50.0, 400.0
@@ -97,3 +100,114 @@ def test_streams_differ_by_name_and_by_seed_and_repeat_themselves() -> None:
 
     assert first(0, "arrivals") == first(0, "arrivals")
     assert len({first(0, "arrivals"), first(0, "prompts"), first(1, "arrivals"), first(1, "prompts")}) == 4
+
+
+def erlang_2(gap_means: np.ndarray) -> np.ndarray:
+    """Distribution function of gamma gaps of shape 2; gap_means: gaps in units of their mean."""
+    return 1 - np.exp(-2 * gap_means) * (1 + 2 * gap_means)
+
+
+def gamma_half(gap_means: np.ndarray) -> np.ndarray:
+    """Distribution function of gamma gaps of shape 1/2, that of a squared normal variable."""
+    return np.vectorize(math.erf)(np.sqrt(gap_means / 2))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("cv", "cdf"), [(2**-0.5, erlang_2), (2**0.5, gamma_half)], ids=["even", "bursty"])
+class TestGamma:
+    @pytest.fixture
+    def offsets(self, seed: int, cv: float) -> np.ndarray:
+        return gamma(RATE, cv, HORIZON_S, RandomStreams(seed).stream("arrivals"))
+
+    def test_gaps_follow_the_gamma_distribution(self, offsets: np.ndarray, cdf: Callable) -> None:
+        samples = np.sort(gaps(offsets)) * RATE
+        assert ks_distance(samples, cdf(samples)) < ks_critical(len(samples), alpha=0.001)
+
+    def test_gaps_have_the_wanted_mean_and_variation(self, offsets: np.ndarray, cv: float, cdf: Callable) -> None:
+        assert gaps(offsets).mean() == pytest.approx(1 / RATE, rel=4 * cv / np.sqrt(len(offsets)))
+        assert gaps(offsets).std() / gaps(offsets).mean() == pytest.approx(cv, rel=0.06)
+
+    def test_counts_are_dispersed_by_the_squared_variation(self, offsets: np.ndarray, cv: float, cdf: Callable) -> None:
+        # For a renewal process the ratio of variance to mean of the counts tends to cv^2 (Cox, Renewal Theory, 1962).
+        counts = np.histogram(offsets, bins=int(HORIZON_S), range=(0, HORIZON_S))[0]
+        assert counts.var(ddof=1) / counts.mean() == pytest.approx(cv**2, rel=0.35)
+
+    def test_a_longer_load_begins_with_the_same_arrivals(
+        self, offsets: np.ndarray, cv: float, seed: int, cdf: Callable
+    ) -> None:
+        longer = gamma(RATE, cv, 2 * HORIZON_S, RandomStreams(seed).stream("arrivals"))
+        np.testing.assert_array_equal(longer[: len(offsets)], offsets)
+
+
+RATES = {
+    "ramp": PiecewiseRate.ramp(10.0, 90.0, 200.0),
+    "ramp to nothing": PiecewiseRate.ramp(100.0, 0.0, 300.0),
+    "steps": PiecewiseRate.steps([20.0, 0.0, 80.0, 40.0], 60.0),
+    "diurnal": DiurnalRate(50.0, 0.8, 90.0),
+    "diurnal to nothing": DiurnalRate(50.0, 1.0, 90.0),
+}
+
+
+@pytest.mark.parametrize("rate", RATES.values(), ids=RATES.keys())
+class TestChangingRates:
+    @pytest.mark.parametrize("seed", SEEDS)
+    def test_on_the_clock_of_expected_arrivals_gaps_are_exponential(self, rate: Rate, seed: int) -> None:
+        offsets = modulated(rate, HORIZON_S, RandomStreams(seed).stream("arrivals"))
+
+        samples = np.sort(gaps(np.array([rate.expected(offset) for offset in offsets])))
+        assert ks_distance(samples, 1 - np.exp(-samples)) < ks_critical(len(samples), alpha=0.001)
+
+    @pytest.mark.parametrize("seed", SEEDS)
+    def test_every_stretch_has_as_many_arrivals_as_its_rate_expects(self, rate: Rate, seed: int) -> None:
+        offsets = modulated(rate, HORIZON_S, RandomStreams(seed).stream("arrivals"))
+
+        borders = np.linspace(0, HORIZON_S, 21)
+        expected = np.diff([rate.expected(border) for border in borders])
+        counts = np.histogram(offsets, borders)[0]
+        assert np.all(np.abs(counts - expected) <= 4.5 * np.sqrt(np.maximum(expected, 1e-9)))
+
+    def test_time_and_expected_arrivals_are_inverse_to_each_other(self, rate: Rate) -> None:
+        counts = np.linspace(0.1, rate.expected(HORIZON_S) - 0.1, 500)
+
+        times = rate.time_of(counts)
+
+        np.testing.assert_allclose([rate.expected(time) for time in times], counts, rtol=1e-9, atol=1e-6)
+        assert np.all(np.diff(times) >= 0)
+
+    def test_a_longer_load_begins_with_the_same_arrivals(self, rate: Rate) -> None:
+        short = modulated(rate, HORIZON_S / 2, RandomStreams(0).stream("arrivals"))
+        long = modulated(rate, HORIZON_S, RandomStreams(0).stream("arrivals"))
+
+        np.testing.assert_array_equal(long[: len(short)], short)
+        assert short[-1] < HORIZON_S / 2
+
+
+def test_nothing_is_due_while_a_step_is_zero() -> None:
+    offsets = modulated(PiecewiseRate.steps([20.0, 0.0, 20.0], 10.0), 30.0, RandomStreams(0).stream("arrivals"))
+
+    assert not np.any((offsets >= 10.0) & (offsets < 20.0))
+    assert np.any(offsets >= 20.0)
+
+
+def test_a_ramp_stays_at_its_end() -> None:
+    ramp = PiecewiseRate.ramp(10.0, 30.0, 20.0)
+
+    assert ramp.expected(20.0) == 400.0
+    assert ramp.expected(30.0) == 700.0
+
+
+class TestReplay:
+    def test_recorded_times_start_at_zero_and_run_faster(self) -> None:
+        assert replayed(np.array([100.0, 101.0, 105.0]), 2.0, 10.0).tolist() == [0.0, 0.5, 2.5]
+
+    def test_what_lies_beyond_the_horizon_is_left_out(self) -> None:
+        assert replayed(np.array([0.0, 3.0, 6.0]), 1.0, 6.0).tolist() == [0.0, 3.0]
+
+    def test_the_gaps_keep_their_shape(self) -> None:
+        recorded = gamma(3.0, 4.0, 300.0, RandomStreams(1).stream("arrivals"))
+        faster = replayed(recorded, 10.0, 30.0)
+
+        def variation(offsets: np.ndarray) -> float:
+            return float(np.diff(offsets).std() / np.diff(offsets).mean())
+
+        assert variation(faster) == pytest.approx(variation(recorded))

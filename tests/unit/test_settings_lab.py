@@ -71,7 +71,7 @@ def test_a_key_of_another_distribution_is_an_error() -> None:
 def test_an_unknown_distribution_is_named_with_the_known_ones() -> None:
     problem = problem_of({"workload.prompt_tokens.distribution": "unifrom"})
 
-    assert "expected one of fixed, uniform, normal, lognormal; did you mean uniform?" in problem
+    assert "expected one of fixed, uniform, normal, lognormal, empirical; did you mean uniform?" in problem
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_an_unknown_distribution_is_named_with_the_known_ones() -> None:
         ({"target.kind": "endpoint"}, "needs target.url"),
         ({"target.url": "http://localhost:1"}, "url belongs to target=endpoint, but the target is server"),
         ({"arrival.kind": "poisson", "load.requests": 5}, "load.requests needs the closed loop"),
-        ({"arrival.kind": "ramp"}, "expected one of closed, constant, poisson"),
+        ({"arrival.kind": "possion"}, "did you mean poisson?"),
         ({"load.duration_s": 0}, "above 0"),
         ({"model.name": ""}, "not empty"),
         ({"workload.api": "completion"}, "did you mean completions?"),

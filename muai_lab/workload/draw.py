@@ -7,15 +7,48 @@ from collections.abc import Iterator
 
 from muai_lab.errors import RunError
 from muai_lab.settings.lab import ArrivalSettings, LabSettings, LoadSettings
-from muai_lab.settings.workload import MultiTurnWorkload, SharedPrefixWorkload, SyntheticWorkload, WorkloadSettings
-from muai_lab.workload.arrival import Offsets, constant, poisson
+from muai_lab.settings.workload import (
+    AzureWorkload,
+    BurstGptWorkload,
+    MixWorkload,
+    MooncakeWorkload,
+    MultiTurnWorkload,
+    OpenAiJsonlWorkload,
+    ScheduleWorkload,
+    SharedPrefixWorkload,
+    ShareGptWorkload,
+    SyntheticWorkload,
+    TableWorkload,
+    TextWorkload,
+    WorkloadSettings,
+)
+from muai_lab.workload.arrival import (
+    DiurnalRate,
+    Offsets,
+    PiecewiseRate,
+    constant,
+    gamma,
+    modulated,
+    poisson,
+    replayed,
+)
+from muai_lab.workload.azure import azure_source
+from muai_lab.workload.burstgpt import burstgpt_source
+from muai_lab.workload.mix import mix_source
+from muai_lab.workload.mooncake import mooncake_source
 from muai_lab.workload.multi_turn import multi_turn_units
+from muai_lab.workload.openai_jsonl import openai_jsonl_source
 from muai_lab.workload.prompts import Context, PromptMaker, PromptTokenizer
 from muai_lab.workload.randomness import RandomStreams
+from muai_lab.workload.replay import schedule_source
 from muai_lab.workload.rows import ScheduleRows, Unit
 from muai_lab.workload.schedule import Schedule
 from muai_lab.workload.shared_prefix import shared_prefix_units
+from muai_lab.workload.sharegpt import sharegpt_source
+from muai_lab.workload.source import Source
 from muai_lab.workload.synthetic import synthetic_units
+from muai_lab.workload.table import table_source
+from muai_lab.workload.text import text_source
 
 # A closed loop asks as fast as it is answered. Enough requests are drawn for this many answers per slot and second;
 # a faster target ends the load early, and the result says so.
@@ -24,58 +57,87 @@ _CLOSED_LOOP_MINIMUM = 64
 
 
 def draw_schedule(settings: LabSettings, tokenizer: PromptTokenizer, context_tokens: int | None = None) -> Schedule:
-    """Draw the schedule of a run: the same settings, seed and tokenizer give the same schedule.
+    """Draw the schedule of a run: the same settings, files, seed and tokenizer give the same schedule.
 
     context_tokens: of the model, prompt and output together, where the workload does not set it; what does not fit is
     cut, and `Schedule.notes` says how much. None cuts nothing. Raises RunError when nothing is due in the given time,
-    or when prompts of the wanted lengths cannot be made.
+    when prompts of the wanted lengths cannot be made, or when a file cannot be read.
     """
     streams = RandomStreams(settings.seed)
     context = Context(settings.workload.context_tokens or context_tokens)
-    units = draw_units(settings.workload, streams, PromptMaker(tokenizer, settings.workload.api, context))
+    source = open_source(settings.workload, streams, PromptMaker(tokenizer, settings.workload.api, context))
     rows = ScheduleRows()
-    offsets = draw_arrivals(settings.arrival, settings.load, streams)
+    notes: tuple[str, ...] = ()
+    offsets = draw_arrivals(settings.arrival, settings.load, streams, source.times_s)
     if offsets is None:
-        _fill_closed_loop(rows, units, closed_loop_requests(settings.arrival, settings.load))
+        _fill_closed_loop(rows, source.units, closed_loop_requests(settings.arrival, settings.load))
     else:
-        for due_s in offsets.tolist():
-            rows.add(next(units), due_s)
+        notes = _fill_open_loop(rows, source.units, offsets, settings)
     if len(rows) == 0:
-        horizon_s = settings.load.warmup_s + settings.load.duration_s
-        raise RunError(
-            f"the schedule is empty: no {settings.arrival.kind} arrival at {settings.arrival.rate:g} requests/s falls "
-            f"into {horizon_s:g} s; raise arrival.rate or load.duration_s, or choose another seed"
-        )
-    return rows.schedule(context.notes())
+        raise RunError(_nothing_due(settings))
+    return rows.schedule((*source.notes(), *context.notes(), *notes))
 
 
-def draw_units(workload: WorkloadSettings, streams: RandomStreams, maker: PromptMaker) -> Iterator[Unit]:
-    """What arrives, one arrival after another, without end."""
+def open_source(workload: WorkloadSettings, streams: RandomStreams, maker: PromptMaker) -> Source:
+    """What arrives, one arrival after another. Raises RunError for a file that cannot be read."""
     match workload:
         case SyntheticWorkload():
-            return synthetic_units(workload, streams, maker)
+            return Source(synthetic_units(workload, streams, maker))
         case SharedPrefixWorkload():
-            return shared_prefix_units(workload, streams, maker)
+            return Source(shared_prefix_units(workload, streams, maker))
         case MultiTurnWorkload():
-            return multi_turn_units(workload, streams, maker)
+            return Source(multi_turn_units(workload, streams, maker))
+        case MixWorkload():
+            return mix_source(workload, streams, lambda part, below: open_source(part, below, maker))
+        case AzureWorkload():
+            return azure_source(workload, streams, maker)
+        case BurstGptWorkload():
+            return burstgpt_source(workload, streams, maker)
+        case MooncakeWorkload():
+            return mooncake_source(workload, streams, maker)
+        case TextWorkload():
+            return text_source(workload, streams, maker)
+        case OpenAiJsonlWorkload():
+            return openai_jsonl_source(workload, streams, maker)
+        case ShareGptWorkload():
+            return sharegpt_source(workload, streams, maker)
+        case TableWorkload():
+            return table_source(workload, streams, maker)
+        case ScheduleWorkload():
+            return schedule_source(workload)
 
 
-def _fill_closed_loop(rows: ScheduleRows, units: Iterator[Unit], most: int) -> None:
-    """Units until there are `most` requests; the last session is cut off there."""
-    while (left := most - len(rows)) > 0:
-        rows.add(next(units)[:left])
+def draw_arrivals(
+    arrival: ArrivalSettings, load: LoadSettings, streams: RandomStreams, times_s: Offsets | None = None
+) -> Offsets | None:
+    """Offsets in seconds over warm-up and measurement; None in the closed loop.
 
-
-def draw_arrivals(arrival: ArrivalSettings, load: LoadSettings, streams: RandomStreams) -> Offsets | None:
-    """Offsets in seconds over warm-up and measurement; None in the closed loop."""
+    times_s: those that the workload was recorded with. Raises RunError where they are wanted and there are none.
+    """
     horizon_s = load.warmup_s + load.duration_s
+    rng = streams.stream("arrivals")
     match arrival.kind:
         case "closed":
             return None
         case "constant":
             return constant(arrival.rate, horizon_s)
         case "poisson":
-            return poisson(arrival.rate, horizon_s, streams.stream("arrivals"))
+            return poisson(arrival.rate, horizon_s, rng)
+        case "gamma":
+            return gamma(arrival.rate, arrival.cv, horizon_s, rng)
+        case "ramp":
+            return modulated(PiecewiseRate.ramp(arrival.rate, arrival.end_rate, arrival.ramp_s), horizon_s, rng)
+        case "steps":
+            return modulated(PiecewiseRate.steps(arrival.step_rates, arrival.step_s), horizon_s, rng)
+        case "diurnal":
+            return modulated(DiurnalRate(arrival.rate, arrival.amplitude, arrival.period_s), horizon_s, rng)
+        case "trace":
+            if times_s is None:
+                raise RunError(
+                    "arrival=trace takes its times from the workload, and this one has none (a schedule of a closed "
+                    "loop has not): choose another arrival"
+                )
+            return replayed(times_s, _speed(arrival, times_s), horizon_s)
 
 
 def closed_loop_requests(arrival: ArrivalSettings, load: LoadSettings) -> int:
@@ -84,3 +146,48 @@ def closed_loop_requests(arrival: ArrivalSettings, load: LoadSettings) -> int:
         return load.requests
     enough = arrival.concurrency * (load.warmup_s + load.duration_s) * _CLOSED_LOOP_ANSWERS_PER_SLOT_S
     return max(_CLOSED_LOOP_MINIMUM, math.ceil(enough))
+
+
+def _fill_closed_loop(rows: ScheduleRows, units: Iterator[Unit], most: int) -> None:
+    """Units until there are `most` requests; the last session is cut off there."""
+    for unit in units:
+        left = most - len(rows)
+        rows.add(unit[:left])
+        if left <= len(unit):
+            return
+
+
+def _fill_open_loop(
+    rows: ScheduleRows, units: Iterator[Unit], offsets: Offsets, settings: LabSettings
+) -> tuple[str, ...]:
+    """A unit at each time; says so when there are fewer units than times, or when a trace ends before the load."""
+    horizon_s = settings.load.warmup_s + settings.load.duration_s
+    for place, due_s in enumerate(offsets.tolist()):
+        unit = next(units, None)
+        if unit is None:
+            return (f"the schedule has only {place:,} arrivals: none come after {offsets[place - 1]:.1f} s of load",)
+        rows.add(unit, due_s)
+    if settings.arrival.kind == "trace" and len(offsets):
+        mean_gap_s = offsets[-1] / max(len(offsets) - 1, 1)
+        if offsets[-1] + 10 * mean_gap_s < horizon_s:
+            end = f"the recorded arrivals end after {offsets[-1]:.1f} s of load, before its {horizon_s:g} s are over"
+            return (f"{end}: lower load.duration_s or arrival.speed",)
+    return ()
+
+
+def _speed(arrival: ArrivalSettings, times_s: Offsets) -> float:
+    """How many times as fast a trace is replayed."""
+    span_s = float(times_s[-1] - times_s[0])
+    if arrival.trace_rate is None or span_s <= 0:
+        return arrival.speed
+    return arrival.trace_rate * span_s / (len(times_s) - 1)
+
+
+def _nothing_due(settings: LabSettings) -> str:
+    horizon_s = settings.load.warmup_s + settings.load.duration_s
+    arrival = settings.arrival
+    rate = f" at {arrival.rate:g} requests/s" if arrival.kind in ("constant", "poisson", "gamma", "diurnal") else ""
+    return (
+        f"the schedule is empty: no {arrival.kind} arrival{rate} falls into {horizon_s:g} s; raise arrival.rate or "
+        "load.duration_s, or choose another seed"
+    )

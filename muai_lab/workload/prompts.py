@@ -39,6 +39,7 @@ class Context:
     prompts_cut: int = 0
     outputs_cut: int = 0
     turns_dropped: int = 0
+    prompts_dropped: int = 0
 
     def fit(self, prompt: int, output: int, least_prompt: int = 1) -> tuple[int, int]:
         """The lengths that a request gets; least_prompt: of the shortest prompt that makes sense."""
@@ -62,6 +63,7 @@ class Context:
                 (self.prompts_cut, "prompts were cut"),
                 (self.outputs_cut, "outputs were cut"),
                 (self.turns_dropped, "turns of conversations were left out"),
+                (self.prompts_dropped, "written prompts were left out"),
             )
             if count
         ]
@@ -83,16 +85,18 @@ class PromptMaker:
         """A text of exactly `n_tokens` tokens by itself; empty for none."""
         return self.tokenizer.prompt_of(n_tokens, rng)[0] if n_tokens > 0 else ""
 
-    def prompt(self, wanted: int, rng: np.random.Generator, *, head: str = "") -> tuple[str, int]:
+    def prompt(
+        self, wanted: int, rng: np.random.Generator, *, head: str = "", head_tokens: int | None = None
+    ) -> tuple[str, int]:
         """A prompt of `wanted` tokens that begins with the text `head`, chat template included; and its real count.
 
         A template may trim the message or merge with its ends, and so may the head, so the count is checked and the
-        length corrected; where that does not settle, the count that was reached is the one that is recorded. Raises
-        RunError when the template alone is longer.
+        length corrected; where that does not settle, the count that was reached is the one that is recorded.
+        head_tokens: count of the head, where the caller knows it. Raises RunError when the template alone is longer.
         """
         if not head and self.api != "chat":
             return self.text(wanted, rng), wanted
-        around = self.count(head) if head else self.template_tokens
+        around = (head_tokens or self.count(head)) if head else self.template_tokens
         length = wanted - around
         if length < 1:
             raise RunError(

@@ -89,6 +89,14 @@ def test_choosing_an_engine_prefers_and_enables_it(engine: str, monkeypatch: pyt
     assert getattr(getattr(optimization, engine), "enabled", True) is True
 
 
+FROM_FILES = ("azure", "azure_code", "burstgpt", "mooncake", "openai_jsonl", "schedule", "sharegpt", "table", "text")
+NEEDED = {
+    "target=endpoint": ["target.url=http://localhost:1/v1"],
+    "arrival=trace": ["workload=azure", "workload.path=trace.csv"],
+    **{f"workload={name}": ["workload.path=file"] for name in FROM_FILES},
+}
+
+
 def every_option() -> list[str]:
     folder = groups_folder()
     others = ("hydra", "experiment", SEARCH_SPACES)
@@ -98,9 +106,7 @@ def every_option() -> list[str]:
 
 @pytest.mark.parametrize("choice", every_option())
 def test_every_option_gives_valid_settings(choice: str) -> None:
-    extra = ["target.url=http://localhost:1/v1"] if choice == "target=endpoint" else []
-
-    resolved = compose([choice, *extra])
+    resolved = compose([choice, *NEEDED.get(choice, [])])
 
     option = choice.partition("=")[2]
     neutral = option in ("auto", "configured")

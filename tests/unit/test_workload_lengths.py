@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from muai_lab.errors import RunError
 from muai_lab.settings.distributions import (
+    EmpiricalLength,
     FixedLength,
     LengthDistribution,
     LognormalLength,
@@ -75,3 +79,56 @@ def test_no_length_is_below_one_token() -> None:
 def test_more_lengths_begin_with_the_same(distribution: LengthDistribution) -> None:
     np.testing.assert_array_equal(draw(distribution, 1000)[:100], draw(distribution, 100))
     assert not np.array_equal(draw(distribution, 100, seed=1), draw(distribution, 100))
+
+
+class TestEmpirical:
+    def test_lengths_come_as_often_as_they_were_seen(self) -> None:
+        lengths = draw(EmpiricalLength(values=(5, 50, 500), weights=(1.0, 0.0, 3.0)))
+        values, counts = np.unique(lengths, return_counts=True)
+
+        assert values.tolist() == [5, 500]
+        assert counts / COUNT == pytest.approx([0.25, 0.75], abs=0.02)
+
+    def test_without_weights_each_is_as_likely(self) -> None:
+        _, counts = np.unique(draw(EmpiricalLength(values=(1, 2, 3, 4))), return_counts=True)
+
+        assert counts / COUNT == pytest.approx([0.25] * 4, abs=0.02)
+
+    def test_a_file_holds_a_length_and_perhaps_its_weight_in_each_line(self, tmp_path: Path) -> None:
+        path = tmp_path / "lengths.txt"
+        path.write_text("7\n\n9,2\n", encoding="utf-8")
+        values, counts = np.unique(draw(EmpiricalLength(path=str(path))), return_counts=True)
+
+        assert values.tolist() == [7, 9]
+        assert counts / COUNT == pytest.approx([1 / 3, 2 / 3], abs=0.02)
+
+    @pytest.mark.parametrize(
+        ("content", "problem"),
+        [
+            ("7\nlong\n", r"lengths\.txt:2: the length is 'long', expected a whole number"),
+            ("7,often\n", r"lengths\.txt:1: the weight is 'often', expected a number"),
+            ("0\n", r"lengths\.txt:1: a length is at least 1"),
+            ("7,nan\n", r"expected a finite number"),
+            ("", r"lengths\.txt holds no length with a weight"),
+            ("7,0\n", r"lengths\.txt holds no length with a weight"),
+        ],
+    )
+    def test_a_file_that_makes_no_sense_is_refused(self, tmp_path: Path, content: str, problem: str) -> None:
+        path = tmp_path / "lengths.txt"
+        path.write_text(content, encoding="utf-8")
+
+        with pytest.raises(RunError, match=problem):
+            draw(EmpiricalLength(path=str(path)))
+
+    @pytest.mark.parametrize(
+        ("keys", "problem"),
+        [
+            ({}, "either as values or in a file"),
+            ({"values": (1,), "path": "x"}, "either as values or in a file"),
+            ({"values": (1, 2), "weights": (1.0,)}, "1 weights for 2 values"),
+            ({"values": (1,), "weights": (0.0,)}, "every weight is 0"),
+        ],
+    )
+    def test_settings_that_make_no_sense_are_refused(self, keys: dict, problem: str) -> None:
+        with pytest.raises(ValueError, match=problem):
+            EmpiricalLength(**keys)

@@ -1,0 +1,44 @@
+"""Where the requests of a schedule come from, one arrival after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from muai_lab.workload.arrival import Offsets
+from muai_lab.workload.rows import Unit
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What arrives.
+
+    units: endless, or what there is. times_s: when each of them was due where they come from, in seconds, ascending;
+    None where they have no times. notes: what a reader of the results must know, asked when all units were taken.
+    """
+
+    units: Iterator[Unit]
+    times_s: Offsets | None = None
+    notes: Callable[[], tuple[str, ...]] = tuple
+
+
+class Rounds:
+    """Counts how often a finite collection is gone through."""
+
+    def __init__(self, size: int, what: str) -> None:
+        self._size = size
+        self._what = what
+        self._taken = 0
+
+    def places(self) -> Iterator[int]:
+        """0, 1, ... size - 1, and again from 0, without end."""
+        while True:
+            for place in range(self._size):
+                self._taken += 1
+                yield place
+
+    def notes(self) -> tuple[str, ...]:
+        """Says so when something was used twice: a cache then helps more than it would with the real thing."""
+        if self._taken <= self._size:
+            return ()
+        return (f"{self._taken:,} requests were taken from {self._size:,} {self._what}: they repeat",)

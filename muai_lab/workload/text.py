@@ -1,0 +1,24 @@
+"""Plain text, a prompt in each line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from muai_lab.settings.workload import TextWorkload
+from muai_lab.workload.prompt_set import Written, WrittenTurn, prompt_set_source
+from muai_lab.workload.prompts import PromptMaker, user
+from muai_lab.workload.randomness import RandomStreams
+from muai_lab.workload.reading import Reading
+from muai_lab.workload.source import Source
+
+
+def text_source(workload: TextWorkload, streams: RandomStreams, maker: PromptMaker) -> Source:
+    """The lines of the file that are not empty. Raises RunError when there is none."""
+    reading = Reading.of(workload)
+    return prompt_set_source(workload, reading, _lines(reading), streams, maker)
+
+
+def _lines(reading: Reading) -> Iterator[Written]:
+    for _, line in reading.lines():
+        if line.strip():
+            yield (WrittenTurn((user(line),)),)

@@ -83,9 +83,10 @@ def main() -> None:
                     groups[name].append(measure(urls[name], attempt * REPEATS + repeat, directory))
             for runs, other in cases:
                 comparison = compare(groups["A"][:runs], groups[other][:runs])
-                judged[runs, other] += comparison.verdict != NOT_COMPARABLE
-                if comparison.verdict not in (NO_DIFFERENCE, NOT_COMPARABLE):
-                    found[runs, other] += 1
+                if comparison.verdict == NOT_COMPARABLE:
+                    continue
+                judged[runs, other] += 1
+                found[runs, other] += comparison.verdict != NO_DIFFERENCE
                 if (comparison.verdict == NO_DIFFERENCE) == (SERVERS[other] != 1.0):
                     say(f"  try {attempt}, A and {other}, {runs} run(s) each: {verdict_text(comparison)}")
     for runs, other in cases:

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from muai_lab.analysis.report import write_report as write_report
     from muai_lab.analysis.summary import summarise as summarise
     from muai_lab.analysis.sweep import load_runs as load_runs
-    from muai_lab.analysis.table import comparison_table as comparison_table
+    from muai_lab.analysis.sweep_report import write_sweep_report as write_sweep_report
+    from muai_lab.analysis.sweep_table import comparison_table as comparison_table
     from muai_lab.analysis.table import result_table as result_table
     from muai_lab.analysis.window import Window as Window
 
@@ -44,7 +45,7 @@ _HOME = {
     "Run": "frames",
     "Window": "window",
     "compare": "comparison",
-    "comparison_table": "table",
+    "comparison_table": "sweep_table",
     "difference": "comparison",
     "find_runs": "frames",
     "load_group": "pairing",
@@ -55,6 +56,7 @@ _HOME = {
     "run_noise": "noise",
     "summarise": "summary",
     "write_report": "report",
+    "write_sweep_report": "sweep_report",
 }
 
 __all__ = sorted(_HOME)

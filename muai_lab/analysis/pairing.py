@@ -83,13 +83,8 @@ def pair_runs(a: Group, b: Group, *, across: Collection[str] = ()) -> Pairing:
     usable: list[list[Run]] = []
     obstacles: list[Obstacle] = []
     for label, group in (("A", a), ("B", b)):
-        validity = {run.path: stated_validity(run) for run in group.runs}
-        usable.append([run for run in group.runs if _usable(run, validity[run.path]["verdict"])])
-        bad = [
-            f"{run.path.name}: {validity_line(validity[run.path])}"
-            for run in group.runs
-            if not _usable(run, validity[run.path]["verdict"])
-        ]
+        usable.append([run for run in group.runs if is_usable(run)])
+        bad = [f"{run.path.name}: {validity_line(stated_validity(run))}" for run in group.runs if not is_usable(run)]
         if not usable[-1]:
             obstacles.append(Obstacle("invalid", f"{label} has no valid run ({'; '.join(bad)})"))
         else:
@@ -119,8 +114,9 @@ def stated_validity(run: Run) -> Mapping[str, Any]:
     return validity_of(run) if stored is None else stored["validity"]
 
 
-def _usable(run: Run, verdict: str) -> bool:
-    """Valid; or over its capacity, or without a single success, which are results too."""
+def is_usable(run: Run) -> bool:
+    """Whether a run says something about what it measured: it is valid, over its capacity, or without any success."""
+    verdict = stated_validity(run)["verdict"]
     return verdict in (VALID, NOT_STEADY) or (verdict == NOTHING and not run.measured.empty)
 
 

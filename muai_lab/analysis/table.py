@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from muai_lab.analysis.configuration import differing, redacted, short_names
-from muai_lab.analysis.frames import Run
+from muai_lab.analysis.configuration import redacted
 from muai_lab.analysis.metrics import METRICS
 from muai_lab.analysis.sheet import Grid, Sheet
 from muai_lab.analysis.slo import Slo
 from muai_lab.analysis.summary import STATUSES
-from muai_lab.analysis.sweep import summary_of
 from muai_lab.analysis.wording import (
     MISSING,
     SHORT_NAMES,
@@ -20,17 +18,14 @@ from muai_lab.analysis.wording import (
     engine_line,
     estimate_of,
     interval,
-    judged,
     load_line,
     milliseconds,
     number,
     percent,
-    plural,
     size,
     value_of,
     verdict_line,
 )
-from muai_lab.settings.schema import ENGINE_NAMES
 
 
 def result_table(summary: Mapping[str, Any]) -> Sheet:
@@ -127,65 +122,6 @@ def _server(summary: Mapping[str, Any]) -> Grid | None:
 def _split(written: str) -> tuple[str, str]:
     value, _, unit = written.partition(" ")
     return value, unit
-
-
-def comparison_table(runs: Sequence[Run]) -> Sheet:
-    """Runs side by side, a row each: the settings that differ, the engine that served, and the key figures.
-
-    The first line says how many of them are valid; it ranks nothing, since one run each shows no difference.
-    """
-    summaries = [summary_of(run) for run in runs]
-    changed = differing(runs)
-    names = short_names(list(changed))
-    columns = ["run", *names.values(), "engine", "verdict"]
-    align = "l" * len(columns)
-    columns += ["requests/s", "tokens/s", "TTFT p50 ms", "TTFT p99 ms", "TPOT p50 ms", "goodput/s"]
-    rows = []
-    for index, (run, summary) in enumerate(zip(runs, summaries, strict=True)):
-        ttft = judged(summary, "ttft")
-        throughput, slo = summary["throughput"], summary["slo"]
-        rows.append(
-            (
-                run.path.name,
-                *(_applied(key, values[index], summary) for key, values in changed.items()),
-                _engine(summary),
-                str(summary["validity"]["verdict"]),
-                number(value_of(throughput["requests_per_s"])),
-                number(value_of(throughput["output_tokens_per_s"])),
-                milliseconds(value_of(estimate_of(summary, ttft, "p50"))),
-                milliseconds(value_of(estimate_of(summary, ttft, "p99"))),
-                milliseconds(value_of(estimate_of(summary, "tpot_s", "p50"))),
-                number(value_of(slo["goodput_rps"]) if slo else None),
-            )
-        )
-    valid = sum(bool(summary["validity"]["valid"]) for summary in summaries)
-    verdict = f"{plural(len(runs), 'run')}, {valid} valid"
-    notes = []
-    for run, summary in zip(runs, summaries, strict=True):
-        if not summary["validity"]["valid"]:
-            notes.append(f"{run.path.name}: {redacted(verdict_line(summary))}")
-        for engine, reason in summary["identity"]["skipped_engines"]:
-            notes.append(f"{run.path.name}: skipped {engine}: {redacted(str(reason))}")
-    return Sheet(
-        verdict,
-        valid == len(runs),
-        (),
-        (Grid("runs", tuple(columns), tuple(rows), align.ljust(len(columns), "r")),),
-        tuple(notes),
-    )
-
-
-def _engine(summary: Mapping[str, Any]) -> str:
-    """The engine that really served, in the dtype that it really used."""
-    identity = summary["identity"]
-    return " ".join(str(part) for part in (identity["engine"], identity["dtype"]) if part) or MISSING
-
-
-def _applied(key: str, value: Any, summary: Mapping[str, Any]) -> str:
-    """A setting; one that belongs to an engine means nothing for a run that another engine served."""
-    section, _, rest = key.removeprefix("optimization.").partition(".")
-    foreign = key.startswith("optimization.") and rest and section in ENGINE_NAMES
-    return MISSING if foreign and section != summary["identity"]["engine"] else setting_text(value)
 
 
 def setting_text(value: Any) -> str:

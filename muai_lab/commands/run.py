@@ -7,20 +7,18 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from muai_lab.errors import MuaiError, RunError, SettingsError
-from muai_lab.settings.compose import check_overrides, resolve_job
+from muai_lab.settings.compose import Jobs, check_overrides, resolve_job
 from muai_lab.settings.hydra_groups import PRIMARY, groups_folder, hydra_message, register_base_nodes
 from muai_lab.settings.overrides import parse_overrides
 
@@ -33,17 +31,56 @@ def main(argv: Sequence[str]) -> int:
     with _as_program(arguments):
         args = get_args_parser().parse_args(arguments)
     parsed, _ = parse_overrides(args.overrides)
+    jobs = Jobs()
     if not (args.help or args.hydra_help or args.shell_completion or args.info):
         jobs = check_overrides(args.overrides, multirun=args.multirun)
-        if jobs.named and not any("hydra.sweep.subdir" in argument for argument in arguments):
-            # Each job's folder is named by what differs between the jobs.
-            arguments += [
-                f"hydra.job.config.override_dirname.exclude_keys=[{','.join(jobs.unnamed)}]",
-                "hydra.sweep.subdir='${hydra.job.num}-${hydra.job.override_dirname}'",
-            ]
     register_base_nodes(parsed)
-    _launch(_run_one, arguments)
+    if jobs.sweep_dir is None or args.cfg:
+        _launch(_run_one, arguments)
+        return 0
+    for arguments_of_round in _rounds(arguments, jobs):
+        _launch(_run_one, arguments_of_round)
+    end_sweep(jobs.sweep_dir)
     return 0
+
+
+def _rounds(arguments: Sequence[str], jobs: Jobs) -> Iterator[list[str]]:
+    """The arguments of each round of a sweep: every round makes one run of each configuration.
+
+    Every other round goes backwards, so that what changes slowly (a machine that warms up) hits all alike.
+    """
+    asked = next((argument for argument in arguments if argument.startswith("hydra.sweep.subdir=")), None)
+    kept = [argument for argument in arguments if not argument.startswith(("hydra.sweep.subdir=", "hydra.sweep.dir="))]
+    folder = _folder(jobs) if asked is None else asked.partition("=")[2].strip("'\"")
+    for number in range(jobs.repeats):
+        given = list(kept)
+        if number % 2 and jobs.named:  # else the job's number names its folder
+            swept = {values[0].partition("=")[0]: values for values in jobs.swept}
+            given = [argument for argument in kept if argument.lstrip("+").partition("=")[0] not in swept]
+            given += [f"{key}={','.join(_value(line) for line in reversed(lines))}" for key, lines in swept.items()]
+        given += [f"hydra.sweep.dir='{jobs.sweep_dir}'", "hydra.mode=MULTIRUN"]
+        if jobs.repeats > 1:
+            given += [f"experiment.repeat={number}", f"hydra.sweep.subdir='{f'{folder}/repeat-{number}'.lstrip('/')}'"]
+        elif folder:
+            given.append(f"hydra.sweep.subdir='{folder}'")
+        if jobs.named:
+            given.append(f"hydra.job.config.override_dirname.exclude_keys=[{','.join(_left_out(jobs))}]")
+        yield given
+
+
+def _folder(jobs: Jobs) -> str:
+    """The folder of a configuration below that of the sweep: what differs between them, or the job's number."""
+    if jobs.named:
+        return "${hydra.job.override_dirname}" if jobs.repeats > 1 else "${hydra.job.num}-${hydra.job.override_dirname}"
+    return "" if jobs.repeats == 1 or jobs.combinations == 1 else "${hydra.job.num}"
+
+
+def _left_out(jobs: Jobs) -> list[str]:
+    return [*jobs.unnamed, *(["experiment.repeat"] if jobs.repeats > 1 else [])]
+
+
+def _value(line: str) -> str:
+    return line.partition("=")[2]
 
 
 def _run_one(cfg: DictConfig) -> None:
@@ -61,31 +98,24 @@ def _run_one(cfg: DictConfig) -> None:
     except MuaiError as error:
         if hydra_config.mode is not RunMode.MULTIRUN:
             raise
-        # One job that fails does not take the rest of the sweep with it; SweepEnd counts it.
+        # One job that fails does not take the rest of the sweep with it; end_sweep counts it.
         messages.print(f"muai-lab: {directory.name}: {error}", style="red", markup=False, highlight=False)
         return
     result_table(summary).show(Console())
     _say(f"report: {_short(directory / 'report.html')}")
 
 
-class SweepEnd(Callback):
-    """Compares the runs of a sweep at its end (a Hydra callback, see conf/config.yaml)."""
+def end_sweep(sweep: Path) -> None:
+    """Print one table of all runs and write the sweep's report. Raises RunError with their number when runs failed."""
+    from muai_lab.analysis import comparison_table, find_runs, load_run, write_sweep_report
 
-    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Print one table of all runs. A sweep in which runs failed ends with their number as its error."""
-        from muai_lab.analysis import comparison_table, find_runs, load_run
-
-        sweep = Path(config.hydra.sweep.dir)
-        try:
-            runs = [load_run(path) for path in find_runs(sweep)]
-        except MuaiError as error:  # Hydra would turn it into a warning
-            raise _TaskFailed(error) from error
-        _say("")
-        comparison_table(runs).show(Console())
-        _say(f"runs: {_short(sweep)}")
-        failed = [run.path.name for run in runs if not run.complete]
-        if failed:
-            raise _TaskFailed(RunError(f"{len(failed)} of {len(runs)} runs did not complete: {', '.join(failed)}"))
+    runs = sorted((load_run(path) for path in find_runs(sweep)), key=lambda run: str(run.manifest.get("started") or ""))
+    _say("")
+    comparison_table(runs).show(Console())
+    _say(f"report: {_short(write_sweep_report(runs, sweep))}")
+    failed = [str(run.path.relative_to(sweep)) for run in runs if not run.complete]
+    if failed:
+        raise RunError(f"{len(failed)} of {len(runs)} runs did not complete: {', '.join(failed)}")
 
 
 def _say(line: str) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -40,13 +40,18 @@ _LONGEST_FOLDER_NAME = 200
 class Jobs:
     """What an invocation will run.
 
-    combinations: how many jobs. named: groups and keys whose values tell the jobs apart and fit into the name of a
-    job's folder. unnamed: the others that were given.
+    combinations: how many configurations. named: groups and keys whose values tell them apart and fit into the name of
+    a job's folder. unnamed: the others that were given. swept: the values (`key=value`) of every key that has several,
+    in the order in which the sweep takes them. repeats: runs of each configuration; 1 also where one of several
+    repeats was asked for. sweep_dir: where the jobs of a multirun go, None for a single run.
     """
 
     combinations: int = 1
     named: tuple[str, ...] = ()
     unnamed: tuple[str, ...] = ()
+    swept: tuple[tuple[str, ...], ...] = ()
+    repeats: int = 1
+    sweep_dir: Path | None = None
 
 
 def compose(argv: Sequence[str]) -> Resolved:
@@ -90,11 +95,21 @@ def check_overrides(argv: Sequence[str], *, multirun: bool = False) -> Jobs:
         swept = [override for override in parsed if override.is_sweep_override()]
         if not multirun:
             _stop_at([f"{override.get_key_element()}: several values need -m (--multirun)" for override in swept])
-            _resolve(cfg, cfg.hydra)
-            return Jobs()
+            repeats = _repeats(_resolve(cfg, cfg.hydra))
+            return Jobs(repeats=repeats, sweep_dir=_sweep_dir(cfg) if repeats > 1 else None)
         everything = _with_sweeper_params(parsed, cfg)
         _stop_at(name_problems(everything, loader))
-        return _check_jobs(everything)
+        return replace(_check_jobs(everything), sweep_dir=_sweep_dir(cfg))
+
+
+def _repeats(resolved: Resolved) -> int:
+    experiment = resolved.settings.experiment
+    return experiment.repeats if experiment.repeat is None else 1
+
+
+def _sweep_dir(cfg: DictConfig) -> Path:
+    """The folder of the sweep, with the time of now where its name has one."""
+    return Path(str(OmegaConf.select(cfg, "hydra.sweep.dir", throw_on_missing=True)))
 
 
 def _stop_at(problems: list[str]) -> None:
@@ -134,10 +149,11 @@ def _check_jobs(overrides: list[Override]) -> Jobs:
             [*base[:place], line, *base[place + 1 :]] for place, lines in enumerate(values) for line in lines[1:]
         ]
     problems: list[str] = []
+    repeats: set[int] = set()
     for job in jobs:
         labels = [line for line, lines in zip(job, values, strict=True) if len(lines) > 1]
         try:
-            _compose_job(job)
+            repeats.add(_repeats(_compose_job(job)))
         except SettingsError as error:
             where = f"{' '.join(labels)}: " if labels else ""
             problems += [f"{where}{problem}" for problem in error.problems]
@@ -146,7 +162,11 @@ def _check_jobs(overrides: list[Override]) -> Jobs:
     named = [key for key, lines in given.items() if len(lines) > 1 and not any("/" in line for line in lines)]
     if sum(max(len(line.encode()) + 1 for line in given[key]) for key in named) > _LONGEST_FOLDER_NAME:
         named = []
-    return Jobs(combinations, tuple(named), tuple(key for key in given if key not in named))
+    if len(repeats) > 1:
+        _stop_at(["experiment.repeats: one value is expected here, not several"])
+    swept = tuple(tuple(lines) for lines in values if len(lines) > 1)
+    unnamed = tuple(key for key in given if key not in named)
+    return Jobs(combinations, tuple(named), unnamed, swept, repeats.pop())
 
 
 def _compose_job(overrides: Sequence[str]) -> Resolved:

@@ -147,6 +147,21 @@ class TargetSettings(Section):
                 yield Conflict((key, "kind"), f"{key} belongs to target=endpoint, but the target is {self.kind}")
 
 
+class ExperimentSettings(Section):
+    """How often a configuration is measured."""
+
+    repeats: int = setting(
+        1,
+        "Runs of each configuration, over a new schedule each time; the configurations of a multirun take turns, and "
+        "all meet the same schedules.",
+        ge=1,
+        le=1000,
+    )
+    repeat: int | None = setting(
+        None, "Make this one of the repeats only (the first is 0); null makes them all.", ge=0, lt=1000
+    )
+
+
 class LabSettings(Section):
     """Everything that one run or one server is made from."""
 
@@ -163,6 +178,7 @@ class LabSettings(Section):
     slo: SloSettings = SloSettings()
     target: TargetSettings = TargetSettings()
     tuning: TuningSettings = TuningSettings()
+    experiment: ExperimentSettings = ExperimentSettings()
     optimization: OptimizationSettings = OptimizationSettings()
     monitoring: MonitoringSettings = MonitoringSettings()
 

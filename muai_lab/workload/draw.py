@@ -64,6 +64,8 @@ def draw_schedule(settings: LabSettings, tokenizer: PromptTokenizer, context_tok
     when prompts of the wanted lengths cannot be made, or when a file cannot be read.
     """
     streams = RandomStreams(settings.seed)
+    if settings.experiment.repeat:  # the first repeat is what a run without repeats is
+        streams = streams.below(f"repeat {settings.experiment.repeat}")
     context = Context(settings.workload.context_tokens or context_tokens)
     source = open_source(settings.workload, streams, PromptMaker(tokenizer, settings.workload.api, context))
     rows = ScheduleRows()

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from synthetic_run import record, write_run
 
-from muai_lab.analysis import comparison_table, load_run, result_table, summarise
+from muai_lab.analysis import comparison_table, find_runs, load_run, result_table, summarise
 from muai_lab.analysis.wording import duration, number, percent, size
 
 # By hand: requests 0..96 end before 10 s and one of them failed, 96 / 10 s; they and the two tokens of request 97 that
@@ -52,12 +52,12 @@ note: 1 of 100 requests in the window failed; latencies are those of the success
 note: too few successful requests in the window (99) for p95, p99; needed at least p95: 100, p99: 500"""
 
 
-def example(path: Path, **written: object) -> Path:
+def example(path: Path, *, delay: float = 0.0, **written: object) -> Path:
     rows = []
     for index in range(100):
         due = index * 0.1
         sent = due + 0.002
-        rows.append(record(index, due=due, sent=sent, chunks=[sent + 0.2, sent + 0.25, sent + 0.3]))
+        rows.append(record(index, due=due, sent=sent, chunks=[sent + delay + after for after in (0.2, 0.25, 0.3)]))
     rows[50] |= record(50, due=5.0, sent=5.002, status="timeout", error="no answer within 60 s")
     return write_run(path, rows, **written)  # type: ignore[arg-type]
 
@@ -122,7 +122,7 @@ def test_runs_side_by_side_name_what_differs(tmp_path: Path) -> None:
     sizes = {"0": 8, "1": 16}
     for name, limit in sizes.items():
         example(tmp_path / name, config={"optimization": {"batcher": {"max_batch_size": limit}}})
-    example(tmp_path / "2", status="partial")
+    example(tmp_path / "2", status="partial", config={"optimization": {"batcher": {"max_batch_size": 32}}})
 
     sheet = comparison_table([load_run(tmp_path / name) for name in ("0", "1", "2")])
 
@@ -131,9 +131,30 @@ def test_runs_side_by_side_name_what_differs(tmp_path: Path) -> None:
     assert [row[:4] for row in sheet.grids[0].rows] == [
         ("0", "8", "pytorch fp32", "valid"),
         ("1", "16", "pytorch fp32", "valid"),
-        ("2", "16", "pytorch fp32", "partial"),
+        ("2", "32", "pytorch fp32", "partial"),
     ]
     assert "2: NOT VALID, partial" in sheet.plain()
+
+
+def test_repeats_make_one_row_with_their_noise_and_a_comparison(tmp_path: Path) -> None:
+    for limit, delay in ((8, 0.0), (16, 0.1)):
+        for repeat in range(3):
+            example(
+                tmp_path / f"max_batch_size={limit}" / f"repeat-{repeat}",
+                delay=delay + repeat * 0.001,
+                manifest={"schedule_hash": f"schedule {repeat}"},
+                config={"optimization": {"batcher": {"max_batch_size": limit}}, "experiment": {"repeat": repeat}},
+            )
+
+    sheet = comparison_table([load_run(path) for path in find_runs(tmp_path)][::-1])
+
+    assert sheet.verdict == "2 configurations, 6 runs, 6 valid"
+    assert sheet.facts[0][0] == "A/A noise"
+    assert "TTFT p50 ±" in sheet.facts[0][1]
+    (first, second) = sheet.grids[0].rows
+    assert first[:4] == ("max_batch_size=8", "8", "pytorch fp32", "3/3")
+    assert first[-1] == "baseline"
+    assert second[-1].startswith("worse: TTFT p50 +")
 
 
 def test_secrets_that_differ_are_not_shown(tmp_path: Path) -> None:

@@ -14,8 +14,6 @@ from muai_lab.settings.compose import check_overrides, resolve_job
 from muai_lab.settings.load import Resolved
 
 BATCH_SIZE = "optimization.batcher.max_batch_size"
-# The jobs of these tests leave nothing behind that could be compared at the end of a sweep.
-NO_COMPARISON = "~hydra.callbacks.sweep_end"
 SECRET = "https://hooks.example/SESAME"
 
 
@@ -33,6 +31,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Resolved]]:
         seen.append((Path(run.HydraConfig.get().runtime.output_dir).name, resolve_job(cfg)))  # type: ignore[arg-type]
 
     monkeypatch.setattr(run, "_run_one", note)
+    monkeypatch.setattr(run, "end_sweep", lambda sweep: None)  # these jobs leave nothing behind
     return seen
 
 
@@ -107,11 +106,51 @@ def test_a_sweep_over_files_reads_each(jobs: list[tuple[str, Resolved]]) -> None
     for size in (2, 4):
         Path(f"{size}.yaml").write_text(f"optimization: {{batcher: {{max_batch_size: {size}}}}}\n", encoding="utf-8")
 
-    assert run.main(["-m", "config_file=2.yaml,4.yaml", "seed=7", NO_COMPARISON]) == 0
+    assert run.main(["-m", "config_file=2.yaml,4.yaml", "seed=7"]) == 0
 
     assert [name for name, _ in jobs] == ["0-config_file=2.yaml", "1-config_file=4.yaml"]
     assert [resolved.settings.optimization.batcher.max_batch_size for _, resolved in jobs] == [2, 4]
     assert [str(resolved.origin(BATCH_SIZE)) for _, resolved in jobs] == ["2.yaml:1", "4.yaml:1"]
+
+
+def test_repeats_take_turns_and_every_other_round_goes_backwards(jobs: list[tuple[str, Resolved]]) -> None:
+    assert run.main(["-m", "batcher=latency,off", f"{BATCH_SIZE}=2,4", "seed=7", "experiment.repeats=3"]) == 0
+
+    made = [
+        (resolved.settings.experiment.repeat, resolved.settings.optimization.batcher.max_batch_size, name)
+        for name, resolved in jobs
+    ]
+    sizes = [size for _, size, _ in made]
+    assert [repeat for repeat, _, _ in made] == [0] * 4 + [1] * 4 + [2] * 4
+    assert sizes == [2, 4, 2, 4, 4, 2, 4, 2, 2, 4, 2, 4]
+    assert {name for _, _, name in made} == {"repeat-0", "repeat-1", "repeat-2"}
+    sweeps = {path.parent for path in Path("runs").rglob("multirun.yaml")}
+    assert len(sweeps) == 1
+
+
+def test_repeats_of_a_single_configuration_need_no_multirun(jobs: list[tuple[str, Resolved]]) -> None:
+    assert run.main(["batcher=off", "experiment.repeats=2"]) == 0
+
+    assert [name for name, _ in jobs] == ["repeat-0", "repeat-1"]
+
+
+def test_one_of_several_repeats_can_be_made_again(jobs: list[tuple[str, Resolved]]) -> None:
+    assert run.main(["experiment.repeats=5", "experiment.repeat=3", "hydra.run.dir=again"]) == 0
+
+    assert [(name, resolved.settings.experiment.repeat) for name, resolved in jobs] == [("again", 3)]
+
+
+def test_an_experiment_may_ask_for_repeats(jobs: list[tuple[str, Resolved]]) -> None:
+    assert run.main(["experiment=batch_size", "experiment.repeats=2"]) == 0
+
+    sizes = [resolved.settings.optimization.batcher.max_batch_size for _, resolved in jobs]
+    assert sizes == [1, 4, 8, 16, 32, 32, 16, 8, 4, 1]
+
+
+def test_the_number_of_repeats_cannot_be_swept() -> None:
+    assert problems_of("experiment.repeats=2,3", multirun=True) == (
+        "experiment.repeats: one value is expected here, not several",
+    )
 
 
 def test_nothing_that_hydra_prints_or_writes_holds_a_secret(
@@ -119,7 +158,7 @@ def test_nothing_that_hydra_prints_or_writes_holds_a_secret(
 ) -> None:
     monkeypatch.setenv("MUAI_MON_ANOMALY_WEBHOOK_URL", SECRET)
 
-    run.main(["-m", "seed=1,2", NO_COMPARISON])
+    run.main(["-m", "seed=1,2"])
     run.main(["--cfg", "all"])
 
     captured = capfd.readouterr()

@@ -53,6 +53,12 @@ class TestDrawing:
     def test_another_seed_gives_another_schedule(self) -> None:
         assert draw(seed=0).hash != draw(seed=1).hash
 
+    def test_every_repeat_has_a_schedule_of_its_own_and_the_first_is_that_of_a_single_run(self) -> None:
+        hashes = [draw(experiment={"repeat": repeat}).hash for repeat in (None, 0, 1, 2)]
+
+        assert hashes[0] == hashes[1]
+        assert len(set(hashes)) == 3
+
     def test_arrivals_do_not_depend_on_the_workload(self) -> None:
         other = {"prompt_tokens": {"distribution": "fixed", "value": 9}, "api": "chat"}
 

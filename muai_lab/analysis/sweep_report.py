@@ -1,0 +1,142 @@
+"""`report.html` of a sweep: which configuration is worth what, and what it costs in latency."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import matplotlib as mpl
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from muai_lab.analysis.configuration import differing, redacted
+from muai_lab.analysis.configurations import Configuration, configurations
+from muai_lab.analysis.frames import Run
+from muai_lab.analysis.page import render_page, write_page
+from muai_lab.analysis.pairing import PER_REPEAT, stated_validity
+from muai_lab.analysis.sheet import Sheet
+from muai_lab.analysis.svg import BLUE, INK, MUTED, ORANGE, inline_svg, new_figure, style
+from muai_lab.analysis.sweep_table import noise_line, sweep_sheet
+from muai_lab.analysis.wording import duration, number, plural, validity_line
+
+_WIDTH = 9.2
+
+
+def write_sweep_report(runs: Sequence[Run], directory: Path) -> Path:
+    """Write the page into the sweep's directory and return its path. Raises RunError when it cannot be written."""
+    return write_page(directory / "report.html", render_sweep_report(runs, directory))
+
+
+def render_sweep_report(runs: Sequence[Run], directory: Path) -> str:
+    """The page as one HTML document; the runs' own reports are linked relative to `directory`."""
+    found = configurations(runs)
+    sheet = sweep_sheet(found)
+    drawn = [one for one in found if one.mean("tokens/s") is not None and one.mean("TTFT p50") is not None]
+    changed = [key for key in differing(runs) if key not in PER_REPEAT]
+    context: dict[str, Any] = {
+        "kind": "sweep",
+        "eyebrow": f"muai_lab, sweep {directory.name}",
+        "title": _title(found, changed),
+        "headline": _headline(drawn),
+        "sheet": Sheet(sheet.verdict, sheet.good, notes=sheet.notes),
+        "grids": sheet.grids,
+        "noise": noise_line(found),
+        "frontier": Markup(frontier_figure(drawn, name="frontier")) if len(drawn) > 1 else None,
+        "configurations": [
+            {
+                "number": one.number,
+                "name": one.name,
+                "runs": [(run.path.name, _link(run, directory), _outcome(run)) for run in one.group.runs],
+            }
+            for one in found
+        ],
+    }
+    return render_page("sweep.html.j2", context)
+
+
+def _title(found: Sequence[Configuration], changed: Sequence[str]) -> str:
+    if not changed:
+        return f"{plural(len(found[0].group.runs) if found else 0, 'repeat')} of one configuration"
+    told = ", ".join(key.removeprefix("optimization.") for key in changed[:3])
+    return f"Sweep over {told}{' and more' if len(changed) > 3 else ''}"
+
+
+def _headline(drawn: Sequence[Configuration]) -> str:
+    """The two ends of the frontier, in plain sentences."""
+    if not drawn:
+        return "No run gave a result."
+    if len(drawn) == 1:
+        return f"{drawn[0].name}: {number(drawn[0].mean('tokens/s'))} output tokens per second."
+    fastest = max(drawn, key=lambda one: one.mean("tokens/s") or 0.0)
+    quickest = min(drawn, key=lambda one: one.mean("TTFT p50") or float("inf"))
+    told = (
+        f"Most throughput: {fastest.name}, with {number(fastest.mean('tokens/s'))} output tokens per second and a "
+        f"median first token after {duration(fastest.mean('TTFT p50'))}."
+    )
+    if quickest is not fastest:
+        told += (
+            f" Quickest first token: {quickest.name}, with a median of {duration(quickest.mean('TTFT p50'))} at "
+            f"{number(quickest.mean('tokens/s'))} output tokens per second."
+        )
+    return told
+
+
+def _outcome(run: Run) -> str:
+    return redacted(validity_line(stated_validity(run)))
+
+
+def _link(run: Run, directory: Path) -> str | None:
+    report = run.path / "report.html"
+    if not report.is_file() or not report.resolve().is_relative_to(directory.resolve()):
+        return None
+    return quote(report.resolve().relative_to(directory.resolve()).as_posix())
+
+
+def frontier_figure(drawn: Sequence[Configuration], *, name: str) -> str:
+    """Latency over throughput, a point for each configuration; the line joins those that no other one beats in both."""
+    with mpl.rc_context(style()):
+        figure = new_figure(_WIDTH, 3.3)
+        for axes, latency, title in zip(
+            figure.subplots(1, 2),
+            ("TTFT p50", "TPOT p50"),
+            ("Median time to first token, ms", "Median time per output token, ms"),
+            strict=True,
+        ):
+            _frontier(axes, [one for one in drawn if one.mean(latency) is not None], latency, title)
+        told = "; ".join(
+            f"{one.number}, {one.name}: {number(one.mean('tokens/s'))} tokens/s, "
+            f"TTFT {duration(one.mean('TTFT p50'))}, TPOT {duration(one.mean('TPOT p50'))}"
+            for one in drawn
+        )
+        return inline_svg(figure, name, "Latency over throughput of every configuration", told)
+
+
+def _frontier(axes: Axes, drawn: Sequence[Configuration], latency: str, title: str) -> None:
+    points = [(one.mean("tokens/s") or 0.0, (one.mean(latency) or 0.0) * 1e3, one) for one in drawn]
+    best = [(x, y) for x, y, _ in points if not any((u >= x and v < y) or (u > x and v <= y) for u, v, _ in points)]
+    axes.plot(*zip(*sorted(best), strict=True), color=BLUE, linewidth=1.0, zorder=1) if best else None
+    for x, y, one in points:
+        colour = BLUE if (x, y) in best else MUTED
+        for low_high, drawn_as in ((one.range("tokens/s"), "x"), (one.range(latency), "y")):
+            if low_high is None or low_high[0] == low_high[1]:
+                continue
+            if drawn_as == "x":
+                axes.plot(low_high, (y, y), color=colour, linewidth=0.8, alpha=0.7)
+            else:
+                axes.plot((x, x), [end * 1e3 for end in low_high], color=colour, linewidth=0.8, alpha=0.7)
+        axes.plot(x, y, marker="o", color=colour if one.valid else ORANGE, markersize=5.0, linestyle="none", zorder=2)
+        axes.annotate(str(one.number), (x, y), (4, 4), textcoords="offset points", color=INK, fontsize=8.5)
+    spread = [y for _, y, _ in points]
+    if spread and min(spread) > 0 and max(spread) / min(spread) > 20:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(0.0, max(spread, default=1.0) * 1.15)
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.set_xlim(0.0, max((x for x, _, _ in points), default=1.0) * 1.12)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axes.set_title(title, loc="left")
+    axes.set_xlabel("output tokens per second")

@@ -35,6 +35,9 @@ COMMANDS = {
     "run": Command(
         "muai_lab.commands.run", "measure a server under load; writes a run directory and prints the result"
     ),
+    "capacity": Command(
+        "muai_lab.commands.capacity", "find the highest rate that keeps a promised latency, with an interval"
+    ),
     "compare": Command("muai_lab.commands.compare", "say whether runs differ, with intervals; for CI, too"),
     "serve": Command("muai_lab.commands.serve", "start the inference server (OpenAI-compatible HTTP)"),
     "engines": Command("muai_lab.commands.engines", "say which engines can serve here, and what else they would need"),
@@ -65,6 +68,7 @@ def help_text() -> str:
             "examples:",
             "  python -m muai_lab run",
             "  python -m muai_lab run engine=pytorch batcher=latency arrival=poisson arrival.rate=8",
+            "  python -m muai_lab capacity engine=pytorch slo=interactive",
             "  python -m muai_lab compare runs/A runs/B --fail-on 'p50 ttft +5%'",
             "  python -m muai_lab serve config_file=config/optimization.yaml",
             "  python -m muai_lab config show --origin",

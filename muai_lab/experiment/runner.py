@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -51,8 +51,22 @@ class RunWatcher(Protocol):
         """The load is under way."""
 
 
-def run_experiment(resolved: Resolved, path: Path, watcher: RunWatcher) -> Mapping[str, Any]:
+EndEarly = Callable[[LoadProgress, Schedule], str | None]
+"""Looks at a running load and says why it should end before its time; None lets it go on."""
+
+
+def run_experiment(
+    resolved: Resolved,
+    path: Path,
+    watcher: RunWatcher,
+    *,
+    measured: Measured | None = None,
+    end_early: EndEarly | None = None,
+) -> Mapping[str, Any]:
     """Make the run that the settings ask for in directory `path`; returns its summary (as in `summary.json`).
+
+    measured: what serves already and goes on serving behind the run; None starts what the settings name and ends it.
+    end_early: ends the load with a reason; its records are kept and analysed, and RunCutShort is raised.
 
     Ctrl-C while the load runs ends it early: the records so far are kept and analysed, the directory is marked as
     partial, and KeyboardInterrupt is raised at the end; in any other phase the directory is marked at once.
@@ -68,7 +82,7 @@ def run_experiment(resolved: Resolved, path: Path, watcher: RunWatcher) -> Mappi
         seed=resolved.settings.seed,
     )
     with _marking(directory):
-        return _run(resolved, directory, watcher)
+        return _run(resolved, directory, watcher, measured, end_early)
 
 
 @contextmanager
@@ -88,7 +102,13 @@ def _marking(directory: RunDirectory) -> Iterator[None]:
         raise
 
 
-def _run(resolved: Resolved, directory: RunDirectory, watcher: RunWatcher) -> Mapping[str, Any]:
+def _run(
+    resolved: Resolved,
+    directory: RunDirectory,
+    watcher: RunWatcher,
+    measured: Measured | None,
+    end_early: EndEarly | None,
+) -> Mapping[str, Any]:
     settings = resolved.settings
     directory.write_text("config.yaml", dump_config_yaml(resolved))
     directory.write_text("optimization.yaml", dump_optimization_yaml(settings))
@@ -120,12 +140,15 @@ def _run(resolved: Resolved, directory: RunDirectory, watcher: RunWatcher) -> Ma
         },
     )
     with ExitStack() as resources:
-        watcher.stage(f"starting the {settings.target.kind}")
-        measured = resources.enter_context(open_measured(settings, directory, os.environ))
+        if measured is None:
+            watcher.stage(f"starting the {settings.target.kind}")
+            measured = resources.enter_context(open_measured(settings, directory, os.environ))
+        elif measured.scraper is not None:
+            measured.scraper.forget()
         before = measured.serving()
         directory.update_manifest(engine=before.engine, skipped_engines=before.skipped)
         watcher.stage("offering load")
-        offering = _Offer(schedule, measured, settings, watcher)
+        offering = _Offer(schedule, measured, settings, watcher, end_early)
         result = run_on_fast_loop(offering.run())
         death = measured.failure()
         _keep(directory, schedule, result, measured)
@@ -139,6 +162,9 @@ def _run(resolved: Resolved, directory: RunDirectory, watcher: RunWatcher) -> Ma
         raise RunCutShort(
             f"{'; '.join(result.lost)}: its requests are missing, and {directory.path} is marked as partial"
         )
+    if offering.cut_short is not None:
+        _analyse(directory, PARTIAL, error=offering.cut_short)
+        raise RunCutShort(offering.cut_short)
     if result.interrupted:
         _analyse(directory, PARTIAL, error="interrupted")
         raise SystemExit(_TERMINATED) if offering.terminated else KeyboardInterrupt
@@ -148,24 +174,42 @@ def _run(resolved: Resolved, directory: RunDirectory, watcher: RunWatcher) -> Ma
 class _Offer:
     """Generates the load while watching the other side, which ends the load when it dies, and for signals.
 
-    terminated: SIGTERM came; as after Ctrl-C, the load was ended and its records are kept.
+    terminated: SIGTERM came; as after Ctrl-C, the load was ended and its records are kept. cut_short: why `end_early`
+    ended it, None when it did not.
     """
 
-    def __init__(self, schedule: Schedule, measured: Measured, settings: LabSettings, watcher: RunWatcher) -> None:
+    def __init__(
+        self,
+        schedule: Schedule,
+        measured: Measured,
+        settings: LabSettings,
+        watcher: RunWatcher,
+        end_early: EndEarly | None,
+    ) -> None:
         self.terminated = False
+        self.cut_short: str | None = None
         self._measured = measured
+        self._load: asyncio.Future[LoadResult] | None = None
+
+        def seen(progress: LoadProgress) -> None:
+            watcher.load(progress)
+            if end_early is not None and self.cut_short is None and self._load is not None:
+                self.cut_short = end_early(progress, schedule)
+                if self.cut_short is not None:
+                    self._load.cancel()
+
         self._work = offer(
             schedule,
             measured.target,
             measured.recipe,
             LoadPlan.of(settings),
             settings.load,
-            progress=watcher.load,
+            progress=seen,
         )
 
     async def run(self) -> LoadResult:
         """The result of the load. Raises RunError when the other side died before there was any."""
-        load = asyncio.ensure_future(self._work)
+        load = self._load = asyncio.ensure_future(self._work)
         beside = [asyncio.ensure_future(self._end_on_death(load))]
         if self._measured.scraper is not None:
             beside.append(asyncio.ensure_future(self._measured.scraper.run()))

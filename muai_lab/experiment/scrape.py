@@ -50,6 +50,11 @@ class MetricsScraper:
                 due = max(due + self._interval_s, time.monotonic())
                 await asyncio.sleep(due - time.monotonic())
 
+    def forget(self) -> None:
+        """Drop what was scraped so far, for the next run against the same server."""
+        self._pages.clear()
+        self.failures = 0
+
     def table(self) -> pa.Table:
         """Every sample scraped, in long form, and again under our name where the server has another for it."""
         rows: dict[str, list[object]] = {name: [] for name in SCHEMA.names}

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from muai_lab.settings.capacity import CapacitySettings
 from muai_lab.settings.schema import MonitoringSettings, OptimizationSettings
 from muai_lab.settings.section import AnySequence, Conflict, Name, PlainUrl, Section, setting
 from muai_lab.settings.tuning import TuningSettings
@@ -179,6 +180,7 @@ class LabSettings(Section):
     target: TargetSettings = TargetSettings()
     tuning: TuningSettings = TuningSettings()
     experiment: ExperimentSettings = ExperimentSettings()
+    capacity: CapacitySettings = CapacitySettings()
     optimization: OptimizationSettings = OptimizationSettings()
     monitoring: MonitoringSettings = MonitoringSettings()
 

@@ -1,0 +1,113 @@
+"""`capacity`: how much load can it carry within a promised latency?"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from muai_lab.settings.compose import compose
+
+if TYPE_CHECKING:
+    from muai_lab.experiment.capacity import CapacityWatcher, Probe
+    from muai_lab.experiment.runner import RunWatcher
+    from muai_lab.load.generator import LoadProgress
+    from muai_lab.settings.load import Resolved
+
+_EPILOG = """\
+The search begins at arrival.rate and needs an SLO. A probe offers one rate for load.duration_s, longer where a low rate
+would bring too few requests, and ends early once the promise cannot be kept any more. docs/capacity.md says how the
+figure and its interval come about; capacity.* in docs/configuration.md are the options of the search.
+
+examples:
+  python -m muai_lab capacity engine=pytorch slo=interactive
+  python -m muai_lab capacity engine=onnx slo=interactive arrival.rate=8 load.duration_s=20 capacity.budget_s=600
+  python -m muai_lab capacity target=endpoint target.url=http://localhost:8000/v1 slo=relaxed slo.quantile=0.95
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Search, print the result and where its report is; returns the exit status."""
+    args = _parser().parse_args(argv)
+
+    def resolve(more: Mapping[str, object]) -> Resolved:
+        return compose([*args.overrides, *(f"{key}={value}" for key, value in more.items())])
+
+    from muai_lab.analysis.capacity_report import capacity_sheet
+    from muai_lab.experiment.capacity import find_capacity
+
+    now = datetime.now().astimezone()
+    directory = args.dir or Path("runs") / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S-%f}-capacity"
+    messages = Console(stderr=True)
+    try:
+        with _watching(messages) as watcher:
+            document = find_capacity(resolve, directory, watcher)
+    except KeyboardInterrupt:
+        if (directory / "report.html").is_file():
+            messages.print(f"partial result: {directory / 'report.html'}", markup=False, highlight=False)
+        raise
+    if args.json:
+        sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+    else:
+        capacity_sheet(document).show(Console())
+        Console().print(f"report: {directory / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+class _Watcher:
+    """Shows the stages and the load of each probe as a run does, and one line when it is over."""
+
+    def __init__(self, console: Console, runs: RunWatcher) -> None:
+        self._console = console
+        self._runs = runs
+
+    def stage(self, what: str) -> None:
+        """See `RunWatcher.stage`."""
+        self._runs.stage(what)
+
+    def load(self, progress: LoadProgress) -> None:
+        """See `RunWatcher.load`."""
+        self._runs.load(progress)
+
+    def probe(self, number: int, rate: float, window_s: float) -> None:
+        """Announce the probe."""
+        self._say(f"probe {number}: {rate:.3g} requests/s for {window_s:.3g} s")
+
+    def judged(self, probe: Probe) -> None:
+        """Say what came of it."""
+        outcome = f"{probe.outcome.attainment:.1%} of {sum(probe.outcome.due)} requests met the SLO"
+        self._say(f"probe {probe.number}: {probe.stopped or outcome} ({probe.verdict})")
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False)
+
+
+@contextmanager
+def _watching(console: Console) -> Iterator[CapacityWatcher]:
+    from muai_lab.commands.progress import watching
+
+    with watching(console) as runs:
+        yield _Watcher(console, runs)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m muai_lab capacity",
+        description="Find the highest offered rate that keeps the SLO, with an interval and the curve.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="GROUP=OPTION | KEY=VALUE", help="choices and overrides as for `run`"
+    )
+    parser.add_argument("--dir", type=Path, metavar="DIRECTORY", help="default: runs/DATE/TIME-capacity")
+    parser.add_argument("--json", action="store_true", help="print what capacity.json says")
+    return parser

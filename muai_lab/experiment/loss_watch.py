@@ -1,0 +1,139 @@
+"""Ends a probe as soon as its window cannot keep the promise any more, whatever still comes."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from muai_lab.analysis.slo import Slo
+from muai_lab.load.generator import LoadProgress
+from muai_lab.load.records import RequestRecord
+from muai_lab.load.target import Target
+from muai_lab.workload.schedule import Schedule, ScheduledRequest
+
+
+class LossWatch:
+    """Counts the requests of the window that miss the SLO for sure, while the load runs.
+
+    Requests that this process sends are judged one by one, when they end and while they are under way (`over`). Of
+    those that other load generators send only counts are known: how many failed, and how many are under way for longer
+    than any request may take; all of that only as far as it cannot be of requests that were due before the window.
+
+    lost: why the probe is lost, None while it may still be won. start_s, length_s: of the window.
+    """
+
+    def __init__(self, slo: Slo, rate: float, *, start_s: float, length_s: float) -> None:
+        self.lost: str | None = None
+        self._slo = slo
+        self._rate = rate
+        self._start_s = start_s
+        self._end_s = start_s + length_s
+        self._missed = 0
+        self._under_way: dict[int, tuple[float, RequestRecord]] = {}
+        self._before: LoadProgress | None = None  # how things stood when the window began
+
+    def over(self, target: Target) -> Target:
+        """The target, with every request of the window watched."""
+        return _Watched(target, self)
+
+    def begins(self, request: ScheduledRequest, record: RequestRecord) -> None:
+        """A request is sent."""
+        if request.intended_s is not None and self._start_s <= request.intended_s < self._end_s:
+            self._under_way[request.index] = request.intended_s, record
+
+    def ends(self, request: ScheduledRequest, record: RequestRecord) -> None:
+        """A request is over, or given up."""
+        if self._under_way.pop(request.index, None) is not None:
+            self._missed += not meets(record, self._slo)
+
+    def look(self, progress: LoadProgress, schedule: Schedule) -> str | None:
+        """Why the probe should end, as `EndEarly`."""
+        if progress.phase == "warmup":
+            return None
+        if self._before is None:
+            self._before = progress
+        due_s = schedule.table["intended_s"].to_numpy()
+        in_window = np.sort(due_s[(due_s >= self._start_s) & (due_s < self._end_s)])
+        longest = longest_s(self._slo, int(schedule.table["max_tokens"].to_numpy().max(initial=1)))
+        allowed = math.floor((1.0 - self._slo.quantile) * in_window.size + 1e-9)
+        missed = max(
+            self._missed + self._overdue(progress.elapsed_s, longest),
+            self._counted(progress, self._before, in_window, longest),
+        )
+        if missed > allowed:
+            self.lost = (
+                f"over capacity: at least {missed} of {in_window.size} requests miss the SLO at {self._rate:.3g} "
+                f"requests/s, and {allowed} may"
+            )
+        return self.lost
+
+    def _overdue(self, elapsed_s: float, longest: float | None) -> int:
+        """Requests under way that cannot meet the SLO any more."""
+        first_s = math.inf if self._slo.ttft_ms is None else self._slo.ttft_ms / 1e3
+        all_s = math.inf if longest is None else longest
+        return sum(
+            elapsed_s - due_s > all_s or (elapsed_s - due_s > first_s and not record.chunk_t_ns)
+            for due_s, record in self._under_way.values()
+        )
+
+    def _counted(
+        self, progress: LoadProgress, before: LoadProgress, in_window: np.ndarray[tuple[int]], longest: float | None
+    ) -> int:
+        """What counts alone prove."""
+        failed = progress.failed - before.failed - before.outstanding
+        if longest is None:
+            return failed
+        overdue = int(np.searchsorted(in_window, progress.elapsed_s - longest))
+        return max(failed, overdue - (progress.ok + progress.failed - before.ok - before.failed))
+
+
+class _Watched:
+    """A target whose requests are watched."""
+
+    def __init__(self, target: Target, watch: LossWatch) -> None:
+        self._target = target
+        self._watch = watch
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See `Target`."""
+        return self._target.notes
+
+    async def open(self, schedule: Schedule) -> None:
+        """See `Target`."""
+        await self._target.open(schedule)
+
+    async def send(self, request: ScheduledRequest, record: RequestRecord) -> None:
+        """See `Target`."""
+        self._watch.begins(request, record)
+        try:
+            await self._target.send(request, record)
+        finally:
+            self._watch.ends(request, record)
+
+    async def close(self) -> None:
+        """See `Target`."""
+        await self._target.close()
+
+
+def meets(record: RequestRecord, slo: Slo) -> bool:
+    """Whether an open-loop request that is over met every bound: the rule of `muai_lab.analysis.slo` for one record."""
+    first, last, due = record.first_content_ns, record.last_token_ns, record.intended_ns
+    if record.status != "ok" or first is None or last is None or due is None:
+        return False
+    tokens = record.output_tokens or 0
+    tpot_ms = (last - first) / 1e6 / (tokens - 1) if tokens > 1 else 0.0
+    return (
+        (slo.ttft_ms is None or (first - due) / 1e6 <= slo.ttft_ms)
+        and (slo.e2e_ms is None or (last - due) / 1e6 <= slo.e2e_ms)
+        and (slo.tpot_ms is None or tpot_ms <= slo.tpot_ms)
+    )
+
+
+def longest_s(slo: Slo, tokens: int) -> float | None:
+    """The longest that a request may take that meets every bound; None where nothing bounds it."""
+    limits = [] if slo.e2e_ms is None else [slo.e2e_ms]
+    if slo.ttft_ms is not None and (slo.tpot_ms is not None or tokens == 1):
+        limits.append(slo.ttft_ms + (tokens - 1) * (slo.tpot_ms or 0.0))
+    return min(limits) / 1e3 if limits else None

@@ -1,0 +1,34 @@
+"""How `capacity` searches for the highest rate that keeps the promise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from muai_lab.settings.section import Conflict, Section, setting
+
+
+class CapacitySettings(Section):
+    """The search begins at `arrival.rate`; each probe offers one rate for `load.duration_s` or longer."""
+
+    lowest_rate: float = setting(0.05, "Give up below this rate.", unit="requests/s", gt=0)
+    highest_rate: float = setting(10_000.0, "Go no higher than this rate.", unit="requests/s", gt=0)
+    growth: float = setting(2.0, "Factor between rates until the promise is once kept and once not.", gt=1, le=10)
+    resolution: float = setting(
+        1.1, "Halve the bracket until its ends are within this factor of each other.", gt=1, le=2
+    )
+    repeats: int = setting(2, "Further probes at both ends of the last bracket, to tell it from noise.", ge=0, le=100)
+    requests: int = setting(
+        200, "Fewest requests due in the window of a probe; at a low rate the window is longer for it.", ge=20
+    )
+    longest_s: float = setting(120.0, "But no window is longer than this.", unit="s", gt=0)
+    max_probes: int = setting(24, "End the search after this many probes.", ge=1, le=1000)
+    budget_s: float | None = setting(
+        None, "Begin no probe that would end later than this after the start; null for no limit.", unit="s", gt=0
+    )
+
+    def conflicts(self) -> Iterator[Conflict]:
+        if self.lowest_rate >= self.highest_rate:
+            yield Conflict(
+                ("lowest_rate", "highest_rate"),
+                f"lowest_rate ({self.lowest_rate:g}) is not below highest_rate ({self.highest_rate:g})",
+            )

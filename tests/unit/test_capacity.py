@@ -1,0 +1,217 @@
+"""Around the search for capacity: what it needs, when a probe is lost for sure, and what is shown."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from synthetic_run import record, write_run
+from test_report import Page
+
+from muai_lab.analysis import load_run
+from muai_lab.analysis.capacity_report import capacity_sheet, render_capacity
+from muai_lab.analysis.slo import Slo, met
+from muai_lab.errors import SettingsError
+from muai_lab.experiment.capacity import check_settings, judge_probe, window_s
+from muai_lab.experiment.loss_watch import LossWatch, longest_s, meets
+from muai_lab.load.generator import LoadProgress
+from muai_lab.load.records import RequestRecord
+from muai_lab.settings.lab import LabSettings
+from muai_lab.workload.schedule import Schedule, ScheduledRequest
+
+
+def settings(**sections: dict[str, Any]) -> LabSettings:
+    return LabSettings.model_validate({"slo": {"ttft_ms": 500}, **sections})
+
+
+def schedule(count: int, gap_s: float = 0.1, tokens: int = 11) -> Schedule:
+    return Schedule.of([ScheduledRequest(i, i * gap_s, "x", None, 1, tokens) for i in range(count)])
+
+
+def progress(elapsed_s: float, ok: int, failed: int = 0, outstanding: int = 0, phase: str = "measure") -> LoadProgress:
+    return LoadProgress(elapsed_s, 100.0, phase, ok + failed + outstanding, ok, failed, outstanding)  # type: ignore[arg-type]
+
+
+def test_without_a_promise_there_is_no_capacity() -> None:
+    assert check_settings(settings()) == Slo(ttft_ms=500)
+
+    with pytest.raises(SettingsError, match=r"slo: .* none is set: choose slo=interactive"):
+        check_settings(LabSettings())
+
+
+@pytest.mark.parametrize("kind", ["closed", "ramp", "steps", "diurnal"])
+def test_arrivals_need_one_rate_that_can_be_searched(kind: str) -> None:
+    with pytest.raises(SettingsError, match=f"arrival.kind: {kind} has no single rate"):
+        check_settings(settings(arrival={"kind": kind}))
+
+
+@pytest.mark.parametrize(("rate", "seconds"), [(100.0, 30.0), (5.0, 40.0), (0.1, 120.0)])
+def test_a_low_rate_gets_a_longer_window_within_reason(rate: float, seconds: float) -> None:
+    assert window_s(settings(), rate) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    ("slo", "tokens", "seconds"),
+    [
+        (Slo(e2e_ms=900), 11, 0.9),
+        (Slo(ttft_ms=500, tpot_ms=50), 11, 1.0),
+        (Slo(ttft_ms=500, tpot_ms=50, e2e_ms=700), 11, 0.7),
+        (Slo(ttft_ms=500), 1, 0.5),
+        (Slo(ttft_ms=500), 11, None),
+        (Slo(tpot_ms=50), 11, None),
+    ],
+)
+def test_the_longest_that_a_request_may_take(slo: Slo, tokens: int, seconds: float | None) -> None:
+    assert longest_s(slo, tokens) == (None if seconds is None else pytest.approx(seconds))
+
+
+class TestAProbeIsLost:
+    SLO = Slo(ttft_ms=500, tpot_ms=50, quantile=0.9)
+
+    def test_when_more_requests_are_late_than_may_be(self) -> None:
+        # Given a window of 100 requests, 10 of which may miss, that take a second at most
+        look, plan = LossWatch(self.SLO, 10.0, start_s=0.0, length_s=10.0).look, schedule(100)
+
+        # Then nothing is said while those that are due for more than a second are nearly all answered
+        assert look(progress(0.0, 0), plan) is None
+        assert look(progress(5.0, 30, outstanding=20), plan) is None
+        # And the end is sure when 11 of them are not
+        reason = look(progress(5.0, 29, outstanding=21), plan)
+        assert reason is not None
+        assert reason.startswith("over capacity: at least 11 of 100 requests miss the SLO at 10 requests/s, and 10 may")
+
+    def test_when_more_requests_failed_than_may(self) -> None:
+        slo = Slo(tpot_ms=50, quantile=0.9)
+        look, plan = LossWatch(slo, 10.0, start_s=0.0, length_s=10.0).look, schedule(100)
+
+        look(progress(0.0, 0), plan)
+
+        assert look(progress(9.0, 70, failed=10), plan) is None
+        assert look(progress(9.0, 70, failed=11), plan) is not None
+
+    def test_but_not_by_what_may_belong_to_the_warm_up(self) -> None:
+        # Given 50 requests of the warm-up, 20 of them under way when the window begins
+        look, plan = LossWatch(self.SLO, 10.0, start_s=5.0, length_s=10.0).look, schedule(150)
+
+        assert look(progress(4.0, 0, failed=30, phase="warmup"), plan) is None
+        assert look(progress(5.0, 0, failed=30, outstanding=20), plan) is None
+
+        # Then 30 more failures may be 20 of those and 10 of the window's
+        assert look(progress(14.0, 90, failed=60), plan) is None
+        assert look(progress(14.0, 89, failed=61), plan) is not None
+
+    def test_by_requests_that_were_answered_too_late(self) -> None:
+        # Given requests that all end, but after 0.6 s instead of 0.5 s
+        watch, plan = LossWatch(Slo(e2e_ms=500, quantile=0.9), 10.0, start_s=1.0, length_s=10.0), schedule(110)
+        for request in plan:
+            watch.begins(request, record_of(request, after_s=0.6))
+            watch.ends(request, record_of(request, after_s=0.6))
+            if watch.look(progress(request.intended_s or 0.0, ok=0), plan):
+                break
+
+        # Then the eleventh of the window's hundred is one too many, and those of the warm-up do not count
+        assert request.index == 10 + 10
+
+    def test_by_requests_under_way_that_have_no_first_token_yet(self) -> None:
+        watch, plan = LossWatch(Slo(ttft_ms=500, quantile=0.9), 10.0, start_s=0.0, length_s=10.0), schedule(100)
+        for request in list(plan)[:30]:
+            watch.begins(request, RequestRecord(request.index, max_tokens=11))
+
+        assert watch.look(progress(1.5, ok=0, outstanding=10), plan) is None
+        assert watch.look(progress(1.6, ok=0, outstanding=11), plan) is not None
+
+
+def record_of(request: ScheduledRequest, after_s: float) -> RequestRecord:
+    due_ns = round((request.intended_s or 0.0) * 1e9)
+    answered = RequestRecord(request.index, max_tokens=1, intended_ns=due_ns)
+    answered.chunk_t_ns.append(due_ns + round(after_s * 1e9))
+    answered.output_tokens = 1
+    answered.end("ok", due_ns + round(after_s * 1e9))
+    return answered
+
+
+@pytest.mark.parametrize("slo", [Slo(ttft_ms=50), Slo(e2e_ms=149), Slo(tpot_ms=40), Slo(ttft_ms=51, tpot_ms=50.1)])
+def test_one_record_is_judged_as_the_analysis_judges_all(tmp_path: Path, slo: Slo) -> None:
+    rows = [record(0, due=1.0, sent=1.0, chunks=[1.05, 1.1, 1.15]), record(1, due=2.0, sent=2.0, status="error")]
+    run = load_run(write_run(tmp_path, rows))
+    records = []
+    for row in rows:
+        one = RequestRecord(row["index"], max_tokens=3, intended_ns=row["intended_ns"])
+        one.chunk_t_ns.extend(row["chunk_t_ns"])
+        one.output_tokens = row["output_tokens"]
+        one.end(row["status"], 0)
+        records.append(one)
+
+    assert [meets(one, slo) for one in records] == met(run.requests, slo).tolist()
+
+
+def test_a_stopped_probe_counts_only_what_was_decided(tmp_path: Path) -> None:
+    # Given a probe stopped after 5 s, in which nothing was answered after 3 s
+    rows = [record(i, due=i * 0.1, sent=i * 0.1, chunks=[i * 0.1 + 0.05]) for i in range(30)]
+    rows += [record(i, due=i * 0.1, sent=i * 0.1, status="cancelled", max_tokens=1) for i in range(30, 50)]
+    run = load_run(write_run(tmp_path / "probe-00", rows, measure=(0.0, 5.0), status="partial"))
+    slo = Slo(e2e_ms=1000)
+
+    probe = judge_probe(run, slo, 0, 10.0, 10.0, "over capacity: …")
+
+    # Then the requests of the last second do not count: they might still have made it
+    assert sum(probe.outcome.met) == 30
+    assert sum(probe.outcome.due) == pytest.approx(39, abs=2)
+    assert probe.figures["goodput"] is None
+
+
+def document(**changes: Any) -> dict[str, Any]:
+    probes = [
+        {
+            "number": number, "rate_rps": rate, "window_s": 10.0, "due": 100, "met": round(100 * share),
+            "attainment": share, "goodput_rps": None if stopped else rate * share, "ttft_p50_s": 0.05,
+            "tpot_p50_s": 0.01, "verdict": "stopped early" if stopped else "valid", "stopped": stopped,
+            "directory": f"probe-{number:02d}",
+        }
+        for number, (rate, share, stopped) in enumerate([(8.0, 1.0, None), (16.0, 0.995, None), (32.0, 0.4, "over")])
+    ]  # fmt: skip
+    return {
+        "status": "complete",
+        "ended": None,
+        "slo": {"ttft": 500.0, "tpot": 50.0, "quantile": 0.99},
+        "capacity_rps": {"value": 17.2, "low": 15.0, "high": 20.1},
+        "bracket_rps": {"kept": 16.0, "lost": 32.0},
+        "engine": {"name": "pytorch", "version": "2.13.0", "device": "cpu", "dtype": "fp32"},
+        "model": "qwen_chat",
+        "workload": "chat",
+        "arrival": "poisson",
+        "probes": probes,
+    } | changes
+
+
+def test_the_sheet_begins_with_the_capacity_and_its_interval() -> None:
+    sheet = capacity_sheet(document())
+
+    assert sheet.verdict == "pytorch carries 17.2 requests/s within the promise (15.0 to 20.1)"
+    assert sheet.good
+    assert dict(sheet.facts)["promise"] == "TTFT <= 500 ms, TPOT <= 50 ms for 99 % of the requests"
+    assert [row[0] for row in sheet.grids[0].rows] == ["8.00", "16.0", "32.0"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"capacity_rps": {"value": None, "low": 0.0, "high": 1.0}}, "does not keep the promise, not even at 8.00"),
+        ({"capacity_rps": {"value": 32.0, "low": 30.0, "high": None}}, "at 32.0 requests/s, and its end was not found"),
+        ({"status": "partial", "ended": "interrupted"}, "PARTIAL: pytorch carries 17.2"),
+        ({"capacity_rps": None, "probes": []}, "nothing was measured"),
+    ],
+)
+def test_the_first_line_says_what_is_not_known(changes: dict[str, Any], said: str) -> None:
+    assert said in capacity_sheet(document(**changes)).verdict
+
+
+@pytest.mark.parametrize("changes", [{}, {"capacity_rps": None, "probes": []}, {"engine": None}])
+def test_the_page_is_whole_whatever_came_of_it(tmp_path: Path, changes: dict[str, Any]) -> None:
+    page = Page(render_capacity(document(**changes), tmp_path))
+
+    assert "How it was found" in page.text
+    assert not {"script", "link", "img"} & set(page.tags())
+    assert math.isclose(len(set(page.values("id"))), len(page.values("id")))

@@ -39,6 +39,7 @@ from muai_lab.analysis.wording import (
     plural,
     value_of,
     verdict_line,
+    workload_line,
 )
 
 SLOWEST = 10
@@ -154,6 +155,8 @@ def _facts(run: Run, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     for engine, reason in identity["skipped_engines"]:
         facts.append((f"Skipped: {engine}", redacted(str(reason))))
     facts.append(("Model", str(identity["model"] or "not known")))
+    if (workload := workload_line(summary)) is not None:
+        facts.append(("Workload", workload))
     facts.append(("Load", load_line(summary)))
     if window["duration_s"] is not None:
         facts.append(("Measured", f"{number(window['duration_s'])} s after {number(window['start_s'])} s of warm-up"))

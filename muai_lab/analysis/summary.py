@@ -158,6 +158,7 @@ def _identity(run: Run) -> dict[str, Any]:
         "workload_kind": load.get("workload_kind"),
         "arrival": load.get("kind"),
         "rate_rps": load.get("rate"),
+        "sessions": load.get("sessions"),
         "concurrency": load.get("concurrency"),
         "target": load.get("target"),
         "schedule_hash": run.manifest.get("schedule_hash"),

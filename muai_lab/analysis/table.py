@@ -25,6 +25,7 @@ from muai_lab.analysis.wording import (
     size,
     value_of,
     verdict_line,
+    workload_line,
 )
 
 
@@ -37,6 +38,8 @@ def result_table(summary: Mapping[str, Any]) -> Sheet:
     if (agreement := agreement_line(summary)) is not None:
         facts.append(("agreement", agreement))
     facts.append(("model", str(identity["model"] or "not known")))
+    if (workload := workload_line(summary)) is not None:
+        facts.append(("workload", workload))
     facts.append(("load", load_line(summary)))
     if window["duration_s"] is not None:
         facts.append(

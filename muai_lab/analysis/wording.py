@@ -148,11 +148,18 @@ def load_line(summary: Mapping[str, Any]) -> str:
     """What was asked of the system: `poisson arrivals at 20.0 requests/s`, `closed loop, 8 at a time`."""
     identity = summary["identity"]
     kind = identity["arrival"]
+    unit = "session" if identity.get("sessions") else "request"
     if kind == "closed":
-        return f"closed loop, {plural(int(identity['concurrency'] or 0), 'request')} at a time"
+        return f"closed loop, {plural(int(identity['concurrency'] or 0), unit)} at a time"
     if kind is None:
         return "not known"
-    return f"open loop, {kind} arrivals at {number(identity['rate_rps'])} requests/s"
+    return f"open loop, {kind} arrivals at {number(identity['rate_rps'])} {unit}s/s"
+
+
+def workload_line(summary: Mapping[str, Any]) -> str | None:
+    """Name of the workload and, where the name does not say it, its kind."""
+    name, kind = summary["identity"].get("workload"), summary["identity"].get("workload_kind")
+    return name if name == kind or kind is None else f"{name} ({kind})"
 
 
 def headline(summary: Mapping[str, Any]) -> str:

@@ -25,7 +25,7 @@ from muai_lab.load.records import records_table
 from muai_lab.models.registry import context_tokens, resolve_model
 from muai_lab.models.tokenizer import load_tokenizer
 from muai_lab.settings.dump import dump_config_yaml, dump_optimization_yaml
-from muai_lab.workload.draw import draw_schedule
+from muai_lab.workload.draw import arrival_rate, draw_schedule
 from muai_lab.workload.parquet import write_parquet
 from muai_lab.workload.schedule import Schedule
 
@@ -126,11 +126,12 @@ def _run(
         schedule_hash=schedule.hash,
         load={
             "kind": settings.arrival.kind,
-            "rate": None if settings.arrival.kind == "closed" else settings.arrival.rate,
+            "rate": arrival_rate(settings, schedule),
             "concurrency": settings.arrival.concurrency if settings.arrival.kind == "closed" else None,
             "target": settings.target.kind,
             "workload": settings.workload.name,
             "workload_kind": settings.workload.kind,
+            "sessions": len(schedule.starts) < len(schedule),
         },
         model={
             "name": settings.model.name,

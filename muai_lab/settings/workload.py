@@ -117,7 +117,10 @@ class TraceWorkload(FileWorkload):
     """
 
     length_scale: float = setting(
-        1.0, "Prompts and outputs are this many times as long as recorded, and at least one token.", gt=0
+        1.0, "Prompts (and their shared blocks) are this many times as long as recorded, and at least one token.", gt=0
+    )
+    output_scale: float | None = setting(
+        None, "Outputs are this many times as long as recorded; null for as many as length_scale says.", gt=0
     )
 
 

@@ -74,7 +74,8 @@ def draw_schedule(settings: LabSettings, tokenizer: PromptTokenizer, context_tok
     if offsets is None:
         _fill_closed_loop(rows, source.units, closed_loop_requests(settings.arrival, settings.load))
     else:
-        notes = _fill_open_loop(rows, source.units, offsets, settings)
+        recorded = None if source.times_s is None else len(source.times_s)
+        notes = _fill_open_loop(rows, source.units, offsets, settings, recorded)
     if len(rows) == 0:
         raise RunError(_nothing_due(settings))
     return rows.schedule((*source.notes(), *context.notes(), *notes))
@@ -142,6 +143,18 @@ def draw_arrivals(
             return replayed(times_s, _speed(arrival, times_s), horizon_s)
 
 
+def arrival_rate(settings: LabSettings, schedule: Schedule) -> float | None:
+    """Arrivals per second: the wanted rate where there is one, else the mean over the load; None in the closed loop."""
+    arrival, load = settings.arrival, settings.load
+    match arrival.kind:
+        case "closed":
+            return None
+        case "constant" | "poisson" | "gamma" | "diurnal":
+            return arrival.rate
+        case "ramp" | "steps" | "trace":
+            return len(schedule.starts) / (load.warmup_s + load.duration_s)
+
+
 def closed_loop_requests(arrival: ArrivalSettings, load: LoadSettings) -> int:
     """How many requests a closed loop may need."""
     if load.requests is not None:
@@ -160,16 +173,19 @@ def _fill_closed_loop(rows: ScheduleRows, units: Iterator[Unit], most: int) -> N
 
 
 def _fill_open_loop(
-    rows: ScheduleRows, units: Iterator[Unit], offsets: Offsets, settings: LabSettings
+    rows: ScheduleRows, units: Iterator[Unit], offsets: Offsets, settings: LabSettings, recorded: int | None
 ) -> tuple[str, ...]:
-    """A unit at each time; says so when there are fewer units than times, or when a trace ends before the load."""
+    """A unit at each time; says so when there are fewer units than times, or when a trace ends before the load.
+
+    recorded: arrivals of the trace.
+    """
     horizon_s = settings.load.warmup_s + settings.load.duration_s
     for place, due_s in enumerate(offsets.tolist()):
         unit = next(units, None)
         if unit is None:
             return (f"the schedule has only {place:,} arrivals: none come after {offsets[place - 1]:.1f} s of load",)
         rows.add(unit, due_s)
-    if settings.arrival.kind == "trace" and len(offsets):
+    if settings.arrival.kind == "trace" and len(offsets) == recorded:
         mean_gap_s = offsets[-1] / max(len(offsets) - 1, 1)
         if offsets[-1] + 10 * mean_gap_s < horizon_s:
             end = f"the recorded arrivals end after {offsets[-1]:.1f} s of load, before its {horizon_s:g} s are over"

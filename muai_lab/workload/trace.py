@@ -118,6 +118,7 @@ def trace_source(
     prompt_of: makes the prompts; None makes them up, each for itself.
     """
     order = trace.in_order()
+    output_scale = workload.length_scale if workload.output_scale is None else workload.output_scale
     rounds = Rounds(len(trace), f"requests of {reading.path.name}")
 
     def units() -> Iterator[Unit]:
@@ -126,7 +127,7 @@ def trace_source(
             row = order[place]
             length, output = maker.context.fit(
                 max(scaled(trace.prompt_tokens[row], workload.length_scale), maker.template_tokens + 1),
-                scaled(trace.output_tokens[row], workload.length_scale),
+                scaled(trace.output_tokens[row], output_scale),
                 maker.template_tokens + 1,
             )
             prompt, tokens = maker.prompt(length, words) if prompt_of is None else prompt_of(row, length, words)

@@ -69,6 +69,11 @@ class TestAzure:
 
         assert lengths(schedule) == [(2, 1), (2, 1), (6, 1)]
 
+    def test_outputs_can_have_a_scale_of_their_own(self, azure: dict[str, Any]) -> None:
+        schedule = draw({**azure, "length_scale": 0.5, "output_scale": 2.0}, arrival=TRACE)
+
+        assert lengths(schedule) == [(24, 20), (16, 16), (55, 54)]
+
     def test_what_does_not_fit_the_context_is_cut_and_counted(self, azure: dict[str, Any]) -> None:
         schedule = draw(azure, arrival=TRACE, context_tokens=60)
 

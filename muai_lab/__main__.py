@@ -40,6 +40,8 @@ COMMANDS = {
     ),
     "compare": Command("muai_lab.commands.compare", "say whether runs differ, with intervals; for CI, too"),
     "serve": Command("muai_lab.commands.serve", "start the inference server (OpenAI-compatible HTTP)"),
+    "tune": Command("muai_lab.commands.tune", "search a better configuration, confirm it, write optimization.yaml"),
+    "export": Command("muai_lab.commands.export", "write the configuration of a study again"),
     "engines": Command("muai_lab.commands.engines", "say which engines can serve here, and what else they would need"),
     "reference-server": Command(
         "muai_lab.commands.reference_server", "start a server of known latency, to test load generators with"

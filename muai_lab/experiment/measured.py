@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from muai_lab.settings.lab import LabSettings
 
 # Loading a large checkpoint, exporting it, compiling: minutes, but not for ever.
-_READY_TIMEOUT_S = 900.0
+READY_TIMEOUT_S = 900.0
 _ASK_TIMEOUT_S = 10.0
 
 
@@ -65,11 +65,8 @@ def open_measured(settings: LabSettings, directory: RunDirectory, environ: Mappi
             yield _endpoint(settings, environ)
 
 
-def _server(settings: LabSettings, directory: RunDirectory, environ: Mapping[str, str]) -> Iterator[Measured]:
-    from muai_lab.load.openai_http import HttpTarget
-    from muai_lab.settings.dump import child_environment
-
-    config = directory.path.resolve() / "optimization.yaml"
+def server_arguments(settings: LabSettings, config: Path) -> list[str]:
+    """What `serve` is told for a measurement. config: the very file that production would run, an absolute path."""
     arguments = [
         f"config_file={_quoted(config)}",
         f"model.name={_quoted(settings.model.name)}",
@@ -82,15 +79,25 @@ def _server(settings: LabSettings, directory: RunDirectory, environ: Mapping[str
     ]
     if settings.model.checkpoint is not None:
         arguments.append(f"model.checkpoint={_quoted(settings.model.checkpoint)}")
+    return arguments
+
+
+def _server(settings: LabSettings, directory: RunDirectory, environ: Mapping[str, str]) -> Iterator[Measured]:
+    from muai_lab.load.openai_http import HttpTarget
+    from muai_lab.settings.dump import child_environment
+
+    config = directory.path.resolve() / "optimization.yaml"
     process = ServerProcess(
-        arguments, environment=child_environment(settings, environ), log=directory.path / "server.log"
+        server_arguments(settings, config),
+        environment=child_environment(settings, environ),
+        log=directory.path / "server.log",
     )
     with process:
-        ready = process.wait_ready(_READY_TIMEOUT_S)
+        ready = process.wait_ready(READY_TIMEOUT_S)
         scraper = None if ready.metrics_url is None else MetricsScraper(ready.metrics_url)
         yield Measured(
             target=HttpTarget.of(settings, ready.url),
-            serving=lambda: _ask(ready.url, settings.model.name),
+            serving=lambda: who_serves(ready.url, settings.model.name),
             scraper=scraper,
             recipe=HttpRecipe(settings, ready.url),
             failure=process.failure,
@@ -146,7 +153,7 @@ def _endpoint_metrics(named: str | None, guessed: str) -> tuple[MetricsScraper |
     return MetricsScraper(url), f"the server side is from {url}, in the terms of {dialect.server}, given our names"
 
 
-def _ask(url: str, model: str) -> ServedBy:
+def who_serves(url: str, model: str) -> ServedBy:
     """Who serves the model on a server of ours. Raises RunError when it does not say."""
     try:
         with urllib.request.urlopen(f"{url}/v1/models/{quote(model)}", timeout=_ASK_TIMEOUT_S) as answer:

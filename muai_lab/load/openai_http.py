@@ -117,7 +117,8 @@ class HttpTarget:
     """`POST {base_url}/v1/completions` or `/v1/chat/completions`, one streamed answer per request.
 
     base_url: with or without `/v1` at its end. model: None asks the server and takes its only one.
-    api_key: sent as a bearer token, and nowhere else. clock: monotonic nanoseconds.
+    api_key: sent as a bearer token, and nowhere else. cache_salt: requests with another one share no cached prefix with
+    these; for servers that know it. clock: monotonic nanoseconds.
     """
 
     def __init__(
@@ -129,6 +130,7 @@ class HttpTarget:
         temperature: float = 0.0,
         ignore_eos: bool = True,
         api_key: str | None = None,
+        cache_salt: str | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         root = base_url.rstrip("/")
@@ -141,6 +143,7 @@ class HttpTarget:
         self._temperature = temperature
         self._ignore_eos = ignore_eos
         self._api_key = api_key
+        self._cache_salt = cache_salt
         self._clock = clock
         if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
             raise RunError(
@@ -152,7 +155,14 @@ class HttpTarget:
         self._body_head = b""
 
     @classmethod
-    def of(cls, settings: LabSettings, url: str | None = None, environ: Mapping[str, str] = os.environ) -> HttpTarget:
+    def of(
+        cls,
+        settings: LabSettings,
+        url: str | None = None,
+        environ: Mapping[str, str] = os.environ,
+        *,
+        cache_salt: str | None = None,
+    ) -> HttpTarget:
         """The target of the settings; url: address of the server that the run started, None for `target.url`.
 
         Raises RunError when `environ` lacks the variable that should hold the key.
@@ -175,6 +185,7 @@ class HttpTarget:
             temperature=workload.temperature,
             ignore_eos=workload.ignore_eos,
             api_key=api_key,
+            cache_salt=cache_salt,
         )
 
     @property
@@ -252,6 +263,8 @@ class HttpTarget:
             head["stream_options"] = stream_options
         if dialect.ignore_eos:
             head["ignore_eos"] = True
+        if self._cache_salt is not None:
+            head["cache_salt"] = self._cache_salt
         self._body_head = orjson.dumps(head)[:-1]
 
     def _dialects(self) -> Iterator[Dialect]:

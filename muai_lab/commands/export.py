@@ -1,0 +1,47 @@
+"""`export`: write a study's configuration again."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+_EPILOG = """\
+The file has the present configuration with the changes that earned their place, and says at its top what they rest on.
+
+examples:
+  python -m muai_lab export studies/chat
+  python -m muai_lab export studies/chat --output config/optimization.yaml
+  python -m muai_lab export studies/chat --unconfirmed
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write the file; returns the exit status."""
+    args = _parser().parse_args(argv)
+    from muai_lab.tuning.export import export_study
+
+    target, result = export_study(args.study, args.output, unconfirmed=args.unconfirmed)
+    console = Console()
+    for line in (f"{result.verdict}: {result.reason}", f"wrote {target}"):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m muai_lab export",
+        description=__doc__,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("study", type=Path, help="directory of the study, as `tune` printed it")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default: optimization.yaml in the study")
+    parser.add_argument(
+        "--unconfirmed",
+        action="store_true",
+        help="also write what was not confirmed; the file says so in its first line",
+    )
+    return parser

@@ -1,0 +1,77 @@
+"""The frozen blocks of load that all trials replay (common random numbers), drawn from the study's seed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+
+from muai_lab.load.generator import LoadPlan
+from muai_lab.settings.lab import LabSettings
+from muai_lab.tuning.quality import Context, contexts_of
+from muai_lab.workload.draw import draw_schedule
+from muai_lab.workload.prompts import PromptTokenizer
+from muai_lab.workload.schedule import Schedule
+
+# A closed loop asks as fast as it is answered, and a block must not end for want of requests.
+_CLOSED_LOOP_ANSWERS_PER_SLOT_S = 40.0
+# Blocks are numbered from here in the confirmation, so that it never sees a block of the search.
+FRESH = 1_000_000
+_WARMUP = 2_000_000
+_SLOWEST_ANSWER_S = 5.0
+
+
+class LoadBlocks:
+    """Schedules by number: the same number is always the same load. context_tokens: of the model."""
+
+    def __init__(self, settings: LabSettings, tokenizer: PromptTokenizer, context_tokens: int | None) -> None:
+        self._settings = settings
+        self._tokenizer = tokenizer
+        self._context_tokens = context_tokens
+        self._drawn: dict[int, Schedule] = {}
+        tuning = settings.tuning
+        self.plan = self._plan(tuning.lead_in_s, tuning.block_s)
+        self.warmup_plan = self._plan(0.0, max(tuning.warmup_s, 0.1))
+
+    def block(self, number: int) -> Schedule:
+        """The load of one block, drawn when it is first asked for."""
+        if number not in self._drawn:
+            self._drawn[number] = self._draw(number, self.plan)
+        return self._drawn[number]
+
+    @cached_property
+    def warmup(self) -> Schedule:
+        """The load after each start of a server."""
+        return self._draw(_WARMUP, self.warmup_plan)
+
+    @cached_property
+    def contexts(self) -> Sequence[Context]:
+        """Prompts of the search's blocks, for the comparison of greedy tokens."""
+        return contexts_of(self.block(number) for number in range(self._settings.tuning.blocks))
+
+    def hash(self) -> str:
+        """Of the search's blocks: equal hashes are equal loads."""
+        numbers = range(self._settings.tuning.blocks)
+        return hashlib.sha256("".join(self.block(number).hash for number in numbers).encode()).hexdigest()
+
+    def _plan(self, lead_in_s: float, seconds: float) -> LoadPlan:
+        load = self._settings.load
+        # A server with twice the load that it can carry has its answers out by then; nobody waits for a worse one.
+        drain_s = min(load.drain_s, lead_in_s + seconds + _SLOWEST_ANSWER_S)
+        return LoadPlan(
+            lead_in_s, seconds, drain_s, load.request_timeout_s, concurrency=self._settings.arrival.concurrency
+        )
+
+    def _draw(self, number: int, plan: LoadPlan) -> Schedule:
+        settings = self._settings
+        seconds = plan.warmup_s + plan.duration_s
+        requests = None
+        if settings.arrival.kind == "closed":
+            requests = max(64, round(settings.arrival.concurrency * seconds * _CLOSED_LOOP_ANSWERS_PER_SLOT_S))
+        load = settings.load.model_copy(
+            update={"warmup_s": plan.warmup_s, "duration_s": plan.duration_s, "requests": requests}
+        )
+        # Far apart, so that blocks of one study are not those of another with the next seed.
+        seed = settings.seed * 10_000_019 + number + 1
+        drawn = settings.model_copy(update={"load": load, "seed": seed})
+        return draw_schedule(drawn, self._tokenizer, self._context_tokens)

@@ -1,0 +1,128 @@
+"""The winner against the present configuration, on load that the search has never seen.
+
+Runs are the samples. A pair is one run of each configuration over the same fresh blocks, each on a server that was
+started for it; the order turns from pair to pair (A B, B A, …), so that a drift of the machine falls on both alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from muai_lab.analysis.comparison import mean_change
+from muai_lab.analysis.statistics import REPLICATES
+from muai_lab.settings.schema import OptimizationSettings
+from muai_lab.tuning.arena import Arena
+from muai_lab.tuning.block import BlockResult, attainment
+from muai_lab.tuning.blocks import FRESH
+from muai_lab.tuning.measure import Switch, measure
+from muai_lab.tuning.objective import Bounds, Objective
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Figures of both configurations over the same blocks; per_block: (present, winner) of each block."""
+
+    present: float
+    winner: float
+    gain: float
+    per_block: tuple[tuple[float, float], ...]
+    winner_first: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmation:
+    """What the pairs say. gain: mean over the pairs, relative, with the ends of its 95 % interval.
+
+    noise: what runs of one configuration differ by (relative standard deviation). attainment: share of the winner's
+    requests that kept the promise, None when nothing was promised. accepted: whether the winner may be exported.
+    """
+
+    pairs: tuple[Pair, ...]
+    gain: float
+    low: float
+    high: float
+    noise: float
+    attainment: float | None
+    accepted: bool
+    reason: str
+
+
+def confirm(
+    arena: Arena,
+    present: OptimizationSettings,
+    winner: OptimizationSettings,
+    objective: Objective,
+    bounds: Bounds,
+    switch: Switch,
+    *,
+    pairs: int,
+    blocks: int,
+    noise: float,
+    after_pair: Callable[[int, Pair], None] = lambda number, pair: None,
+) -> Confirmation:
+    """Measure the pairs and judge them. arena: one that opens engines as production will.
+
+    Raises ConfigurationFailed, Unmeasurable, Interrupted.
+    """
+    measured: list[Pair] = []
+    served: list[BlockResult] = []
+    for number in range(pairs):
+        fresh = range(FRESH + number * blocks, FRESH + (number + 1) * blocks)
+        winner_first = number % 2 == 1
+        arms = [winner, present] if winner_first else [present, winner]
+        runs = [measure(arena, arm, fresh, switch, restart=True).blocks for arm in arms]
+        ours, theirs = (runs[1], runs[0]) if winner_first else (runs[0], runs[1])
+        pair = _pair(objective, ours, theirs, winner_first=winner_first)
+        measured.append(pair)
+        served += theirs
+        after_pair(number, pair)
+    return judge_pairs(measured, served, objective, bounds, noise)
+
+
+def _pair(
+    objective: Objective, present: Sequence[BlockResult], winner: Sequence[BlockResult], *, winner_first: bool
+) -> Pair:
+    before, after = objective.value(present), objective.value(winner)
+    per_block = tuple(zip(objective.per_block(present), objective.per_block(winner), strict=True))
+    return Pair(before, after, objective.gain(after, before), per_block, winner_first)
+
+
+def judge_pairs(
+    pairs: Sequence[Pair], served: Sequence[BlockResult], objective: Objective, bounds: Bounds, noise: float
+) -> Confirmation:
+    """Accept the winner if the lower end of its gain's interval is above the noise and every bound holds.
+
+    The interval is Student's t over the pairs, with the spread between them, but never less than what resampling the
+    blocks within each pair (the same blocks in both runs) shows. served: the winner's blocks.
+    """
+    gains = np.array([pair.gain for pair in pairs])
+    within = float(np.mean([_variance_within(pair, objective, seed) for seed, pair in enumerate(pairs)]))
+    estimate, _ = mean_change(gains, within)
+    gain, low, high = (float(end or 0.0) for end in (estimate.value, estimate.low, estimate.high))
+    missed = {name: value for name, value in bounds.violations(served, None).items() if value > 0.0}
+    kept = attainment(served) if bounds.quantile is not None else None
+    accepted = low > noise and not missed
+    return Confirmation(tuple(pairs), gain, low, high, noise, kept, accepted, _reason(low, noise, missed, bounds, kept))
+
+
+def _reason(low: float, noise: float, missed: dict[str, float], bounds: Bounds, kept: float | None) -> str:
+    if "promise" in missed and kept is not None and bounds.quantile is not None:
+        return f"only {kept:.1%} of its requests kept the promise, {bounds.quantile:.0%} are to"
+    if "errors" in missed:
+        return f"more than {bounds.max_errors:.0%} of its requests failed"
+    if low <= noise:
+        return f"the gain is at least {low:+.1%}, which the noise of {noise:.1%} alone could bring"
+    return f"the gain is at least {low:+.1%}, above the noise of {noise:.1%}"
+
+
+def _variance_within(pair: Pair, objective: Objective, seed: int) -> float:
+    """Variance of the pair's gain by which blocks it happened to see: a bootstrap over them, in step in both runs."""
+    blocks = np.array(pair.per_block)
+    if len(blocks) < 2:
+        return 0.0
+    drawn = np.random.default_rng(seed).integers(0, len(blocks), size=(REPLICATES, len(blocks)))
+    means = blocks[drawn].mean(axis=1)
+    return float(np.var([objective.gain(after, before) for before, after in means]))

@@ -1,0 +1,119 @@
+"""`optimization.yaml` from a study: the specification's shape, with a header that says why it may be trusted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from textwrap import wrap
+
+from muai_lab.errors import RunError
+from muai_lab.settings.catalogue import keys_by_path, show
+from muai_lab.settings.dump import dump_optimization_yaml
+from muai_lab.settings.lab import LabSettings
+from muai_lab.settings.load import load_settings
+from muai_lab.tuning.result import PRESENT, TuningResult, read_result
+from muai_lab.tuning.search_space import Value, with_values
+
+EXPORTED, UNCONFIRMED = "optimization.yaml", "optimization.unconfirmed.yaml"
+_WIDTH = 100
+
+
+def export_study(
+    directory: Path, target: Path | None = None, *, unconfirmed: bool = False
+) -> tuple[Path, TuningResult]:
+    """Write the study's configuration again; returns where, and the result that it rests on.
+
+    target: None writes `optimization.yaml` into the study, or `optimization.unconfirmed.yaml` for what was not
+    confirmed, which is written only with unconfirmed=True. Raises RunError.
+    """
+    result = read_result(directory)
+    open_end = result.verdict in ("searching", "unconfirmed")
+    if open_end and not unconfirmed:
+        raise RunError(
+            f"the study {directory} was not confirmed ({result.reason}): run the same `tune` again to its end, or take "
+            "what is best so far as it is with --unconfirmed"
+        )
+    settings = read_present(directory)
+    target = target or directory / (UNCONFIRMED if open_end else EXPORTED)
+    text = configuration_text(settings, result)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"cannot write {target}: {error.strerror}") from error
+    return target, result
+
+
+def read_present(directory: Path) -> LabSettings:
+    """The configuration that the study started from."""
+    # Secrets are in no file; what brings them back is the only part of the environment that may count here.
+    secrets = {key.env_long for key in keys_by_path().values() if key.secret}
+    environ = {name: value for name, value in os.environ.items() if name in secrets}
+    return load_settings(directory / PRESENT, environ=environ).settings
+
+
+def configuration_text(present: LabSettings, result: TuningResult) -> str:
+    """The file: header, then the present configuration with the changes that earned their place."""
+    changed = with_changes(present, result.changes, result.engine_preference)
+    header = "\n".join(_header(present, result))
+    return f"{header}\n{dump_optimization_yaml(changed)}"
+
+
+def with_changes(
+    present: LabSettings, changes: Mapping[str, Value], engine_preference: tuple[str, ...] | None = None
+) -> LabSettings:
+    """The settings with the changes in their `optimization` section."""
+    optimization = with_values(present.optimization, changes)
+    if engine_preference is not None:
+        tree = optimization.model_dump(exclude_unset=True) | {"engine_preference": engine_preference}
+        optimization = type(optimization).model_validate(tree)
+    return present.model_copy(update={"optimization": optimization})
+
+
+def _header(present: LabSettings, result: TuningResult) -> list[str]:
+    lines = [_comment(f"Written by muai_lab tune: {_verdict(result)}")]
+    confirmation = result.confirmation
+    if confirmation is not None:
+        interval = f"{confirmation.low:+.1%} to {confirmation.high:+.1%}, 95 % interval"
+        pairs = f"{len(confirmation.pairs)} pairs of runs"
+        lines.append(_fact("gain", f"{confirmation.gain:+.1%} {result.objective} ({interval}, {pairs})"))
+    lines += [_fact(name, value) for name, value in result.facts.items()]
+    if result.changes or result.engine_preference is not None:
+        lines.append("# changed:")
+        if result.engine_preference is not None:
+            before = list(present.optimization.engine_preference)
+            lines.append(
+                f"#   optimization.engine_preference: {show(before)} -> {show(list(result.engine_preference))}"
+            )
+        for path, after in result.changes.items():
+            worth = next((one for one in result.contributions if one.path == path and one.gain is not None), None)
+            told = "" if worth is None else f"  ({worth.gain:+.1%}, {worth.low:+.1%} to {worth.high:+.1%})"
+            before_value = _value_in(present, path)
+            lines.append(f"#   {path}: {show(before_value)} -> {show(after)}{told}")
+    return [*lines, "#"]
+
+
+def _verdict(result: TuningResult) -> str:
+    match result.verdict:
+        case "confirmed":
+            return "a configuration that was confirmed by measurement."
+        case "searching" | "unconfirmed":
+            return f"UNCONFIRMED, the best so far. {result.reason}."
+        case _:
+            return f"the present configuration, unchanged. {result.reason}."
+
+
+def _fact(name: str, value: str) -> str:
+    return _comment(f"{name}: {value}")
+
+
+def _comment(text: str) -> str:
+    return "\n".join(f"# {line}" for line in wrap(" ".join(text.split()), _WIDTH, subsequent_indent="  "))
+
+
+def _value_in(settings: LabSettings, path: str) -> object:
+    value: object = settings
+    for name in path.split("."):
+        value = getattr(value, name)
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,129 @@
+"""Whether a configuration can fit into memory, by calculation: what cannot is never started.
+
+Weights, the key/value tensors of every slot, and the budget of the prefix cache. What a library needs for itself is not
+known beforehand; the share of memory that may be planned with (tuning.memory_fraction) leaves room for it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from muai_lab.analysis.wording import size
+from muai_lab.settings.schema import EngineName, OptimizationSettings
+from muai_lab.tuning.search import Rejection, Screen
+
+_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0}
+_INT8_BYTES = 1.0
+_MEGABYTE = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """What memory depends on. parameters: how many numbers the weights hold. kv_values: numbers of one position."""
+
+    parameters: int
+    kv_values: int
+    max_positions: int
+
+    @classmethod
+    def read(cls, path: Path) -> ModelShape | None:
+        """The shape of a checkpoint directory; None where its config.json does not say."""
+        try:
+            config: dict[str, Any] = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        parameters = sum(_parameters(file) for file in path.glob("*.safetensors"))
+        layers = config.get("num_hidden_layers") or config.get("num_layers")
+        heads = config.get("num_attention_heads") or config.get("num_heads")
+        width = config.get("hidden_size") or config.get("d_model")
+        if not (parameters and layers and heads and width):
+            return None
+        head_dim = config.get("head_dim") or config.get("d_kv") or width // heads
+        positions = config.get("max_position_embeddings") or config.get("n_positions") or 512
+        kv_values = 2 * layers * (config.get("num_key_value_heads") or heads) * head_dim
+        return cls(parameters, kv_values, positions)
+
+
+def _parameters(file: Path) -> int:
+    """Numbers in a safetensors file, by its header: the length (8 bytes, little endian), then JSON with all shapes."""
+    with file.open("rb") as opened:
+        header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+    total = 0
+    for name, tensor in header.items():
+        if name != "__metadata__":
+            count = 1
+            for length in tensor["shape"]:
+                count *= length
+            total += count
+    return total
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryNeed:
+    """Bytes that a configuration needs at most."""
+
+    weights: float
+    slots: float
+    cache: float
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.slots + self.cache
+
+    def __str__(self) -> str:
+        parts = (("weights", self.weights), ("slots", self.slots), ("prefix cache", self.cache))
+        return f"{size(self.total)} ({', '.join(f'{name} {size(part)}' for name, part in parts if part)})"
+
+
+def memory_need(
+    optimization: OptimizationSettings, engine: EngineName, shape: ModelShape, *, default_dtype: str
+) -> MemoryNeed:
+    """What the engine needs for this model. default_dtype: what `auto` is on this device.
+
+    vLLM keeps all key/value tensors, those of running sequences too, inside the cache's budget; on a GPU without one it
+    takes its share of the memory, whatever that is, so only the weights count.
+    """
+    section = getattr(optimization, engine)
+    dtype = default_dtype if section.dtype == "auto" else section.dtype
+    width = _BYTES[dtype]
+    int8 = engine == "onnx" and optimization.onnx.enable_quantization
+    ranks = {"vllm": optimization.vllm.tensor_parallel_size, "deepspeed": optimization.deepspeed.tensor_parallel}
+    parts = ranks.get(engine, 1)
+    weights = shape.parameters * (_INT8_BYTES if int8 else width) / parts
+    cache = float(optimization.cache.max_memory_mb * _MEGABYTE) if optimization.cache.enabled else 0.0
+    if engine == "vllm":
+        return MemoryNeed(weights, 0.0, cache if "max_memory_mb" in optimization.cache.model_fields_set else 0.0)
+    batcher = optimization.batcher
+    slots = (batcher.max_slots or batcher.max_batch_size) if batcher.enabled else 1
+    kept = slots * shape.max_positions * shape.kv_values * width / parts
+    return MemoryNeed(weights, kept, cache)
+
+
+def memory_screen(
+    engine: EngineName, shape: ModelShape | None, capacity_bytes: float, fraction: float, *, default_dtype: str
+) -> Screen:
+    """Refuses what needs more than `fraction` of the device's memory; nothing where the model's shape is not known."""
+
+    def screen(optimization: OptimizationSettings) -> Rejection | None:
+        if shape is None:
+            return None
+        need = memory_need(optimization, engine, shape, default_dtype=default_dtype)
+        allowed = fraction * capacity_bytes
+        if need.total <= allowed:
+            return None
+        reason = f"needs {need}, more than {fraction:.0%} of {size(capacity_bytes)}"
+        return Rejection("memory", need.total / allowed - 1.0, reason)
+
+    return screen
+
+
+def capacity_of(hardware: Mapping[str, Any], device: str) -> float:
+    """Memory in bytes of the device that serves; hardware: as a run's manifest has it."""
+    gpus = hardware.get("gpus") or []
+    if device.startswith("cuda") and gpus:
+        return float(min(gpu["memory_bytes"] for gpu in gpus))
+    return float(hardware["memory_bytes"])

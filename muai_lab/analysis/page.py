@@ -7,16 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from muai_lab.analysis.table import setting_text
 from muai_lab.errors import RunError
 
 
-def render_page(template: str, context: Mapping[str, Any]) -> str:
-    """Fill in one of the templates; every text is escaped unless it is `Markup`."""
+def render_page(template: str, context: Mapping[str, Any], *, package: str = "muai_lab.analysis") -> str:
+    """Fill in one of the templates of `package`, which may build on those here; texts are escaped unless `Markup`."""
+    packages = dict.fromkeys((package, "muai_lab.analysis"))
     environment = Environment(
-        loader=PackageLoader("muai_lab.analysis", "templates"),
+        loader=ChoiceLoader([PackageLoader(name, "templates") for name in packages]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

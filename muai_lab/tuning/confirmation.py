@@ -114,7 +114,7 @@ def _reason(low: float, noise: float, missed: dict[str, float], bounds: Bounds, 
     if "errors" in missed:
         return f"more than {bounds.max_errors:.0%} of its requests failed"
     if low <= noise:
-        return f"the gain is at least {low:+.1%}, which the noise of {noise:.1%} alone could bring"
+        return f"the gain may be as low as {low:+.1%}, which is not above the noise of {noise:.1%}"
     return f"the gain is at least {low:+.1%}, above the noise of {noise:.1%}"
 
 

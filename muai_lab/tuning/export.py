@@ -99,9 +99,9 @@ def _verdict(result: TuningResult) -> str:
         case "confirmed":
             return "a configuration that was confirmed by measurement."
         case "searching" | "unconfirmed":
-            return f"UNCONFIRMED, the best so far. {result.reason}."
+            return f"UNCONFIRMED, the best so far: {result.reason}."
         case _:
-            return f"the present configuration, unchanged. {result.reason}."
+            return f"the present configuration, unchanged: {result.reason}."
 
 
 def _fact(name: str, value: str) -> str:

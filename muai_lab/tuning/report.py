@@ -1,10 +1,242 @@
-"""x"""
+"""`report.html` of a tuning: what was found, whether it may be trusted, and what was tried to find it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
+from muai_lab.analysis.configuration import redacted
+from muai_lab.analysis.page import render_page, write_page
+from muai_lab.analysis.sheet import Grid
+from muai_lab.analysis.wording import duration, number, percent
+from muai_lab.settings.catalogue import show
+from muai_lab.settings.lab import LabSettings
+from muai_lab.settings.schema import OptimizationSettings
+from muai_lab.tuning.block import attainment
+from muai_lab.tuning.figures import (
+    FEWEST_RANDOM,
+    frontier_figure,
+    history_figure,
+    importance_figure,
+    pairs_figure,
+    slices_figure,
+)
+from muai_lab.tuning.importance import importance_of
+from muai_lab.tuning.objective import Objective
+from muai_lab.tuning.result import TuningResult
+from muai_lab.tuning.search_space import Point, SearchSpace, value_at
+from muai_lab.tuning.study import TuningStudy
+from muai_lab.tuning.trials import TOOK_TIME, TrialRecord, pareto_front
+
 REPORT = "report.html"
+_REASON_CHARACTERS = 300
+
+Searches = Mapping[str, tuple[TuningStudy, SearchSpace, OptimizationSettings]]
+"""By engine: the study, its space, and the present configuration on that engine."""
 
 
-def write_report(*args: Any) -> None: ...
+def write_report(
+    directory: Path, settings: LabSettings, result: TuningResult, searches: Searches, objectives: Sequence[Objective]
+) -> Path:
+    """Write the page into the study's directory. Raises RunError when it cannot be written."""
+    return write_page(directory / REPORT, render_tuning(settings, result, searches, objectives))
+
+
+def render_tuning(
+    settings: LabSettings, result: TuningResult, searches: Searches, objectives: Sequence[Objective]
+) -> str:
+    """The page as one HTML document."""
+    objective = objectives[0]
+    confirmation = result.confirmation
+    context: dict[str, Any] = {
+        "kind": "tuning",
+        "eyebrow": f"muai_lab, tuning {result.study}",
+        "title": f"{settings.model.name}, {settings.workload.name}: {objective.title.lower()}",
+        "headline": _headline(result, objective),
+        "good": result.verdict == "confirmed",
+        "verdict": redacted(f"{result.verdict}: {result.reason}"),
+        "warnings": [] if result.missed is None else [result.missed],
+        "facts": list(result.facts.items()),
+        "noise": _noise(result),
+        "changes": _changes_grid(settings, result),
+        "pairs": None if confirmation is None else Markup(pairs_figure(confirmation, objective, "pairs")),
+        "engines": _engines_grid(result, objective),
+        "searches": [
+            _search(engine, *search, objectives=objectives, name=f"engine-{place}")
+            for place, (engine, search) in enumerate(searches.items())
+        ],
+        "fewest_random": FEWEST_RANDOM,
+    }
+    return render_page("tuning.html.j2", context, package="muai_lab.tuning")
+
+
+def _headline(result: TuningResult, objective: Objective) -> str:
+    confirmation = result.confirmation
+    what = objective.title.lower()
+    match result.verdict:
+        case "confirmed":
+            assert confirmation is not None, "nothing is confirmed without a confirmation"
+            count = len(result.changes) + (result.engine_preference is not None)
+            brings = "1 changed key brings" if count == 1 else f"{count} changed keys together bring"
+            return (
+                f"{brings} {confirmation.gain:+.1%} {what}, between {confirmation.low:+.1%} and "
+                f"{confirmation.high:+.1%} with 95 % confidence."
+            )
+        case "refused" if confirmation is not None:
+            return (
+                f"The best configuration of the search brought {confirmation.gain:+.1%} {what} on fresh load "
+                f"({confirmation.low:+.1%} to {confirmation.high:+.1%}), and was not accepted. The present one stays."
+            )
+        case "nothing better" | "refused":
+            return f"The present configuration stays: {result.reason}."
+        case _:
+            return "Stopped before its end: the best so far is not confirmed."
+
+
+def _noise(result: TuningResult) -> str | None:
+    if result.noise is None:
+        return None
+    if not result.noise_samples:
+        return f"No configuration was measured twice; runs are taken to differ by {percent(result.noise)}."
+    told = (
+        f"Runs of one and the same configuration differed by {percent(result.noise)} (standard deviation, "
+        f"{result.noise_samples} repeats)."
+    )
+    if result.drift_per_hour is not None:
+        told += f" The same configuration changed by {result.drift_per_hour:+.1%} an hour."
+    return told
+
+
+def _changes_grid(settings: LabSettings, result: TuningResult) -> Grid | None:
+    """Every change of the best configuration: what it was worth by itself, and whether it stayed."""
+    rows = []
+    if result.engine_preference is not None:
+        before = show(list(settings.optimization.engine_preference))
+        rows.append(("optimization.engine_preference", before, show(list(result.engine_preference)), "-", "-", "kept"))
+    tried = {one.path: one for one in result.contributions}
+    for path, after in {**result.best_changes, **result.changes}.items():
+        one = tried.get(path)
+        gain = "-" if one is None or one.gain is None else f"{one.gain:+.1%}"
+        interval = "-" if one is None or one.low is None else f"{one.low:+.1%} to {one.high:+.1%}"
+        reason = "not looked at by itself" if one is None else one.reason
+        rows.append((path, show(value_at(settings.optimization, path)), show(after), gain, interval, reason))
+    if not rows:
+        return None
+    title = "changes of the best configuration, and what each is worth by itself"
+    return Grid(title, ("Key", "Present", "Best", "Worth", "95 % interval", "Outcome"), tuple(rows), "lllrrl")
+
+
+def _engines_grid(result: TuningResult, objective: Objective) -> Grid:
+    rows = []
+    for entry in result.engines:
+        if entry.skipped is not None:
+            rows.append((entry.engine, "-", "-", "-", redacted(f"not searched: {entry.skipped}")))
+            continue
+        best = "-" if entry.best is None else number(entry.best)
+        trial = "-" if entry.best_trial is None else str(entry.best_trial)
+        stopped = entry.stopped or "-"
+        if entry.best is not None and not entry.feasible:
+            stopped += "; the best misses a bound"
+        rows.append((entry.engine, f"{entry.trials:,}", best, trial, stopped))
+    columns = ("Engine", "Trials", f"Best, {objective.unit}", "In trial", "Why it stopped")
+    return Grid("searches", columns, tuple(rows), "lrrrl")
+
+
+def _search(
+    engine: str,
+    study: TuningStudy,
+    space: SearchSpace,
+    present: OptimizationSettings,
+    *,
+    objectives: Sequence[Objective],
+    name: str,
+) -> dict[str, Any]:
+    """The section about one engine."""
+    objective = objectives[0]
+    trials = study.records()
+    shown = [trial for trial in trials if trial.outcome in TOOK_TIME]
+    importance = importance_of(study.study, objective.name)
+    overheads = [trial.overhead_s for trial in shown if trial.outcome == "measured" and not trial.restarted]
+    return {
+        "engine": engine,
+        "study": study.name,
+        "id": name,
+        "history": Markup(history_figure(trials, objective, f"{name}-history")) if shown else None,
+        "random": sum(trial.kind == "random" and trial.outcome in TOOK_TIME for trial in trials),
+        "importance": Markup(importance_figure(importance, f"{name}-importance")) if importance else None,
+        "frontier": Markup(frontier_figure(trials, objectives, f"{name}-frontier"))
+        if len(objectives) > 1 and shown
+        else None,
+        "front": _front_grid(trials, objectives) if len(objectives) > 1 else None,
+        "slices": Markup(slices_figure(trials, space, objective, f"{name}-slices")) if shown else None,
+        "trials": _trials_grid(trials, space, present, objectives),
+        "failures": _failures_grid(trials),
+        "overhead": None if not overheads else duration(max(overheads)),
+    }
+
+
+def _front_grid(trials: Sequence[TrialRecord], objectives: Sequence[Objective]) -> Grid:
+    rows = [
+        (str(trial.number), *(number(value) for value in trial.values or ()), _point(trial.point))
+        for trial in pareto_front(trials, objectives)
+    ]
+    columns = ("Trial", *(f"{one.title}, {one.unit}" for one in objectives), "Configuration")
+    return Grid("Pareto front", columns, tuple(rows), "l" + "r" * len(objectives) + "l")
+
+
+def _trials_grid(
+    trials: Sequence[TrialRecord], space: SearchSpace, present: OptimizationSettings, objectives: Sequence[Objective]
+) -> Grid:
+    names = {"present": "present", "random": "random", "search": "proposed", "again": "best, again"}
+    here = space.point_of(present)
+    rows = []
+    for trial in trials:
+        if trial.outcome not in ("measured", "pruned"):
+            continue
+        different = {path: value for path, value in trial.point.items() if here.get(path) != value}
+        kept = "yes" if trial.feasible else ", ".join(name for name, over in trial.violations.items() if over > 0)
+        rows.append(
+            (
+                str(trial.number),
+                names[trial.kind],
+                "to its end" if trial.outcome == "measured" else f"given up: {trial.reason}",
+                *(number(value) for value in trial.values or ()),
+                percent(attainment(trial.blocks)),
+                kept,
+                _point(different) or "as present",
+            )
+        )
+    columns = (
+        "Trial", "Why", "Measured", *(f"{one.title}, {one.unit}" for one in objectives), "Kept promise", "Bounds kept",
+        "Differs from present in",
+    )  # fmt: skip
+    return Grid("trials that were measured", columns, tuple(rows), "lll" + "r" * len(objectives) + "rll")
+
+
+def _failures_grid(trials: Sequence[TrialRecord]) -> Grid | None:
+    words = {
+        "crashed": "did not serve",
+        "rejected": "refused by calculation",
+        "unmeasurable": "could not be measured",
+        "lost": "lost",
+    }
+    rows = tuple(
+        (
+            str(trial.number),
+            words[trial.outcome],
+            redacted((trial.reason or "-")[:_REASON_CHARACTERS]),
+            _point(trial.point),
+        )
+        for trial in trials
+        if trial.outcome in words
+    )
+    return (
+        Grid("trials without a figure", ("Trial", "Outcome", "Reason", "Configuration"), rows, "llll") if rows else None
+    )
+
+
+def _point(point: Point) -> str:
+    return ", ".join(f"{path.removeprefix('optimization.')}={show(value)}" for path, value in point.items())

@@ -99,7 +99,7 @@ class TuningStudy:
                 check_same(known, identity, name)
             trials = study.get_trials(deepcopy=False)
             study.sampler = make_sampler(
-                sampler, startup_trials, _seed(seed, len(trials), shared=url.startswith("postgresql"))
+                sampler, startup_trials + 2, _seed(seed, len(trials), shared=url.startswith("postgresql"))
             )
             opened = cls(study, url, space, present, startup_trials)
             if not trials:
@@ -229,8 +229,9 @@ class TuningStudy:
         return found
 
     def _starting(self) -> bool:
+        # Beside the random points the sampler knows the present configuration and its repeat.
         told = (TrialState.COMPLETE, TrialState.PRUNED)
-        return len(self.study.get_trials(deepcopy=False, states=told)) < self._startup_trials
+        return len(self.study.get_trials(deepcopy=False, states=told)) < self._startup_trials + 2
 
     def _ended(self, number: int) -> bool:
         trials = self.study.get_trials(deepcopy=False)

@@ -285,7 +285,9 @@ class _Tuner:
             text = configuration_text(self._settings, self._result)
             (self._directory / name).write_text(text, encoding="utf-8")
         self._watcher.stage("writing the report")
-        studies = {one.engine: (one.study, one.space, one.present) for one in self._searched}
+        studies: dict[str, tuple[TuningStudy, SearchSpace, OptimizationSettings]] = {
+            one.engine: (one.study, one.space, one.present) for one in self._searched
+        }
         write_report(self._directory, self._settings, self._result, studies, self._objectives)
         return self._result
 

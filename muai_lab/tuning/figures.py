@@ -136,16 +136,17 @@ def slices_figure(trials: Sequence[TrialRecord], space: SearchSpace, objective: 
     """For each key the objective at each of its values."""
     shown = [trial for trial in trials if trial.outcome in _LOOKS and trial.values is not None]
     parameters = list(space)
-    rows = -(-len(parameters) // _SLICES_PER_ROW)
+    columns = min(len(parameters), _SLICES_PER_ROW)
+    rows = -(-len(parameters) // columns)
     with mpl.rc_context(style()):
         figure = new_figure(_WIDTH, 1.9 * rows)
-        grid = np.atleast_1d(figure.subplots(rows, _SLICES_PER_ROW, sharey=True, squeeze=False)).ravel()
+        grid = np.atleast_1d(figure.subplots(rows, columns, sharey=True, squeeze=False)).ravel()
         for axes, parameter in zip(grid, parameters, strict=False):
             _slice(axes, [trial for trial in shown if parameter.path in trial.point], parameter)
         for axes in grid[len(parameters) :]:
             axes.set_visible(False)
         for row in range(rows):
-            grid[row * _SLICES_PER_ROW].set_ylabel(objective.unit)
+            grid[row * columns].set_ylabel(objective.unit)
         described = f"{objective.title} against each of {len(parameters)} keys, one panel a key."
         return inline_svg(figure, name, "Slices through the space", described)
 

@@ -3,39 +3,48 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-if TYPE_CHECKING:
-    import optuna
+from muai_lab.tuning.objective import Objective
+from muai_lab.tuning.search_space import SearchSpace
+from muai_lab.tuning.trials import TrialRecord
 
 # With fewer trials an importance is a guess.
 FEWEST_TRIALS = 8
 
 
-def importance_of(study: optuna.Study, objective: str) -> dict[str, float]:
-    """Share of each key in the variation of the objective (PED-ANOVA, Watanabe et al. 2023), most important first.
+def importance_of(trials: Sequence[TrialRecord], space: SearchSpace, objective: Objective) -> dict[str, float]:
+    """Share of each key in what makes good trials differ (PED-ANOVA, Watanabe et al. 2023), most important first.
 
-    Empty where there are too few trials, or nothing varies.
+    Trials that were given up count with their value so far; Optuna by itself would look at complete ones only, of which
+    pruning leaves few. Keys with a condition are left out. Empty where there are too few trials, or nothing varies.
     """
     import optuna
 
-    index = list(study.metric_names or [objective]).index(objective)
-    complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-    if len(complete) < FEWEST_TRIALS:
+    seen = [trial for trial in trials if trial.outcome in ("measured", "pruned") and trial.values]
+    paths = [parameter.path for parameter in space if not parameter.when]
+    if len(seen) < FEWEST_TRIALS or not paths:
         return {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        study = optuna.create_study(direction=objective.direction)
+        distributions = {parameter.path: parameter.distribution() for parameter in space}
+        for trial in seen:
+            within = {path: value for path, value in trial.point.items() if path in distributions}
+            try:
+                study.add_trial(
+                    optuna.trial.create_trial(
+                        params=within,
+                        distributions={path: distributions[path] for path in within},
+                        value=trial.values[0] if trial.values else None,
+                    )
+                )
+            except ValueError:
+                continue  # the present value of a key may lie beside its range
         try:
             found = optuna.importance.get_param_importances(
-                study,
-                evaluator=optuna.importance.PedAnovaImportanceEvaluator(),
-                target=lambda trial: trial.values[index],
+                study, evaluator=optuna.importance.PedAnovaImportanceEvaluator(), params=paths
             )
         except (ValueError, RuntimeError):
-            return {}  # too few points, or the same value everywhere: there is nothing to share out
-    return dict(found)
-
-
-def importances(study: optuna.Study, objective: str) -> list[str]:
-    """Keys from the least to the most important; empty where that is not known."""
-    return list(reversed(importance_of(study, objective)))
+            return {}  # the same value everywhere: there is nothing to share out
+    return {path: share for path, share in found.items() if share == share}

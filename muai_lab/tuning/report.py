@@ -105,8 +105,8 @@ def _noise(result: TuningResult) -> str | None:
         f"Runs of one and the same configuration differed by {percent(result.noise)} (standard deviation, "
         f"{result.noise_samples} repeats)."
     )
-    if result.drift_per_hour is not None:
-        told += f" The same configuration changed by {result.drift_per_hour:+.1%} an hour."
+    if result.drift is not None:
+        told += f" From the first repeat to the last the same configuration changed by {result.drift:+.1%}."
     return told
 
 
@@ -158,7 +158,7 @@ def _search(
     objective = objectives[0]
     trials = study.records()
     shown = [trial for trial in trials if trial.outcome in TOOK_TIME]
-    importance = importance_of(study.study, objective.name)
+    importance = importance_of(trials, space, objective)
     overheads = [trial.overhead_s for trial in shown if trial.outcome == "measured" and not trial.restarted]
     return {
         "engine": engine,

@@ -61,7 +61,7 @@ class TuningResult:
     confirmation: Confirmation | None = None
     noise: float | None = None
     noise_samples: int = 0
-    drift_per_hour: float | None = None
+    drift: float | None = None
     missed: str | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION

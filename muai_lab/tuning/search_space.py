@@ -59,6 +59,18 @@ class Parameter:
             return trial.suggest_int(self.path, int(self.low), int(self.high), step=step, log=self.log)
         return trial.suggest_float(self.path, self.low, self.high, step=self.step, log=self.log)
 
+    def distribution(self) -> optuna.distributions.BaseDistribution:
+        """What it is drawn from."""
+        import optuna
+
+        if self.kind == "choice":
+            return optuna.distributions.CategoricalDistribution(self.choices)
+        if self.kind == "int":
+            return optuna.distributions.IntDistribution(
+                int(self.low), int(self.high), log=self.log, step=int(self.step or 1)
+            )
+        return optuna.distributions.FloatDistribution(self.low, self.high, log=self.log, step=self.step)
+
     def including(self, value: Value) -> Parameter:
         """The parameter, widened where need be so that `value` is one of its points."""
         if self.kind == "choice":

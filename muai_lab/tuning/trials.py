@@ -125,14 +125,14 @@ class Noise:
     """How much measurements of one and the same configuration differ, relative to their mean (standard deviations).
 
     run: of whole trials; block: of single blocks. samples: measurements beyond the first of their configuration, from
-    which it is known; 0 means that the figures are assumed. drift_per_hour: change of the same configuration with time,
-    None while too few measurements tell.
+    which it is known; 0 means that the figures are assumed. drift: fitted relative change of the same configuration
+    from the first repeat to the last, None while too few measurements tell.
     """
 
     run: float
     block: float
     samples: int
-    drift_per_hour: float | None = None
+    drift: float | None = None
 
 
 def noise_of(trials: Sequence[TrialRecord], objective: Objective) -> Noise:
@@ -156,13 +156,14 @@ def noise_of(trials: Sequence[TrialRecord], objective: Objective) -> Noise:
         run=math.sqrt(float(np.square(runs).sum()) / samples),
         block=math.sqrt(float(np.square(per_block).sum()) / (samples * len(repeated[0].per_block))),
         samples=samples,
-        drift_per_hour=_slope_per_hour(np.array(times), np.array(runs)) if samples >= 3 else None,
+        drift=_drift(np.array(times), np.array(runs)) if samples >= 3 else None,
     )
 
 
-def _slope_per_hour(seconds: Any, deviations: Any) -> float | None:
+def _drift(seconds: Any, deviations: Any) -> float | None:
+    """Least-squares slope over the times that the repeats span."""
     spread = float(np.square(seconds).sum())
-    return float((seconds * deviations).sum()) / spread * 3600.0 if spread > 0 else None
+    return float((seconds * deviations).sum()) / spread * float(np.ptp(seconds)) if spread > 0 else None
 
 
 def trials_without_gain(trials: Sequence[TrialRecord], objective: Objective, noise: float) -> int:

@@ -23,7 +23,7 @@ from muai_lab.tuning.blocks import LoadBlocks
 from muai_lab.tuning.confirmation import Pair, confirm
 from muai_lab.tuning.contribution import Contribution, changes, earn
 from muai_lab.tuning.export import EXPORTED, UNCONFIRMED, configuration_text, with_changes
-from muai_lab.tuning.importance import importances
+from muai_lab.tuning.importance import importance_of
 from muai_lab.tuning.measure import Interrupted, Switch, Unmeasurable
 from muai_lab.tuning.memory_model import ModelShape, capacity_of, memory_screen
 from muai_lab.tuning.objective import Bounds, objectives_of
@@ -227,7 +227,7 @@ class _Tuner:
                     self._switch,
                     blocks=tuning.blocks,
                     noise=noise.run,
-                    order=importances(searched.study.study, objective.name),
+                    order=list(reversed(importance_of(searched.study.records(), searched.space, objective))),
                     after_key=self._watcher.tried,
                 )
         preference = self._preference(searched.engine) if moves_engine else None
@@ -330,9 +330,7 @@ class _Tuner:
         best = min(found, key=lambda one: (max(one[1].violation, 0.0), sign * one[1].value))
         searched, standing = best
         noise = noise_of(searched.study.records(), objective)
-        self._result = self._result.updated(
-            noise=noise.run, noise_samples=noise.samples, drift_per_hour=noise.drift_per_hour
-        )
+        self._result = self._result.updated(noise=noise.run, noise_samples=noise.samples, drift=noise.drift)
         self._note_best(searched.engine, searched.space, searched.present, standing)
         return best
 

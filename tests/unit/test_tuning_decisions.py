@@ -1,0 +1,245 @@
+"""What the tuner decides from measurements: when to give up, what is noise, what earns its place, what is confirmed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from muai_lab.settings.lab import LabSettings
+from muai_lab.settings.schema import OptimizationSettings
+from muai_lab.tuning.block import BlockResult
+from muai_lab.tuning.blocks import FRESH
+from muai_lab.tuning.confirmation import confirm
+from muai_lab.tuning.contribution import earn
+from muai_lab.tuning.measure import Switch
+from muai_lab.tuning.memory_model import ModelShape, memory_need, memory_screen
+from muai_lab.tuning.objective import Bounds, objectives_of, total_violation
+from muai_lab.tuning.pruning import Reference, behind, promise_lost
+from muai_lab.tuning.space_file import space_of
+from muai_lab.tuning.trials import TrialRecord, noise_of, pareto_front, standings, trials_without_gain
+from tests.unit.tuning_fakes import FakeArena
+
+SIZE, HOLD = "optimization.batcher.max_batch_size", "optimization.batcher.batch_timeout_ms"
+CACHE, BYTES = "optimization.cache.enabled", "optimization.cache.max_memory_mb"
+GOODPUT, LATENCY, COST = objectives_of(
+    LabSettings.model_validate({"slo": {"ttft_ms": 500.0}, "tuning": {"objectives": ("goodput", "p99", "cost")}})
+)
+PRESENT = OptimizationSettings()
+
+
+def block(met: int, due: int = 100, seconds: float = 10.0, failed: int = 0, latency: float = 0.1) -> BlockResult:
+    return BlockResult(seconds, due, met, failed, 50.0 * met, (latency,) * due)
+
+
+def trial(number: int, *met: int, outcome: str = "measured", kind: str = "search", **point: int) -> TrialRecord:
+    blocks = tuple(block(one) for one in met)
+    values = (GOODPUT.value(blocks),) if blocks else None
+    return TrialRecord(number, kind, outcome, point or {"key": number}, values, {}, blocks, ended_at=60.0 * number)  # type: ignore[arg-type]
+
+
+def test_figures_of_merit_over_the_blocks() -> None:
+    blocks = [block(90), block(60, failed=40, latency=0.5)]
+
+    assert GOODPUT.value(blocks) == pytest.approx(150 / 20)
+    assert LATENCY.value(blocks) == pytest.approx(0.5)
+    assert COST.value(blocks) == pytest.approx(1.0 / 3600.0 * 1e6 / (150 * 50 / 20))
+
+
+def test_a_gain_is_positive_when_it_is_better_whatever_the_direction() -> None:
+    assert GOODPUT.gain(11.0, 10.0) == pytest.approx(0.1)
+    assert LATENCY.gain(0.9, 1.0) == pytest.approx(0.1)
+    assert GOODPUT.gain(5.0, 0.0) == 1.0
+    assert GOODPUT.gain(0.0, 0.0) == 0.0
+
+
+def test_bounds_are_missed_relative_to_themselves_and_a_failure_is_finite() -> None:
+    bounds = Bounds(quantile=0.9, max_errors=0.01, min_agreement=0.95)
+
+    kept = bounds.violations([block(95)], agreement=0.99)
+    missed = bounds.violations([block(45, failed=50)], agreement=0.475)
+
+    assert total_violation(kept) == 0.0
+    assert missed["promise"] == pytest.approx(0.5)
+    assert missed["agreement"] == pytest.approx(0.5)
+    assert missed["errors"] > 0.0
+    assert bounds.of_failure("memory", 3.0)["memory"] == 1.0
+    assert set(bounds.of_failure("serves")) == set(missed)
+
+
+def test_a_trial_is_given_up_when_the_paired_differences_show_that_it_is_behind() -> None:
+    reference = Reference(per_block=[10.0, 5.0, 8.0], due=[100, 100, 100], noise=0.02)
+
+    assert behind(GOODPUT, [], reference) is None
+    assert behind(GOODPUT, [block(99)], reference) is None
+    assert behind(GOODPUT, [block(99), block(49)], reference) is None
+    assert "50% behind the best so far after 1 block" in (behind(GOODPUT, [block(50)], reference) or "")
+
+
+def test_differences_that_scatter_are_not_taken_for_a_loss() -> None:
+    reference = Reference(per_block=[10.0] * 4, due=[100] * 4, noise=0.001)
+
+    assert behind(GOODPUT, [block(100), block(60), block(105)], reference) is None
+
+
+def test_the_promise_is_lost_once_the_blocks_to_come_cannot_make_up_for_it() -> None:
+    reference = Reference(per_block=[10.0] * 4, due=[100] * 4)
+
+    assert promise_lost([block(97)], reference, 0.99) is None
+    assert "5 of 100 requests missed the promise" in (promise_lost([block(95)], reference, 0.99) or "")
+
+
+def test_a_lucky_run_counts_with_the_mean_of_its_repeats() -> None:
+    lucky = [trial(1, 90, 90, key=1), trial(2, 80, 80, key=1), trial(3, 86, 86, key=2)]
+
+    best = standings(lucky, GOODPUT)[0]
+
+    assert best.point == {"key": 2}
+
+
+def test_noise_comes_from_configurations_that_were_measured_again() -> None:
+    assert noise_of([trial(1, 90, 90)], GOODPUT).samples == 0
+
+    noise = noise_of([trial(1, 100, 100, key=1), trial(2, 98, 98, key=1), trial(3, 50, 50, key=2)], GOODPUT)
+
+    assert noise.samples == 1
+    assert noise.run == pytest.approx(np.std([100, 98], ddof=1) / 99)
+
+
+def test_only_gains_beyond_twice_the_noise_count_as_progress() -> None:
+    trials = [trial(0, 50, 50), trial(1, 60, 60), trial(2, 61, 61), trial(3, 60, outcome="pruned")]
+
+    assert trials_without_gain(trials, GOODPUT, noise=0.02) == 2
+    assert trials_without_gain(trials, GOODPUT, noise=0.001) == 1
+
+
+def test_the_front_holds_what_no_other_betters_in_all_objectives() -> None:
+    values = {0: (10.0, 0.5), 1: (8.0, 0.3), 2: (7.0, 0.4), 3: (12.0, 0.9)}
+    trials = [TrialRecord(number, "search", "measured", {}, pair, {}) for number, pair in values.items()]
+
+    assert [one.number for one in pareto_front(trials, (GOODPUT, LATENCY))] == [1, 0, 3]
+
+
+SPACE = space_of(
+    {
+        SIZE: {"choices": [1, 8, 32]},
+        HOLD: {"choices": [0, 50]},
+        CACHE: {"choices": [True, False]},
+        BYTES: {"choices": [16, 4096], "when": {CACHE: True}},
+    }
+)
+
+
+def only_the_size_matters(optimization: OptimizationSettings) -> float:
+    return 0.9 if optimization.batcher.max_batch_size == 8 else 0.6
+
+
+def earned(share, winner: dict, **arena):  # type: ignore[no-untyped-def]
+    served = FakeArena(share, noise=0.002, **arena)
+    kept, found = earn(served, SPACE, PRESENT, winner, GOODPUT, Bounds(), Switch(), blocks=4, noise=0.01)
+    return kept, {one.path: one for one in found}
+
+
+def test_changes_without_effect_are_put_back_and_the_others_show_their_worth() -> None:
+    kept, found = earned(only_the_size_matters, {SIZE: 8, HOLD: 0, CACHE: True, BYTES: 16})
+
+    assert kept == {SIZE: 8}
+    assert found[SIZE].gain == pytest.approx(0.5, abs=0.05)
+    assert "put back" in found[HOLD].reason
+    assert not found[BYTES].kept
+
+
+def test_a_key_whose_condition_does_not_hold_is_put_back_without_being_measured() -> None:
+    kept, found = earned(only_the_size_matters, {SIZE: 8, CACHE: False, BYTES: 16})
+
+    assert BYTES not in kept
+    assert found[BYTES].gain is None or not found[BYTES].kept
+
+
+def test_a_change_without_which_nothing_serves_stays() -> None:
+    kept, found = earned(
+        lambda optimization: 0.8,
+        {SIZE: 8, HOLD: 0},
+        failing=lambda optimization: optimization.batcher.max_batch_size == 32,
+    )
+
+    assert kept == {SIZE: 8}
+    assert "does not serve: out of memory" in found[SIZE].reason
+
+
+def confirmed(share, noise: float = 0.01, bounds: Bounds | None = None):  # type: ignore[no-untyped-def]
+    arena = FakeArena(share, noise=0.01)
+    winner = OptimizationSettings.model_validate({"batcher": {"max_batch_size": 8}})
+    found = confirm(
+        arena, PRESENT, winner, GOODPUT, bounds or Bounds(), Switch(), pairs=6, blocks=3, noise=noise
+    )  # fmt: skip
+    return found, arena
+
+
+def test_a_real_gain_is_confirmed_on_fresh_blocks_in_turns() -> None:
+    found, arena = confirmed(only_the_size_matters)
+
+    assert found.accepted
+    assert found.low <= 0.5 <= found.high
+    assert found.low > 0.4
+    assert min(arena.replayed) == FRESH
+    assert len(set(arena.replayed)) == 18
+    sizes = [optimization.batcher.max_batch_size for optimization in arena.applied]
+    assert sizes == [32, 8, 8, 32] * 3
+
+
+def test_a_difference_within_the_noise_is_refused() -> None:
+    found, _ = confirmed(lambda optimization: 0.8)
+
+    assert not found.accepted
+    assert "not above the noise" in found.reason
+
+
+def test_a_winner_that_does_not_keep_the_promise_is_refused_and_says_by_how_much() -> None:
+    found, _ = confirmed(only_the_size_matters, bounds=Bounds(quantile=0.95))
+
+    assert not found.accepted
+    assert "of its requests kept the promise, 95% are to" in found.reason
+
+
+SHAPE = ModelShape(parameters=1_000_000_000, kv_values=100_000, max_positions=4096)
+
+
+def test_memory_is_weights_and_slots_and_cache() -> None:
+    optimization = OptimizationSettings.model_validate(
+        {"batcher": {"max_batch_size": 4}, "cache": {"max_memory_mb": 1024}, "pytorch": {"dtype": "bf16"}}
+    )
+
+    need = memory_need(optimization, "pytorch", SHAPE, default_dtype="fp32")
+
+    assert need.weights == 2e9
+    assert need.slots == 4 * 4096 * 100_000 * 2
+    assert need.cache == 2**30
+
+
+def test_what_needs_more_than_its_share_of_the_memory_is_refused_with_the_sum() -> None:
+    screen = memory_screen("pytorch", SHAPE, 16 * 2**30, 0.9, default_dtype="fp32")
+
+    small = screen(OptimizationSettings.model_validate({"batcher": {"max_batch_size": 1}}))
+    large = screen(OptimizationSettings())
+
+    assert small is None
+    assert large is not None
+    assert large.constraint == "memory"
+    assert "more than 90% of 16.0 GiB" in large.reason
+
+
+def test_a_model_whose_shape_is_not_known_is_never_refused() -> None:
+    assert memory_screen("pytorch", None, 1.0, 0.9, default_dtype="fp32")(PRESENT) is None
+
+
+def test_the_embedded_model_s_shape_is_read_from_its_files(embedded_cache) -> None:  # type: ignore[no-untyped-def]
+    from muai_lab.models.registry import resolve_model
+
+    source = resolve_model("qwen_chat")
+    assert source.path is not None
+
+    shape = ModelShape.read(source.path)
+
+    assert shape is not None
+    assert 1_000_000 < shape.parameters < 20_000_000
+    assert shape.max_positions > 0

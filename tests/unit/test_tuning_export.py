@@ -1,0 +1,182 @@
+"""What a study leaves: a file that `serve` and `config check` take, a result that is read again, a page."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from muai_lab.commands import config as config_command
+from muai_lab.commands import export as export_command
+from muai_lab.errors import RunError
+from muai_lab.settings.dump import dump_optimization_yaml
+from muai_lab.settings.lab import LabSettings
+from muai_lab.settings.load import load_settings
+from muai_lab.tuning.confirmation import Confirmation, Pair
+from muai_lab.tuning.contribution import Contribution
+from muai_lab.tuning.export import EXPORTED, UNCONFIRMED, export_study
+from muai_lab.tuning.measure import Switch
+from muai_lab.tuning.objective import Bounds, objectives_of
+from muai_lab.tuning.report import render_tuning
+from muai_lab.tuning.result import PRESENT, EngineStudy, TuningResult, read_result, write_result
+from muai_lab.tuning.search import Plan, Search
+from muai_lab.tuning.space_file import space_of
+from muai_lab.tuning.storage import IN_MEMORY
+from muai_lab.tuning.study import TuningStudy
+from tests.unit.tuning_fakes import FakeArena, SilentWatcher
+
+SIZE = "optimization.batcher.max_batch_size"
+SETTINGS = LabSettings.model_validate(
+    {
+        "slo": {"ttft_ms": 500.0},
+        "optimization": {"engine_preference": ("onnx",), "batcher": {"batch_timeout_ms": 7}},
+        "monitoring": {"anomaly": {"webhook_url": "https://hooks.example/s3cr3t", "alert_destinations": ("log",)}},
+    }
+)
+PAIRS = tuple(Pair(10.0, 12.0, 0.2, ((10.0, 12.0), (10.0, 12.0)), place % 2 == 1) for place in range(6))
+RESULT = TuningResult(
+    verdict="confirmed",
+    reason="the gain is at least +15.0%, above the noise of 1.0%",
+    study="chat",
+    storage="chat/study.db",
+    engine="onnx",
+    objective="goodput",
+    unit="requests/s",
+    larger_is_better=True,
+    changes={SIZE: 8},
+    best_changes={SIZE: 8},
+    engines=(
+        EngineStudy("onnx", "chat/onnx", 20, "20 trials were measured", 12.0, 5, True),
+        EngineStudy("vllm", skipped="no GPU"),
+    ),
+    contributions=(Contribution(SIZE, 32, 8, 0.2, 0.15, 0.25, True, "earns its place"),),
+    confirmation=Confirmation(PAIRS, 0.2, 0.15, 0.25, 0.01, 0.995, True, "the gain is at least +15.0%"),
+    noise=0.01,
+    noise_samples=4,
+    drift=0.002,
+    facts={"baseline": "config/optimization.yaml", "workload": "chat; hash 0123", "date": "2026-01-31T12:00:00+00:00"},
+)
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    (tmp_path / PRESENT).write_text(dump_optimization_yaml(SETTINGS), encoding="utf-8")
+    write_result(tmp_path, RESULT)
+    return tmp_path
+
+
+def test_a_result_is_read_as_it_was_written(study: Path) -> None:
+    assert read_result(study) == RESULT
+
+
+def test_the_file_is_the_present_configuration_with_the_changes_that_earned_their_place(study: Path) -> None:
+    target, _ = export_study(study)
+
+    before = load_settings(study / PRESENT, environ={}).settings
+    after = load_settings(target, environ={}).settings
+    assert target == study / EXPORTED
+    assert after.optimization.batcher.max_batch_size == 8
+    changed = after.optimization.batcher.model_dump() | {"max_batch_size": 32}
+    assert changed == before.optimization.batcher.model_dump()
+    assert after.monitoring == before.monitoring
+
+
+def test_the_header_says_what_the_file_rests_on(study: Path) -> None:
+    target, _ = export_study(study)
+
+    header = [line for line in target.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    text = "\n".join(header)
+    assert "confirmed by measurement" in header[0]
+    assert "gain: +20.0% goodput (+15.0% to +25.0%, 95 % interval, 6 pairs of runs)" in text
+    assert "workload: chat; hash 0123" in text
+    assert f"{SIZE}: 32 -> 8  (+20.0%, +15.0% to +25.0%)" in text
+    assert "s3cr3t" not in target.read_text(encoding="utf-8")
+
+
+def test_the_check_of_configurations_takes_the_file(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target, _ = export_study(study)
+
+    assert config_command.main(["check", str(target)]) == 0
+    assert "OK" in capsys.readouterr().out
+
+
+def test_another_engine_first_is_a_change_too(study: Path) -> None:
+    write_result(study, replace(RESULT, engine_preference=("pytorch", "onnx")))
+
+    target, _ = export_study(study)
+
+    assert load_settings(target, environ={}).settings.optimization.engine_preference == ("pytorch", "onnx")
+    assert 'engine_preference: ["onnx"] -> ["pytorch", "onnx"]' in target.read_text(encoding="utf-8")
+
+
+def test_what_was_not_confirmed_is_written_only_on_demand_and_says_so(study: Path) -> None:
+    write_result(study, replace(RESULT, verdict="searching", reason="the search is not over", confirmation=None))
+
+    with pytest.raises(RunError, match="--unconfirmed"):
+        export_study(study)
+    target, _ = export_study(study, unconfirmed=True)
+
+    assert target == study / UNCONFIRMED
+    assert target.read_text(encoding="utf-8").startswith("# Written by muai_lab tune: UNCONFIRMED")
+
+
+def test_a_refused_winner_leaves_the_present_configuration_with_the_reason(study: Path) -> None:
+    write_result(study, replace(RESULT, verdict="refused", reason="the gain may be as low as -3%", changes={}))
+
+    target, _ = export_study(study)
+
+    assert load_settings(target, environ={}).settings.optimization == SETTINGS.optimization.model_copy()
+    assert "the present configuration, unchanged: the gain may be" in target.read_text(encoding="utf-8")
+
+
+def test_the_command_writes_where_it_is_told(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export_command.main([str(study), "--output", str(tmp_path / "deep" / "mine.yaml")]) == 0
+    assert "mine.yaml" in capsys.readouterr().out.replace("\n", "")
+
+
+def test_a_directory_that_is_no_study_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="is no study"):
+        export_study(tmp_path)
+
+
+class Page(HTMLParser):
+    """Ids, links to them, and addresses from elsewhere."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.sources: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.ids += [value for name, value in attrs if name == "id" and value]
+        if tag in ("script", "img", "link", "iframe"):
+            self.sources.append(str(given.get("src") or given.get("href") or tag))
+
+
+@pytest.mark.parametrize("objectives", [("goodput",), ("goodput", "p99")])
+def test_the_report_is_one_page_with_everything_in_it(objectives: tuple[str, ...]) -> None:
+    settings = SETTINGS.model_copy(
+        update={"tuning": SETTINGS.tuning.model_copy(update={"objectives": objectives, "n_trials": 14})}
+    )
+    wanted = objectives_of(settings)
+    space = space_of({SIZE: {"choices": [1, 2, 4, 8, 16, 32]}, "optimization.cache.enabled": {}})
+    study = TuningStudy.open(IN_MEMORY, "chat", {}, space, settings.optimization, wanted, startup_trials=5)
+    arena = FakeArena(
+        lambda optimization: 0.5 + 0.01 * optimization.batcher.max_batch_size,
+        failing=lambda optimization: optimization.batcher.max_batch_size == 4,
+    )
+    plan = replace(Plan.of(settings.tuning), startup_trials=5, blocks=3)
+    Search(study, arena, settings.optimization, wanted, Bounds(), plan, SilentWatcher(), Switch()).run()
+
+    text = render_tuning(settings, RESULT, {"onnx": (study, space, settings.optimization)}, wanted)
+
+    page = Page(text)
+    assert len(set(page.ids)) == len(page.ids)
+    assert not page.sources
+    for part in ("History", "Importance", "Slices", "Confirmation, pair by pair", "earns its place", "did not serve"):
+        assert part in text
+    assert ("Pareto front" in text) == (len(objectives) > 1)

@@ -23,6 +23,7 @@ Outcome = Literal["measured", "pruned", "crashed", "rejected", "unmeasurable", "
 TOOK_TIME = frozenset({"measured", "pruned", "crashed"})
 # Until a configuration was measured twice, runs are taken to differ by this share.
 ASSUMED_NOISE = 0.02
+ENOUGH_REPEATS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +153,12 @@ def noise_of(trials: Sequence[TrialRecord], objective: Objective) -> Noise:
             blocks.append((np.array(objective.per_block(run.blocks)) - standing.per_block) / level)
             times.append(run.ended_at - np.mean([other.ended_at for other in standing.runs]))
     per_block = np.concatenate(blocks)
+    # Two runs may happen to agree: until there are enough, what is assumed counts for the repeats that are missing.
+    missing = max(ENOUGH_REPEATS - samples, 0)
+    seen, places = samples + missing, len(repeated[0].per_block)
     return Noise(
-        run=math.sqrt(float(np.square(runs).sum()) / samples),
-        block=math.sqrt(float(np.square(per_block).sum()) / (samples * len(repeated[0].per_block))),
+        run=math.sqrt((float(np.square(runs).sum()) + missing * ASSUMED_NOISE**2) / seen),
+        block=math.sqrt((float(np.square(per_block).sum()) / places + missing * ASSUMED_BLOCK_NOISE**2) / seen),
         samples=samples,
         drift=_drift(np.array(times), np.array(runs)) if samples >= 3 else None,
     )

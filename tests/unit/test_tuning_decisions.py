@@ -16,7 +16,7 @@ from muai_lab.tuning.memory_model import ModelShape, memory_need, memory_screen
 from muai_lab.tuning.objective import Bounds, objectives_of, total_violation
 from muai_lab.tuning.pruning import Reference, behind, promise_lost
 from muai_lab.tuning.space_file import space_of
-from muai_lab.tuning.trials import TrialRecord, noise_of, pareto_front, standings, trials_without_gain
+from muai_lab.tuning.trials import ASSUMED_NOISE, TrialRecord, noise_of, pareto_front, standings, trials_without_gain
 from tests.unit.tuning_fakes import FakeArena
 
 SIZE, HOLD = "optimization.batcher.max_batch_size", "optimization.batcher.batch_timeout_ms"
@@ -99,10 +99,18 @@ def test_a_lucky_run_counts_with_the_mean_of_its_repeats() -> None:
 def test_noise_comes_from_configurations_that_were_measured_again() -> None:
     assert noise_of([trial(1, 90, 90)], GOODPUT).samples == 0
 
-    noise = noise_of([trial(1, 100, 100, key=1), trial(2, 98, 98, key=1), trial(3, 50, 50, key=2)], GOODPUT)
+    figures = (100, 98, 99, 101)
+    repeats = [trial(number, met, met, key=1) for number, met in enumerate(figures)]
+    noise = noise_of([*repeats, trial(9, 50, 50, key=2)], GOODPUT)
 
-    assert noise.samples == 1
-    assert noise.run == pytest.approx(np.std([100, 98], ddof=1) / 99)
+    assert noise.samples == 3
+    assert noise.run == pytest.approx(np.std(figures, ddof=1) / np.mean(figures))
+
+
+def test_two_runs_that_happen_to_agree_are_not_taken_for_silence() -> None:
+    noise = noise_of([trial(1, 90, 90, key=1), trial(2, 90, 90, key=1)], GOODPUT)
+
+    assert noise.run == pytest.approx(ASSUMED_NOISE * np.sqrt(2 / 3))
 
 
 def test_only_gains_beyond_twice_the_noise_count_as_progress() -> None:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 BENCHMARKS = (
-    "load_generator",
+    "ruler",
     "scheduler",
     "stack_throughput",
     "long_prompt",

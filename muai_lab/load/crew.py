@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from muai_lab.errors import RunError
+from muai_lab.load.clock_offset import ClockOffset
 from muai_lab.load.generator import LoadPlan, LoadProgress, LoadResult
-from muai_lab.load.merge import ClockOffset, Part, merge
+from muai_lab.load.merge import Part, merge
 from muai_lab.load.openai_http import HttpTarget
 from muai_lab.settings.lab import LabSettings
 from muai_lab.workload.schedule import Schedule
@@ -33,6 +34,11 @@ class HttpRecipe:
     def target(self, environ: Mapping[str, str]) -> HttpTarget:
         """A target of one's own."""
         return HttpTarget.of(self.settings, self.url, environ)
+
+    def variables(self, environ: Mapping[str, str]) -> dict[str, str]:
+        """Those of the environment that the target needs: the one with the endpoint's key, if there is one."""
+        name = self.settings.target.api_key_env
+        return {name: environ[name]} if name is not None and name in environ else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +100,12 @@ async def lead(workers: Sequence[Worker], *, progress: Callable[[LoadProgress], 
             raise RunError(f"{error} before the load began") from error
         start_ns = time.monotonic_ns() + _LEAD_NS
         for worker, offset in zip(workers, offsets, strict=True):
-            worker.start(start_ns + offset.offset_ns)
+            worker.start(offset.theirs(start_ns))
         if progress is not None:
             reporting = asyncio.create_task(_report(workers, progress))
         results = await _results(workers)
         parts = [
-            Part(worker.name, result, offset)
+            Part(worker.name, result, await _clock_after(worker, offset))
             for worker, result, offset in zip(workers, results, offsets, strict=True)
             if isinstance(result, LoadResult)
         ]
@@ -136,6 +142,14 @@ async def _outcome(worker: Worker) -> LoadResult | WorkerLost:
         return await worker.result()
     except WorkerLost as lost:
         return lost
+
+
+async def _clock_after(worker: Worker, before: ClockOffset) -> ClockOffset:
+    """The offset with the drift since; a worker that is gone by now told what it had."""
+    try:
+        return before.and_later(await worker.clock())
+    except WorkerLost:
+        return before
 
 
 async def _report(workers: Sequence[Worker], progress: Callable[[LoadProgress], None]) -> None:

@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from muai_lab.load.clock_offset import SAME_CLOCK, ClockOffset
 from muai_lab.load.generator import LoadResult
 from muai_lab.load.records import RequestRecord, Window
 from muai_lab.load.self_report import WorkerReport, report_on_generators
@@ -14,20 +15,12 @@ _TIMES = ("intended_ns", "released_ns", "sent_ns", "stream_end_ns")
 
 
 @dataclass(frozen=True, slots=True)
-class ClockOffset:
-    """How far another machine's monotonic clock is ahead of ours, nanoseconds; error_ns: at most so far off."""
-
-    offset_ns: int = 0
-    error_ns: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class Part:
     """What one generator brought, with its times on its own clock."""
 
     name: str
     result: LoadResult
-    clock: ClockOffset = ClockOffset()
+    clock: ClockOffset = SAME_CLOCK
 
 
 def merge(parts: Sequence[Part], lost: Sequence[str] = ()) -> LoadResult:
@@ -36,10 +29,10 @@ def merge(parts: Sequence[Part], lost: Sequence[str] = ()) -> LoadResult:
     The window ends where the first of them ended its own: from there on less than the whole load was offered.
     """
     for part in parts:
-        if part.clock.offset_ns:
+        if part.clock != SAME_CLOCK:
             for record in part.result.records:
-                _put_back(record, part.clock.offset_ns)
-    windows = [_put_back_window(part.result.window, part.clock.offset_ns) for part in parts]
+                _put_back(record, part.clock)
+    windows = [_put_back_window(part.result.window, part.clock) for part in parts]
     window = Window(
         load_start_ns=min(window.load_start_ns for window in windows),
         measure_start_ns=min(window.measure_start_ns for window in windows),
@@ -74,17 +67,17 @@ def _of(part: Part) -> WorkerReport:
     )
 
 
-def _put_back(record: RequestRecord, offset_ns: int) -> None:
+def _put_back(record: RequestRecord, clock: ClockOffset) -> None:
     for name in _TIMES:
         if (at_ns := getattr(record, name)) is not None:
-            setattr(record, name, at_ns - offset_ns)
-    record.chunk_t_ns = array("q", [at_ns - offset_ns for at_ns in record.chunk_t_ns])
+            setattr(record, name, clock.ours(at_ns))
+    record.chunk_t_ns = array("q", map(clock.ours, record.chunk_t_ns))
 
 
-def _put_back_window(window: Window, offset_ns: int) -> Window:
+def _put_back_window(window: Window, clock: ClockOffset) -> Window:
     return Window(
-        window.load_start_ns - offset_ns,
-        window.measure_start_ns - offset_ns,
-        window.measure_end_ns - offset_ns,
-        window.drain_end_ns - offset_ns,
+        clock.ours(window.load_start_ns),
+        clock.ours(window.measure_start_ns),
+        clock.ours(window.measure_end_ns),
+        clock.ours(window.drain_end_ns),
     )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pyarrow.compute as pc
 
-from muai_lab.load.crew import HttpRecipe, Job, Worker, lead
+from muai_lab.load.crew import HttpRecipe, Job, lead
 from muai_lab.load.generator import LoadPlan, LoadProgress, LoadResult, generate
 from muai_lab.load.partition import partition, share
 from muai_lab.load.target import Target
@@ -42,7 +42,17 @@ async def offer(
         Job(f"generator {number + 1} of {len(parts)}", recipe, part, share(plan, number, len(parts)))
         for number, part in enumerate(parts)
     ]
-    return await lead(_workers(settings, jobs), progress=progress)
+    if settings.backend == "ray":
+        from muai_lab.load.ray_cluster import ray_workers
+
+        workers, let_go = ray_workers(jobs, recipe.variables(os.environ))
+        try:
+            return await lead(workers, progress=progress)
+        finally:
+            let_go()
+    from muai_lab.load.processes import ProcessWorker
+
+    return await lead([ProcessWorker(job) for job in jobs], progress=progress)
 
 
 def processes_for(schedule: Schedule, plan: LoadPlan, cores: int | None = None) -> int:
@@ -61,9 +71,3 @@ def processes_for(schedule: Schedule, plan: LoadPlan, cores: int | None = None) 
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _workers(settings: LoadSettings, jobs: Sequence[Job]) -> Sequence[Worker]:
-    from muai_lab.load.processes import ProcessWorker
-
-    return [ProcessWorker(job) for job in jobs]

@@ -13,10 +13,10 @@ from multiprocessing.connection import Connection
 from typing import Any, Literal
 
 from muai_lab.errors import RunError
+from muai_lab.load.clock_offset import SAME_CLOCK, ClockOffset
 from muai_lab.load.crew import Job, WorkerLost
 from muai_lab.load.event_loop import run_on_fast_loop
 from muai_lab.load.generator import LoadProgress, LoadResult, generate
-from muai_lab.load.merge import ClockOffset
 
 # How long a worker that was let go may take to end by itself.
 _GRACE_S = 5.0
@@ -55,7 +55,7 @@ class ProcessWorker:
 
     async def clock(self) -> ClockOffset:
         """The processes of one machine share a monotonic clock."""
-        return ClockOffset()
+        return SAME_CLOCK
 
     def start(self, start_ns: int) -> None:
         self._tell("start", start_ns)

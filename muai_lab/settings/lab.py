@@ -191,6 +191,12 @@ class LabSettings(Section):
                 f"arrival=trace takes its times from the workload, but {self.workload.kind} has none: choose one of "
                 f"{', '.join(TIMED_KINDS)}, or another arrival",
             )
+        if self.load.backend == "ray" and self.target.kind != "endpoint":
+            yield Conflict(
+                ("load.backend", "target.kind"),
+                f"load.backend=ray needs an endpoint that all machines reach, but the target is {self.target.kind}: "
+                "set target=endpoint and target.url",
+            )
         if self.load.requests is not None and self.arrival.kind != "closed":
             yield Conflict(
                 ("load.requests", "arrival.kind"),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from muai_lab.load.clock_offset import ClockOffset
 from muai_lab.load.generator import LoadPlan, LoadResult
-from muai_lab.load.merge import ClockOffset, Part, merge
+from muai_lab.load.merge import Part, merge
 from muai_lab.load.offer import CHUNKS_PER_S, REQUESTS_PER_S, processes_for
 from muai_lab.load.partition import partition, share
 from muai_lab.load.records import RequestRecord, Window

@@ -1,0 +1,221 @@
+"""Generators on the machines of a Ray cluster, for loads that one machine cannot carry.
+
+Every machine needs muai_lab installed and must reach the endpoint. Which cluster is Ray's own affair (`RAY_ADDRESS`);
+without one a local Ray is started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+import traceback
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from muai_lab.errors import RunError
+from muai_lab.load.clock_offset import SAME_CLOCK, ClockOffset, measure_offset
+from muai_lab.load.crew import Job, WorkerLost
+from muai_lab.load.event_loop import run_on_fast_loop
+from muai_lab.load.generator import LoadProgress, LoadResult, generate
+
+T = TypeVar("T")
+
+_LOOK_INTERVAL_S = 0.25
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+# Outcomes cross machines as plain values: a cluster's own exceptions would wrap ours beyond recognition.
+_Outcome = tuple[Literal["ok", "refused", "crashed"], Any]
+
+
+class RemoteGenerator:
+    """The actor: one generator in a thread of its own, beside the thread in which Ray calls these methods.
+
+    None of them waits: a call that blocks in an actor was seen to keep Ray from delivering the others.
+    """
+
+    def __init__(self, job: Job, environ: Mapping[str, str]) -> None:
+        """environ: variables that the target needs, such as the endpoint's key."""
+        self._job = job
+        self._environ = environ
+        self._progress: LoadProgress | None = None
+        self._stopped = False
+        self._ready: _Outcome | None = None
+        self._result: _Outcome | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._main: asyncio.Task[Any] | None = None
+        self._start: asyncio.Future[int] | None = None
+        threading.Thread(target=self._work, name=job.name, daemon=True).start()
+
+    def ready(self) -> _Outcome | None:
+        """Whether the target is open or cannot be; None while it opens."""
+        return self._ready
+
+    def clock(self) -> int:
+        """The monotonic clock of this machine, nanoseconds."""
+        return time.monotonic_ns()
+
+    def machine(self) -> str:
+        """Equal on actors of one machine, whose clocks are one."""
+        return machine_id()
+
+    def start(self, start_ns: int) -> None:
+        """Let the load start at this time."""
+        assert self._loop is not None, "ready() comes first"
+        assert self._start is not None, "ready() comes first"
+        self._loop.call_soon_threadsafe(self._start.set_result, start_ns)
+
+    def stop(self) -> None:
+        """End the load; a second call changes nothing."""
+        if self._loop is not None and self._main is not None and not self._stopped and self._result is None:
+            self._stopped = True
+            self._loop.call_soon_threadsafe(self._main.cancel)
+
+    def look(self) -> tuple[LoadProgress | None, bool]:
+        """The latest progress, and whether the load has ended."""
+        return self._progress, self._result is not None
+
+    def result(self) -> _Outcome | None:
+        """What came of the load; None before its end."""
+        return self._result
+
+    def _work(self) -> None:
+        outcome: _Outcome
+        try:
+            outcome = ("ok", run_on_fast_loop(self._generate()))
+        except RunError as error:
+            outcome = ("refused", str(error))
+        except asyncio.CancelledError:
+            outcome = ("refused", "it was stopped before the load began")
+        except Exception:  # noqa: BLE001 (a thread's error would be lost; the leader raises it)
+            outcome = ("crashed", traceback.format_exc())
+        self._ready = self._ready or outcome
+        self._result = outcome
+
+    async def _generate(self) -> LoadResult:
+        self._loop = asyncio.get_running_loop()
+        self._main = asyncio.current_task()
+        self._start = self._loop.create_future()
+        target = self._job.recipe.target(self._environ)
+        return await generate(self._job.schedule, target, self._job.plan, begin=self._begin, progress=self._told)
+
+    async def _begin(self) -> int:
+        assert self._start is not None, "made before the target opened"
+        self._ready = ("ok", None)
+        return await self._start
+
+    def _told(self, progress: LoadProgress) -> None:
+        self._progress = progress
+
+
+def machine_id() -> str:
+    """Of the running kernel: what shares it, containers too, shares its monotonic clock."""
+    return _BOOT_ID.read_text() if _BOOT_ID.exists() else f"{os.uname().nodename}"
+
+
+class RayWorker:
+    """One actor, seen from the one who leads."""
+
+    def __init__(self, name: str, actor: Any) -> None:
+        self._name = name
+        self._actor = actor
+        self._progress: LoadProgress | None = None
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def progress(self) -> LoadProgress | None:
+        return self._progress
+
+    async def ready(self) -> None:
+        while (outcome := await self._of(self._actor.ready.remote())) is None:  # noqa: ASYNC110 (it is elsewhere)
+            await asyncio.sleep(_LOOK_INTERVAL_S)
+        self._open(outcome)
+
+    async def clock(self) -> ClockOffset:
+        """By asking, unless the actor runs on this very machine."""
+        if await self._of(self._actor.machine.remote()) == machine_id():
+            return SAME_CLOCK
+        return await measure_offset(lambda: self._of(self._actor.clock.remote()), time.monotonic_ns)
+
+    def start(self, start_ns: int) -> None:
+        self._actor.start.remote(start_ns)
+
+    def stop(self) -> None:
+        self._actor.stop.remote()
+
+    async def result(self) -> LoadResult:
+        ended = False
+        while not ended:
+            await asyncio.sleep(_LOOK_INTERVAL_S)
+            self._progress, ended = await self._of(self._actor.look.remote())
+        result: LoadResult = self._open(await self._of(self._actor.result.remote()))
+        return result
+
+    async def close(self) -> None:
+        """End the actor's process."""
+        import ray
+
+        ray.kill(self._actor)
+
+    async def _of(self, reference: Awaitable[T]) -> T:
+        from ray.exceptions import RayActorError
+
+        try:
+            return await reference
+        except RayActorError as error:
+            raise WorkerLost(f"{self._name} is gone from its Ray cluster ({_first_line(error)})") from error
+
+    def _open(self, outcome: _Outcome) -> Any:
+        kind, content = outcome
+        match kind:
+            case "ok":
+                return content
+            case "refused":
+                raise RunError(f"{self._name}: {content}")
+            case _:
+                raise RuntimeError(f"{self._name} crashed:\n{content}")
+
+
+def _resources() -> dict[str, float]:
+    import ray
+
+    ask: Any = ray.cluster_resources  # untyped in Ray
+    resources: dict[str, float] = ask()
+    return resources
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def ray_workers(jobs: Sequence[Job], environ: Mapping[str, str]) -> tuple[Sequence[RayWorker], Callable[[], None]]:
+    """One actor for each job, spread over the cluster's machines, and a function that lets go of Ray.
+
+    Raises RunError when Ray is not installed, cannot be reached, or has fewer CPUs than there are jobs.
+    """
+    # Ray reports its use to its makers unless told otherwise; a benchmark is nobody else's business.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise RunError("load.backend=ray needs Ray: pip install 'muai-lab[ray]'") from error
+    ours = not ray.is_initialized()
+    if ours:
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise RunError(f"Ray cannot be reached: {_first_line(error)}; check RAY_ADDRESS") from error
+    let_go = ray.shutdown if ours else lambda: None
+    cpus = int(_resources().get("CPU", 0))
+    if cpus < len(jobs):
+        let_go()
+        raise RunError(f"the Ray cluster has {cpus} CPUs for {len(jobs)} load generators; lower load.processes")
+    actors: Any = ray.remote(RemoteGenerator)
+    actors = actors.options(num_cpus=1, scheduling_strategy="SPREAD")
+    return [RayWorker(job.name, actors.remote(job, environ)) for job in jobs], let_go

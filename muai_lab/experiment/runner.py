@@ -8,14 +8,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from muai_lab.errors import RunError
-from muai_lab.experiment.directory import COMPLETE, FAILED, PARTIAL, RUNNING, RunDirectory
+from muai_lab.experiment.directory import COMPLETE, FAILED, PARTIAL, RUNNING, RunDirectory, disk_is_full
 from muai_lab.experiment.measured import Measured, ServedBy, open_measured
 from muai_lab.experiment.provenance import git_revision, hardware, versions
 from muai_lab.load.event_loop import run_on_fast_loop
@@ -70,7 +70,7 @@ def run_experiment(
 
     Ctrl-C while the load runs ends it early: the records so far are kept and analysed, the directory is marked as
     partial, and KeyboardInterrupt is raised at the end; in any other phase the directory is marked at once.
-    Raises the MuaiError that made the run fail, after the directory was marked as failed.
+    Raises the MuaiError that made the run fail, after the directory was marked as failed, or as partial on a full disk.
     """
     directory = RunDirectory(path)
     directory.update_manifest(
@@ -98,7 +98,13 @@ def _marking(directory: RunDirectory) -> Iterator[None]:
         directory.update_manifest(status=PARTIAL, error=str(end), finished=_now())
         raise
     except BaseException as error:
-        directory.update_manifest(status=FAILED, error=str(error) or type(error).__name__, finished=_now())
+        full = disk_is_full(error)  # what was written until then is good, it is only not all
+        with suppress(
+            RunError
+        ):  # nothing can be written any more: the error itself matters more, and it stays "running"
+            directory.update_manifest(
+                status=PARTIAL if full else FAILED, error=str(error) or type(error).__name__, finished=_now()
+            )
         raise
 
 

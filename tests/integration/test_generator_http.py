@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+import socket
+import struct
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import numpy as np
@@ -63,6 +66,18 @@ async def one_request(server: ScriptedServer, request: ScheduledRequest | None =
     finally:
         await chosen.close()
     return record
+
+
+async def against(serve: Callable[..., Coroutine[Any, Any, None]], schedule: Schedule) -> LoadResult:
+    """A load of one slot against a server that is one function."""
+
+    async def quietly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            await serve(reader, writer)
+
+    async with await asyncio.start_server(quietly, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        return await generate(schedule, HttpTarget(url, model="m"), closed_plan(1))
 
 
 class TestAgainstTheReferenceServer:
@@ -258,6 +273,38 @@ class TestServersThatMisbehave:
                 return await generate(schedule_of(6), HttpTarget(server.url, model="m"), closed_plan(1))
 
         assert [record.status for record in run(main()).records] == ["error", "error", "error", "ok", "ok", "ok"]
+
+    def test_an_answer_that_trickles_in_byte_by_byte_is_whole_at_the_end(self) -> None:
+        async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while await reader.readuntil(b"\r\n\r\n"):
+                for byte in GOOD:
+                    writer.write(bytes([byte]))
+                    await writer.drain()
+
+        result = run(against(trickle, schedule_of(2)))
+
+        assert [list(record.chunk_tokens) for record in result.records] == [[1, 1], [1, 1]]
+        assert {record.status for record in result.records} == {"ok"}
+
+    def test_a_connection_that_is_reset_says_so(self) -> None:
+        answered = 0
+
+        async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal answered
+            while await reader.readuntil(b"\r\n\r\n"):
+                answered += 1
+                if answered > 1:
+                    at_once = struct.pack("ii", 1, 0)
+                    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+                    writer.transport.abort()
+                    return
+                writer.write(GOOD)
+
+        result = run(against(reset, schedule_of(1)))
+
+        assert [(record.status, record.error) for record in result.records] == [
+            ("error", "the server reset the connection without an answer")
+        ]
 
     @pytest.mark.parametrize(
         ("answer", "message"),

@@ -78,6 +78,11 @@ class ModelTokenizer:
         # SentencePiece adds a space before the text, which may show as a token of its own: compare the last one.
         return [index for index, found in zip(ids, encoded, strict=True) if found.ids[-1:] == [index]]
 
+    @cached_property
+    def _tokens_around(self) -> int:
+        """Special tokens that the model expects around every prompt."""
+        return len(self.encode(""))
+
     def prompt_of(self, n_tokens: int, rng: np.random.Generator) -> tuple[str, list[int]]:
         """A made-up text that `encode` turns into exactly `n_tokens` ids, and these ids.
 
@@ -85,7 +90,7 @@ class ModelTokenizer:
         special tokens around every prompt leave no room, or there are no ordinary words.
         """
         words = self.ordinary_token_ids
-        around = len(self.encode(""))
+        around = self._tokens_around
         if n_tokens <= around or not words:
             reason = f"every prompt has at least {around + 1}" if words else "it knows no ordinary words"
             raise ModelError(f"the tokenizer cannot make a prompt of {n_tokens} tokens: {reason}")

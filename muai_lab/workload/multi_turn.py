@@ -32,6 +32,7 @@ def multi_turn_units(workload: MultiTurnWorkload, streams: RandomStreams, maker:
         text = maker.text(workload.system_tokens, streams.stream("system prompt"))
         system = [{"role": "system", "content": text}]
     between = between_turns(maker)
+    around = maker.count_conversation([*system, user("")])
     for count in turns:
         unit: list[ScheduledRequest] = []
         known_tokens = 0  # of the conversation before this turn
@@ -39,7 +40,8 @@ def multi_turn_units(workload: MultiTurnWorkload, streams: RandomStreams, maker:
         drawn = [(next(lengths), next(outputs), next(pauses), next(seeds)) for _ in range(count)]
         for turn, (length, output, pause_s, seed) in enumerate(drawn):
             if turn == 0:
-                length, output = _first_fit(maker, system, length, output)
+                whole, output = maker.context.fit(around + length, output, around + 1)
+                length = whole - around
             elif not maker.context.holds(known_tokens + between + length, output):
                 maker.context.turns_dropped += count - turn
                 break
@@ -71,9 +73,3 @@ def between_turns(maker: PromptMaker) -> int:
     one = [user("")]
     two = [user(""), {"role": "assistant", "content": ""}, user("")]
     return max(0, maker.count_conversation(two) - maker.count_conversation(one))
-
-
-def _first_fit(maker: PromptMaker, system: list[Message], length: int, output: int) -> tuple[int, int]:
-    around = maker.count_conversation([*system, user("")])
-    whole, output = maker.context.fit(around + length, output, around + 1)
-    return whole - around, output

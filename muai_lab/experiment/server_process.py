@@ -11,7 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -46,7 +47,7 @@ class ServerProcess:
         self.stopped_cleanly: bool | None = None  # known once it was stopped
 
     def __enter__(self) -> ServerProcess:
-        with self._log.open("w", encoding="utf-8") as log:
+        with self._log.open("w", encoding="utf-8") as log, _interrupts_held_back():
             self._process = subprocess.Popen(
                 self._command,
                 env=self._environment,
@@ -56,7 +57,7 @@ class ServerProcess:
                 text=True,
                 # A session of its own: Ctrl-C in the terminal reaches only us, and we stop the server in order.
                 start_new_session=True,
-                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+                preexec_fn=_set_up_child,
             )
         return self
 
@@ -151,7 +152,19 @@ def _parse_ready(line: str) -> ServerReady | None:
     return ServerReady(said["url"], said.get("metrics_url"), said["pid"], tuple(said["models"]))
 
 
-def _end_with_parent() -> None:
-    """Ask Linux to end the child when its parent dies, so that even a killed runner leaves no server behind."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Deliver a Ctrl-C that comes meanwhile afterwards: in the middle of a fork Python would drop it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _set_up_child() -> None:
+    """Let signals through again, and ask Linux to end the child with its parent: a killed runner leaves no server."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)

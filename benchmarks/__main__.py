@@ -19,6 +19,7 @@ BENCHMARKS = (
     "step_time",
     "virtual_time",
     "comparison",
+    "analysis_million",
 )
 
 

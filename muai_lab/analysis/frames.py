@@ -84,7 +84,7 @@ class Run:
         """The objective that the run was configured with; None when it had none."""
         return slo_of(self.config)
 
-    @property
+    @cached_property
     def measured(self) -> pd.DataFrame:
         """The requests that were due in the measurement window."""
         return self.requests[self.requests["in_window"]]

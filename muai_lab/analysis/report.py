@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
@@ -21,6 +20,7 @@ from muai_lab.analysis.frames import Run, flatten
 from muai_lab.analysis.metrics import METRIC_BY_NAME, METRICS
 from muai_lab.analysis.page import render_page, write_page
 from muai_lab.analysis.repetition import repeat_commands
+from muai_lab.analysis.samples import samples_of
 from muai_lab.analysis.summary import summarise
 from muai_lab.analysis.table import result_table
 from muai_lab.analysis.wording import (
@@ -167,8 +167,6 @@ def _facts(run: Run, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _latency_figures(run: Run, summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    measured = run.measured
-    ok = measured[measured["status"] == "ok"]
     found = []
     for name in _FIGURES:
         metric = METRIC_BY_NAME[name]
@@ -177,11 +175,7 @@ def _latency_figures(run: Run, summary: Mapping[str, Any]) -> list[dict[str, Any
         if not entry:
             continue
         metric = next(metric for metric in METRICS if metric.column == column)
-        if metric.sample == "gap":
-            gaps = run.tokens()
-            values = gaps.loc[gaps["in_window"] & (gaps["status"] == "ok"), "itl_s"].to_numpy()
-        else:
-            values = ok[column].to_numpy(dtype=np.float64)
+        values = samples_of(run, metric).values
         note = None
         if entry.get("merged_share"):
             note = f"{percent(entry['merged_share'])} of the gaps stand for several tokens that came in one chunk."

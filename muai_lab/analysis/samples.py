@@ -60,6 +60,9 @@ class Arrivals:
     t_s: Floats
 
 
+_NOTHING = Arrivals(np.empty(0), np.empty(0))
+
+
 def completed_requests(run: Run) -> Arrivals:
     """The successful requests whose last token arrived in the window, each of amount 1."""
     requests = run.requests
@@ -81,12 +84,14 @@ def delivered_tokens(run: Run) -> Arrivals:
 
     An answer without chunks counts at its end. Tokens of requests that failed in the end do not count.
     """
+    window = run.window
+    if window is None:
+        return _NOTHING
     requests = run.requests
     chunks = run.chunks
     ok = (requests["status"] == "ok").to_numpy(dtype=np.bool_)
-    start_ns = run.window.load_start_ns if run.window else 0
-    chosen = ok[chunks.row]
-    t_s, tokens = (chunks.t_ns[chosen] - start_ns) / NS_PER_S, chunks.tokens[chosen]
+    inside = (chunks.t_ns >= window.measure_start_ns) & (chunks.t_ns < window.measure_end_ns) & ok[chunks.row]
+    t_s, tokens = (chunks.t_ns[inside] - window.load_start_ns) / NS_PER_S, chunks.tokens[inside]
     whole = ok.copy()
     whole[chunks.row] = False
     if whole.any():
@@ -98,6 +103,6 @@ def delivered_tokens(run: Run) -> Arrivals:
 
 def _within_window(run: Run, amounts: Floats, t_s: Floats) -> Arrivals:
     if run.window is None:
-        return Arrivals(np.empty(0), np.empty(0))
+        return _NOTHING
     inside = (t_s >= run.window.start_s) & (t_s < run.window.end_s) & np.isfinite(amounts)
     return Arrivals(amounts[inside], t_s[inside])

@@ -38,6 +38,8 @@ INTEGERS = (
     "output_tokens",
     "client_output_tokens",
     "cached_prompt_tokens",
+    "server_queue_ns",
+    "server_prefill_ns",
     "max_tokens",
     "session",
     "turn",

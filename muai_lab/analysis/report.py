@@ -17,7 +17,7 @@ from markupsafe import Markup
 from muai_lab.analysis.configuration import entries, redacted, shown
 from muai_lab.analysis.figures import latency_figure, timeline_figure
 from muai_lab.analysis.frames import Run, flatten
-from muai_lab.analysis.metrics import METRIC_BY_NAME, METRICS
+from muai_lab.analysis.metrics import METRIC_BY_NAME, METRICS, NS_PER_S
 from muai_lab.analysis.page import render_page, write_page
 from muai_lab.analysis.repetition import repeat_commands
 from muai_lab.analysis.samples import samples_of
@@ -205,21 +205,34 @@ def _slowest(run: Run) -> list[dict[str, Any]]:
         total = float(request[column])
         lag = float(request["send_lag_s"]) if column == "e2e_from_intended_s" else 0.0
         first = float(request["ttft_s"])
-        phases = (lag, first, max(0.0, total - lag - first))
+        queue, prefill = (_seconds(request[name]) for name in ("server_queue_ns", "server_prefill_ns"))
+        told = queue is not None and prefill is not None
+        between = max(0.0, first - (queue or 0.0) - (prefill or 0.0))
+        decode = max(0.0, total - lag - first)
+        phases = {"lag": lag, "queue": queue or 0.0, "prefill": prefill or 0.0, "between": between, "decode": decode}
+        if not told:
+            phases = {"lag": lag, "first-token": first, "decode": decode}
         rows.append(
             {
                 "index": _count(request["index"]),
                 "due": f"{request['due_s']:.2f}",
                 "lag": milliseconds(lag) if column == "e2e_from_intended_s" else MISSING,
                 "first": milliseconds(first),
-                "decode": milliseconds(phases[2]),
+                "queue": milliseconds(queue),
+                "prefill": milliseconds(prefill),
+                "decode": milliseconds(decode),
                 "total": milliseconds(total),
                 "prompt": _count(request["prompt_tokens"]),
                 "output": _count(request["tokens"]),
-                "widths": [f"{phase / max(longest, 1e-9) * 100:.1f}" for phase in phases],
+                "told": told,
+                "bars": [(name, f"{phase / max(longest, 1e-9) * 100:.1f}") for name, phase in phases.items()],
             }
         )
     return rows
+
+
+def _seconds(value_ns: Any) -> float | None:
+    return None if pd.isna(value_ns) else int(value_ns) / NS_PER_S
 
 
 def _count(value: Any) -> str:

@@ -48,6 +48,9 @@ class CompletionStream:
                 self._usage = usage
             if choices:
                 self._take_choice(choices[0], usage, at_ns)
+            elif phases := event.get("x_muai"):
+                self._record.server_queue_ns = round(phases["queue_ms"] * 1e6)
+                self._record.server_prefill_ns = round(phases["prefill_ms"] * 1e6)
             elif "error" in event:
                 raise StreamError(f"the server ended the stream with an error: {error_message(event)}")
         except (orjson.JSONDecodeError, AttributeError, TypeError, LookupError) as error:

@@ -82,6 +82,9 @@ class InProcessTarget:
         else:
             record.prompt_tokens = len(asked.prompt)
             record.client_output_tokens = record.output_tokens
+            if generation.queue_s is not None and generation.prefill_s is not None:
+                record.server_queue_ns = round(generation.queue_s * 1e9)
+                record.server_prefill_ns = round(generation.prefill_s * 1e9)
             record.end("ok", self._clock())
         finally:
             if generation is not None:

@@ -37,6 +37,8 @@ REQUESTS_SCHEMA = pa.schema(
         pa.field("output_tokens", pa.int64()),
         pa.field("client_output_tokens", pa.int64()),
         pa.field("cached_prompt_tokens", pa.int64()),
+        pa.field("server_queue_ns", pa.int64()),
+        pa.field("server_prefill_ns", pa.int64()),
         pa.field("max_tokens", pa.int64()),
         pa.field("session", pa.int64()),
         pa.field("turn", pa.int64()),
@@ -79,6 +81,8 @@ class RequestRecord:
 
     status is None while the request is under way. chunk_tokens and chunk_t_ns hold the content chunks only.
     tokens_known: False when the server does not say how many tokens a chunk carries; `chunk_tokens` is then null.
+    server_queue_ns, server_prefill_ns: how long the request waited in the server, and from there to its first token, as
+    the server says itself; None where it does not.
     answer: the pieces of the answer's text, for the next turn of its session; None where nobody will need it.
     """
 
@@ -99,6 +103,8 @@ class RequestRecord:
         "prompt_tokens",
         "released_ns",
         "sent_ns",
+        "server_prefill_ns",
+        "server_queue_ns",
         "session",
         "status",
         "stream_end_ns",
@@ -134,6 +140,8 @@ class RequestRecord:
         self.output_tokens: int | None = None
         self.client_output_tokens: int | None = None
         self.cached_prompt_tokens: int | None = None
+        self.server_queue_ns: int | None = None
+        self.server_prefill_ns: int | None = None
         self.chunk_t_ns = array("q")
         self.chunk_tokens = array("i")
         self.tokens_known = True

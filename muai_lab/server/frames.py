@@ -144,9 +144,13 @@ def whole(shape: Shape, answer: Answer, results: Sequence[Result], usage: dict[s
     return orjson.dumps({**fields, "choices": choices, "usage": usage})
 
 
-def usage_event(shape: Shape, answer: Answer, usage: dict[str, Any]) -> bytes:
-    """The last event before `[DONE]` of a stream that was asked for usage."""
-    return _head(shape, answer) + b'[],"usage":' + orjson.dumps(usage) + b"}\n\n"
+def usage_event(shape: Shape, answer: Answer, usage: dict[str, Any], phases: dict[str, float] | None = None) -> bytes:
+    """The last event before `[DONE]` of a stream that was asked for usage.
+
+    phases: where the time until the first token went, as the extension `x_muai`; None where that is not known.
+    """
+    extension = b"" if phases is None else b',"x_muai":' + orjson.dumps(phases)
+    return _head(shape, answer) + b'[],"usage":' + orjson.dumps(usage) + extension + b"}\n\n"
 
 
 def error_event(document: dict[str, Any]) -> bytes:

@@ -168,7 +168,8 @@ class _Stream:
             return
         tail = DONE
         if self._usage is not Usage.NONE:
-            tail = usage_event(self._shape, self._answer, _total_usage(choices, results)) + DONE
+            usage = _total_usage(choices, results)
+            tail = usage_event(self._shape, self._answer, usage, _phases(choices)) + DONE
         await self._write(tail, more=False)
 
     async def _pump(self, choice: Choice) -> Result:
@@ -223,6 +224,14 @@ def _usage_wanted(request: GenerationFields) -> Usage:
     if options is None or not options.include_usage:
         return Usage.NONE
     return Usage.CONTINUOUS if options.continuous_usage_stats else Usage.FINAL
+
+
+def _phases(choices: Sequence[Choice]) -> dict[str, float] | None:
+    """Milliseconds that the only choice waited in the queue, and from there to its first token."""
+    generation = choices[0].generation
+    if len(choices) > 1 or generation.queue_s is None or generation.prefill_s is None:
+        return None
+    return {"queue_ms": round(generation.queue_s * 1e3, 3), "prefill_ms": round(generation.prefill_s * 1e3, 3)}
 
 
 def _total_usage(choices: Sequence[Choice], results: Sequence[Result]) -> dict[str, Any]:

@@ -37,6 +37,9 @@ class Generation:
         self.request = request
         self.deadline = deadline
         self.cached_tokens: int | None = None
+        self.queue_s: float | None = None  # from queued to admitted, known once admitted
+        self.admitted_at: float | None = None
+        self.prefill_s: float | None = None  # from admitted to the first token, known once there is one
         self._stopped = stopped
         self._abandoned = abandoned
         self._make_text = text
@@ -65,6 +68,7 @@ class Generation:
         self._pieces.clear()
         self._new_tokens = self._output_tokens = 0
         self.cached_tokens = None
+        self.queue_s = self.admitted_at = self.prefill_s = None
 
     def cancel(self) -> None:
         """Give the request up: its slot is free before the next step. Ended requests are left alone."""
@@ -89,6 +93,15 @@ class Generation:
         self._pieces.clear()
         self._new_tokens = 0
         return delta
+
+    def admitted(self, queued_at: float, at: float) -> None:
+        """Note that the request got its place; monotonic seconds."""
+        self.queue_s, self.admitted_at = at - queued_at, at
+
+    def first_token(self, at: float) -> None:
+        """Note when the first token was made; monotonic seconds."""
+        if self.admitted_at is not None:
+            self.prefill_s = at - self.admitted_at
 
     def push(self, token: int) -> None:
         """Take in one token; ignored once ended."""

@@ -285,9 +285,13 @@ class InferenceStack:
             match event:
                 case Token(request_id=name, token=token):
                     if (generation := self._open.get(name)) is not None:
+                        if event.index == 0:
+                            generation.first_token(event.at)
                         generation.push(token)
                 case Admitted(request_id=name):
                     self._waiting.discard(name)
+                    if (generation := self._open.get(name)) is not None:
+                        generation.admitted(event.queued_at, event.at)
                 case CacheLookup(request_id=name, cached_tokens=cached):
                     if (generation := self._open.get(name)) is not None:
                         generation.cached_tokens = cached

@@ -21,6 +21,7 @@ SCHEMA = pa.schema(
         ("first_content_ns", INT), ("last_token_ns", INT), ("stream_end_ns", INT), ("status", TEXT),
         ("http_status", pa.int32()), ("error", TEXT), ("finish_reason", TEXT), ("prompt_tokens", INT),
         ("output_tokens", INT), ("client_output_tokens", INT), ("cached_prompt_tokens", INT), ("max_tokens", INT),
+        ("server_queue_ns", INT), ("server_prefill_ns", INT),
         ("session", INT), ("turn", INT), ("prefix_group", INT),
         ("chunk_t_ns", pa.list_(pa.int64())), ("chunk_tokens", pa.list_(pa.int32())),
     ]

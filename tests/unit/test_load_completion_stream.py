@@ -103,6 +103,15 @@ def test_cached_prompt_tokens_are_taken_where_the_server_tells_them() -> None:
     assert read(text("a", 1, "stop"), usage(1), b"[DONE]").cached_prompt_tokens is None
 
 
+def test_our_server_tells_where_the_time_until_the_first_token_went() -> None:
+    told = usage(1)[:-1] + b',"x_muai":{"queue_ms":12.5,"prefill_ms":3.25}}'
+
+    record = read(text("a", 1, "stop"), told, b"[DONE]")
+
+    assert (record.server_queue_ns, record.server_prefill_ns) == (12_500_000, 3_250_000)
+    assert read(text("a", 1, "stop"), usage(1), b"[DONE]").server_queue_ns is None
+
+
 @pytest.mark.parametrize(
     "payloads",
     [

@@ -36,6 +36,7 @@ class ScriptedGeneration:
     def __init__(self, deltas: Sequence[Delta | MuaiError]) -> None:
         self.deltas = deltas
         self.cancelled = False
+        self.queue_s, self.prefill_s = 0.25, 0.5
 
     async def __aiter__(self) -> AsyncIterator[Delta]:
         for delta in self.deltas:
@@ -81,6 +82,7 @@ def test_deltas_become_chunks() -> None:
     assert list(record.chunk_tokens) == [1, 2, 1]
     assert (record.prompt_tokens, record.output_tokens, record.client_output_tokens) == (2, 4, 4)
     assert (record.finish_reason, record.cached_prompt_tokens, record.http_status) == ("length", 16, None)
+    assert (record.server_queue_ns, record.server_prefill_ns) == (250_000_000, 500_000_000)
 
 
 def test_tokens_without_text_come_with_the_next_text() -> None:

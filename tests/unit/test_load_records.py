@@ -51,6 +51,8 @@ def test_a_record_becomes_a_row() -> None:
         "output_tokens": 4,
         "client_output_tokens": None,
         "cached_prompt_tokens": None,
+        "server_queue_ns": None,
+        "server_prefill_ns": None,
         "max_tokens": 8,
         "session": None,
         "turn": None,

@@ -253,3 +253,26 @@ def test_a_directory_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> 
 
     with pytest.raises(RunError, match=r"cannot write .*report\.html"):
         write_report(run)
+
+
+def test_the_slowest_requests_show_what_the_server_says_of_their_phases(tmp_path: Path) -> None:
+    rows = [
+        record(
+            i, due=float(i), sent=i + 0.01, chunks=[i + 0.5, i + 0.9], server_queue_ns=300_000_000 + i,
+            server_prefill_ns=150_000_000,
+        )
+        for i in range(3)
+    ]  # fmt: skip
+
+    page = report_of(tmp_path, rows)
+
+    assert "of it queue" in page.text
+    assert {"lag", "queue", "prefill", "between", "decode"} <= set(page.values("class"))
+    assert "300 150 400 900" in page.text  # queue, prefill, decode, total
+
+
+def test_a_server_that_says_nothing_of_its_phases_gets_one_for_all_of_them(tmp_path: Path) -> None:
+    page = report_of(tmp_path, [record(0, due=0.0, sent=0.01, chunks=[0.5, 0.9])])
+
+    assert "of it queue" not in page.text
+    assert "does not say how long a request waited in its queue" in page.text

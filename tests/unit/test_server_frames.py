@@ -58,6 +58,15 @@ def test_the_ending_carries_the_last_text_and_the_reason(shape: Shape, text: str
     assert [choice["finish_reason"] for choice in choices][-1] == reason
 
 
+def test_the_phases_ride_on_the_event_with_the_usage() -> None:
+    phases = {"queue_ms": 1.5, "prefill_ms": 20.25}
+
+    (event,) = events(usage_event(CHAT, Answer("id-1", "m", 5), usage_document(7, 3, None), phases))
+
+    assert (event["choices"], event["x_muai"]) == ([], phases)
+    assert "x_muai" not in usage_event(CHAT, Answer("id-1", "m", 5), usage_document(7, 3, None)).decode()
+
+
 @pytest.mark.parametrize(("cached", "details"), [(None, None), (0, {"cached_tokens": 0}), (4, {"cached_tokens": 4})])
 def test_the_cache_is_mentioned_only_where_there_is_one(cached: int | None, details: object) -> None:
     (event,) = events(usage_event(CHAT, Answer("id-1", "m", 5), usage_document(7, 3, cached)))

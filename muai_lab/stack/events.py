@@ -124,7 +124,35 @@ class Lost:
     queued_at: float
 
 
-Event = Queued | Rejected | Admitted | CacheLookup | Step | LimitMoved | Token | Finished | Failed | Lost
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """The online tuner decided. knob: the setting that moved from `before` to `after`.
+
+    outcome: `tried` (moved, to see), `kept` (the trial helped), `reverted` (moved back: it did not), `restored` (moved
+    to what was good in an earlier run of the server).
+    """
+
+    at: float
+    knob: str
+    before: int
+    after: int
+    outcome: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TunerNoted:
+    """The online tuner moved nothing, but changed its mind.
+
+    kind: `shift` (another workload: it starts its search anew) or `rest` (nothing helped: it leaves things alone).
+    """
+
+    at: float
+    kind: str
+    reason: str
+
+
+Event = Queued | Rejected | Admitted | CacheLookup | Step | LimitMoved | Token | Finished | Failed | Lost | Tuned | TunerNoted
 
 
 class Observer(Protocol):

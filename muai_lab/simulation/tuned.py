@@ -1,0 +1,124 @@
+"""A simulated stack that may be tuned while it serves, and what its clients got of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from muai_lab.simulation.driver import VirtualDriver
+from muai_lab.simulation.engine import VirtualEngine
+from muai_lab.simulation.step_time import StepTime
+from muai_lab.simulation.traffic import SimulatedRequest
+from muai_lab.stack.events import Event, Finished, Tuned, TunerNoted
+from muai_lab.stack.limits import BatchLimits
+from muai_lab.stack.scheduler import Scheduler
+from muai_lab.stack.tuning.knobs import Bounds, Values
+from muai_lab.stack.tuning.tuner import BLOCKS_PER_INTERVAL, OnlineTuner
+from muai_lab.stack.tuning.window import Targets, TunerWindow
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What serves. limits: of everything that is not tuned. noise: relative, of the step times."""
+
+    step_time: StepTime
+    limits: BatchLimits
+    slots: int
+    targets: Targets
+    queue_capacity: int = 100
+    noise: float = 0.05
+
+    def limits_for(self, values: Values) -> BatchLimits:
+        """The limits under these values of the knobs."""
+        return replace(
+            self.limits, max_batch_size=values.max_batch_size, timeout_s=values.batch_timeout_ms / 1000
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """How the tuner is set up."""
+
+    bounds: Bounds
+    interval_s: float
+    window_s: float
+
+
+class Served:
+    """An observer that counts good requests by when they were due, as a client would: from their own arrival on."""
+
+    def __init__(self, requests: Sequence[SimulatedRequest], targets: Targets, interval_s: float, count: int) -> None:
+        self._due = [request.at_s for request in requests]
+        self._targets = targets
+        self._interval_s = interval_s
+        self.good = [0] * count
+        self.offered = [0] * count
+        for due in self._due:
+            self.offered[int(due / interval_s)] += 1
+
+    def observe(self, events: Sequence[Event]) -> None:
+        """Take in the events; see `muai_lab.stack.events.Observer`."""
+        for event in events:
+            if isinstance(event, Finished) and self._is_good(event):
+                self.good[int(self._due[int(event.request_id)] / self._interval_s)] += 1
+
+    def _is_good(self, event: Finished) -> bool:
+        ttft_s, tpot_s = self._targets.ttft_s, self._targets.tpot_s
+        if ttft_s is not None and event.first_token_at - self._due[int(event.request_id)] > ttft_s:
+            return False
+        steps = event.output_tokens - 1
+        return tpot_s is None or not steps or (event.at - event.first_token_at) / steps <= tpot_s
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Good requests of those due in each interval, and what the tuner did."""
+
+    good: tuple[int, ...]
+    offered: tuple[int, ...]
+    decisions: tuple[Tuned | TunerNoted, ...] = ()
+
+
+def simulate(
+    setup: Setup,
+    requests: Iterable[SimulatedRequest],
+    values: Values,
+    *,
+    intervals: int,
+    interval_s: float,
+    tuning: Tuning | None = None,
+    seed: int = 0,
+) -> Outcome:
+    """Serve the requests, all due within the intervals, with these values or from them on under the tuner."""
+    offered = list(requests)
+    served = Served(offered, setup.targets, interval_s, intervals)
+    scheduler = Scheduler(setup.limits_for(values), slots=setup.slots)
+    engine = VirtualEngine(setup.slots, setup.step_time, noise=setup.noise, seed=seed)
+    decisions: list[Tuned | TunerNoted] = []
+    if tuning is None:
+        driver = VirtualDriver(scheduler, engine, observers=[served], queue_capacity=setup.queue_capacity)
+    else:
+        block_s = tuning.interval_s / BLOCKS_PER_INTERVAL
+        window = TunerWindow(setup.targets, block_s=block_s, window_s=tuning.window_s, began=0.0)
+        driver = VirtualDriver(scheduler, engine, observers=[served, window], queue_capacity=setup.queue_capacity)
+        tuner = OnlineTuner(
+            window,
+            home=values,
+            bounds=tuning.bounds,
+            targets=setup.targets,
+            interval_s=tuning.interval_s,
+            window_s=tuning.window_s,
+            began=0.0,
+            adaptive=setup.limits.adaptive,
+        )
+
+        def tick(now: float) -> None:
+            told = tuner.tick(now)
+            if told:
+                decisions.extend(told)
+                scheduler.set_limits(setup.limits_for(tuner.values), now)
+
+        driver.every(block_s, tick)
+    driver.offer(offered)
+    driver.run(intervals * interval_s + 60.0)
+    return Outcome(tuple(served.good), tuple(served.offered), tuple(decisions))

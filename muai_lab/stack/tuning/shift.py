@@ -1,0 +1,99 @@
+"""What the workload is like, and whether it has become another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from muai_lab.stack.tuning.window import Block, total
+
+_DEVIATIONS = 4.0  # standard errors: asked at every tick of every interval, so a false alarm must be rare
+_LEAST = {"arrivals": 0.3, "prompt tokens": 0.3, "output tokens": 0.3, "prefix hits": 0.15}
+_FEW = 10  # requests, below which lengths say nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """One property of the workload with its standard error; None where too few requests tell."""
+
+    value: float | None
+    error: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Arrivals per second, mean lengths in tokens, and the share of prompt tokens that a prefix cache serves."""
+
+    arrivals: Feature
+    prompt_tokens: Feature
+    output_tokens: Feature
+    prefix_hits: Feature
+
+    @property
+    def demand(self) -> float:
+        """Tokens per second that are asked for."""
+        lengths = (self.prompt_tokens.value or 0.0) + (self.output_tokens.value or 0.0)
+        return (self.arrivals.value or 0.0) * lengths
+
+
+def workload(blocks: Sequence[Block]) -> Workload:
+    """What the requests of these blocks were like."""
+    whole = total(blocks)
+    return Workload(
+        arrivals=_rate(blocks, whole),
+        prompt_tokens=_mean(whole.queued, whole.prompt_tokens, whole.prompt_squares),
+        output_tokens=_mean(whole.ended, whole.ended_tokens, whole.ended_squares),
+        prefix_hits=_hits(blocks, whole),
+    )
+
+
+def shifts(before: Workload, after: Workload, *, ignore: frozenset[str] = frozenset()) -> list[str]:
+    """What changed, in words: by more than its noise, and by enough to matter; empty if nothing did."""
+    pairs = {
+        "arrivals": (before.arrivals, after.arrivals),
+        "prompt tokens": (before.prompt_tokens, after.prompt_tokens),
+        "output tokens": (before.output_tokens, after.output_tokens),
+        "prefix hits": (before.prefix_hits, after.prefix_hits),
+    }
+    return [
+        f"{name} {first.value:.3g} -> {second.value:.3g}"
+        for name, (first, second) in pairs.items()
+        if name not in ignore and _differ(first, second, least=_LEAST[name], relative=name != "prefix hits")
+    ]
+
+
+def _differ(before: Feature, after: Feature, *, least: float, relative: bool) -> bool:
+    if before.value is None or after.value is None:
+        return False
+    difference = abs(after.value - before.value)
+    scale = max(before.value, after.value) if relative else 1.0
+    return difference > max(_DEVIATIONS * math.hypot(before.error, after.error), least * scale)
+
+
+def _rate(blocks: Sequence[Block], whole: Block) -> Feature:
+    if not whole.seconds:
+        return Feature(None)
+    rates = [block.arrived / block.seconds for block in blocks]
+    mean = whole.arrived / whole.seconds
+    poisson = math.sqrt(whole.arrived + 1) / whole.seconds
+    if len(rates) < 2:
+        return Feature(mean, poisson)
+    # Arrivals may come in bursts, and then vary more than a Poisson process does.
+    variance = sum((rate - mean) ** 2 for rate in rates) / (len(rates) - 1)
+    return Feature(mean, max(poisson, math.sqrt(variance / len(rates))))
+
+
+def _mean(count: int, tokens: int, squares: int) -> Feature:
+    if count < _FEW:
+        return Feature(None)
+    mean = tokens / count
+    return Feature(mean, math.sqrt(max(squares / count - mean**2, 0.0) / count))
+
+
+def _hits(blocks: Sequence[Block], whole: Block) -> Feature:
+    if whole.admitted < _FEW or not whole.looked_up:
+        return Feature(None)
+    rates = [block.hit_rate for block in blocks if block.looked_up]
+    variance = sum((rate - whole.hit_rate) ** 2 for rate in rates) / max(len(rates) - 1, 1)
+    return Feature(whole.hit_rate, math.sqrt(variance / len(rates)))

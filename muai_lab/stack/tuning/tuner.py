@@ -1,0 +1,358 @@
+"""The online tuner: which configuration to try next, and whether to keep it.
+
+Pure decisions on explicit time: `tick(now)` looks at the window of events and says what happened; the caller applies
+`values`. One change is tried at a time, for one interval, against the interval before it. It is kept only if the
+objective rose beyond the noise of both, and cut short as soon as it clearly fell. What to try first follows from what
+the requests suffer from; where that brings nothing the other moves are tried, and when none helps the tuner rests, each
+time for longer. Another workload starts the search anew. Nothing is tried while there is nothing to gain.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from muai_lab.stack.events import Tuned, TunerNoted
+from muai_lab.stack.tuning.judge import Comparison, compare
+from muai_lab.stack.tuning.knobs import Bounds, Knob, Values
+from muai_lab.stack.tuning.shift import Workload, shifts, workload
+from muai_lab.stack.tuning.window import Block, Targets, TunerWindow, total
+
+BLOCKS_PER_INTERVAL = 10
+"""A tick comes with each block, so that a trial that hurts is cut short within a few tenths of an interval."""
+
+_FEW = 20  # settled requests, below which nothing is decided
+_FEW_TO_CUT = 10  # and below which no trial is cut short
+_CUT_BLOCKS = 2
+_ENOUGH = 0.98  # attainment at which a trial would risk more than it could gain
+_KEEP_DEVIATIONS = 1.7  # about one false keep in twenty
+_CUT_DEVIATIONS = 3.0  # asked again and again, so it must be surer
+_CUT_SHARE = 0.05
+_COLLAPSE_SHARE = 0.1
+_FIRST_REST, _LONGEST_REST = 4, 64  # intervals
+_LONGEST_RECOVERY = 3  # intervals
+_REMEMBERED = 16  # workloads
+_SLOW_SHARE = 0.1  # of the requests, whose pace must be missed for a smaller batch to be worth a trial
+_DOUBLING = 1.8  # from here on a step of the batch size was one of two rungs
+
+
+@dataclass(slots=True)
+class _Trial:
+    """One change on trial. measured_from: after the change has worked its way through the sequences that ran."""
+
+    before: Values
+    baseline: Sequence[Block]
+    began: float
+    measured_from: float
+    until: float
+
+
+class OnlineTuner:
+    """Tunes one stack.
+
+    home: the configured values, to which it goes back when what it found elsewhere stops being good. values: those in
+    force. adaptive: whether the scheduler moves its running limit itself; then the batch size is only a bound of that
+    limit, and is moved only where that bound is what holds requests back. start: values to begin with, if not home.
+    """
+
+    def __init__(
+        self,
+        window: TunerWindow,
+        *,
+        home: Values,
+        bounds: Bounds,
+        targets: Targets,
+        interval_s: float,
+        window_s: float,
+        began: float,
+        adaptive: bool = False,
+        start: Values | None = None,
+    ) -> None:
+        self.home = home
+        self.values = home if start is None else bounds.clip(start, home)
+        self._window = window
+        self._bounds = bounds
+        self._targets = targets
+        self._interval_s = interval_s
+        self._window_s = window_s
+        self._adaptive = adaptive
+        self._began = began
+        self._epoch_began = began  # since then the workload has been the same
+        self._since = began  # since then the present values have been in force, and seen
+        self._next = began + interval_s
+        self._trial: _Trial | None = None
+        self._tried: dict[Values, float] = {}  # under this workload: by how much it was better, in errors
+        self._onward: tuple[Knob, int] | None = None  # the last move that helped
+        self._resting = False
+        self._rest_until = began
+        self._rest = _FIRST_REST
+        self._regain: tuple[Sequence[Block], int] | None = None  # what a trial cost, and intervals waited for it
+        self._good: list[tuple[Workload, Values]] = []
+
+    @property
+    def trying(self) -> bool:
+        """Whether the present values are on trial."""
+        return self._trial is not None
+
+    def tick(self, now: float) -> list[Tuned | TunerNoted]:
+        """Decide; call it once per block (`BLOCKS_PER_INTERVAL` times an interval), and apply `values` after it."""
+        if self._trial is not None:
+            return self._watch(self._trial, now)
+        if now + 1e-9 < self._next:
+            return self._guard(now)
+        self._next = self._boundary(now)
+        return self._consider(now)
+
+    # Without a trial
+
+    def _consider(self, now: float) -> list[Tuned | TunerNoted]:
+        """At the end of an interval: is there something to gain, and what is to be tried for it?"""
+        notes: list[Tuned | TunerNoted] = list(self._note_shift(now))
+        recent = self._recent(now)
+        whole = total(recent)
+        if whole.settled < _FEW or self._satisfied(whole) or self._recovering(recent) or now < self._rest_until:
+            return notes
+        candidates = [one for one in self._candidates(whole, workload(recent)) if one[0] != self.values]
+        for values, reason in candidates:
+            if values not in self._tried:
+                return notes + self._try(values, recent, reason, now)
+        if candidates and self._resting:  # and rested: one of them again, the one that came nearest
+            self._resting = False
+            values, reason = max(candidates, key=lambda one: self._tried[one[0]])
+            return notes + self._try(values, recent, f"once more: {reason}", now)
+        if candidates:
+            self._resting = True
+            self._rest_until = now + self._rest * self._interval_s
+            notes.append(TunerNoted(now, "rest", f"nothing helped; rests for {self._rest} intervals"))
+            self._rest = min(2 * self._rest, _LONGEST_REST)
+        return notes
+
+    def _guard(self, now: float) -> list[Tuned | TunerNoted]:
+        """Within an interval: go home at once when what was found elsewhere has stopped being good."""
+        if self.values == self.home:
+            return []
+        blocks = self._window.blocks(now, max(self._since, self._epoch_began))
+        before, after = blocks[:-_CUT_BLOCKS], blocks[-_CUT_BLOCKS:]
+        if len(before) < _CUT_BLOCKS or total(before).settled < _FEW or total(after).settled < _FEW_TO_CUT:
+            return []
+        comparison = compare(before[-BLOCKS_PER_INTERVAL:], after, self._targets)
+        whole = total(after)
+        if not comparison.worse(_CUT_DEVIATIONS, least=_COLLAPSE_SHARE) or self._satisfied(whole):
+            return []
+        notes = self._start_anew(now - _CUT_BLOCKS * self._block_s, now, str(comparison))
+        if not self._points_home(whole):
+            return notes
+        self._next = self._boundary(now)
+        return notes + self._try(self.home, after, "what was good no longer is: back to what is configured", now)
+
+    def _recent(self, now: float) -> list[Block]:
+        """The blocks to judge the present by: the last interval's, or more where that had too few requests."""
+        blocks = self._window.blocks(now, max(self._since, self._epoch_began, now - self._window_s))
+        count = BLOCKS_PER_INTERVAL
+        while count < len(blocks) and total(blocks[-count:]).settled < _FEW:
+            count += BLOCKS_PER_INTERVAL
+        return blocks[-count:]
+
+    def _satisfied(self, whole: Block) -> bool:
+        """Whether there is nothing to gain: nearly all are good, or, without targets, all that come are served."""
+        return whole.attainment >= _ENOUGH if self._targets.set else not whole.saturated
+
+    def _recovering(self, recent: Sequence[Block]) -> bool:
+        """Whether the queue that a trial left behind is still being worked off; then nothing can be compared."""
+        if self._regain is None:
+            return False
+        lost, waited = self._regain
+        if waited >= _LONGEST_RECOVERY or not compare(lost, recent, self._targets).worse(_KEEP_DEVIATIONS):
+            self._regain = None
+            return False
+        self._regain = lost, waited + 1
+        return True
+
+    def _note_shift(self, now: float) -> list[TunerNoted]:
+        blocks = self._window.blocks(now, self._epoch_began)
+        earlier, latest = blocks[:-BLOCKS_PER_INTERVAL], blocks[-BLOCKS_PER_INTERVAL:]
+        if len(earlier) < BLOCKS_PER_INTERVAL // 2:
+            return []
+        # What the cache serves follows from its size too, as long as there are blocks from before it changed.
+        moved = self._since > self._epoch_began
+        ignore = frozenset({"prefix hits"} if moved and self._bounds.allows(Knob.CACHE) else ())
+        found = shifts(workload(earlier), workload(latest), ignore=ignore)
+        return self._start_anew(now - self._interval_s, now, "; ".join(found)) if found else []
+
+    def _start_anew(self, since: float, now: float, reason: str) -> list[TunerNoted]:
+        """Another workload: what was learnt no longer counts."""
+        self._epoch_began = since
+        self._tried.clear()
+        self._onward = None
+        self._regain = None
+        self._resting, self._rest_until, self._rest = False, now, _FIRST_REST
+        return [TunerNoted(now, "shift", reason)]
+
+    # What to try
+
+    def _candidates(self, whole: Block, present: Workload) -> Iterator[tuple[Values, str]]:
+        """What may be tried now, most promising first."""
+        if self._onward is not None:
+            knob, rungs = self._onward
+            yield from self._moves(knob, (rungs,), whole, "onward, since the last step helped")
+        if self._points_home(whole):
+            yield self.home, "what is configured may do better under this workload"
+        for known, values in reversed(self._good):
+            if not shifts(known, present, ignore=frozenset({"prefix hits"})):
+                yield values, "this was good under a workload like this one"
+        slow = whole.ended - whole.ready  # whose pace was missed, whether or not they were late besides
+        if self._targets.set and slow * whole.settled > (whole.late + whole.rejected) * whole.ended:
+            yield from self._moves(Knob.BATCH, (-2, -1), whole, "tokens come too slowly: fewer at a time")
+            yield from self._moves(Knob.CACHE, (1,), whole, "tokens come too slowly: less to prefill beside them")
+            yield from self._moves(Knob.BATCH, (1,), whole, "fewer at a time did not help: more")
+        else:
+            yield from self._moves(Knob.BATCH, (2, 1), whole, "requests wait for a slot: more at a time")
+            yield from self._moves(Knob.TIMEOUT, (-1,), whole, "requests wait: shorter holds")
+            yield from self._moves(Knob.CACHE, (1,), whole, "requests wait: less to prefill")
+            if not self._targets.set or slow > _SLOW_SHARE * whole.ended:
+                yield from self._moves(Knob.BATCH, (-2, -1), whole, "more at a time did not help: fewer")
+        yield from self._moves(Knob.TIMEOUT, (1,), whole, "longer holds, for fuller batches")
+        if whole.looked_up and not whole.cached:
+            yield from self._moves(Knob.CACHE, (-1,), whole, "the cache serves nothing: without it")
+
+    def _moves(self, knob: Knob, rungs: Sequence[int], whole: Block, reason: str) -> Iterator[tuple[Values, str]]:
+        """The moves of one knob that can have an effect."""
+        for count in rungs:
+            if knob is Knob.BATCH and not self._batch_matters(whole, up=count > 0):
+                continue
+            values = self._bounds.step(self.values, knob, count)
+            if values is not None:
+                yield values, reason
+
+    def _batch_matters(self, whole: Block, *, up: bool) -> bool:
+        """Whether the batch size is what holds requests back.
+
+        If not, raising it changes nothing; nor does lowering it where the adaptive limit is lower still.
+        """
+        at_limit = whole.running_when_short >= 0.85 * self.values.max_batch_size
+        return at_limit and whole.short_s > 0.1 * whole.busy_s if up or self._adaptive else True
+
+    def _points_home(self, whole: Block) -> bool:
+        """Whether the configured values are worth a trial: not those in force, and not known to be the wrong way."""
+        if self.home == self.values:
+            return False
+        if self.home.moved(self.values) != (Knob.BATCH,):
+            return True
+        wants_more = whole.late + whole.rejected > whole.ended - whole.ready
+        if self.home.max_batch_size > self.values.max_batch_size:
+            return not self._targets.set or wants_more
+        return not wants_more
+
+    # With a trial
+
+    def _try(self, values: Values, baseline: Sequence[Block], reason: str, now: float) -> list[Tuned | TunerNoted]:
+        block_s = self._block_s
+        settle_s = min(max(total(baseline).mean_service_s, block_s), self._interval_s / 3)
+        before, self.values = self.values, values
+        self._trial = _Trial(before, baseline, now, now + settle_s, self._boundary(now + self._interval_s / 2))
+        return self._told(before, values, "tried", reason, now)
+
+    def _watch(self, trial: _Trial, now: float) -> list[Tuned | TunerNoted]:
+        blocks = self._window.blocks(now, trial.measured_from)
+        settled = total(blocks).settled
+        over = now + 1e-9 >= trial.until
+        if over and settled < _FEW and now < trial.began + self._window_s:
+            return []  # goes on until there is something to judge it by
+        if len(blocks) < _CUT_BLOCKS or settled < (_FEW if over else _FEW_TO_CUT):
+            return self._revert(trial, "too few requests came to judge it", now) if over else []
+        comparison = compare(trial.baseline, blocks, self._targets)
+        if not over:
+            if comparison.worse(_CUT_DEVIATIONS, least=_CUT_SHARE):
+                return self._revert(trial, f"cut short: {comparison}", now, comparison)
+            return []
+        return self._judge(trial, blocks, comparison, now)
+
+    def _judge(
+        self, trial: _Trial, blocks: Sequence[Block], comparison: Comparison, now: float
+    ) -> list[Tuned | TunerNoted]:
+        if not comparison.better(_KEEP_DEVIATIONS) and self._promising(trial, blocks, comparison, now):
+            return []
+        first, second = workload(trial.baseline), workload(blocks)
+        found = shifts(first, second, ignore=frozenset({"prefix hits"}))
+        better = comparison.better(_KEEP_DEVIATIONS)
+        if found and better and second.demand < first.demand:
+            notes = self._revert(trial, f"void, since less was asked for: {'; '.join(found)}", now, void=True)
+        elif better:
+            notes = self._keep(trial, blocks, comparison, now)
+        elif found:
+            notes = self._revert(trial, f"void: {'; '.join(found)}", now, void=True)
+        else:
+            notes = self._revert(trial, str(comparison), now, comparison)
+        if found:
+            notes += self._start_anew(trial.measured_from, now, "; ".join(found))
+        return notes
+
+    def _promising(self, trial: _Trial, blocks: Sequence[Block], comparison: Comparison, now: float) -> bool:
+        """Whether a trial goes on for another interval.
+
+        It does where nearly every request is good, so that waiting costs nothing, until the difference is sure or the
+        observation window is full.
+        """
+        if not self._targets.set or now + self._interval_s > trial.began + self._window_s:
+            return False
+        if comparison.after <= comparison.before or not self._satisfied(total(blocks)):
+            return False
+        trial.until = self._boundary(now + self._interval_s / 2)
+        return True
+
+    def _keep(
+        self, trial: _Trial, blocks: Sequence[Block], comparison: Comparison, now: float
+    ) -> list[Tuned | TunerNoted]:
+        self._trial = None
+        self._since = trial.measured_from
+        if self._rest != _FIRST_REST:  # what had been tried in vain may do better now
+            self._tried.clear()
+        self._tried[trial.before] = -comparison.deviations
+        self._onward = self._direction(trial.before)
+        self._resting, self._rest = False, _FIRST_REST
+        self._regain = None
+        self._good = [*self._good[1 - _REMEMBERED :], (workload(blocks), self.values)]
+        notes = self._told(trial.before, self.values, "kept", str(comparison), now)
+        self._next = self._boundary(now)
+        # The trial's own blocks are what the next one is judged by, so it can begin at once.
+        return notes + self._consider(now)
+
+    def _revert(
+        self, trial: _Trial, reason: str, now: float, comparison: Comparison | None = None, *, void: bool = False
+    ) -> list[Tuned | TunerNoted]:
+        tried, self.values = self.values, trial.before
+        hurt = comparison is not None and comparison.worse(_KEEP_DEVIATIONS)
+        self._trial = None
+        if not void:
+            self._tried[tried] = -math.inf if comparison is None else comparison.deviations
+        self._onward = None
+        self._since = now + (trial.measured_from - trial.began)
+        # After one that hurt a whole interval passes in peace, so that there are never two such in a row.
+        self._next = self._boundary(now + (self._interval_s if hurt else 0.0))
+        self._regain = (trial.baseline, 0) if hurt else None
+        return self._told(tried, self.values, "reverted", reason, now)
+
+    def _direction(self, before: Values) -> tuple[Knob, int] | None:
+        """Where the last step led, if it moved one knob."""
+        moved = before.moved(self.values)
+        if len(moved) != 1:
+            return None
+        (knob,) = moved
+        ratio = max(self.values.of(knob), 1) / max(before.of(knob), 1)
+        rungs = 2 if knob is Knob.BATCH and (ratio >= _DOUBLING or ratio <= 1 / _DOUBLING) else 1
+        return knob, rungs if ratio > 1 else -rungs
+
+    def _told(self, before: Values, after: Values, outcome: str, reason: str, now: float) -> list[Tuned | TunerNoted]:
+        return [
+            Tuned(now, knob.value, before.of(knob), after.of(knob), outcome, reason) for knob in before.moved(after)
+        ]
+
+    def _boundary(self, now: float) -> float:
+        """The first end of an interval after `now`; on a grid, since ticks come a little late, between two steps."""
+        passed = math.floor((now - self._began) / self._interval_s + 1e-6)
+        return self._began + (passed + 1) * self._interval_s
+
+    @property
+    def _block_s(self) -> float:
+        return self._interval_s / BLOCKS_PER_INTERVAL

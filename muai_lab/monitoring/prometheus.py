@@ -7,7 +7,7 @@ microsecond per event, whatever the scraper does. Nothing lives at module level;
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from threading import Lock
 
@@ -32,6 +32,8 @@ from muai_lab.stack.events import (
     Rejected,
     Step,
     Token,
+    Tuned,
+    TunerNoted,
 )
 
 STATUSES = ("ok", "error", "rejected", "cancelled", "timeout")
@@ -63,6 +65,9 @@ class PrometheusObserver:
         self.running: set[str] = set()
         self.limit: int | None = None
         self.finish_times: deque[float] = deque()
+        self.tuner_decisions: Counter[tuple[str, str]] = Counter()  # by knob and outcome
+        self.tuner_values: dict[str, int] = {}  # by knob
+        self.tuner_notes: Counter[str] = Counter()  # by kind
 
     def observe(self, events: Sequence[Event]) -> None:
         """Take in the events; see `muai_lab.stack.events.Observer`."""
@@ -91,6 +96,10 @@ class PrometheusObserver:
                     self._left(event.request_id)  # not an end yet: it is run again, or `Failed` follows
                 elif isinstance(event, Rejected):
                     self.requests["rejected"] += 1
+                elif isinstance(event, Tuned):
+                    self._tuned(event)
+                elif isinstance(event, TunerNoted):
+                    self.tuner_notes[event.kind] += 1
 
     def _admitted(self, event: Admitted) -> None:
         self.waiting.discard(event.request_id)
@@ -104,6 +113,11 @@ class PrometheusObserver:
         self.first_token_s.observe(event.first_token_at - event.queued_at)
         self.finish_times.append(event.at)
         self._forget_before(event.at - THROUGHPUT_WINDOW_S)
+
+    def _tuned(self, event: Tuned) -> None:
+        self.tuner_values[event.knob] = event.after
+        if event.outcome != "began":
+            self.tuner_decisions[event.knob, event.outcome] += 1
 
     def _left(self, request_id: str) -> None:
         self.waiting.discard(request_id)
@@ -169,6 +183,15 @@ class ServingMetrics(Collector):
         first = HistogramMetricFamily(
             "muai_time_to_first_token_seconds", "From queued to the first token, of finished requests", labels=by_engine
         )
+        value = GaugeMetricFamily(
+            "muai_tuner_value", "Setting that the online tuner moves, as it stands", labels=[*by_engine, "knob"]
+        )
+        decisions = CounterMetricFamily(
+            "muai_tuner_decisions", "Decisions of the online tuner", labels=[*by_engine, "knob", "outcome"]
+        )
+        notes = CounterMetricFamily(
+            "muai_tuner_notes", "Shifts of the workload and rests of the online tuner", labels=[*by_engine, "kind"]
+        )
         now = self._clock()
         models: dict[str, _ModelTotals] = {}
         for observer in list(self._observers.values()):
@@ -186,13 +209,35 @@ class ServingMetrics(Collector):
                 output.add_metric(both, observer.output_tokens)
                 step.add_metric(both, *observer.step_s.snapshot())
                 first.add_metric(both, *observer.first_token_s.snapshot())
+                for knob, setting in observer.tuner_values.items():
+                    value.add_metric([*both, knob], setting)
+                for labels, count in observer.tuner_decisions.items():
+                    decisions.add_metric([*both, *labels], count)
+                for kind, count in observer.tuner_notes.items():
+                    notes.add_metric([*both, kind], count)
         for model, totals in models.items():
             throughput.add_metric([model], totals.throughput_rps)
             batch.add_metric([model], *totals.batch.snapshot())
             waiting.add_metric([model], totals.waiting)
             if totals.looked_up_tokens:  # no cache, no rate: missing, never 0
                 hit_rate.add_metric([model], totals.cached_tokens / totals.looked_up_tokens)
-        return [latency, requests, throughput, hit_rate, batch, running, limit, waiting, prompt, output, step, first]
+        return [
+            latency,
+            requests,
+            throughput,
+            hit_rate,
+            batch,
+            running,
+            limit,
+            waiting,
+            prompt,
+            output,
+            step,
+            first,
+            value,
+            decisions,
+            notes,
+        ]
 
     def describe(self) -> Iterable[Metric]:
         """Names for the registry's check for duplicates."""

@@ -36,9 +36,11 @@ def changed(optimization: OptimizationSettings, changes: Mapping[str, Any]) -> O
     sections_now = {name: getattr(optimization, name).model_copy(update=values) for name, values in updates.items()}
     for name, section in sections_now.items():
         problems += [f"optimization.{name}: {conflict.message}" for conflict in section.conflicts()]
+    wanted = optimization.model_copy(update=sections_now)
+    problems += [f"optimization: {conflict.message}" for conflict in wanted.conflicts()]
     if problems:
         raise SettingsError(problems)
-    return optimization.model_copy(update=sections_now)
+    return wanted
 
 
 def live_view(optimization: OptimizationSettings) -> dict[str, Any]:

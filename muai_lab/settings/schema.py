@@ -215,6 +215,39 @@ class TunerSettings(Section):
     enable_batch_size_tuning: bool = setting(True, "The tuner may move the batch size.")
     enable_timeout_tuning: bool = setting(True, "The tuner may move the batch timeout.")
     enable_cache_size_tuning: bool = setting(True, "The tuner may move the cache size.")
+    ttft_target_ms: float | None = setting(
+        None,
+        "Time to the first token, queueing included, that a good request meets. With a target the tuner looks for the "
+        "most good requests per second (goodput), without any for the most output tokens per second.",
+        unit="ms",
+        extension=True,
+        gt=0,
+    )
+    tpot_target_ms: float | None = setting(
+        None, "Time per output token after the first that a good request meets.", unit="ms", extension=True, gt=0
+    )
+    cache_max_memory_mb: int | None = setting(
+        None,
+        "How far the tuner may raise cache.max_memory_mb; null is what is configured there.",
+        unit="MB",
+        extension=True,
+        ge=0,
+    )
+    state_directory: Name | None = setting(
+        None,
+        "Directory in which the tuner keeps the last good values across restarts, one file for each model, engine and "
+        "configuration; null is `tuner` in the user's cache directory.",
+        extension=True,
+    )
+
+    def conflicts(self) -> Iterator[Conflict]:
+        if self.observation_window_seconds < self.tuning_interval_seconds:
+            yield Conflict(
+                ("observation_window_seconds", "tuning_interval_seconds"),
+                f"observation_window_seconds ({self.observation_window_seconds}) is shorter than "
+                f"tuning_interval_seconds ({self.tuning_interval_seconds}): a decision could not see what the last one "
+                "did; lengthen the window or shorten the interval",
+            )
 
 
 class OptimizationSettings(Section):
@@ -252,6 +285,15 @@ class OptimizationSettings(Section):
     batcher: BatcherSettings = BatcherSettings()
     cache: CacheSettings = CacheSettings()
     tuner: TunerSettings = TunerSettings()
+
+    def conflicts(self) -> Iterator[Conflict]:
+        bound, configured = self.tuner.cache_max_memory_mb, self.cache.max_memory_mb
+        if bound is not None and bound < configured:
+            yield Conflict(
+                ("tuner.cache_max_memory_mb", "cache.max_memory_mb"),
+                f"tuner.cache_max_memory_mb ({bound}) is below cache.max_memory_mb ({configured}): raise the one, "
+                "lower the other, or leave tuner.cache_max_memory_mb at null",
+            )
 
 
 class PrometheusSettings(Section):

@@ -30,9 +30,7 @@ class Setup:
 
     def limits_for(self, values: Values) -> BatchLimits:
         """The limits under these values of the knobs."""
-        return replace(
-            self.limits, max_batch_size=values.max_batch_size, timeout_s=values.batch_timeout_ms / 1000
-        )
+        return replace(self.limits, max_batch_size=values.max_batch_size, timeout_s=values.batch_timeout_ms / 1000)
 
 
 @dataclass(frozen=True, slots=True)

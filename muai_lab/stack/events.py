@@ -128,8 +128,8 @@ class Lost:
 class Tuned:
     """The online tuner decided. knob: the setting that moved from `before` to `after`.
 
-    outcome: `tried` (moved, to see), `kept` (the trial helped), `reverted` (moved back: it did not), `restored` (moved
-    to what was good in an earlier run of the server).
+    outcome: `began` (where it stands when the tuner begins), `restored` (moved to what was good before a restart),
+    `tried` (moved, to see), `kept` (the trial helped), `reverted` (moved back: it did not).
     """
 
     at: float
@@ -152,7 +152,20 @@ class TunerNoted:
     reason: str
 
 
-Event = Queued | Rejected | Admitted | CacheLookup | Step | LimitMoved | Token | Finished | Failed | Lost | Tuned | TunerNoted
+Event = (
+    Queued
+    | Rejected
+    | Admitted
+    | CacheLookup
+    | Step
+    | LimitMoved
+    | Token
+    | Finished
+    | Failed
+    | Lost
+    | Tuned
+    | TunerNoted
+)
 
 
 class Observer(Protocol):

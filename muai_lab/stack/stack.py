@@ -29,12 +29,14 @@ from muai_lab.models.registry import ModelSource, resolve_model
 from muai_lab.models.tokenizer import ModelTokenizer, load_tokenizer
 from muai_lab.settings.live import changed
 from muai_lab.stack.checks import check_request
-from muai_lab.stack.events import Admitted, CacheLookup, Event, Failed, Finished, Lost, Rejected, Token
+from muai_lab.stack.events import Admitted, CacheLookup, Event, Failed, Finished, Lost, Observer, Rejected, Token
 from muai_lab.stack.generation import Generation
 from muai_lab.stack.limits import batch_limits, engine_slots
 from muai_lab.stack.request import GenerationRequest
 from muai_lab.stack.serving import MakeObservers, Serving, open_serving
 from muai_lab.stack.text import OutputText
+from muai_lab.stack.tuning.knobs import Values
+from muai_lab.stack.tuning.loop import Tap, TuningLoop
 
 if TYPE_CHECKING:
     from muai_lab.settings.schema import OptimizationSettings
@@ -111,6 +113,10 @@ class InferenceStack:
         self._idle: asyncio.Event | None = None
         self._watch: asyncio.Task[None] | None = None
         self._changing = asyncio.Lock()
+        self._configured = optimization  # without what the tuner moved
+        self._tap = Tap()
+        self._tuner: TuningLoop | None = None
+        self._tuning: asyncio.Task[None] | None = None
         self._overdue: list[Failed] = []  # ended here because their engine hangs, and not yet told to observers
         self._abandoned: set[object] = set()  # sources of events that nobody listens to any more
         self._serving, self._source_of_events = self._open_serving()
@@ -168,6 +174,8 @@ class InferenceStack:
             self._orphan(generation)
         if self._watch is None:
             self._watch = asyncio.get_running_loop().create_task(self._look_after_engine())
+        if self._tuning is None:
+            self._tune_anew()
         return generation
 
     @property
@@ -183,18 +191,24 @@ class InferenceStack:
         problem, EngineError when the engine does not come to it; then nothing is changed.
         """
         async with self._changing:
-            wanted = changed(self._optimization, changes)
-            limits, slots = batch_limits(wanted), self._serving.engine.slots
-            if limits.max_batch_size > slots:
-                raise SettingsError([_TOO_LARGE.format(limits.max_batch_size, slots)])
-            done = self._serving.driver.apply(lambda scheduler, now: scheduler.set_limits(limits, now))
-            try:
-                await asyncio.wait_for(asyncio.wrap_future(done), _CHANGE_S)
-            except TimeoutError as error:
-                reason = f"it has not come to the change within {_CHANGE_S:g} s: a step may hang"
-                raise EngineError(self._serving.engine.info.name, reason) from error
-            self._optimization = wanted
-            return wanted
+            configured = changed(self._configured, changes)
+            undo = {} if self._tuner is None else self._tuner.undo()
+            await self._enforce(changed(changed(self._optimization, undo), changes))
+            self._configured = configured
+        self._tune_anew()
+        return self._optimization
+
+    async def _enforce(self, wanted: OptimizationSettings) -> None:
+        limits, slots = batch_limits(wanted), self._serving.engine.slots
+        if limits.max_batch_size > slots:
+            raise SettingsError([_TOO_LARGE.format(limits.max_batch_size, slots)])
+        done = self._serving.driver.apply(lambda scheduler, now: scheduler.set_limits(limits, now))
+        try:
+            await asyncio.wait_for(asyncio.wrap_future(done), _CHANGE_S)
+        except TimeoutError as error:
+            reason = f"it has not come to the change within {_CHANGE_S:g} s: a step may hang"
+            raise EngineError(self._serving.engine.info.name, reason) from error
+        self._optimization = wanted
 
     def counts(self) -> StackCounts:
         """Load at this moment."""
@@ -221,8 +235,9 @@ class InferenceStack:
     async def close(self) -> None:
         """Cancel what still runs, end the engine's thread and free the engine; a step that runs is waited for."""
         self._draining = self._closed = True
-        if self._watch is not None:
-            self._watch.cancel()
+        for task in (self._watch, self._tuning):
+            if task is not None:
+                task.cancel()
         if self._takeover is not None:
             await self._takeover  # its thread loads an engine, which cannot be interrupted
         await asyncio.gather(asyncio.to_thread(self._serving.driver.close), *self._closing)
@@ -246,7 +261,7 @@ class InferenceStack:
         if self._loop is loop:
             return
         self._loop = loop
-        self._watch = None
+        self._watch = self._tuner = self._tuning = None
         for request_id in list(self._open):
             self._abandon(request_id, RequestCancelled("the event loop that asked for it ended"))
         self._open.clear()
@@ -266,7 +281,36 @@ class InferenceStack:
         source = object()
         limits = batch_limits(self._optimization)
         deliver = partial(self._deliver, source)
-        return open_serving(self._candidates, limits, deliver, self._observers), source
+        return open_serving(self._candidates, limits, deliver, self._watchers), source
+
+    def _watchers(self, engine: EngineInfo) -> Sequence[Observer]:
+        return [*self._observers(engine), self._tap]
+
+    def _tune_anew(self, start: Values | None = None) -> None:
+        """Begin to tune what serves now under the settings as they are now, or stop."""
+        if self._tuning is not None:
+            self._tuning.cancel()
+        self._tuner = self._tuning = None
+        if not (self._configured.enabled and self._configured.tuner.enabled) or self._closed:
+            return
+        engine = self._serving.engine
+        self._tuner = TuningLoop(
+            self._model,
+            engine.info.name,
+            self._configured,
+            self._optimization,
+            slots=engine.slots,
+            caches=False,
+            tap=self._tap,
+            apply=self._apply_tuned,
+            tell=lambda events: self._serving.driver.tell(events),
+            start=start,
+        )
+        self._tuning = asyncio.get_running_loop().create_task(self._tuner.run(), name=f"tuner of {self._model}")
+
+    async def _apply_tuned(self, changes: Mapping[str, Any]) -> None:
+        async with self._changing:
+            await self._enforce(changed(self._optimization, changes))
 
     def _deliver(self, source: object, events: Sequence[Event]) -> None:
         """Called on the engine's thread: pass the events to the event loop."""
@@ -415,6 +459,7 @@ class InferenceStack:
             return
         # From here on the new engine may die in its turn.
         self._takeover = None
+        self._tune_anew(None if self._tuner is None else self._tuner.good)
         for request_id in self._orphans:
             self._hand_over(self._open[request_id])
         self._orphans.clear()

@@ -52,6 +52,8 @@ DEFAULTS = {key.path: key.default for key in FILE_KEYS}
 ORDERED = (
     ("optimization.batcher.max_batch_size", "optimization.batcher.max_slots"),
     ("optimization.batcher.min_batch_size", "optimization.batcher.max_batch_size"),
+    ("optimization.tuner.tuning_interval_seconds", "optimization.tuner.observation_window_seconds"),
+    ("optimization.cache.max_memory_mb", "optimization.tuner.cache_max_memory_mb"),
 )
 
 

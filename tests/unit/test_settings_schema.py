@@ -82,6 +82,10 @@ EXTENSIONS = {
     "optimization.pytorch.dtype",
     "optimization.pytorch.max_model_len",
     "optimization.pytorch.threads",
+    "optimization.tuner.ttft_target_ms",
+    "optimization.tuner.tpot_target_ms",
+    "optimization.tuner.cache_max_memory_mb",
+    "optimization.tuner.state_directory",
     "monitoring.anomaly.alertmanager_url",
     "monitoring.server.request_timeout_s",
 }

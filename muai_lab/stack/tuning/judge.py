@@ -51,7 +51,9 @@ def compare(before: Sequence[Block], after: Sequence[Block], targets: Targets) -
     first, second = total(before), total(after)
     if not (first.saturated and second.saturated):
         if not targets.set:
-            return _share("share of arrivals served", before, after, lambda b: min(b.ended, b.arrived), lambda b: b.arrived)
+            return _share(
+                "share of arrivals served", before, after, lambda b: min(b.ended, b.arrived), lambda b: b.arrived
+            )
         return _share("share of good requests", before, after, lambda b: b.good, lambda b: b.settled)
     if not targets.set:
         return _rate("output tokens/s", before, after, lambda block: block.output_tokens)

@@ -91,9 +91,9 @@ class OnlineTuner:
         self._good: list[tuple[Workload, Values]] = []
 
     @property
-    def trying(self) -> bool:
-        """Whether the present values are on trial."""
-        return self._trial is not None
+    def good(self) -> Values:
+        """The values in force, or, while others are on trial, those to which a failed trial returns."""
+        return self.values if self._trial is None else self._trial.before
 
     def tick(self, now: float) -> list[Tuned | TunerNoted]:
         """Decide; call it once per block (`BLOCKS_PER_INTERVAL` times an interval), and apply `values` after it."""
@@ -140,7 +140,7 @@ class OnlineTuner:
         whole = total(after)
         if not comparison.worse(_CUT_DEVIATIONS, least=_COLLAPSE_SHARE) or self._satisfied(whole):
             return []
-        notes = self._start_anew(now - _CUT_BLOCKS * self._block_s, now, str(comparison))
+        notes: list[Tuned | TunerNoted] = [*self._start_anew(now - _CUT_BLOCKS * self._block_s, now, str(comparison))]
         if not self._points_home(whole):
             return notes
         self._next = self._boundary(now)

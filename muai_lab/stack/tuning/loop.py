@@ -1,0 +1,188 @@
+"""The tuner at work in a running stack: it ticks on the event loop, and what it decides is applied and told."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from muai_lab.errors import MuaiError
+from muai_lab.stack.events import Event, Observer, Tuned, TunerNoted
+from muai_lab.stack.tuning.knobs import Bounds, Knob, Values, bounds_of, values_of
+from muai_lab.stack.tuning.memory import TunerMemory
+from muai_lab.stack.tuning.tuner import BLOCKS_PER_INTERVAL, OnlineTuner
+from muai_lab.stack.tuning.window import Targets, TunerWindow
+
+if TYPE_CHECKING:
+    from muai_lab.settings.schema import OptimizationSettings, TunerSettings
+
+log = logging.getLogger(__name__)
+
+Apply = Callable[[dict[str, Any]], Awaitable[object]]
+
+_SECTIONS = {Knob.BATCH: "batcher", Knob.TIMEOUT: "batcher", Knob.CACHE: "cache"}
+
+
+class Tap:
+    """An observer that passes events on to whoever listens at the moment; costs next to nothing while nobody does."""
+
+    def __init__(self) -> None:
+        self.listener: Observer | None = None
+
+    def observe(self, events: Sequence[Event]) -> None:
+        """Take in the events; see `muai_lab.stack.events.Observer`."""
+        listener = self.listener
+        if listener is not None:
+            listener.observe(events)
+
+
+class TuningLoop:
+    """Tunes one stack on one engine, from `run` until that is cancelled.
+
+    configured: the settings as the operator gave them; in_force: as they are now, which differ where an earlier tuner
+    moved them. start: values to begin with; None: those in force, or what was kept from before a restart. apply:
+    changes the running stack, given what `InferenceStack.reconfigure` takes. tell: shows events to the observers.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        engine: str,
+        configured: OptimizationSettings,
+        in_force: OptimizationSettings,
+        *,
+        slots: int,
+        caches: bool,
+        tap: Tap,
+        apply: Apply,
+        tell: Callable[[Sequence[Event]], None],
+        start: Values | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._name = f"{model} on {engine}"
+        self._configured = configured
+        self._in_force = values_of(in_force)
+        self._bounds = bounds_of(configured, slots=slots, caches=caches)
+        self._memory = TunerMemory(model, engine, configured)
+        self._tap = tap
+        self._apply = apply
+        self._tell = tell
+        self._clock = clock
+        self._start_with = start
+        self._tuner: OnlineTuner | None = None
+        self._window: TunerWindow | None = None
+
+    @property
+    def good(self) -> Values | None:
+        """The values that are not on trial, once it has begun."""
+        return None if self._tuner is None else self._tuner.good
+
+    def undo(self) -> dict[str, Any]:
+        """The changes that take back what is on trial."""
+        good = self.good
+        return {} if good is None else _changes(self._in_force, good)
+
+    async def run(self) -> None:
+        """Tick until cancelled."""
+        try:
+            while True:
+                try:
+                    await self._tune()
+                except MuaiError as error:
+                    # The engine may hang, or somebody changed the settings meanwhile: what is in force is not known any
+                    # more, so it begins again from what is configured.
+                    log.warning("tuner of %s: the change could not be made, it begins anew: %s", self._name, error)
+                    self._start_with = values_of(self._configured)
+                    await asyncio.sleep(self._configured.tuner.tuning_interval_seconds)
+        except Exception:
+            log.exception("tuner of %s failed; what is in force stays", self._name)
+        finally:
+            if self._tap.listener is self._window:  # and not that of a tuner that came after this one
+                self._tap.listener = None
+
+    async def _tune(self) -> None:
+        settings = self._configured.tuner
+        now, targets = self._clock(), targets_of(settings)
+        interval_s, window_s = settings.tuning_interval_seconds, settings.observation_window_seconds
+        block_s = interval_s / BLOCKS_PER_INTERVAL
+        self._window = window = TunerWindow(targets, block_s=block_s, window_s=window_s, began=now)
+        self._tuner = tuner = OnlineTuner(
+            window,
+            home=values_of(self._configured),
+            bounds=self._bounds,
+            targets=targets,
+            interval_s=interval_s,
+            window_s=window_s,
+            began=now,
+            adaptive=self._configured.batcher.adaptive_batching,
+            start=await self._start(),
+        )
+        log.info("tuner of %s: moves %s", self._name, _in_words(self._bounds))
+        await self._make(tuner.values, self._began(tuner.values, now))
+        self._tap.listener = window
+        while True:
+            await asyncio.sleep(block_s)
+            told = tuner.tick(self._clock())
+            if told:
+                await self._make(tuner.values, told)
+            if any(isinstance(event, Tuned) and event.outcome == "kept" for event in told):
+                await asyncio.to_thread(self._memory.save, tuner.good)
+
+    async def _start(self) -> Values | None:
+        """What to begin with: where an earlier tuner of this process left it, else what an earlier process kept."""
+        if self._start_with is not None:
+            return self._start_with
+        if self._in_force != values_of(self._configured):
+            return self._in_force
+        return await asyncio.to_thread(self._memory.load)
+
+    def _began(self, values: Values, now: float) -> list[Tuned]:
+        """Where each knob stands at the beginning."""
+        told = []
+        for knob in Knob:
+            before, after = self._in_force.of(knob), values.of(knob)
+            outcome, reason = ("began", "in force") if before == after else ("restored", "good before the restart")
+            told.append(Tuned(now, knob.value, before, after, outcome, reason))
+        return told
+
+    async def _make(self, values: Values, told: Sequence[Tuned | TunerNoted]) -> None:
+        """Apply what has changed, then tell of it."""
+        if values != self._in_force:
+            await self._apply(_changes(self._in_force, values))
+            self._in_force = values
+        for event in told:
+            _log(self._name, event)
+        self._tell(told)
+
+
+def targets_of(settings: TunerSettings) -> Targets:
+    """What the settings call a good request."""
+    return Targets(
+        ttft_s=None if settings.ttft_target_ms is None else settings.ttft_target_ms / 1000,
+        tpot_s=None if settings.tpot_target_ms is None else settings.tpot_target_ms / 1000,
+    )
+
+
+def _changes(before: Values, after: Values) -> dict[str, Any]:
+    """What has to change for `after`, shaped like the settings."""
+    changes: dict[str, Any] = {}
+    for knob in before.moved(after):
+        changes.setdefault(_SECTIONS[knob], {})[knob.value] = after.of(knob)
+    return changes
+
+
+def _log(name: str, event: Tuned | TunerNoted) -> None:
+    if isinstance(event, TunerNoted):
+        log.info("tuner of %s: %s: %s", name, event.kind, event.reason)
+    elif event.outcome != "began":
+        log.info(
+            "tuner of %s: %s %d -> %d %s: %s",
+            *(name, event.knob, event.before, event.after, event.outcome, event.reason),
+        )
+
+
+def _in_words(bounds: Bounds) -> str:
+    reaches = [f"{knob.value} from {reach.low} to {reach.high}" for knob, reach in bounds.reaches.items()]
+    return ", ".join(reaches) or "nothing: no switch is on, or nothing that is switched on would have an effect"

@@ -111,6 +111,8 @@ def simulate(
         )
 
         def tick(now: float) -> None:
+            if now > intervals * interval_s:
+                return  # what is left only drains
             told = tuner.tick(now)
             if told:
                 decisions.extend(told)

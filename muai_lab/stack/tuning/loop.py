@@ -60,6 +60,7 @@ class TuningLoop:
         tell: Callable[[Sequence[Event]], None],
         start: Values | None = None,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._name = f"{model} on {engine}"
         self._configured = configured
@@ -70,6 +71,7 @@ class TuningLoop:
         self._apply = apply
         self._tell = tell
         self._clock = clock
+        self._sleep = sleep
         self._start_with = start
         self._tuner: OnlineTuner | None = None
         self._window: TunerWindow | None = None
@@ -95,7 +97,7 @@ class TuningLoop:
                     # more, so it begins again from what is configured.
                     log.warning("tuner of %s: the change could not be made, it begins anew: %s", self._name, error)
                     self._start_with = values_of(self._configured)
-                    await asyncio.sleep(self._configured.tuner.tuning_interval_seconds)
+                    await self._sleep(self._configured.tuner.tuning_interval_seconds)
         except Exception:
             log.exception("tuner of %s failed; what is in force stays", self._name)
         finally:
@@ -123,7 +125,7 @@ class TuningLoop:
         await self._make(tuner.values, self._began(tuner.values, now))
         self._tap.listener = window
         while True:
-            await asyncio.sleep(block_s)
+            await self._sleep(block_s)
             told = tuner.tick(self._clock())
             if told:
                 await self._make(tuner.values, told)

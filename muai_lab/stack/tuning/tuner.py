@@ -140,11 +140,13 @@ class OnlineTuner:
         whole = total(after)
         if not comparison.worse(_CUT_DEVIATIONS, least=_COLLAPSE_SHARE) or self._satisfied(whole):
             return []
-        notes: list[Tuned | TunerNoted] = [*self._start_anew(now - _CUT_BLOCKS * self._block_s, now, str(comparison))]
+        notes: list[Tuned | TunerNoted] = [
+            *self._start_anew(now - _CUT_BLOCKS * self._block_s, now, f"what was good no longer is: {comparison}")
+        ]
         if not self._points_home(whole):
             return notes
         self._next = self._boundary(now)
-        return notes + self._try(self.home, after, "what was good no longer is: back to what is configured", now)
+        return notes + self._try(self.home, after, "back to what is configured, which may do better", now)
 
     def _recent(self, now: float) -> list[Block]:
         """The blocks to judge the present by: the last interval's, or more where that had too few requests."""
@@ -203,7 +205,8 @@ class OnlineTuner:
                 yield values, "this was good under a workload like this one"
         slow = whole.ended - whole.ready  # whose pace was missed, whether or not they were late besides
         if self._targets.set and slow * whole.settled > (whole.late + whole.rejected) * whole.ended:
-            yield from self._moves(Knob.BATCH, (-2, -1), whole, "tokens come too slowly: fewer at a time")
+            # The larger step comes second: where even half as many are too many, a step in between shows nothing.
+            yield from self._moves(Knob.BATCH, (-2, -4, -1), whole, "tokens come too slowly: fewer at a time")
             yield from self._moves(Knob.CACHE, (1,), whole, "tokens come too slowly: less to prefill beside them")
             yield from self._moves(Knob.BATCH, (1,), whole, "fewer at a time did not help: more")
         else:

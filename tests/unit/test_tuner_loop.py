@@ -122,9 +122,9 @@ async def test_it_applies_tells_logs_and_keeps_what_it_decides(
 
     await rig.run(30.0)
 
-    assert rig.outcomes() == [("began", 4, 4), ("tried", 4, 2), ("kept", 4, 2)]
-    assert rig.in_force.batcher.max_batch_size == 2
-    assert TunerMemory("chat", "pytorch", rig.configured).load() == Values(2, 50, 0)
+    assert rig.outcomes() == [("began", 4, 4), ("tried", 4, 1), ("kept", 4, 1)]
+    assert rig.in_force.batcher.max_batch_size == 1
+    assert TunerMemory("chat", "pytorch", rig.configured).load() == Values(1, 50, 0)
     assert "tuner of chat on pytorch: moves max_batch_size from 1 to 16" in caplog.text
     assert "kept: share of good requests 0 -> 1" in caplog.text
 
@@ -166,7 +166,7 @@ async def test_what_is_on_trial_can_be_taken_back(tmp_path: Path) -> None:
 
     loop = await rig.run(14.0)
 
-    assert rig.outcomes()[-1] == ("tried", 4, 2)
+    assert rig.outcomes()[-1] == ("tried", 4, 1)
     assert loop.undo() == {"batcher": {"max_batch_size": 4}}
     assert loop.good == Values(4, 50, 0)
 

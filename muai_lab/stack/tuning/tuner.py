@@ -33,6 +33,7 @@ _COLLAPSE_SHARE = 0.1
 _FIRST_REST, _LONGEST_REST = 4, 64  # intervals
 _LONGEST_RECOVERY = 3  # intervals
 _REMEMBERED = 16  # workloads
+_MOST = 0.5  # attainment below which most requests miss their targets
 _SLOW_SHARE = 0.1  # of the requests, whose pace must be missed for a smaller batch to be worth a trial
 _DOUBLING = 1.8  # from here on a step of the batch size was one of two rungs
 
@@ -113,7 +114,7 @@ class OnlineTuner:
         whole = total(recent)
         if whole.settled < _FEW or self._satisfied(whole) or self._recovering(recent) or now < self._rest_until:
             return notes
-        candidates = [one for one in self._candidates(whole, workload(recent)) if one[0] != self.values]
+        candidates = [one for one in self._candidates(whole, workload(recent)) if self._worth_trying(one[0])]
         for values, reason in candidates:
             if values not in self._tried:
                 return notes + self._try(values, recent, reason, now)
@@ -130,23 +131,19 @@ class OnlineTuner:
 
     def _guard(self, now: float) -> list[Tuned | TunerNoted]:
         """Within an interval: go home at once when what was found elsewhere has stopped being good."""
-        if self.values == self.home:
+        if self.values == self.home or self.home in self._tried:
             return []
         blocks = self._window.blocks(now, max(self._since, self._epoch_began))
-        before, after = blocks[:-_CUT_BLOCKS], blocks[-_CUT_BLOCKS:]
-        if len(before) < _CUT_BLOCKS or total(before).settled < _FEW or total(after).settled < _FEW_TO_CUT:
-            return []
-        comparison = compare(before[-BLOCKS_PER_INTERVAL:], after, self._targets)
+        before, after = blocks[:-_CUT_BLOCKS][-BLOCKS_PER_INTERVAL:], blocks[-_CUT_BLOCKS:]
         whole = total(after)
-        if not comparison.worse(_CUT_DEVIATIONS, least=_COLLAPSE_SHARE) or self._satisfied(whole):
+        if len(before) < _CUT_BLOCKS or total(before).settled < _FEW or whole.settled < _FEW_TO_CUT:
             return []
-        notes: list[Tuned | TunerNoted] = [
-            *self._start_anew(now - _CUT_BLOCKS * self._block_s, now, f"what was good no longer is: {comparison}")
-        ]
-        if not self._points_home(whole):
-            return notes
+        comparison = compare(before, after, self._targets)
+        fallen = comparison.worse(_CUT_DEVIATIONS, least=_COLLAPSE_SHARE) and not self._satisfied(whole)
+        if not fallen or not self._points_home(whole):
+            return []
         self._next = self._boundary(now)
-        return notes + self._try(self.home, after, "back to what is configured, which may do better", now)
+        return self._try(self.home, after, f"what was good no longer is, what is configured may be: {comparison}", now)
 
     def _recent(self, now: float) -> list[Block]:
         """The blocks to judge the present by: the last interval's, or more where that had too few requests."""
@@ -195,18 +192,22 @@ class OnlineTuner:
 
     def _candidates(self, whole: Block, present: Workload) -> Iterator[tuple[Values, str]]:
         """What may be tried now, most promising first."""
+        slow = whole.ended - whole.ready  # whose pace was missed, whether or not they were late besides
+        too_slow = self._targets.set and slow * whole.settled > (whole.late + whole.rejected) * whole.ended
         if self._onward is not None:
             knob, rungs = self._onward
-            yield from self._moves(knob, (rungs,), whole, "onward, since the last step helped")
+            # Where a smaller batch has mended the pace, what is missed now is something else.
+            if knob is not Knob.BATCH or (rungs < 0) == too_slow or not self._targets.set:
+                yield from self._moves(knob, (rungs,), whole, "onward, since the last step helped")
         if self._points_home(whole):
             yield self.home, "what is configured may do better under this workload"
         for known, values in reversed(self._good):
             if not shifts(known, present, ignore=frozenset({"prefix hits"})):
                 yield values, "this was good under a workload like this one"
-        slow = whole.ended - whole.ready  # whose pace was missed, whether or not they were late besides
-        if self._targets.set and slow * whole.settled > (whole.late + whole.rejected) * whole.ended:
-            # The larger step comes second: where even half as many are too many, a step in between shows nothing.
-            yield from self._moves(Knob.BATCH, (-2, -4, -1), whole, "tokens come too slowly: fewer at a time")
+        if too_slow:
+            # Where most are too slow the deeper cut comes first: half as many may still be too many, and show nothing.
+            cuts = (-4, -2, -1) if whole.attainment < _MOST else (-2, -4, -1)
+            yield from self._moves(Knob.BATCH, cuts, whole, "tokens come too slowly: fewer at a time")
             yield from self._moves(Knob.CACHE, (1,), whole, "tokens come too slowly: less to prefill beside them")
             yield from self._moves(Knob.BATCH, (1,), whole, "fewer at a time did not help: more")
         else:
@@ -218,6 +219,20 @@ class OnlineTuner:
         yield from self._moves(Knob.TIMEOUT, (1,), whole, "longer holds, for fuller batches")
         if whole.looked_up and not whole.cached:
             yield from self._moves(Knob.CACHE, (-1,), whole, "the cache serves nothing: without it")
+
+    def _worth_trying(self, values: Values) -> bool:
+        """Not what is in force, nor beyond what clearly did worse: goodput rises and falls once over batch sizes."""
+        here, there = self.values.max_batch_size, values.max_batch_size
+        if values == self.values:
+            return False
+        if values.moved(self.values) != (Knob.BATCH,):
+            return True
+        return not any(
+            deviations < -_CUT_DEVIATIONS
+            and tried.moved(self.values) == (Knob.BATCH,)
+            and min(here, there) < tried.max_batch_size < max(here, there)
+            for tried, deviations in self._tried.items()
+        )
 
     def _moves(self, knob: Knob, rungs: Sequence[int], whole: Block, reason: str) -> Iterator[tuple[Values, str]]:
         """The moves of one knob that can have an effect."""
@@ -309,8 +324,6 @@ class OnlineTuner:
     ) -> list[Tuned | TunerNoted]:
         self._trial = None
         self._since = trial.measured_from
-        if self._rest != _FIRST_REST:  # what had been tried in vain may do better now
-            self._tried.clear()
         self._tried[trial.before] = -comparison.deviations
         self._onward = self._direction(trial.before)
         self._resting, self._rest = False, _FIRST_REST

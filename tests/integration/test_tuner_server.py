@@ -1,0 +1,78 @@
+"""The online tuner in a real server: under load it tries, decides, and says so in metrics and log."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import openai
+import pytest
+from serving import Served, serving
+
+MODEL = "qwen_chat"
+CLIENTS = 8
+DECIDED_S = 60.0
+LABELS = f'model="{MODEL}",engine="pytorch"'
+
+
+@contextmanager
+def load(server: Served) -> Iterator[list[Exception]]:
+    """So many clients, each asking again as soon as it is answered; what went wrong for them is collected."""
+    over = threading.Event()
+    errors: list[Exception] = []
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60)
+
+    def ask() -> None:
+        while not over.is_set():
+            try:
+                client.completions.create(model=MODEL, prompt="Once", max_tokens=8, extra_body={"ignore_eos": True})
+            except openai.OpenAIError as error:
+                errors.append(error)
+                return
+
+    threads = [threading.Thread(target=ask) for _ in range(CLIENTS)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield errors
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+def decisions(server: Served, outcome: str) -> float:
+    knob = "max_batch_size"
+    return server.metric(f'muai_tuner_decisions_total{{{LABELS},knob="{knob}",outcome="{outcome}"}}') or 0.0
+
+
+def overrides(directory: Path) -> list[str]:
+    return [
+        "optimization.batcher.max_batch_size=1",
+        f"optimization.batcher.max_slots={CLIENTS}",
+        "optimization.tuner.enabled=true",
+        "optimization.tuner.tuning_interval_seconds=1",
+        "optimization.tuner.observation_window_seconds=4",
+        f"optimization.tuner.state_directory={directory}",
+    ]
+
+
+@pytest.mark.timeout(180)
+def test_it_tries_decides_and_drops_no_request(tmp_path: Path) -> None:
+    # given a server with a batch size of 1, and more clients than that
+    with serving(tmp_path, *overrides(tmp_path / "state")) as server, load(server) as errors:
+        # when the tuner has had time to try another one
+        give_up_at = time.monotonic() + DECIDED_S
+        while not decisions(server, "kept") and time.monotonic() < give_up_at:
+            time.sleep(0.2)
+
+        # then it has kept a larger one, in the metrics, in the log and on disk, and nobody was refused
+        assert decisions(server, "tried") >= decisions(server, "kept") >= 1
+        assert (server.metric(f'muai_tuner_value{{{LABELS},knob="max_batch_size"}}') or 0) > 1
+        assert f"tuner of {MODEL} on pytorch: max_batch_size 1 -> 3 tried: requests wait for a slot" in server.log
+        assert "kept: output tokens/s" in server.log
+        assert errors == []
+    assert [path.suffix for path in (tmp_path / "state").iterdir()] == [".json"]

@@ -18,6 +18,7 @@ BENCHMARKS = (
     "server_memory",
     "step_time",
     "virtual_time",
+    "online_tuner",
     "comparison",
     "analysis_million",
 )

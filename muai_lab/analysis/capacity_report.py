@@ -95,7 +95,7 @@ def probes_grid(document: Mapping[str, Any]) -> Grid:
                 number(probe["goodput_rps"]),
                 milliseconds(probe["ttft_p50_s"]),
                 milliseconds(probe["tpot_p50_s"]),
-                str(probe["verdict"]),
+                str(probe["verdict"]) if probe["counts"] else f"{probe['verdict']}, does not count",
                 str(probe["directory"]),
             )
         )
@@ -106,7 +106,7 @@ def probes_grid(document: Mapping[str, Any]) -> Grid:
 def render_capacity(document: Mapping[str, Any], directory: Path) -> str:
     """The page as one HTML document; the probes' reports are linked relative to `directory`."""
     sheet = capacity_sheet(document)
-    drawn = [probe for probe in document["probes"] if probe["attainment"] is not None]
+    drawn = [probe for probe in document["probes"] if probe["attainment"] is not None and probe["counts"]]
     links = [
         (str(probe["directory"]), quote(f"{probe['directory']}/report.html"), probe["stopped"] or probe["verdict"])
         for probe in document["probes"]

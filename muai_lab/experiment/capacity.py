@@ -40,7 +40,7 @@ RATED_ARRIVALS = ("constant", "poisson", "gamma")
 
 RESULT = "capacity.json"
 _BLOCKS = 10
-_SATURATED = "client_saturated"
+_TRIES = 2  # a probe that the load generator spoilt is made once more: it may have been somebody else's doing
 
 Resolve = Callable[[Mapping[str, object]], "Resolved"]
 """Resolves the study's settings with further overrides on top."""
@@ -58,7 +58,11 @@ class CapacityWatcher(RunWatcher, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One probe. verdict: the run's validity; stopped: why it was ended early, None where it went to its end."""
+    """One probe.
+
+    verdict: the run's validity. stopped: why it was ended early, None where it went to its end. saturated: the load
+    generator was late, so the figures hold its own delays too; a promise that was kept all the same was kept.
+    """
 
     number: int
     rate: float
@@ -67,6 +71,7 @@ class Probe:
     verdict: str
     stopped: str | None
     directory: Path
+    saturated: bool = False
     figures: Mapping[str, float | None] = field(default_factory=dict)
 
 
@@ -201,13 +206,17 @@ class _Study:
                 raise
             stopped = str(cut)
         probe = judge_probe(load_run(directory), self._slo, number, rate, length_s, stopped)
-        if probe.verdict == _SATURATED:
+        self._probes.append(probe)
+        if self._counts(probe):
+            self._search.add(probe.outcome)
+        elif sum(not self._counts(other) and other.rate == rate for other in self._probes) >= _TRIES:
             self._search.cannot_offer(rate)
             self._ended = f"the load generator could not offer {rate:.3g} requests/s, so nothing above was tried"
-        else:
-            self._search.add(probe.outcome)
-        self._probes.append(probe)
         self._watcher.judged(probe)
+
+    def _counts(self, probe: Probe) -> bool:
+        """Whether a probe says something about the server: all do but lost ones of a load generator that was late."""
+        return not probe.saturated or probe.outcome.attainment >= self._slo.quantile
 
     def _write(self, status: str) -> None:
         from muai_lab.analysis.capacity_report import render_capacity
@@ -222,7 +231,7 @@ class _Study:
         from muai_lab.analysis.summary import clean
 
         settings, slo = self._settings, self._slo
-        judged = [probe for probe in self._probes if probe.verdict != _SATURATED]
+        judged = [probe for probe in self._probes if self._counts(probe)]
         capacity = self._search.capacity(settings.seed) if judged else None
         low, high = self._search.bracket if judged else (None, None)
         document: Mapping[str, Any] = clean(
@@ -253,6 +262,7 @@ class _Study:
                         "ttft_p50_s": probe.figures.get("ttft"),
                         "tpot_p50_s": probe.figures.get("tpot"),
                         "verdict": probe.verdict,
+                        "counts": self._counts(probe),
                         "stopped": probe.stopped,
                         "directory": probe.directory.name,
                     }
@@ -271,7 +281,7 @@ class _Study:
 def judge_probe(run: Run, slo: Slo, number: int, rate: float, length_s: float, stopped: str | None) -> Probe:
     """What a probe's records say. Of one that was stopped only requests count whose fate was decided by then."""
     from muai_lab.analysis.slo import met
-    from muai_lab.analysis.summary import validity_of
+    from muai_lab.analysis.summary import SATURATED, validity_of
 
     measured = run.measured
     window = run.window
@@ -294,6 +304,7 @@ def judge_probe(run: Run, slo: Slo, number: int, rate: float, length_s: float, s
         "stopped early" if stopped else str(validity_of(run)["verdict"]),
         stopped,
         run.path,
+        (run.manifest.get("generator") or {}).get("verdict") == SATURATED,
         {
             "goodput": float(hit.sum()) / span_s if stopped is None else None,
             "ttft": float(first.median()) if first.notna().any() else None,

@@ -167,7 +167,7 @@ def document(**changes: Any) -> dict[str, Any]:
         {
             "number": number, "rate_rps": rate, "window_s": 10.0, "due": 100, "met": round(100 * share),
             "attainment": share, "goodput_rps": None if stopped else rate * share, "ttft_p50_s": 0.05,
-            "tpot_p50_s": 0.01, "verdict": "stopped early" if stopped else "valid", "stopped": stopped,
+            "tpot_p50_s": 0.01, "verdict": "stopped early" if stopped else "valid", "stopped": stopped, "counts": True,
             "directory": f"probe-{number:02d}",
         }
         for number, (rate, share, stopped) in enumerate([(8.0, 1.0, None), (16.0, 0.995, None), (32.0, 0.4, "over")])

@@ -45,7 +45,7 @@ INTEGERS = (
     "turn",
     "prefix_group",
 )
-TEXTS = ("phase", "status", "error", "finish_reason")
+TEXTS = ("phase", "status", "error", "finish_reason", "part")
 SERVER_COLUMNS = ("t_ns", "name", "labels", "value")
 
 

@@ -47,7 +47,8 @@ def result_table(summary: Mapping[str, Any]) -> Sheet:
         )
     facts.append(("requests", _counts(summary["requests"])))
     grids = [_throughput(summary)]
-    grids += [found for found in (_latency(summary), _slo(summary), _server(summary)) if found is not None]
+    further = (_latency(summary), _breakdown(summary), _slo(summary), _server(summary))
+    grids += [found for found in further if found is not None]
     validity = summary["validity"]
     notes = tuple(redacted(warning) for warning in validity["warnings"])
     return Sheet(redacted(verdict_line(summary)), validity["valid"], tuple(facts), tuple(grids), notes)
@@ -83,6 +84,25 @@ def _latency(summary: Mapping[str, Any]) -> Grid | None:
         return None
     columns = ("", "mean", "p50", "p90", "p95", "p99", "p50 95 % interval", "p99 95 % interval")
     return Grid("latency in ms", columns, tuple(rows), "lrrrrrrr")
+
+
+def _breakdown(summary: Mapping[str, Any]) -> Grid | None:
+    found = summary.get("breakdown")
+    if found is None:
+        return None
+    rows = [
+        (
+            row["name"],
+            count(row["due"]),
+            count(row["ok"]),
+            count(row["prompt_tokens_p50"]),
+            percent(row["cached_share"]),
+            *(milliseconds(row[f"{name}_p50_s"]) for name in ("ttft", "tpot", "e2e")),
+        )
+        for row in found["rows"]
+    ]
+    columns = (found["by"], "due", "ok", "prompt tokens", "cached", "TTFT", "TPOT", "E2E")
+    return Grid(f"by {found['by']}: medians, latency in ms", columns, tuple(rows), "lrrrrrrr")
 
 
 def _slo(summary: Mapping[str, Any]) -> Grid | None:

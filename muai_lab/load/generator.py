@@ -227,6 +227,7 @@ class _Load:
             await self._send(request, record)
             if record.status != "ok":
                 self.unsent_after_failure += left
+                record.answer = None
                 return record
             said = {"role": "assistant", "content": "".join(record.answer)}
             earlier, record.answer = (*request.conversation(), said), None
@@ -363,6 +364,7 @@ def _record_of(request: ScheduledRequest) -> RequestRecord:
         session=request.session,
         turn=request.turn,
         prefix_group=request.prefix_group,
+        part=request.part,
     )
 
 

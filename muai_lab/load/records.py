@@ -43,6 +43,7 @@ REQUESTS_SCHEMA = pa.schema(
         pa.field("session", pa.int64()),
         pa.field("turn", pa.int64()),
         pa.field("prefix_group", pa.int64()),
+        pa.field("part", pa.string()),
         pa.field("chunk_t_ns", pa.list_(pa.int64())),
         pa.field("chunk_tokens", pa.list_(pa.int32())),
     ]
@@ -99,6 +100,7 @@ class RequestRecord:
         "intended_ns",
         "max_tokens",
         "output_tokens",
+        "part",
         "prefix_group",
         "prompt_tokens",
         "released_ns",
@@ -122,6 +124,7 @@ class RequestRecord:
         session: int | None = None,
         turn: int | None = None,
         prefix_group: int | None = None,
+        part: str | None = None,
     ) -> None:
         self.index = index
         self.intended_ns = intended_ns
@@ -130,6 +133,7 @@ class RequestRecord:
         self.session = session
         self.turn = turn
         self.prefix_group = prefix_group
+        self.part = part
         self.sent_ns: int | None = None
         self.stream_end_ns: int | None = None
         self.status: Status | None = None

@@ -57,6 +57,7 @@ def test_a_record_becomes_a_row() -> None:
         "session": None,
         "turn": None,
         "prefix_group": None,
+        "part": None,
         "chunk_t_ns": [2_050, 2_060],
         "chunk_tokens": [1, 3],
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -235,3 +236,28 @@ def test_the_document_holds_numbers_and_nothing_else(make: Make) -> None:
     assert document["figures"]["p50 ttft"]["a"] == pytest.approx(0.1, rel=0.1)
     assert document["figures"]["p50 ttft"]["b"] is None
     assert document["noise"] == "assumed"
+
+
+def test_runs_in_whose_window_nothing_was_due_cannot_be_compared(make: Make, tmp_path: Path) -> None:
+    empty = load_run(write_run(tmp_path / "empty", [record(0, due=0.0, chunks=[0.1])], measure=(50.0, 60.0)))
+
+    found = compare([make()], [empty])
+
+    assert found.verdict == NOT_COMPARABLE
+    assert "no request was due in the measurement window" in found.reasons[0]
+
+
+def test_missing_values_never_become_numbers(make: Make, tmp_path: Path) -> None:
+    # Given a server that reports no tokens and answers in one piece: no TPOT, no token throughput
+    rows = [
+        record(i, due=i * 0.1, sent=i * 0.1, chunks=[i * 0.1 + 0.1], chunk_tokens=[1], output_tokens=None)
+        | {"output_tokens": None, "chunk_tokens": None}
+        for i in range(120)
+    ]
+    one = load_run(write_run(tmp_path / "one", rows, measure=(0.0, 12.0), manifest={"schedule_hash": "one"}))
+
+    found = compare([make()], [one])
+
+    assert found.of("p50 tpot").verdict == NOT_COMPARABLE
+    assert found.of("tokens").verdict == NOT_COMPARABLE
+    json.dumps(comparison_document(found), allow_nan=False)

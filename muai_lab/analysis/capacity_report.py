@@ -10,6 +10,7 @@ from urllib.parse import quote
 import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from muai_lab.analysis.configuration import redacted
@@ -155,8 +156,7 @@ def capacity_figure(document: Mapping[str, Any], drawn: Sequence[Mapping[str, An
             )  # fmt: skip
         right.plot(rates, rates, color=GREEN, linewidth=0.9, label="all that was offered")
         right.set_yscale("log")
-        right.yaxis.set_minor_locator(NullLocator())
-        right.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+        _few_ticks(right.yaxis, rates)
         lowest = min([probe["goodput_rps"] for probe in whole if probe["goodput_rps"] > 0] + rates[:1])
         right.set_ylim(lowest * 0.7, rates[-1] * 1.4)
         right.set_title("Goodput, requests/s that met the SLO", loc="left")
@@ -171,14 +171,19 @@ def capacity_figure(document: Mapping[str, Any], drawn: Sequence[Mapping[str, An
 def _rate_axis(axes: Axes, rates: Sequence[float]) -> None:
     axes.set_xscale("log")
     axes.set_xlim(rates[0] * 0.8, rates[-1] * 1.25)
+    _few_ticks(axes.xaxis, rates)
+    axes.set_xlabel("offered requests per second (log scale)")
+
+
+def _few_ticks(axis: Axis, rates: Sequence[float]) -> None:
+    """Ticks at as many of the rates as fit on a logarithmic axis."""
     shown: list[float] = []
-    for rate in rates:  # as many of the rates as fit
+    for rate in rates:
         if not shown or rate / shown[-1] > (rates[-1] / rates[0]) ** 0.11:
             shown.append(rate)
-    axes.xaxis.set_major_locator(FixedLocator(shown))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.3g}"))
-    axes.set_xlabel("offered requests per second (log scale)")
+    axis.set_major_locator(FixedLocator(shown))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.3g}"))
 
 
 def _mark_capacity(axes: Axes, capacity: Mapping[str, Any] | None) -> None:

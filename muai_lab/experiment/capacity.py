@@ -8,6 +8,7 @@ DIRECTORY/probe-00/, probe-01/, ...     one run directory each
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -279,17 +280,23 @@ class _Study:
 
 
 def judge_probe(run: Run, slo: Slo, number: int, rate: float, length_s: float, stopped: str | None) -> Probe:
-    """What a probe's records say. Of one that was stopped only requests count whose fate was decided by then."""
+    """What a probe's records say. Of one that was stopped only requests count whose fate was decided by then.
+
+    Decided are those that ended, and those that were under way for longer than the SLO allows.
+    """
     from muai_lab.analysis.slo import met
     from muai_lab.analysis.summary import SATURATED, validity_of
 
     measured = run.measured
     window = run.window
     assert window is not None, "a run that offered load has a window"
-    if stopped is not None and (measured["max_tokens"].notna().any()):
-        longest = longest_s(slo, int(measured["max_tokens"].max()))
-        decided = measured[measured["due_s"] < window.end_s - (longest or 0.0)]
-        measured = decided if len(decided) else measured
+    if stopped is not None:
+        waited_s = window.end_s - measured["due_s"]
+        longest = longest_s(slo, int(measured["max_tokens"].max()) if measured["max_tokens"].notna().any() else 1)
+        overdue = waited_s > (math.inf if longest is None else longest)
+        if slo.ttft_ms is not None:
+            overdue |= measured["first_content_s"].isna() & (waited_s > slo.ttft_ms / 1e3)
+        measured = measured[(measured["status"] != "cancelled") | overdue]
     hit = met(measured, slo)
     span_s = max(window.duration_s, 1e-9)
     block = np.clip(((measured["due_s"] - window.start_s) / span_s * _BLOCKS).to_numpy(), 0, _BLOCKS - 1).astype(int)

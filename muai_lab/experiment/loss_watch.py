@@ -1,4 +1,4 @@
-"""Ends a probe as soon as its window cannot keep the promise any more, whatever still comes."""
+"""Ends a probe whose window clearly cannot keep the promise any more, whatever still comes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from muai_lab.load.generator import LoadProgress
 from muai_lab.load.records import RequestRecord
 from muai_lab.load.target import Target
 from muai_lab.workload.schedule import Schedule, ScheduledRequest
+
+CLEARLY = 0.05
+"""By which share of the window's requests the misses must exceed what is allowed before a probe is ended: a probe that
+a moment's hiccup cost the promise goes on, and counts with all its requests."""
 
 
 class LossWatch:
@@ -61,7 +65,7 @@ class LossWatch:
             self._missed + self._overdue(progress.elapsed_s, longest),
             self._counted(progress, self._before, in_window, longest),
         )
-        if missed > allowed:
+        if missed > allowed + CLEARLY * in_window.size:
             self.lost = (
                 f"over capacity: at least {missed} of {in_window.size} requests miss the SLO at {self._rate:.3g} "
                 f"requests/s, and {allowed} may"

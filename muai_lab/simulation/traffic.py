@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from muai_lab.stack.request import GenerationRequest
 
-_LONGEST = 1 << 20  # tokens; every prompt and every prefix is shorter
-_OWN = 1 << 40  # token ids from here on belong to one request alone
+_PREFIX = 1 << 16  # tokens; every prefix is shorter
+_OWN = 1 << 31  # token ids from here on begin the part of a prompt that is one request's alone; four bytes hold them
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +28,11 @@ class SimulatedRequest:
     prefix_tokens: int = 0
 
     def prompt(self) -> Sequence[int]:
-        """Token ids: those of the shared prefix, then ids that no other request has."""
-        own = _OWN + self.number * _LONGEST
+        """Token ids: those of the shared prefix, then others, at no place the same as another request's."""
+        own = _OWN + self.number
         if self.prefix is None:
             return range(own, own + self.prompt_tokens)
-        begin = self.prefix * _LONGEST
+        begin = self.prefix * _PREFIX
         shared = min(self.prefix_tokens, self.prompt_tokens)
         return [*range(begin, begin + shared), *range(own, own + self.prompt_tokens - shared)]
 

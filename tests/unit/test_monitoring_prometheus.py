@@ -13,7 +13,20 @@ from muai_lab.monitoring.machine import MachineMetrics
 from muai_lab.monitoring.observers import observers_for, open_exporter
 from muai_lab.monitoring.prometheus import STATUSES, PrometheusObserver, ServingMetrics
 from muai_lab.settings.schema import MonitoringSettings, PrometheusSettings
-from muai_lab.stack.events import Admitted, CacheLookup, Event, Failed, Finished, Lost, Queued, Rejected, Step, Token
+from muai_lab.stack.events import (
+    Admitted,
+    CacheLookup,
+    Event,
+    Failed,
+    Finished,
+    Lost,
+    Queued,
+    Rejected,
+    Step,
+    Token,
+    Tuned,
+    TunerNoted,
+)
 
 MODEL_ENGINE = {"model": "m", "engine": "e"}
 
@@ -221,3 +234,24 @@ def test_switched_on_each_model_has_its_observer_in_a_registry_of_the_process_ow
 
 def text(registry: CollectorRegistry) -> str:
     return generate_latest(registry).decode()
+
+
+def test_the_tuner_s_settings_decisions_and_shifts_can_be_seen() -> None:
+    board = Board()
+
+    board.see(
+        Tuned(1.0, "max_batch_size", 4, 4, "began", "in force"),
+        Tuned(2.0, "max_batch_size", 4, 8, "tried", "requests wait"),
+        Tuned(3.0, "max_batch_size", 4, 8, "kept", "better"),
+        Tuned(4.0, "max_batch_size", 8, 16, "tried", "onward"),
+        Tuned(5.0, "max_batch_size", 16, 8, "reverted", "worse"),
+        TunerNoted(6.0, "shift", "arrivals"),
+    )
+
+    knob = {**MODEL_ENGINE, "knob": "max_batch_size"}
+    assert board.value("muai_tuner_value", **knob) == 8
+    assert board.value("muai_tuner_decisions_total", **knob, outcome="tried") == 2
+    assert board.value("muai_tuner_decisions_total", **knob, outcome="kept") == 1
+    assert board.value("muai_tuner_decisions_total", **knob, outcome="reverted") == 1
+    assert board.value("muai_tuner_decisions_total", **knob, outcome="began") is None
+    assert board.value("muai_tuner_notes_total", **MODEL_ENGINE, kind="shift") == 1

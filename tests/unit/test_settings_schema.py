@@ -7,7 +7,14 @@ from pydantic import ValidationError
 
 from muai_lab.settings.catalogue import keys_by_path
 from muai_lab.settings.lab import LabSettings
-from muai_lab.settings.schema import AnomalySettings, BatcherSettings, MonitoringSettings
+from muai_lab.settings.schema import (
+    AnomalySettings,
+    BatcherSettings,
+    CacheSettings,
+    MonitoringSettings,
+    OptimizationSettings,
+    TunerSettings,
+)
 
 SPECIFIED_DEFAULTS = {
     "optimization.enabled": True,
@@ -171,6 +178,20 @@ def test_settings_are_frozen() -> None:
 def test_values_that_do_not_go_together_are_refused_when_built_directly_too() -> None:
     with pytest.raises(ValidationError, match=r"min_batch_size \(8\) is above max_batch_size \(4\)"):
         BatcherSettings(min_batch_size=8, max_batch_size=4)
+
+
+def test_a_tuner_whose_window_is_shorter_than_its_interval_is_refused() -> None:
+    conflicts = list(TunerSettings.model_construct(observation_window_seconds=30).conflicts())
+
+    assert [conflict.keys for conflict in conflicts] == [("observation_window_seconds", "tuning_interval_seconds")]
+    assert "observation_window_seconds (30) is shorter than tuning_interval_seconds (60)" in conflicts[0].message
+
+
+def test_a_bound_of_the_cache_below_its_size_is_refused() -> None:
+    with pytest.raises(
+        ValidationError, match=r"tuner.cache_max_memory_mb \(100\) is below cache.max_memory_mb \(200\)"
+    ):
+        OptimizationSettings(cache=CacheSettings(max_memory_mb=200), tuner=TunerSettings(cache_max_memory_mb=100))
 
 
 @pytest.mark.parametrize("destination", ["webhook", "alertmanager"])

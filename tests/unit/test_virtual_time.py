@@ -170,7 +170,7 @@ def test_a_shared_prefix_is_the_same_tokens_and_the_rest_is_not() -> None:
 
     assert len(one) == len(other) == 10
     assert list(one[:6]) == list(other[:6])
-    assert not set(one[6:]) & set(other[6:])
+    assert all(mine != theirs for mine, theirs in zip(one[6:], other[6:], strict=True))
     assert len(SimulatedRequest(2, 0.0, 4, 1, prefix=7, prefix_tokens=6).prompt()) == 4
 
 

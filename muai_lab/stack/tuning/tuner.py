@@ -26,6 +26,7 @@ _FEW = 20  # settled requests, below which nothing is decided
 _FEW_TO_CUT = 10  # and below which no trial is cut short
 _CUT_BLOCKS = 2
 _ENOUGH = 0.98  # attainment at which a trial would risk more than it could gain
+_LATEST_BLOCKS = 3
 _KEEP_DEVIATIONS = 1.7  # about one false keep in twenty
 _CUT_DEVIATIONS = 3.0  # asked again and again, so it must be surer
 _CUT_SHARE = 0.05
@@ -33,6 +34,7 @@ _COLLAPSE_SHARE = 0.1
 _FIRST_REST, _LONGEST_REST = 4, 64  # intervals
 _LONGEST_RECOVERY = 3  # intervals
 _REMEMBERED = 16  # workloads
+_SHARING = 0.01  # of the prompt tokens, that a small cache must have served for a larger one to come first
 _MOST = 0.5  # attainment below which most requests miss their targets
 _SLOW_SHARE = 0.1  # of the requests, whose pace must be missed for a smaller batch to be worth a trial
 _DOUBLING = 1.8  # from here on a step of the batch size was one of two rungs
@@ -201,6 +203,8 @@ class OnlineTuner:
                 yield from self._moves(knob, (rungs,), whole, "onward, since the last step helped")
         if self._points_home(whole):
             yield self.home, "what is configured may do better under this workload"
+        if whole.hit_rate > _SHARING:
+            yield from self._moves(Knob.CACHE, (1,), whole, "prompts share prefixes: more of them kept")
         for known, values in reversed(self._good):
             if not shifts(known, present, ignore=frozenset({"prefix hits"})):
                 yield values, "this was good under a workload like this one"
@@ -309,12 +313,13 @@ class OnlineTuner:
     def _promising(self, trial: _Trial, blocks: Sequence[Block], comparison: Comparison, now: float) -> bool:
         """Whether a trial goes on for another interval.
 
-        It does where nearly every request is good, so that waiting costs nothing, until the difference is sure or the
-        observation window is full.
+        It does where by now nearly every request is good, so that waiting costs nothing, until the difference is sure
+        or the observation window is full.
         """
+        latest = total(blocks[-_LATEST_BLOCKS:])
         if not self._targets.set or now + self._interval_s > trial.began + self._window_s:
             return False
-        if comparison.after <= comparison.before or not self._satisfied(total(blocks)):
+        if comparison.after <= comparison.before or latest.settled < _FEW_TO_CUT or not self._satisfied(latest):
             return False
         trial.until = self._boundary(now + self._interval_s / 2)
         return True

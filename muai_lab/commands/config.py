@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from muai_lab.errors import MuaiError
+from muai_lab.settings.catalogue import plain
 from muai_lab.settings.load import Entry, Resolved, load_settings
 from muai_lab.settings.reference import example_file, reference_page
 
@@ -86,7 +87,7 @@ def _show(console: Console, resolved: Resolved, *, origin: bool, as_json: bool) 
 def _as_json(entry: Entry) -> dict[str, object]:
     secret = isinstance(entry.value, SecretStr)
     return {
-        "value": entry.key.shown(entry.value) if secret else entry.value,
+        "value": entry.key.shown(entry.value) if secret else plain(entry.value),
         "origin": str(entry.origin),
         "default": entry.key.default,
     }

@@ -159,9 +159,9 @@ class Choice:
 
 
 def plain(value: object) -> object:
-    """The value with sections inside it as plain mappings."""
+    """The value with sections inside it as plain mappings of what was set in them."""
     if isinstance(value, BaseModel):
-        return value.model_dump()
+        return value.model_dump(exclude_unset=True)
     if isinstance(value, Mapping):
         return {name: plain(item) for name, item in value.items()}
     return value

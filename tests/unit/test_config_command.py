@@ -176,3 +176,11 @@ def test_a_page_that_cannot_be_written_is_named(capsys: pytest.CaptureFixture[st
 
     assert main(["config", "reference", "taken/page.md"]) == 2
     assert "cannot write taken/page.md" in capsys.readouterr().err
+
+
+def test_parts_of_a_mix_are_shown_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config", "show", "--json", "workload=mix"]) == 0
+
+    shown = json.loads(capsys.readouterr().out)["workload.parts"]
+    assert shown["value"]["chat"]["weight"] == 6.0
+    assert shown["value"]["conversations"]["workload"]["kind"] == "multi_turn"

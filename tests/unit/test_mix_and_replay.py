@@ -8,9 +8,11 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import yaml
 from drawing import draw, written
 
 from muai_lab.errors import RunError, SettingsError
+from muai_lab.settings.dump import dump_config_yaml
 from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.load import flatten, load_settings
 from muai_lab.settings.origin import Origin
@@ -143,3 +145,14 @@ class TestReplay:
     def test_arrival_trace_needs_a_workload_with_times(self) -> None:
         with pytest.raises(ValueError, match="arrival=trace takes its times from the workload, but synthetic has none"):
             LabSettings.model_validate({"arrival": {"kind": "trace"}})
+
+
+def test_a_written_mix_says_what_was_set_and_can_be_read_again() -> None:
+    parts = {"a": {"weight": 2.0, "workload": {"kind": "text", "path": "p.txt"}}}
+    resolved = load_settings(environ={}, overrides={"workload": {"kind": "mix", "parts": parts}})
+
+    written_down = yaml.safe_load(dump_config_yaml(resolved))["workload"]
+
+    assert written_down["parts"] == parts
+    again = load_settings(environ={}, overrides={"workload": written_down})
+    assert again.settings.workload == resolved.settings.workload

@@ -1,0 +1,61 @@
+"""A process that works on a study with an arena whose answer is known: `python -m tests.integration.tuning_worker`.
+
+    URL NAME N_TRIALS [BLOCK_SECONDS]
+
+Prints a line for each trial that it ended. Slow blocks give a test the time to kill it in the middle of one.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from muai_lab.settings.lab import LabSettings
+from muai_lab.settings.schema import OptimizationSettings
+from muai_lab.tuning.measure import Switch
+from muai_lab.tuning.objective import Bounds, objectives_of
+from muai_lab.tuning.search import Plan, Search
+from muai_lab.tuning.space_file import space_of
+from muai_lab.tuning.study import Draft, TuningStudy
+from muai_lab.tuning.trials import Standing, TrialRecord
+from tests.unit.tuning_fakes import FakeArena
+
+SIZE, HOLD = "optimization.batcher.max_batch_size", "optimization.batcher.batch_timeout_ms"
+SPACE = space_of({SIZE: {"low": 1, "high": 64, "log": True}, HOLD: {"low": 0, "high": 100, "step": 5}})
+PRESENT = OptimizationSettings()
+OBJECTIVES = objectives_of(LabSettings.model_validate({"slo": {"ttft_ms": 500.0}}))
+
+
+def share(optimization: OptimizationSettings) -> float:
+    """Best at 8 sequences without a hold."""
+    batcher = optimization.batcher
+    return max(0.9 - 0.1 * abs(batcher.max_batch_size.bit_length() - 4) - 0.002 * batcher.batch_timeout_ms, 0.05)
+
+
+def open_study(url: str, name: str) -> TuningStudy:
+    """The study that all processes of a test share."""
+    return TuningStudy.open(url, name, {"of": "a test"}, SPACE, PRESENT, OBJECTIVES, startup_trials=4)
+
+
+class Printing:
+    """A line for each trial."""
+
+    def begins(self, draft: Draft) -> None:
+        print(f"begins {draft.trial.number}", flush=True)  # noqa: T201 (the test reads it)
+
+    def ended(self, record: TrialRecord, best: Standing | None) -> None:
+        print(f"ended {record.number} {record.outcome}", flush=True)  # noqa: T201 (the test reads it)
+
+
+def main() -> None:
+    url, name, n_trials, *slow = sys.argv[1:]
+    arena = FakeArena(share, noise=0.005)
+    arena.after_block = lambda: time.sleep(float(slow[0]) if slow else 0.0)
+    plan = Plan(
+        n_trials=int(n_trials), timeout_s=None, patience=99, startup_trials=4, blocks=3, incumbent_every=8, pruning=True
+    )
+    Search(open_study(url, name), arena, PRESENT, OBJECTIVES, Bounds(), plan, Printing(), Switch()).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -16,6 +16,7 @@ BENCHMARKS = (
     "onnx_throughput",
     "vllm_overhead",
     "server_memory",
+    "tuner_efficiency",
     "step_time",
     "virtual_time",
     "online_tuner",

@@ -24,8 +24,10 @@ _SLICES_PER_ROW = 3
 # Curves of a random search need points that were not chosen by what was found before.
 FEWEST_RANDOM = 4
 
+_MISSES = "misses a bound"
 _LOOKS: dict[str, tuple[str, str, str]] = {
     "measured": (BLUE, "o", "measured to its end"),
+    _MISSES: (MUTED, "o", "the same, misses a bound"),
     "pruned": (PURPLE, "v", "given up early (value so far)"),
     "crashed": (ORANGE, "x", "did not serve"),
 }
@@ -39,7 +41,7 @@ def history_figure(trials: Sequence[TrialRecord], objective: Objective, name: st
         axes = figure.subplots()
         order = {trial.number: place for place, trial in enumerate(shown, start=1)}
         for outcome in _LOOKS:
-            group = [trial for trial in shown if trial.outcome == outcome]
+            group = [trial for trial in shown if _look(trial) == outcome]
             _dots(axes, [order[trial.number] for trial in group], [_value(trial) for trial in group], outcome)
         best = _best_so_far(shown, objective)
         axes.step(range(1, len(shown) + 1), best, where="post", color=INK, linewidth=1.2, label="best so far")
@@ -158,7 +160,7 @@ def _slice(axes: Axes, trials: Sequence[TrialRecord], parameter: Parameter) -> N
         axes.set_xticks(range(len(words)), [word.strip('"') for word in words])
         axes.set_xlim(-0.5, len(words) - 0.5)
     for outcome in _LOOKS:
-        group = [trial for trial in trials if trial.outcome == outcome]
+        group = [trial for trial in trials if _look(trial) == outcome]
         if parameter.kind == "choice":
             at: list[float] = [places.get(show(trial.point[parameter.path]), -1) for trial in group]
         else:
@@ -206,6 +208,10 @@ def _dots(axes: Axes, x: Sequence[float], y: Sequence[float], outcome: str) -> N
     colour, marker, label = _LOOKS[outcome]
     if len(x):
         axes.plot(x, y, linestyle="none", marker=marker, markersize=4.5, color=colour, alpha=0.8, label=label)
+
+
+def _look(trial: TrialRecord) -> str:
+    return _MISSES if trial.outcome == "measured" and not trial.feasible else trial.outcome
 
 
 def _best_so_far(trials: Sequence[TrialRecord], objective: Objective) -> list[float]:

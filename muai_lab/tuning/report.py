@@ -91,7 +91,7 @@ def _headline(result: TuningResult, objective: Objective) -> str:
                 f"({confirmation.low:+.1%} to {confirmation.high:+.1%}), and was not accepted. The present one stays."
             )
         case "nothing better" | "refused":
-            return f"The present configuration stays: {result.reason}."
+            return "The present configuration stays."
         case _:
             return "Stopped before its end: the best so far is not confirmed."
 
@@ -173,7 +173,7 @@ def _search(
         "front": _front_grid(trials, objectives) if len(objectives) > 1 else None,
         "slices": Markup(slices_figure(trials, space, objective, f"{name}-slices")) if shown else None,
         "trials": _trials_grid(trials, space, present, objectives),
-        "failures": _failures_grid(trials),
+        "failures": _failures_grid(trials, space, present),
         "overhead": None if not overheads else duration(max(overheads)),
     }
 
@@ -191,12 +191,10 @@ def _trials_grid(
     trials: Sequence[TrialRecord], space: SearchSpace, present: OptimizationSettings, objectives: Sequence[Objective]
 ) -> Grid:
     names = {"present": "present", "random": "random", "search": "proposed", "again": "best, again"}
-    here = space.point_of(present)
     rows = []
     for trial in trials:
         if trial.outcome not in ("measured", "pruned"):
             continue
-        different = {path: value for path, value in trial.point.items() if here.get(path) != value}
         kept = "yes" if trial.feasible else ", ".join(name for name, over in trial.violations.items() if over > 0)
         rows.append(
             (
@@ -206,7 +204,7 @@ def _trials_grid(
                 *(number(value) for value in trial.values or ()),
                 percent(attainment(trial.blocks)),
                 kept,
-                _point(different) or "as present",
+                _differences(trial.point, space, present),
             )
         )
     columns = (
@@ -216,7 +214,7 @@ def _trials_grid(
     return Grid("trials that were measured", columns, tuple(rows), "lll" + "r" * len(objectives) + "rll")
 
 
-def _failures_grid(trials: Sequence[TrialRecord]) -> Grid | None:
+def _failures_grid(trials: Sequence[TrialRecord], space: SearchSpace, present: OptimizationSettings) -> Grid | None:
     words = {
         "crashed": "did not serve",
         "rejected": "refused by calculation",
@@ -228,14 +226,18 @@ def _failures_grid(trials: Sequence[TrialRecord]) -> Grid | None:
             str(trial.number),
             words[trial.outcome],
             redacted((trial.reason or "-")[:_REASON_CHARACTERS]),
-            _point(trial.point),
+            _differences(trial.point, space, present),
         )
         for trial in trials
         if trial.outcome in words
     )
-    return (
-        Grid("trials without a figure", ("Trial", "Outcome", "Reason", "Configuration"), rows, "llll") if rows else None
-    )
+    columns = ("Trial", "Outcome", "Reason", "Differs from present in")
+    return Grid("trials without a figure", columns, rows, "llll") if rows else None
+
+
+def _differences(point: Point, space: SearchSpace, present: OptimizationSettings) -> str:
+    here = space.point_of(present)
+    return _point({path: value for path, value in point.items() if here.get(path) != value}) or "as present"
 
 
 def _point(point: Point) -> str:

@@ -217,7 +217,12 @@ def _short(reason: str) -> str:
 
 
 def reference_tokens(
-    settings: LabSettings, blocks: LoadBlocks, directory: Path, *, environ: Mapping[str, str] = os.environ
+    settings: LabSettings,
+    blocks: LoadBlocks,
+    directory: Path,
+    *,
+    stage: Callable[[str], None] = lambda what: None,
+    environ: Mapping[str, str] = os.environ,
 ) -> list[str]:
     """Greedy tokens of the model in fp32 on plain PyTorch, from a server of its own; kept in `directory`.
 
@@ -228,6 +233,7 @@ def reference_tokens(
         known = json.loads(kept.read_text(encoding="utf-8"))
         if known["contexts"] == blocks.contexts:
             return list(known["tokens"])
+    stage("asking the model in fp32 for its greedy tokens")
     plain = OptimizationSettings.model_validate(
         {"engine_preference": ["pytorch"], "models": settings.optimization.models, "pytorch": {"dtype": "fp32"}}
     )

@@ -371,8 +371,7 @@ class _Tuner:
             arena.close()
 
     def _reference(self) -> list[str]:
-        self._watcher.stage("asking the model in fp32 for its greedy tokens")
-        return reference_tokens(self._settings, self._blocks, self._directory)
+        return reference_tokens(self._settings, self._blocks, self._directory, stage=self._watcher.stage)
 
     def _serving_today(self) -> str | None:
         """The engine that serves the present configuration here: the first of its preference that can."""

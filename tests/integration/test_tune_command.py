@@ -1,0 +1,242 @@
+"""`python -m muai_lab tune` with a real server under real load; small, since it is measured for real."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from muai_lab.models.registry import context_tokens, resolve_model
+from muai_lab.models.tokenizer import load_tokenizer
+from muai_lab.settings.lab import LabSettings
+from muai_lab.settings.load import load_settings
+from muai_lab.settings.schema import OptimizationSettings
+from muai_lab.tuning.arena import ConfigurationFailed
+from muai_lab.tuning.blocks import FRESH, LoadBlocks
+from muai_lab.tuning.confirmation import confirm
+from muai_lab.tuning.measure import Switch, measure
+from muai_lab.tuning.objective import Bounds, objectives_of
+from muai_lab.tuning.result import read_result
+from muai_lab.tuning.server_arena import ServerArena, reference_tokens
+
+SPACE = """\
+parameters:
+  optimization.batcher.max_batch_size: {choices: [1, 4, 8]}
+  optimization.batcher.batch_timeout_ms: {choices: [0, 50]}
+"""
+SHORT = (
+    "engine=pytorch", "slo=relaxed", "arrival=closed", "arrival.concurrency=4", "tuning.blocks=2",
+    "tuning.block_s=0.6", "tuning.lead_in_s=0.1", "tuning.warmup_s=0.3", "tuning.startup_trials=1",
+)  # fmt: skip
+SETTINGS = LabSettings.model_validate(
+    {
+        "slo": {"ttft_ms": 2000.0},
+        "arrival": {"kind": "closed", "concurrency": 4},
+        "optimization": {"engine_preference": ("pytorch",)},
+        "tuning": {"blocks": 2, "block_s": 0.6, "lead_in_s": 0.1, "warmup_s": 0.3},
+    }
+)
+
+
+class Tuning:
+    """A `tune` in a process of its own, whose lines can be waited for."""
+
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        (folder / "space.yaml").write_text(SPACE)
+        self._lines: list[str] = []
+        self._grew = threading.Condition()
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "muai_lab", "tune", *SHORT),
+                *("tuning.study=study", "tuning.search_space=space.yaml", *arguments),
+            ],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with self._grew:
+                self._lines.append(line)
+                self._grew.notify_all()
+
+    @property
+    def output(self) -> str:
+        return "".join(self._lines)
+
+    def wait_for(self, text: str) -> None:
+        with self._grew:
+            assert self._grew.wait_for(lambda: text in self.output, timeout=90), self.output
+
+    def end(self) -> int:
+        status = self.process.wait(100)
+        self._reader.join()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return status
+
+
+@pytest.fixture
+def tune(tmp_path: Path) -> Iterator:
+    started = []
+
+    def start(*arguments: str) -> Tuning:
+        started.append(Tuning(tmp_path, *arguments))
+        return started[-1]
+
+    yield start
+    for tuning in started:
+        if tuning.process.poll() is None:
+            for child in psutil.Process(tuning.process.pid).children(recursive=True):
+                child.kill()
+            tuning.process.kill()
+            tuning.end()
+
+
+def test_a_search_goes_on_after_a_kill_and_leaves_a_file_and_a_report(tune, tmp_path: Path) -> None:
+    first = tune("tuning.n_trials=50", "tuning.patience=50", "tuning.confirm=false")
+    first.wait_for("trial 1: measured")
+    first.wait_for("trial 2 (")
+    first.process.send_signal(signal.SIGKILL)
+    first.end()
+    assert read_result(tmp_path / "study").verdict == "searching"
+
+    second = tune("tuning.n_trials=4", "tuning.confirm=false")
+
+    assert second.end() == 0, second.output
+    assert "trial 0:" not in second.output
+    result = read_result(tmp_path / "study")
+    assert result.verdict == "unconfirmed"
+    assert result.engines[0].trials >= 4
+    page = (tmp_path / "study" / "report.html").read_text()
+    assert "Search on pytorch" in page
+    exported = subprocess.run(
+        [sys.executable, "-m", "muai_lab", "export", "study", "--unconfirmed", "--output", "mine.yaml"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert exported.returncode == 0, exported.stderr
+    batcher = load_settings(tmp_path / "mine.yaml", environ={}).settings.optimization.batcher
+    assert batcher.max_slots is None
+
+
+def test_ctrl_c_stops_after_the_block_and_offers_the_best_as_unconfirmed(tune, tmp_path: Path) -> None:
+    tuning = tune("tuning.n_trials=50", "tuning.patience=50")
+    tuning.wait_for("trial 0: measured")
+    tuning.wait_for("trial 1 (")
+
+    tuning.process.send_signal(signal.SIGINT)
+
+    assert tuning.end() == 130, tuning.output
+    assert "Traceback" not in tuning.output
+    assert "stopped before it was confirmed" in tuning.output
+    assert (tmp_path / "study" / "report.html").is_file()
+    assert not psutil.pid_exists(tuning.process.pid) or not psutil.Process(tuning.process.pid).children()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("tuning.search_space=nowhere",), "search space nowhere"),
+        (("slo=none",), "slo=interactive"),
+        (("tuning.storage=postgresql://a@127.0.0.1:1/b",), "cannot be used"),
+        (("tuning.sampler=tep",), "tpe"),
+        (("--baseline", "nowhere.yaml"), "nowhere.yaml does not exist"),
+        (("optimization.pytorch.dtype=fp16", "optimization.pytorch.device=cpu"), "fp16"),
+        (("tuning.storage=postgresql://a:secret@h/b",), "PGPASSWORD"),
+    ],
+)
+def test_a_mistake_is_answered_with_what_would_be_right(tune, arguments: tuple[str, ...], told: str) -> None:
+    tuning = tune(*arguments)
+
+    assert tuning.end() == 2, tuning.output
+    assert told in tuning.output
+    assert "secret" not in tuning.output
+    assert "Traceback" not in tuning.output
+
+
+@pytest.fixture(scope="module")
+def blocks() -> LoadBlocks:
+    source = resolve_model("qwen_chat")
+    return LoadBlocks(SETTINGS, load_tokenizer(source), context_tokens(source))
+
+
+def with_batcher(**changes: int) -> OptimizationSettings:
+    return SETTINGS.optimization.model_copy(
+        update={"batcher": SETTINGS.optimization.batcher.model_copy(update=changes)}
+    )
+
+
+def test_batcher_and_cache_change_live_and_everything_else_by_a_restart(blocks: LoadBlocks, tmp_path: Path) -> None:
+    arena = ServerArena(
+        SETTINGS, blocks, tmp_path, slots=64, reference=lambda: reference_tokens(SETTINGS, blocks, tmp_path)
+    )
+    threads = SETTINGS.optimization.model_copy(
+        update={"pytorch": SETTINGS.optimization.pytorch.model_copy(update={"threads": 1})}
+    )
+    try:
+        first = measure(arena, with_batcher(max_batch_size=2), range(2), Switch(), wants_agreement=True)
+        live = measure(arena, with_batcher(max_batch_size=64, batch_timeout_ms=0), range(2), Switch())
+        restarts = arena.starts
+        other = measure(arena, threads, [0], Switch())
+        assert arena.serving()["name"] == "pytorch"
+    finally:
+        arena.close()
+
+    assert (first.restarted, live.restarted, other.restarted) == (True, False, True)
+    assert (restarts, arena.starts) == (1, 2)
+    assert first.agreement == 1.0
+    assert all(block.due > 0 and block.failed == 0 for block in [*first.blocks, *live.blocks, *other.blocks])
+
+
+def test_a_configuration_that_does_not_start_and_a_server_that_dies_are_failures_of_the_configuration(
+    blocks: LoadBlocks, tmp_path: Path
+) -> None:
+    arena = ServerArena(SETTINGS, blocks, tmp_path, slots=8)
+    impossible = SETTINGS.optimization.model_copy(
+        update={"pytorch": SETTINGS.optimization.pytorch.model_copy(update={"device": "cpu", "dtype": "fp16"})}
+    )
+    try:
+        with pytest.raises(ConfigurationFailed, match="fp16"):
+            arena.apply(impossible)
+        arena.apply(with_batcher(max_batch_size=4))
+        for child in psutil.Process().children():
+            if "serve" in child.cmdline():
+                child.kill()
+        with pytest.raises(ConfigurationFailed):
+            arena.replay(0)
+        assert arena.apply(with_batcher(max_batch_size=4))
+        assert arena.replay(0).due > 0
+    finally:
+        arena.close()
+
+
+def test_a_confirmation_starts_a_server_for_each_run_with_exactly_the_file(blocks: LoadBlocks, tmp_path: Path) -> None:
+    arena = ServerArena(SETTINGS, blocks, tmp_path)
+    try:
+        found = confirm(
+            arena, with_batcher(max_batch_size=1), with_batcher(max_batch_size=8), objectives_of(SETTINGS)[0], Bounds(),
+            Switch(), pairs=1, blocks=1, noise=0.02,
+        )  # fmt: skip
+    finally:
+        arena.close()
+
+    assert arena.starts == 2
+    assert len(found.pairs) == 1
+    assert "max_slots: null" in (tmp_path / "optimization.yaml").read_text()
+    assert blocks.block(FRESH).hash != blocks.block(0).hash
+    assert json.dumps(found.pairs[0].per_block)

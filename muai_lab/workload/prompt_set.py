@@ -47,27 +47,32 @@ def prompt_set_source(
     """The prompts in the wanted order, without end: after the last comes the first again.
 
     Prompts that do not fit into the model's context are left out and counted: cut, they would ask something else.
-    Raises RunError when nothing is left.
+    Raises RunError when there is no prompt; taking units does when none fits.
     """
-    everything = _chosen(workload, written)
-    if not everything:
+    chosen = _chosen(workload, written)
+    if not chosen:
         raise reading.nothing("prompt")
-    fitting = [entry for entry in everything if _fits(entry, maker)]
-    maker.context.prompts_dropped += len(everything) - len(fitting)
-    if not fitting:
-        raise reading.nothing(f"prompt that fits into the model's context of {maker.context.tokens} tokens")
-    order = list(range(len(fitting)))
+    order = list(range(len(chosen)))
     if workload.order == "shuffled":
-        order = streams.stream("order").permutation(len(fitting)).tolist()
-    rounds = Rounds(len(fitting), f"prompts of {reading.path.name}")
-    pauses = endless_times(think_time or FixedTime(value_s=0.0), streams.stream("think times"))
+        order = streams.stream("order").permutation(len(chosen)).tolist()
+    rounds = Rounds(len(chosen), "prompt", reading.path.name)
+    too_long: set[int] = set()
 
     def units() -> Iterator[Unit]:
         outputs = endless_lengths(workload.output_tokens, streams.stream("output lengths"))
+        pauses = endless_times(think_time or FixedTime(value_s=0.0), streams.stream("think times"))
         seeds = endless_seeds(streams)
         between = between_turns(maker)
         for place in rounds.places():
-            yield _unit(fitting[order[place]], maker, between, outputs, pauses, seeds)
+            number = order[place]
+            if number not in too_long and _fits(chosen[number], maker):
+                yield _unit(chosen[number], maker, between, outputs, pauses, seeds)
+                continue
+            rounds.pass_over()
+            too_long.add(number)
+            maker.context.prompts_dropped = len(too_long)
+            if len(too_long) == len(chosen):
+                raise reading.nothing(f"prompt that fits into the model's context of {maker.context.tokens} tokens")
 
     return Source(units(), notes=lambda: (*reading.notes(), *rounds.notes()))
 

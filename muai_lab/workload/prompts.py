@@ -10,6 +10,7 @@ import numpy as np
 
 from muai_lab.errors import RunError
 from muai_lab.settings.workload import Api
+from muai_lab.workload.reading import counted
 
 _TRIES = 4
 
@@ -56,18 +57,16 @@ class Context:
         return self.tokens is None or prompt + output <= self.tokens
 
     def notes(self) -> tuple[str, ...]:
-        """What was cut, in words."""
-        cut = [
-            f"{count:,} {what}"
-            for count, what in (
-                (self.prompts_cut, "prompts were cut"),
-                (self.outputs_cut, "outputs were cut"),
-                (self.turns_dropped, "turns of conversations were left out"),
-                (self.prompts_dropped, "written prompts were left out"),
-            )
-            if count
-        ]
-        return (f"{' and '.join(cut)} to fit the model's context of {self.tokens:,} tokens",) if cut else ()
+        """What was cut or left out, in words."""
+        context = f"the model's context of {self.tokens or 0:,} tokens"
+        cut = _listed((self.prompts_cut, "prompt"), (self.outputs_cut, "output"))
+        dropped = _listed((self.turns_dropped, "turn"), (self.prompts_dropped, "prompt"))
+        notes = (cut and f"cut to fit {context}: {cut}", dropped and f"left out, not to exceed {context}: {dropped}")
+        return tuple(note for note in notes if note)
+
+
+def _listed(*counts: tuple[int, str]) -> str:
+    return ", ".join(counted(count, noun) for count, noun in counts if count)
 
 
 @dataclass

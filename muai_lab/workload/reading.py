@@ -42,8 +42,8 @@ class Reading:
         """What was left out."""
         if not self._left_out:
             return ()
-        lines = f"{self._left_out:,} line{'s' if self._left_out > 1 else ''}"
-        return (f"{lines} of {self.path.name} could not be read and were left out, first {self._first}",)
+        lines = counted(self._left_out, "line")
+        return (f"left out of {self.path.name}, since they cannot be read: {lines}, first {self._first}",)
 
     def lines(self) -> Iterator[tuple[int, str]]:
         """Number and text of every line, without its end; what is no UTF-8 is bad. Raises RunError without the file."""
@@ -102,3 +102,8 @@ def shown(value: Any) -> str:
     """A value as an error message quotes it."""
     text = repr(value)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 line`, `2 lines`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from muai_lab.workload.arrival import Offsets
+from muai_lab.workload.reading import counted
 from muai_lab.workload.rows import Unit
 
 
@@ -25,9 +26,10 @@ class Source:
 class Rounds:
     """Counts how often a finite collection is gone through."""
 
-    def __init__(self, size: int, what: str) -> None:
+    def __init__(self, size: int, noun: str, where: str) -> None:
         self._size = size
-        self._what = what
+        self._noun = noun
+        self._where = where
         self._taken = 0
 
     def places(self) -> Iterator[int]:
@@ -37,8 +39,13 @@ class Rounds:
                 self._taken += 1
                 yield place
 
+    def pass_over(self) -> None:
+        """What stands at the place that came last is of no use, and does not count as taken."""
+        self._taken -= 1
+
     def notes(self) -> tuple[str, ...]:
         """Says so when something was used twice: a cache then helps more than it would with the real thing."""
         if self._taken <= self._size:
             return ()
-        return (f"{self._taken:,} requests were taken from {self._size:,} {self._what}: they repeat",)
+        held = f"{self._where} holds {counted(self._size, self._noun)}"
+        return (f"{held}, and {self._taken:,} were asked for: they repeat",)

@@ -12,7 +12,7 @@ from muai_lab.settings.workload import TraceWorkload
 from muai_lab.workload.arrival import Offsets
 from muai_lab.workload.prompts import PromptMaker
 from muai_lab.workload.randomness import RandomStreams, endless_seeds
-from muai_lab.workload.reading import Reading
+from muai_lab.workload.reading import Reading, counted
 from muai_lab.workload.rows import Unit
 from muai_lab.workload.schedule import ScheduledRequest
 from muai_lab.workload.source import Rounds, Source
@@ -119,7 +119,7 @@ def trace_source(
     """
     order = trace.in_order()
     output_scale = workload.length_scale if workload.output_scale is None else workload.output_scale
-    rounds = Rounds(len(trace), f"requests of {reading.path.name}")
+    rounds = Rounds(len(trace), "request", reading.path.name)
 
     def units() -> Iterator[Unit]:
         words, seeds = streams.stream("prompts"), endless_seeds(streams)
@@ -137,7 +137,8 @@ def trace_source(
     def notes() -> tuple[str, ...]:
         failed: tuple[str, ...] = ()
         if trace.without_output:
-            failed = (f"{trace.without_output:,} requests of {reading.path.name} without an answer were left out",)
+            requests = counted(trace.without_output, "request")
+            failed = (f"left out of {reading.path.name}, since they have no answer: {requests}",)
         return (*reading.notes(), *failed, *rounds.notes())
 
     times: Offsets = np.array(trace.times_s)[order]

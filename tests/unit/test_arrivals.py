@@ -211,3 +211,41 @@ class TestReplay:
             return float(np.diff(offsets).std() / np.diff(offsets).mean())
 
         assert variation(faster) == pytest.approx(variation(recorded))
+
+
+positive = st.floats(0.5, 50.0)
+processes = st.one_of(
+    st.builds(lambda rate, cv: lambda horizon, rng: gamma(rate, cv, horizon, rng), positive, st.floats(0.1, 8.0)),
+    st.builds(
+        lambda start, end, ramp_s: lambda horizon, rng: modulated(PiecewiseRate.ramp(start, end, ramp_s), horizon, rng),
+        positive,
+        st.floats(0.0, 50.0),
+        positive,
+    ),
+    st.builds(
+        lambda rates, step_s: lambda horizon, rng: modulated(PiecewiseRate.steps(rates, step_s), horizon, rng),
+        st.lists(st.floats(0.0, 50.0), min_size=1, max_size=5).filter(any),
+        positive,
+    ),
+    st.builds(
+        lambda mean, amplitude, period_s: (
+            lambda horizon, rng: modulated(DiurnalRate(mean, amplitude, period_s), horizon, rng)
+        ),
+        positive,
+        st.floats(0.0, 1.0),
+        positive,
+    ),
+)
+
+
+@given(process=processes, horizon_s=st.floats(0.1, 60.0), seed=st.integers(0, 100))
+def test_any_process_is_in_order_within_its_horizon_and_begins_the_longer_one(
+    process: Callable, horizon_s: float, seed: int
+) -> None:
+    offsets = process(horizon_s, RandomStreams(seed).stream("arrivals"))
+    longer = process(2 * horizon_s, RandomStreams(seed).stream("arrivals"))
+
+    assert np.all(np.diff(offsets) >= 0)
+    assert np.all((offsets >= 0) & (offsets < horizon_s))
+    np.testing.assert_array_equal(longer[: len(offsets)], offsets)
+    assert np.all(longer[len(offsets) :] >= horizon_s)

@@ -57,7 +57,7 @@ class TestMix:
     def test_what_a_part_has_to_tell_is_told_with_its_name(self, tmp_path: Path) -> None:
         text = {"workload": {"kind": "text", "path": written(tmp_path / "p.txt", "why")}}
 
-        assert draw(mix(asked=text)).notes == ("asked: 5 requests were taken from 1 prompts of p.txt: they repeat",)
+        assert draw(mix(asked=text)).notes == ("asked: p.txt holds 1 prompt, and 5 were asked for: they repeat",)
 
     def test_a_weight_can_be_changed_alone(self) -> None:
         choice = flatten({"workload": {**mix(short=SHORT, talk=TALK)}}, Origin("group", "workload=mix"))

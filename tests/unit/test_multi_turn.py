@@ -100,7 +100,7 @@ def test_a_session_ends_before_the_turn_that_does_not_fit() -> None:
     assert {len(turns) for turns in sessions(tight)} == {2}
     assert all(turn.prompt_tokens + turn.max_tokens <= 60 for turn in tight)
     dropped = len(roomy) - len(tight)
-    assert tight.notes == (f"{dropped} turns of conversations were left out to fit the model's context of 60 tokens",)
+    assert tight.notes == (f"left out, not to exceed the model's context of 60 tokens: {dropped} turns",)
     assert roomy.notes == ()
 
 

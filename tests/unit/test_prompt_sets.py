@@ -10,9 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from drawing import draw, written
+from hypothesis import given
+from hypothesis import strategies as st
 from word_tokenizer import TEMPLATE_TOKENS
 
 from muai_lab.errors import RunError
+from muai_lab.workload.prompts import Context
 from muai_lab.workload.schedule import Schedule
 
 FIXED = {"output_tokens": {"distribution": "fixed", "value": 9}}
@@ -30,7 +33,7 @@ class TestText:
         assert prompts(schedule) == ["Why is the sky blue?", "And the sea?", "Why is the sky blue?"]
         assert [request.prompt_tokens for request in schedule] == [5, 3, 5]
         assert {request.max_tokens for request in schedule} == {9}
-        assert schedule.notes == ("3 requests were taken from 2 prompts of prompts.txt: they repeat",)
+        assert schedule.notes == ("prompts.txt holds 2 prompts, and 3 were asked for: they repeat",)
 
     def test_the_order_can_be_that_of_the_seed(self, tmp_path: Path) -> None:
         path = written(tmp_path / "prompts.txt", *(f"prompt {number}" for number in range(20)))
@@ -42,11 +45,14 @@ class TestText:
 
     def test_prompts_that_do_not_fit_are_left_out_and_counted(self, tmp_path: Path) -> None:
         path = written(tmp_path / "prompts.txt", "short one", "a much longer prompt " * 4)
-        schedule = draw({"kind": "text", "path": path, **FIXED}, context_tokens=10, load={"requests": 1})
+        schedule = draw({"kind": "text", "path": path, **FIXED}, context_tokens=10, load={"requests": 2})
 
-        assert prompts(schedule) == ["short one"]
+        assert prompts(schedule) == ["short one", "short one"]
         assert schedule.request(0).max_tokens == 8
-        assert schedule.notes[-1].startswith("1 outputs were cut and 1 written prompts were left out to fit")
+        assert schedule.notes[-2:] == (
+            "cut to fit the model's context of 10 tokens: 2 outputs",
+            "left out, not to exceed the model's context of 10 tokens: 1 prompt",
+        )
 
     def test_a_file_whose_prompts_are_all_too_long_is_refused(self, tmp_path: Path) -> None:
         path = written(tmp_path / "prompts.txt", "one two three")
@@ -114,7 +120,7 @@ class TestOpenAiJsonl:
 
         schedule = self.schedule(tmp_path, {"prompt": "fine"}, line, on_error="skip")
         assert prompts(schedule) == ["fine", "fine"]
-        assert schedule.notes[0].startswith("1 line of set.jsonl could not be read")
+        assert schedule.notes[0].startswith("left out of set.jsonl, since they cannot be read: 1 line")
 
 
 def conversation(*said: str) -> dict[str, Any]:
@@ -165,7 +171,7 @@ class TestShareGpt:
             self.schedule(tmp_path / "sg.json", cut)
         schedule = self.schedule(tmp_path / "sg.json", cut, on_error="skip")
         assert prompts(schedule) == ["one", "one"]
-        assert schedule.notes[0].startswith("1 line of sg.json could not be read and were left out, first line 15")
+        assert schedule.notes[0].startswith("left out of sg.json, since they cannot be read: 1 line, first line 15")
 
     @pytest.mark.parametrize(
         ("content", "problem"),
@@ -209,7 +215,7 @@ class TestTable:
         with pytest.raises(RunError, match=r"set\.csv:4: question is '  ', expected a text"):
             draw(table)
         schedule = draw({**table, "on_error": "skip"}, load={"requests": 1})
-        assert schedule.notes[0].startswith("2 lines of set.csv could not be read")
+        assert schedule.notes[0].startswith("left out of set.csv, since they cannot be read: 2 lines")
 
     @pytest.mark.parametrize(
         ("name", "content", "problem"),
@@ -231,3 +237,21 @@ class TestTable:
     def test_a_missing_parquet_file_is_named(self) -> None:
         with pytest.raises(RunError, match=r"cannot read gone\.parquet: .*; check workload\.path"):
             draw({"kind": "table", "path": "gone.parquet"})
+
+
+@given(
+    context=st.integers(2, 200),
+    lengths=st.tuples(st.integers(1, 400), st.integers(1, 400)),
+    least=st.integers(1, 60),
+)
+def test_what_is_fitted_fits_and_what_fits_is_left_alone(context: int, lengths: tuple[int, int], least: int) -> None:
+    least = min(least, context - 1, lengths[0])
+    room = Context(context)
+
+    prompt, output = room.fit(*lengths, least)
+
+    assert prompt + output <= context
+    assert prompt >= least
+    assert output >= 1
+    assert ((prompt, output) == lengths) == (sum(lengths) <= context)
+    assert bool(room.notes()) == (sum(lengths) > context)

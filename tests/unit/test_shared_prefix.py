@@ -77,4 +77,4 @@ def test_a_prefix_is_kept_whole_where_the_prompt_must_be_cut() -> None:
 
     assert {request.prompt_tokens + request.max_tokens for request in schedule} == {40}
     assert len({(request.prompt or "").partition("\n")[0] for request in schedule}) == 2
-    assert schedule.notes == ("100 prompts were cut to fit the model's context of 40 tokens",)
+    assert schedule.notes == ("cut to fit the model's context of 40 tokens: 100 prompts",)

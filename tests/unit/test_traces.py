@@ -62,7 +62,7 @@ class TestAzure:
         schedule = draw(azure)
 
         assert lengths(schedule) == [(48, 10), (31, 8), (110, 27), (48, 10), (31, 8)]
-        assert schedule.notes == ("5 requests were taken from 3 requests of azure.csv: they repeat",)
+        assert schedule.notes == ("azure.csv holds 3 requests, and 5 were asked for: they repeat",)
 
     def test_lengths_can_be_scaled_and_are_at_least_one(self, azure: dict[str, Any]) -> None:
         schedule = draw({**azure, "length_scale": 0.05}, arrival=TRACE)
@@ -78,7 +78,7 @@ class TestAzure:
         schedule = draw(azure, arrival=TRACE, context_tokens=60)
 
         assert lengths(schedule) == [(48, 10), (31, 8), (33, 27)]
-        assert schedule.notes[:1] == ("1 prompts were cut to fit the model's context of 60 tokens",)
+        assert schedule.notes[:1] == ("cut to fit the model's context of 60 tokens: 1 prompt",)
 
     def test_a_slice_can_be_taken(self, azure: dict[str, Any]) -> None:
         assert lengths(draw({**azure, "skip": 1, "limit": 1}, arrival=TRACE)) == [(31, 8)]
@@ -109,7 +109,7 @@ class TestAzure:
 
         schedule = draw({**azure, "on_error": "skip"}, arrival=TRACE)
         assert lengths(schedule) == [(48, 10), (110, 27)]
-        assert schedule.notes[0].startswith("1 line of azure.csv could not be read and were left out, first line 3: ")
+        assert schedule.notes[0].startswith("left out of azure.csv, since they cannot be read: 1 line, first line 3: ")
 
     def test_nothing_beyond_the_limit_is_looked_at(self, tmp_path: Path) -> None:
         path = written(tmp_path / "azure.csv", *AZURE, "rubbish")
@@ -155,7 +155,7 @@ class TestBurstGpt:
 
         assert lengths(schedule) == [(47, 18), (17, 23)]
         assert schedule.table["intended_s"].to_pylist() == [0.0, 40.5]
-        assert schedule.notes[0] == "1 requests of burst.csv without an answer were left out"
+        assert schedule.notes[0] == "left out of burst.csv, since they have no answer: 1 request"
 
     def test_one_model_or_one_kind_of_log_can_be_chosen(self, burstgpt: dict[str, Any]) -> None:
         assert lengths(draw({**burstgpt, "model": "ChatGPT"}, arrival=TRACE)) == [(47, 18)]
@@ -221,7 +221,7 @@ class TestMooncake:
 
         assert lengths(schedule) == [(36, 4), (20, 4)]
         assert self.shared(*(request.prompt for request in schedule)) >= 8
-        assert schedule.notes[:1] == ("1 prompts were cut to fit the model's context of 40 tokens",)
+        assert schedule.notes[:1] == ("cut to fit the model's context of 40 tokens: 1 prompt",)
 
     def test_a_request_again_is_the_same_text_again(self, tmp_path: Path) -> None:
         lines = [mooncake_line(0, 20, 2, 1, 2, 3), mooncake_line(9, 20, 2, 1, 2, 3)]
@@ -256,7 +256,7 @@ class TestMooncake:
 
         schedule = draw({**mooncake, "on_error": "skip"}, arrival=TRACE)
         assert len(schedule) == 1
-        assert "left out, first line 2: " in schedule.notes[0]
+        assert "1 line, first line 2: " in schedule.notes[0]
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,7 @@ from muai_lab.analysis.frames import flatten
 from muai_lab.analysis.pairing import PER_REPEAT, Group
 from muai_lab.analysis.regression import Outcome, relative_text, signed
 from muai_lab.analysis.sheet import Grid, Sheet
-from muai_lab.analysis.table import setting_text
-from muai_lab.analysis.wording import MISSING, milliseconds, number, percent, plural
+from muai_lab.analysis.wording import MISSING, milliseconds, number, percent, plural, setting_text
 
 _SENTENCES = {
     WORSE: "B is worse than A",

@@ -14,7 +14,7 @@ from muai_lab.analysis.noise import Noise, run_noise
 from muai_lab.analysis.pairing import PER_REPEAT, Group, is_usable, stated_validity
 from muai_lab.analysis.summary import VALID
 from muai_lab.analysis.sweep import summary_of
-from muai_lab.analysis.wording import estimate_of, judged, value_of
+from muai_lab.analysis.wording import estimate_of, judged, setting_text, value_of
 
 FIGURES = ("requests/s", "tokens/s", "TTFT p50", "TTFT p99", "TPOT p50", "goodput/s")
 LATENCIES = ("TTFT p50", "TTFT p99", "TPOT p50")
@@ -39,7 +39,9 @@ class Configuration:
     def name(self) -> str:
         """The settings that tell it apart: `max_batch_size=8, batch_timeout_ms=10`."""
         names = short_names(list(self.settings))
-        return ", ".join(f"{names[key]}={value}" for key, value in self.settings.items()) or self.group.name
+        return (
+            ", ".join(f"{names[key]}={setting_text(value)}" for key, value in self.settings.items()) or self.group.name
+        )
 
     def mean(self, figure: str) -> float | None:
         """A figure over the repeats that have it: the geometric mean of a latency, else the mean."""

@@ -10,6 +10,7 @@ load_runs("multirun/2026-01-31")   one row per run: summary and configuration
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -165,13 +166,20 @@ def find_runs(where: str | Path | Iterable[str | Path]) -> list[Path]:
     places = [Path(where)] if isinstance(where, str | Path) else [Path(place) for place in where]
     found: list[Path] = []
     for place in places:
-        runs = [place] if is_run(place) else sorted(file.parent for file in place.rglob("manifest.json"))
+        runs = (
+            [place] if is_run(place) else sorted((file.parent for file in place.rglob("manifest.json")), key=_natural)
+        )
         if not runs:
             raise RunError(
                 f"no run found in {place}: expected a directory with a manifest.json, or one that holds such"
             )
         found.extend(run for run in runs if run not in found)
     return found
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """A sort key by which 2 comes before 10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(path))]
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

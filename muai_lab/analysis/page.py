@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
-from muai_lab.analysis.table import setting_text
+from muai_lab.analysis.wording import setting_text
 from muai_lab.errors import RunError
 
 

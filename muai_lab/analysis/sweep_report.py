@@ -19,6 +19,7 @@ from muai_lab.analysis.page import render_page, write_page
 from muai_lab.analysis.pairing import PER_REPEAT, stated_validity
 from muai_lab.analysis.sheet import Sheet
 from muai_lab.analysis.svg import BLUE, INK, MUTED, ORANGE, inline_svg, new_figure, style
+from muai_lab.analysis.sweep_series import series_figure
 from muai_lab.analysis.sweep_table import noise_line, sweep_sheet
 from muai_lab.analysis.wording import duration, number, plural, validity_line
 
@@ -44,7 +45,7 @@ def render_sweep_report(runs: Sequence[Run], directory: Path) -> str:
         "sheet": Sheet(sheet.verdict, sheet.good, notes=sheet.notes),
         "grids": sheet.grids,
         "noise": noise_line(found),
-        "frontier": Markup(frontier_figure(drawn, name="frontier")) if len(drawn) > 1 else None,
+        **_figure(drawn),
         "configurations": [
             {
                 "number": one.number,
@@ -55,6 +56,16 @@ def render_sweep_report(runs: Sequence[Run], directory: Path) -> str:
         ],
     }
     return render_page("sweep.html.j2", context)
+
+
+def _figure(drawn: Sequence[Configuration]) -> dict[str, Any]:
+    """Lines over the number that was swept where there is one, else a point for each configuration."""
+    lines = series_figure(drawn, name="series")
+    points = frontier_figure(drawn, name="frontier") if lines is None and len(drawn) > 1 else None
+    return {
+        "series": None if lines is None else Markup(lines),
+        "frontier": None if points is None else Markup(points),
+    }
 
 
 def _title(found: Sequence[Configuration], changed: Sequence[str]) -> str:

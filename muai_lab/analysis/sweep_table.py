@@ -13,8 +13,7 @@ from muai_lab.analysis.frames import Run
 from muai_lab.analysis.pairing import stated_validity
 from muai_lab.analysis.sheet import Grid, Sheet
 from muai_lab.analysis.sweep import summary_of
-from muai_lab.analysis.table import setting_text
-from muai_lab.analysis.wording import MISSING, milliseconds, number, percent, plural, validity_line
+from muai_lab.analysis.wording import MISSING, milliseconds, number, percent, plural, setting_text, validity_line
 from muai_lab.settings.schema import ENGINE_NAMES
 
 _BASELINE = "baseline"

@@ -145,14 +145,3 @@ def _server(summary: Mapping[str, Any]) -> Grid | None:
 def _split(written: str) -> tuple[str, str]:
     value, _, unit = written.partition(" ")
     return value, unit
-
-
-def setting_text(value: Any) -> str:
-    """A setting as it is written on a command line: `null`, `true`, `a,b`."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list):
-        return ",".join(setting_text(entry) for entry in value)
-    return str(value)

@@ -194,3 +194,14 @@ def headline(summary: Mapping[str, Any]) -> str:
             f"{percent(slo['quantile'])} were to."
         )
     return " ".join(sentences)
+
+
+def setting_text(value: Any) -> str:
+    """A setting as it is written on a command line: `null`, `true`, `a,b`."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return ",".join(setting_text(entry) for entry in value)
+    return str(value)

@@ -146,7 +146,7 @@ def test_repeats_make_one_row_with_their_noise_and_a_comparison(tmp_path: Path) 
                 config={"optimization": {"batcher": {"max_batch_size": limit}}, "experiment": {"repeat": repeat}},
             )
 
-    sheet = comparison_table([load_run(path) for path in find_runs(tmp_path)][::-1])
+    sheet = comparison_table([load_run(path) for path in find_runs(tmp_path)])
 
     assert sheet.verdict == "2 configurations, 6 runs, 6 valid"
     assert sheet.facts[0][0] == "A/A noise"

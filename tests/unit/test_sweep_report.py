@@ -12,13 +12,23 @@ from muai_lab.analysis import find_runs, load_run, write_report, write_sweep_rep
 
 
 def measured(
-    path: Path, limit: int, *, repeat: int = 0, first: float = 0.1, tokens: int = 5, **written: object
+    path: Path,
+    limit: int,
+    *,
+    repeat: int = 0,
+    first: float = 0.1,
+    tokens: int = 5,
+    engine: str = "pytorch",
+    **written: object,
 ) -> None:
     rows = []
     for index in range(60):
         due = index * 0.1
         rows.append(record(index, due=due, sent=due, chunks=[due + first + 0.01 * k for k in range(tokens)]))
-    config = {"optimization": {"batcher": {"max_batch_size": limit}}, "experiment": {"repeat": repeat}}
+    config = {
+        "optimization": {"engine_preference": [engine], "batcher": {"max_batch_size": limit}},
+        "experiment": {"repeat": repeat},
+    }
     manifest = {"schedule_hash": f"schedule {repeat}"}
     write_run(path, rows, measure=(0.0, 6.0), config=config, manifest=manifest, **written)  # type: ignore[arg-type]
 
@@ -28,10 +38,28 @@ def page_of(sweep: Path) -> Page:
     return Page(page.read_text(encoding="utf-8"))
 
 
+def test_a_swept_number_is_drawn_as_a_line_for_each_of_the_other_settings(tmp_path: Path) -> None:
+    for engine in ("pytorch", "onnx"):
+        for limit in (4, 8, 16):
+            measured(tmp_path / f"{engine}-{limit}", limit, engine=engine)
+
+    page = page_of(tmp_path)
+
+    assert "series-title" in page.values("id")
+    assert "frontier-title" not in page.values("id")
+    assert "engine_preference=onnx, max_batch_size 16:" in page.text
+
+
+def test_runs_are_listed_as_people_count(tmp_path: Path) -> None:
+    for number in (0, 2, 10):
+        measured(tmp_path / f"{number}-x", 8)
+
+    assert [path.name for path in find_runs(tmp_path)] == ["0-x", "2-x", "10-x"]
+
+
 def test_it_draws_the_frontier_and_links_the_reports(tmp_path: Path) -> None:
     measured(tmp_path / "a", 8, tokens=3, first=0.05)
     measured(tmp_path / "b", 16, tokens=9)
-    measured(tmp_path / "c", 32, tokens=4, first=0.3)
     write_report(load_run(tmp_path / "a"))
 
     page = page_of(tmp_path)

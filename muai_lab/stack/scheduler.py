@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from muai_lab.engines.base import PrefillChunk, PromptCompute
 from muai_lab.stack.adaptive import FixedLimit, StepSeen, running_limit
+from muai_lab.stack.deadlines import Deadlines
 from muai_lab.stack.events import (
     Admitted,
     CacheLookup,
@@ -28,8 +29,6 @@ from muai_lab.stack.events import (
 from muai_lab.stack.limits import BatchLimits
 from muai_lab.stack.request import GenerationRequest
 from muai_lab.stack.waiting import WaitingQueue
-
-_SPARE_DEADLINES = 64  # deadlines of ended requests that are not worth sweeping out
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +100,7 @@ class Scheduler:
         self._prefilling: dict[int, _Sequence] = {}  # by slot, in the order of admission
         self._decoding: dict[int, _Sequence] = {}  # by slot
         self._free = list(range(slots))  # a heap: low slots are reused first, so rows stay dense
-        self._deadlines: list[tuple[float, str]] = []
+        self._deadlines = Deadlines(self._deadline_of)
         self._in_step: Plan | None = None
         self._kept_out = False  # whether the limit alone kept requests out of the last plan
         self._gaps_s: list[float] = []  # between tokens of one sequence, since the limit was last told
@@ -154,8 +153,7 @@ class Scheduler:
         deadline = None if request.timeout_s is None else now + request.timeout_s
         self._waiting.add(name, _Sequence(request, queued_at=now, deadline=deadline))
         if deadline is not None:
-            self._forget_ended_deadlines()
-            heapq.heappush(self._deadlines, (deadline, name))
+            self._deadlines.add(name, deadline, open_requests=len(self._waiting) + len(self._running))
         self._events.append(Queued(name, now, len(request.prompt)))
 
     def finish(self, request_id: str, now: float, *, reason: str = "stop") -> None:
@@ -411,27 +409,17 @@ class Scheduler:
             self._events.append(LimitMoved(now, before, after, reason))
 
     def _expire(self, now: float) -> None:
-        while self._deadlines and self._deadlines[0][0] <= now:
-            entry = heapq.heappop(self._deadlines)
-            if self._is_open(entry):
-                self.fail(entry[1], now, status="timeout", message="the request was not finished before its deadline")
+        for name in self._deadlines.passed(now):
+            self.fail(name, now, status="timeout", message="the request was not finished before its deadline")
 
     def _next_time(self) -> float | None:
         """When waiting ends if nothing is added: the oldest request's hold, or the first deadline."""
         times = [self._hold_end()] if self._waiting else []
-        while self._deadlines and not self._is_open(self._deadlines[0]):
-            heapq.heappop(self._deadlines)
-        if self._deadlines:
-            times.append(self._deadlines[0][0])
+        deadline = self._deadlines.first()
+        if deadline is not None:
+            times.append(deadline)
         return min(times, default=None)
 
-    def _forget_ended_deadlines(self) -> None:
-        """Drop the deadlines of ended requests once they are most of the heap, which else grows with the traffic."""
-        if len(self._deadlines) > 2 * (len(self._waiting) + len(self._running)) + _SPARE_DEADLINES:
-            self._deadlines = [entry for entry in self._deadlines if self._is_open(entry)]
-            heapq.heapify(self._deadlines)
-
-    def _is_open(self, entry: tuple[float, str]) -> bool:
-        deadline, name = entry
+    def _deadline_of(self, name: str) -> float | None:
         sequence = self._waiting.get(name) or self._running.get(name)
-        return sequence is not None and sequence.deadline == deadline
+        return None if sequence is None else sequence.deadline

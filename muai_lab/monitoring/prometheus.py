@@ -24,6 +24,7 @@ from muai_lab.monitoring.histogram import (
 from muai_lab.stack.events import (
     Admitted,
     CacheLookup,
+    CacheState,
     Event,
     Failed,
     Finished,
@@ -60,6 +61,8 @@ class PrometheusObserver:
         self.output_tokens = 0
         self.looked_up_tokens = 0
         self.cached_tokens = 0
+        self.cache: CacheState | None = None  # the last one told
+        self.evicted_blocks = 0
         # Sets, not counters: a request that is run again on the next engine is admitted twice but counts once.
         self.waiting: set[str] = set()
         self.running: set[str] = set()
@@ -92,6 +95,9 @@ class PrometheusObserver:
                 elif isinstance(event, CacheLookup):
                     self.looked_up_tokens += event.prompt_tokens
                     self.cached_tokens += event.cached_tokens
+                elif isinstance(event, CacheState):
+                    self.cache = event
+                    self.evicted_blocks += event.evicted_blocks
                 elif isinstance(event, Lost):
                     self._left(event.request_id)  # not an end yet: it is run again, or `Failed` follows
                 elif isinstance(event, Rejected):
@@ -192,6 +198,15 @@ class ServingMetrics(Collector):
         notes = CounterMetricFamily(
             "muai_tuner_notes", "Shifts of the workload and rests of the online tuner", labels=[*by_engine, "kind"]
         )
+        cache_bytes = GaugeMetricFamily(
+            "muai_prefix_cache_bytes", "Bytes of keys and values that the prefix cache holds", labels=by_engine
+        )
+        cache_budget = GaugeMetricFamily(
+            "muai_prefix_cache_budget_bytes", "Most bytes that the prefix cache may hold", labels=by_engine
+        )
+        evictions = CounterMetricFamily(
+            "muai_prefix_cache_evictions", "Blocks that the prefix cache gave up for others", labels=by_engine
+        )
         now = self._clock()
         models: dict[str, _ModelTotals] = {}
         for observer in list(self._observers.values()):
@@ -209,6 +224,10 @@ class ServingMetrics(Collector):
                 output.add_metric(both, observer.output_tokens)
                 step.add_metric(both, *observer.step_s.snapshot())
                 first.add_metric(both, *observer.first_token_s.snapshot())
+                if observer.cache is not None:
+                    cache_bytes.add_metric(both, observer.cache.stored_bytes)
+                    cache_budget.add_metric(both, observer.cache.budget_bytes)
+                    evictions.add_metric(both, observer.evicted_blocks)
                 for knob, setting in observer.tuner_values.items():
                     value.add_metric([*both, knob], setting)
                 for labels, count in observer.tuner_decisions.items():
@@ -234,6 +253,9 @@ class ServingMetrics(Collector):
             output,
             step,
             first,
+            cache_bytes,
+            cache_budget,
+            evictions,
             value,
             decisions,
             notes,

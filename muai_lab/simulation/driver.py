@@ -74,6 +74,8 @@ class VirtualDriver:
                 heapq.heappop(agenda)[2](now)
             plan = scheduler.plan(now)
             self._flush()
+            for out in plan.copy_out:
+                scheduler.copied_out(out, engine.copy_out(out))
             if plan.empty:
                 engine.release(plan)
                 times = [agenda[0][0]] if agenda else []

@@ -4,26 +4,43 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import dataclass
 
 from muai_lab.simulation.step_time import StepTime, StepWork
-from muai_lab.stack.scheduler import Plan
+from muai_lab.stack.plan import Plan
+from muai_lab.stack.prefix_reuse import CopyOut
 
 OUTPUT_TOKEN = 0
 """The token that every sequence produces; outputs end by their length."""
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualBlock:
+    """A block of keys and values that holds nothing, but counts."""
+
+    nbytes: int
 
 
 class VirtualEngine:
     """Answers a plan with its tokens and its duration.
 
     noise: relative standard deviation of a step's duration (log-normal around the model's, drawn from `seed`).
+    block_bytes: of the blocks of a prefix cache; copying them takes no time.
     """
 
-    def __init__(self, slots: int, step_time: StepTime, *, noise: float = 0.0, seed: int = 0) -> None:
+    def __init__(
+        self, slots: int, step_time: StepTime, *, noise: float = 0.0, seed: int = 0, block_bytes: int = 0
+    ) -> None:
         self.slots = slots
+        self.block_bytes = block_bytes
         self._step_time = step_time
         self._sigma = math.sqrt(math.log1p(noise**2))
         self._random = random.Random(seed)
         self._positions = [0] * slots  # key/value positions that each slot holds
+
+    def copy_out(self, copy: CopyOut) -> list[VirtualBlock]:
+        """The blocks that a plan wants to be kept."""
+        return [VirtualBlock(self.block_bytes)] * len(copy.store.blocks)
 
     def step(self, plan: Plan) -> tuple[dict[int, int], float]:
         """The token of each slot that produces one, and the seconds that the step takes."""

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Final
 
+from muai_lab.stack.events import Event, LimitMoved
 from muai_lab.stack.limits import BatchLimits
 
 # Decisions on latency: enough steps that one slow step is not yet a p95, enough gaps that there is one.
@@ -222,3 +223,41 @@ def running_limit(limits: BatchLimits) -> RunningLimit:
     if not limits.adaptive or limits.min_batch_size == limits.max_batch_size:
         return FixedLimit(limits)
     return ThroughputLimit(limits) if limits.latency_target_s is None else LatencyLimit(limits)
+
+
+class LimitKeeper:
+    """The running limit of one scheduler, whatever kind it is, and the events of its moves.
+
+    gaps_s: times between two tokens of one sequence since the last step was observed; the scheduler fills it.
+    """
+
+    def __init__(self, limits: BatchLimits) -> None:
+        self.gaps_s: list[float] = []
+        self._limit = running_limit(limits)
+
+    @property
+    def current(self) -> int:
+        """Most sequences that may run at this moment."""
+        return self._limit.current
+
+    def set_limits(self, limits: BatchLimits, now: float) -> list[Event]:
+        """Move within other bounds, and in another way if they ask for it."""
+        before, wanted = self._limit.current, running_limit(limits)
+        if type(wanted) is type(self._limit):
+            self._limit.set_limits(limits)
+        else:
+            self._limit = wanted
+        return self._moved(before, "the limits were changed", now)
+
+    def observe(self, step: StepSeen) -> list[Event]:
+        """Take in a step, and the gaps between tokens that it ended."""
+        gaps_s, self.gaps_s = self.gaps_s, []
+        if isinstance(self._limit, FixedLimit):
+            return []
+        before = self._limit.current
+        reason = self._limit.observe(step, gaps_s)
+        return [] if reason is None else self._moved(before, reason, step.ended)
+
+    def _moved(self, before: int, reason: str, now: float) -> list[Event]:
+        after = self._limit.current
+        return [] if after == before else [LimitMoved(now, before, after, reason)]

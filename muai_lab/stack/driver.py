@@ -18,8 +18,9 @@ from muai_lab.engines.base import StepEngine
 from muai_lab.stack.change import Change, PendingChange
 from muai_lab.stack.events import Event, Observer
 from muai_lab.stack.observers import ObserverList
+from muai_lab.stack.plan import Plan
 from muai_lab.stack.request import GenerationRequest
-from muai_lab.stack.scheduler import Plan, Scheduler
+from muai_lab.stack.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
 
@@ -151,14 +152,23 @@ class StepDriver:
         self._flush()
         self._step_began = self._clock()
         try:
-            for slot in plan.release:
-                self._engine.release(slot)
+            self._copy_and_release(plan)
             if not plan.empty:
                 self._step(plan, self._step_began)
         finally:
             self._step_began = None
         self._flush()
         return plan
+
+    def _copy_and_release(self, plan: Plan) -> None:
+        for out in plan.copy_out:
+            begin, size = out.store.begin, out.store.block_tokens
+            end = begin + len(out.store.blocks) * size
+            self._scheduler.copied_out(out, self._engine.copy_out(out.slot, begin, end, size))
+        for slot in plan.release:
+            self._engine.release(slot)
+        for copy in plan.copy_in:
+            self._engine.copy_in(copy.slot, copy.payloads)
 
     def _take_commands(self, *, block: bool, until: float | None) -> None:
         # While there is work the inbox is only emptied; without work the thread sleeps in it. No polling.

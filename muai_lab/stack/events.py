@@ -49,6 +49,17 @@ class CacheLookup:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheState:
+    """How full the prefix cache is, told where that changed. evicted_blocks: since the last such event."""
+
+    at: float
+    stored_bytes: int
+    blocks: int
+    evicted_blocks: int
+    budget_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """One engine step ran from `began` to `at`.
 
@@ -157,6 +168,7 @@ Event = (
     | Rejected
     | Admitted
     | CacheLookup
+    | CacheState
     | Step
     | LimitMoved
     | Token

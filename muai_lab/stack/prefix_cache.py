@@ -55,21 +55,20 @@ class Match:
 class Store:
     """Blocks that have a place in the cache now; they stay until their payloads are filled in.
 
-    They cover the positions from `begin`, one after the other.
+    They cover the positions from `begin`, one after the other, `block_tokens` each.
     """
 
     begin: int
     blocks: tuple[CachedBlock, ...]
+    block_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class CacheCounts:
-    """Bytes and blocks that are stored; the rest counts from the beginning."""
+    """Bytes and blocks that are stored. evicted_blocks: from the beginning."""
 
     stored_bytes: int
     blocks: int
-    looked_up_tokens: int
-    hit_tokens: int
     evicted_blocks: int
 
 
@@ -100,8 +99,6 @@ class PrefixCache:
         self._leaves: list[tuple[int, int, CachedBlock]] = []  # a heap; see `_evict_one` for entries out of date
         self._uses = 0
         self._serials = 0
-        self._looked_up = 0
-        self._hits = 0
         self._evicted = 0
 
     @property
@@ -123,7 +120,7 @@ class PrefixCache:
     def counts(self) -> CacheCounts:
         """What is stored, and what happened so far."""
         count = len(self._blocks)
-        return CacheCounts(count * self.block_bytes, count, self._looked_up, self._hits, self._evicted)
+        return CacheCounts(count * self.block_bytes, count, self._evicted)
 
     def match(self, prompt: Sequence[int], salt: str = "") -> Match:
         """The longest stored prefix of the prompt; at least its last token is left to compute. Release it after use."""
@@ -133,10 +130,7 @@ class PrefixCache:
         if found:
             found[-1].used = self._uses
             found[-1].pins += 1  # what comes before it has a child, and so stays too
-        tokens = len(found) * self.block_tokens
-        self._looked_up += len(prompt)
-        self._hits += tokens
-        return Match(tuple(found), tokens)
+        return Match(tuple(found), len(found) * self.block_tokens)
 
     def release(self, match: Match) -> None:
         """The match has been copied, or is no longer wanted."""
@@ -162,7 +156,7 @@ class PrefixCache:
         if len(path) > known:
             path[-1].pins += 1
             self._note_leaf(path[-1])
-        return Store(known * self.block_tokens, tuple(path[known:]))
+        return Store(known * self.block_tokens, tuple(path[known:]), self.block_tokens)
 
     def fill(self, store: Store, payloads: Sequence[KVBlock]) -> None:
         """Take in what the engine copied. Raises ValueError for a payload of another size than was announced."""

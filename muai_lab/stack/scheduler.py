@@ -9,63 +9,27 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
-from muai_lab.engines.base import PrefillChunk, PromptCompute
-from muai_lab.stack.adaptive import FixedLimit, StepSeen, running_limit
+from muai_lab.engines.base import KVBlock, PrefillChunk, PromptCompute
+from muai_lab.stack.adaptive import LimitKeeper, StepSeen
 from muai_lab.stack.deadlines import Deadlines
 from muai_lab.stack.events import (
     Admitted,
     CacheLookup,
     Event,
     Failed,
-    Finished,
-    LimitMoved,
     Lost,
     Queued,
     Step,
     Token,
 )
 from muai_lab.stack.limits import BatchLimits
+from muai_lab.stack.plan import Plan
+from muai_lab.stack.prefix_cache import Policy, PrefixCache
+from muai_lab.stack.prefix_reuse import CopyOut, PrefixReuse
 from muai_lab.stack.request import GenerationRequest
+from muai_lab.stack.sequence import SequenceState
 from muai_lab.stack.waiting import WaitingQueue
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """The next step: free the slots in `release`, then decode, and prefill what joins.
-
-    Nothing to prefill or decode: sleep until `wait_until`, or until something is added (None).
-    """
-
-    release: tuple[int, ...] = ()
-    prefill: tuple[PrefillChunk, ...] = ()
-    decode: tuple[int, ...] = ()
-    wait_until: float | None = None
-
-    @property
-    def empty(self) -> bool:
-        """True if there is nothing for the engine to do."""
-        return not self.prefill and not self.decode
-
-
-@dataclass(slots=True, eq=False)
-class _Sequence:
-    """One request on its way. computed: prompt tokens that its slot holds. last_token_at: 0 before the first."""
-
-    request: GenerationRequest
-    queued_at: float
-    deadline: float | None
-    slot: int | None = None
-    computed: int = 0
-    admitted_at: float = 0.0
-    first_token_at: float = 0.0
-    last_token_at: float = 0.0
-    output_tokens: int = 0
-
-    @property
-    def priority(self) -> int:
-        return self.request.priority
 
 
 class Scheduler:
@@ -78,7 +42,8 @@ class Scheduler:
     Invariant: free slots + running sequences = slots. A slot is free as soon as its sequence ends, since the next plan
     tells the engine to release it before anything else.
 
-    prompts: how the engine computes prompts, hence what a step's prefill costs.
+    prompts: how the engine computes prompts, hence what a step's prefill costs. cache: of what its slots hold, None for
+    an engine that cannot copy it, or that has a cache of its own.
     """
 
     def __init__(
@@ -88,22 +53,23 @@ class Scheduler:
         slots: int,
         eos_token_ids: frozenset[int] = frozenset(),
         prompts: PromptCompute = PromptCompute.PIECES,
+        cache: PrefixCache | None = None,
     ) -> None:
         self._slots = slots
         self._limits = self._checked(limits)
-        self._limit = running_limit(limits)
+        self._limit = LimitKeeper(limits)
         self._prompts = prompts
         self._eos = eos_token_ids
-        self._waiting: WaitingQueue[_Sequence] = WaitingQueue()
-        self._running: dict[str, _Sequence] = {}
-        self._by_slot: dict[int, _Sequence] = {}
-        self._prefilling: dict[int, _Sequence] = {}  # by slot, in the order of admission
-        self._decoding: dict[int, _Sequence] = {}  # by slot
+        self._reuse = PrefixReuse(cache)
+        self._waiting: WaitingQueue[SequenceState] = WaitingQueue()
+        self._running: dict[str, SequenceState] = {}
+        self._by_slot: dict[int, SequenceState] = {}
+        self._prefilling: dict[int, SequenceState] = {}  # by slot, in the order of admission
+        self._decoding: dict[int, SequenceState] = {}  # by slot
         self._free = list(range(slots))  # a heap: low slots are reused first, so rows stay dense
         self._deadlines = Deadlines(self._deadline_of)
         self._in_step: Plan | None = None
         self._kept_out = False  # whether the limit alone kept requests out of the last plan
-        self._gaps_s: list[float] = []  # between tokens of one sequence, since the limit was last told
         self._released: list[int] = []
         self._events: list[Event] = []
 
@@ -138,12 +104,12 @@ class Scheduler:
         Raises ValueError, and changes nothing, for more than there are slots.
         """
         self._limits = self._checked(limits)
-        before, wanted = self._limit.current, running_limit(limits)
-        if type(wanted) is type(self._limit):
-            self._limit.set_limits(limits)
-        else:
-            self._limit = wanted
-        self._tell_limit(before, "the limits were changed", now)
+        self._events += self._limit.set_limits(limits, now)
+
+    def set_cache(self, budget_bytes: int, policy: Policy, now: float) -> None:
+        """Give the prefix cache more or less room, at once; 0 turns it off. Without a cache nothing happens."""
+        self._reuse.set_cache(budget_bytes, policy)
+        self._events += self._reuse.news(now)
 
     def add(self, request: GenerationRequest, now: float) -> None:
         """Put a request into the queue. Raises ValueError if its id is already in use."""
@@ -151,7 +117,7 @@ class Scheduler:
         if name in self._waiting or name in self._running:
             raise ValueError(f"request id {name!r} is already in use")
         deadline = None if request.timeout_s is None else now + request.timeout_s
-        self._waiting.add(name, _Sequence(request, queued_at=now, deadline=deadline))
+        self._waiting.add(name, SequenceState(request, queued_at=now, deadline=deadline))
         if deadline is not None:
             self._deadlines.add(name, deadline, open_requests=len(self._waiting) + len(self._running))
         self._events.append(Queued(name, now, len(request.prompt)))
@@ -173,6 +139,7 @@ class Scheduler:
     def fail_all(self, now: float, *, status: str, message: str) -> None:
         """End every request without a result, because the stack closes."""
         self._in_step = None
+        self._reuse.abandon()
         for request_id in [*self._running, *self._waiting]:
             self.fail(request_id, now, status=status, message=message)
 
@@ -186,6 +153,7 @@ class Scheduler:
     def lose_all(self, now: float, *, message: str) -> None:
         """Give every request up because the engine died, in the order of their admission and arrival."""
         self._in_step = None
+        self._reuse.abandon()
         for request_id in [*self._running, *self._waiting]:
             self.lose(request_id, now, message=message)
 
@@ -197,10 +165,15 @@ class Scheduler:
         decode = tuple(self._decoding)
         prefill = tuple(self._plan_prefill(now)) if self._prefilling or self._waiting else ()
         release, self._released = tuple(self._released), []
+        copy_out, copy_in = self._reuse.copies()
         if not prefill and not decode:
-            return Plan(release, wait_until=self._next_time())
-        self._in_step = Plan(release, prefill, decode)
+            return Plan(release, wait_until=self._next_time(), copy_out=copy_out)
+        self._in_step = Plan(release, prefill, decode, copy_out=copy_out, copy_in=copy_in)
         return self._in_step
+
+    def copied_out(self, copy: CopyOut, payloads: Sequence[KVBlock]) -> None:
+        """Take in the blocks that the engine copied out of a slot, as the plan asked."""
+        self._reuse.copied_out(copy, payloads)
 
     def complete(self, tokens: Mapping[int, int], *, began: float, now: float) -> None:
         """Take in the step's outcome: the token that the engine produced for each slot of the plan.
@@ -210,6 +183,7 @@ class Scheduler:
         plan, self._in_step = self._in_step, None
         if plan is None:
             raise RuntimeError("there is no plan to complete")
+        self._reuse.copied_in()
         ran = len(self._running)
         for chunk in plan.prefill:
             sequence = self._prefilling.get(chunk.slot)
@@ -217,6 +191,7 @@ class Scheduler:
                 sequence.computed += len(chunk.tokens)
                 if chunk.final:
                     self._decoding[chunk.slot] = self._prefilling.pop(chunk.slot)
+                    self._reuse.keep(chunk.slot, sequence.request.prompt, sequence.request.cache_salt)
         for slot, token in tokens.items():
             sequence = self._decoding.get(slot)
             if sequence is not None:
@@ -233,7 +208,8 @@ class Scheduler:
                 limit=self._limit.current,
             )
         )
-        self._adapt(StepSeen(began, now, len(tokens), ran, self._kept_out))
+        self._events += self._reuse.news(now)
+        self._events += self._limit.observe(StepSeen(began, now, len(tokens), ran, self._kept_out))
 
     def admit(self, now: float) -> Plan:
         """What joins now, for an engine that schedules its own steps; their tokens come through `take`.
@@ -244,8 +220,9 @@ class Scheduler:
         prefill = []
         if self._may_admit(now):
             while self._waiting and self._room() > 0:
-                sequence = self._admit(self._waiting.next(), now)
-                prefill.append(self._chunk(sequence, len(sequence.request.prompt)))
+                sequence = self._waiting.next()
+                self._admit(sequence, now)
+                prefill.append(sequence.chunk(len(sequence.request.prompt)))
                 self._decoding[prefill[-1].slot] = self._prefilling.pop(prefill[-1].slot)
         self._kept_out = bool(self._waiting) and self._room() <= 0
         self._released.clear()  # nobody needs to be told: the engine has no slots of ours
@@ -264,7 +241,7 @@ class Scheduler:
 
     def end_turn(self, tokens: int, *, began: float, now: float) -> None:
         """What an engine that schedules itself reported between `began` and `now` is taken in: `tokens` tokens."""
-        self._adapt(StepSeen(began, now, tokens, len(self._running), self._kept_out))
+        self._events += self._limit.observe(StepSeen(began, now, tokens, len(self._running), self._kept_out))
 
     def note_cached(self, request_id: str, cached_tokens: int, now: float) -> None:
         """Record how many prompt tokens of a running request came from a prefix cache; call it once a request."""
@@ -275,7 +252,7 @@ class Scheduler:
     def output_tokens(self, request_id: str) -> int | None:
         """Tokens that a running request has produced so far; None if it does not run."""
         sequence = self._running.get(request_id)
-        return None if sequence is None else sequence.output_tokens
+        return None if sequence is None else len(sequence.output)
 
     def request_in(self, slot: int) -> GenerationRequest:
         """The request that holds a slot. Raises KeyError for a free one."""
@@ -313,27 +290,32 @@ class Scheduler:
         chunks: list[PrefillChunk] = []
         for sequence in self._prefilling.values():
             if budget > 0:
-                chunks.append(self._chunk(sequence, budget))
+                chunks.append(sequence.chunk(budget))
                 budget -= len(chunks[-1].tokens)
         if self._may_admit(now):
             longest = 0
             while self._waiting and self._room() > 0:
                 sequence = self._waiting.next()
-                longest = max(longest, len(sequence.request.prompt))
+                match = self._reuse.find(sequence.request)
+                left = len(sequence.request.prompt) - match.tokens
+                longest = max(longest, left)
                 cost = (len(chunks) + 1) * longest if self._prompts is PromptCompute.PADDED else longest
                 # A prompt is begun where all of it still fits, or where it has a step to itself.
                 if chunks and cost > budget:
+                    self._reuse.drop(match)
                     break
-                self._admit(sequence, now)
-                cuts = self._prompts is PromptCompute.PIECES
-                chunks.append(self._chunk(sequence, budget if cuts else len(sequence.request.prompt)))
+                self._reuse.use(match, self._admit(sequence, now))
+                sequence.computed = match.tokens
+                self._events += self._reuse.looked_up(sequence.request, match, now)
+                chunks.append(sequence.chunk(budget if self._prompts is PromptCompute.PIECES else left))
                 if self._prompts is not PromptCompute.PADDED:
                     budget -= len(chunks[-1].tokens)
                     longest = 0
         self._kept_out = bool(self._waiting) and self._room() <= 0
         return chunks
 
-    def _admit(self, sequence: _Sequence, now: float) -> _Sequence:
+    def _admit(self, sequence: SequenceState, now: float) -> int:
+        """Give the sequence a slot."""
         request = sequence.request
         name = request.request_id
         self._waiting.pop(name)
@@ -341,50 +323,31 @@ class Scheduler:
         sequence.slot, sequence.admitted_at = slot, now
         self._running[name] = self._by_slot[slot] = self._prefilling[slot] = sequence
         self._events.append(Admitted(name, now, sequence.queued_at, len(request.prompt)))
-        return sequence
+        return slot
 
-    def _chunk(self, sequence: _Sequence, budget: int) -> PrefillChunk:
-        """The next piece of a prompt, of at most `budget` tokens."""
-        assert sequence.slot is not None
-        request, start = sequence.request, sequence.computed
-        left = len(request.prompt) - start
-        if left <= budget:
-            tokens = request.prompt[start:] if start else request.prompt
-            return PrefillChunk(sequence.slot, tokens, start, sampling=request.sampling)
-        tokens = request.prompt[start : start + budget]
-        return PrefillChunk(sequence.slot, tokens, start, final=False, sampling=request.sampling)
-
-    def _append(self, sequence: _Sequence, token: int, now: float) -> None:
+    def _append(self, sequence: SequenceState, token: int, now: float) -> None:
         request = sequence.request
-        if sequence.output_tokens == 0:
+        if not sequence.output:
             sequence.first_token_at = now
         else:
-            self._gaps_s.append(now - sequence.last_token_at)
+            self._limit.gaps_s.append(now - sequence.last_token_at)
         sequence.last_token_at = now
         ends = token in self._eos and not request.ignore_eos
-        sequence.output_tokens += 1
-        self._events.append(Token(request.request_id, now, token, sequence.output_tokens - 1))
+        self._events.append(Token(request.request_id, now, token, len(sequence.output)))
+        sequence.output.append(token)
         if ends:
             self._finish(sequence, "stop", now)
-        elif sequence.output_tokens >= request.max_tokens:
+        elif len(sequence.output) >= request.max_tokens:
             self._finish(sequence, "length", now)
 
-    def _finish(self, sequence: _Sequence, reason: str, now: float) -> None:
+    def _finish(self, sequence: SequenceState, reason: str, now: float) -> None:
+        request = sequence.request
+        if sequence.slot in self._decoding and len(sequence.output) > 1:
+            self._reuse.keep(sequence.slot, [*request.prompt, *sequence.output[:-1]], request.cache_salt)
         self._leave(sequence)
-        self._events.append(
-            Finished(
-                sequence.request.request_id,
-                now,
-                reason,
-                len(sequence.request.prompt),
-                sequence.output_tokens,
-                sequence.queued_at,
-                sequence.admitted_at,
-                sequence.first_token_at,
-            )
-        )
+        self._events.append(sequence.finished(reason, now))
 
-    def _leave(self, sequence: _Sequence) -> None:
+    def _leave(self, sequence: SequenceState) -> None:
         if sequence.slot is not None:
             del self._running[sequence.request.request_id]
             del self._by_slot[sequence.slot]
@@ -393,20 +356,6 @@ class Scheduler:
             heapq.heappush(self._free, sequence.slot)
             self._released.append(sequence.slot)
             sequence.slot = None
-
-    def _adapt(self, step: StepSeen) -> None:
-        gaps_s, self._gaps_s = self._gaps_s, []
-        if isinstance(self._limit, FixedLimit):
-            return
-        before = self._limit.current
-        reason = self._limit.observe(step, gaps_s)
-        if reason is not None:
-            self._tell_limit(before, reason, step.ended)
-
-    def _tell_limit(self, before: int, reason: str, now: float) -> None:
-        after = self._limit.current
-        if after != before:
-            self._events.append(LimitMoved(now, before, after, reason))
 
     def _expire(self, now: float) -> None:
         for name in self._deadlines.passed(now):

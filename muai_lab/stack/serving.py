@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from muai_lab.engines.base import EngineInfo, StepEngine
 from muai_lab.engines.catalogue import AnyEngine
 from muai_lab.engines.selection import EngineCandidates
 from muai_lab.errors import EngineError
+from muai_lab.stack.caching import cache_problem, open_cache
 from muai_lab.stack.driver import StepDriver
 from muai_lab.stack.events import Event, Observer
-from muai_lab.stack.limits import BatchLimits
+from muai_lab.stack.limits import batch_limits
 from muai_lab.stack.scheduler import Scheduler
 from muai_lab.stack.streaming import StreamingDriver
+
+if TYPE_CHECKING:
+    from muai_lab.settings.schema import OptimizationSettings
 
 Deliver = Callable[[Sequence[Event]], None]
 MakeObservers = Callable[[EngineInfo], Sequence[Observer]]
@@ -28,7 +33,7 @@ class Serving:
 
 
 def open_serving(
-    candidates: EngineCandidates, limits: BatchLimits, deliver: Deliver, observers: MakeObservers
+    candidates: EngineCandidates, optimization: OptimizationSettings, deliver: Deliver, observers: MakeObservers
 ) -> Serving:
     """The first of the candidates that loads and runs; blocks for as long as that takes.
 
@@ -37,17 +42,27 @@ def open_serving(
     while True:
         engine = candidates.next()
         try:
-            return Serving(engine, _drive(engine, limits, deliver, observers))
+            return Serving(engine, _drive(engine, optimization, deliver, observers))
         except EngineError as error:
             candidates.skip(error.engine, error.reason)
 
 
 def _drive(
-    engine: AnyEngine, limits: BatchLimits, deliver: Deliver, observers: MakeObservers
+    engine: AnyEngine, optimization: OptimizationSettings, deliver: Deliver, observers: MakeObservers
 ) -> StepDriver | StreamingDriver:
-    limits = limits.within(engine.slots)
+    limits = batch_limits(optimization).within(engine.slots)
     if isinstance(engine, StepEngine):
-        scheduler = Scheduler(limits, slots=engine.slots, eos_token_ids=engine.eos_token_ids, prompts=engine.prompts)
+        problem = cache_problem(optimization, engine)
+        if problem is not None:
+            engine.close()
+            raise EngineError(engine.info.name, problem)
+        scheduler = Scheduler(
+            limits,
+            slots=engine.slots,
+            eos_token_ids=engine.eos_token_ids,
+            prompts=engine.prompts,
+            cache=open_cache(optimization, engine),
+        )
         return StepDriver(engine, scheduler, deliver, observers=observers(engine.info))
     # An engine that schedules itself knows its own end-of-sequence tokens, and says so by its finish reason.
     return StreamingDriver(engine, Scheduler(limits, slots=engine.slots), deliver, observers=observers)

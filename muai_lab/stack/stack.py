@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,20 +23,18 @@ from muai_lab.errors import (
     RequestCancelled,
     RequestError,
     RequestTimeout,
-    SettingsError,
 )
 from muai_lab.models.registry import ModelSource, resolve_model
 from muai_lab.models.tokenizer import ModelTokenizer, load_tokenizer
-from muai_lab.settings.live import changed
 from muai_lab.stack.checks import check_request
 from muai_lab.stack.events import Admitted, CacheLookup, Event, Failed, Finished, Lost, Observer, Rejected, Token
 from muai_lab.stack.generation import Generation
-from muai_lab.stack.limits import batch_limits, engine_slots
+from muai_lab.stack.info import StackCounts, StackInfo
+from muai_lab.stack.limits import engine_slots
+from muai_lab.stack.live_settings import LiveSettings
 from muai_lab.stack.request import GenerationRequest
 from muai_lab.stack.serving import MakeObservers, Serving, open_serving
 from muai_lab.stack.text import OutputText
-from muai_lab.stack.tuning.knobs import Values
-from muai_lab.stack.tuning.loop import Tap, TuningLoop
 
 if TYPE_CHECKING:
     from muai_lab.settings.schema import OptimizationSettings
@@ -47,33 +45,8 @@ log = logging.getLogger(__name__)
 RETRY_AFTER_S = 1.0
 
 _WATCH_S = 0.5  # how often a stack with open requests looks after its engine
-_CHANGE_S = 30.0  # what a change of settings may wait for the present step
 
-_TOO_LARGE = (
-    "optimization.batcher.max_batch_size = {}: the engine was opened with {} slots; for more, start the server with "
-    "a larger optimization.batcher.max_slots"
-)
 _FAILURES: dict[str, type[RequestError]] = {"cancelled": RequestCancelled, "timeout": RequestTimeout}
-
-
-@dataclass(frozen=True, slots=True)
-class StackInfo:
-    """What serves: recorded with every result. skipped: engines that were preferred, and why they do not serve."""
-
-    model: str
-    source: ModelSource
-    engine: EngineInfo
-    skipped: tuple[tuple[str, str], ...]
-    queue_capacity: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class StackCounts:
-    """Requests waiting for admission, sequences running, and slots there are."""
-
-    waiting: int
-    running: int
-    slots: int
 
 
 class InferenceStack:
@@ -99,7 +72,6 @@ class InferenceStack:
         self._model = model
         self._source = source
         self._candidates = candidates
-        self._optimization = optimization
         self._queue_capacity = queue_capacity
         self._observers = observers
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -112,11 +84,7 @@ class InferenceStack:
         self._closed = False
         self._idle: asyncio.Event | None = None
         self._watch: asyncio.Task[None] | None = None
-        self._changing = asyncio.Lock()
-        self._configured = optimization  # without what the tuner moved
-        self._tap = Tap()
-        self._tuner: TuningLoop | None = None
-        self._tuning: asyncio.Task[None] | None = None
+        self._settings = LiveSettings(model, optimization, lambda: self._serving)
         self._overdue: list[Failed] = []  # ended here because their engine hangs, and not yet told to observers
         self._abandoned: set[object] = set()  # sources of events that nobody listens to any more
         self._serving, self._source_of_events = self._open_serving()
@@ -174,14 +142,14 @@ class InferenceStack:
             self._orphan(generation)
         if self._watch is None:
             self._watch = asyncio.get_running_loop().create_task(self._look_after_engine())
-        if self._tuning is None:
-            self._tune_anew()
+        if not self._settings.tuning:
+            self._settings.tune_anew()
         return generation
 
     @property
     def optimization(self) -> OptimizationSettings:
         """The settings in force: as opened, and as changed since."""
-        return self._optimization
+        return self._settings.in_force
 
     async def reconfigure(self, changes: Mapping[str, Any]) -> OptimizationSettings:
         """Change batcher, cache or tuner while serving; returns the settings then in force.
@@ -190,25 +158,8 @@ class InferenceStack:
         next step on; no request is dropped: sequences above a lower limit run out. Raises SettingsError with every
         problem, EngineError when the engine does not come to it; then nothing is changed.
         """
-        async with self._changing:
-            configured = changed(self._configured, changes)
-            undo = {} if self._tuner is None else self._tuner.undo()
-            await self._enforce(changed(changed(self._optimization, undo), changes))
-            self._configured = configured
-        self._tune_anew()
-        return self._optimization
-
-    async def _enforce(self, wanted: OptimizationSettings) -> None:
-        limits, slots = batch_limits(wanted), self._serving.engine.slots
-        if limits.max_batch_size > slots:
-            raise SettingsError([_TOO_LARGE.format(limits.max_batch_size, slots)])
-        done = self._serving.driver.apply(lambda scheduler, now: scheduler.set_limits(limits, now))
-        try:
-            await asyncio.wait_for(asyncio.wrap_future(done), _CHANGE_S)
-        except TimeoutError as error:
-            reason = f"it has not come to the change within {_CHANGE_S:g} s: a step may hang"
-            raise EngineError(self._serving.engine.info.name, reason) from error
-        self._optimization = wanted
+        await self._settings.change(changes)
+        return self._settings.in_force
 
     def counts(self) -> StackCounts:
         """Load at this moment."""
@@ -235,9 +186,9 @@ class InferenceStack:
     async def close(self) -> None:
         """Cancel what still runs, end the engine's thread and free the engine; a step that runs is waited for."""
         self._draining = self._closed = True
-        for task in (self._watch, self._tuning):
-            if task is not None:
-                task.cancel()
+        self._settings.stop_tuning()
+        if self._watch is not None:
+            self._watch.cancel()
         if self._takeover is not None:
             await self._takeover  # its thread loads an engine, which cannot be interrupted
         await asyncio.gather(asyncio.to_thread(self._serving.driver.close), *self._closing)
@@ -261,7 +212,8 @@ class InferenceStack:
         if self._loop is loop:
             return
         self._loop = loop
-        self._watch = self._tuner = self._tuning = None
+        self._watch = None
+        self._settings.forget_loop()
         for request_id in list(self._open):
             self._abandon(request_id, RequestCancelled("the event loop that asked for it ended"))
         self._open.clear()
@@ -279,38 +231,11 @@ class InferenceStack:
     def _open_serving(self) -> tuple[Serving, object]:
         """Load the next engine that serves; what its events will be known by. Blocks; raises EngineError."""
         source = object()
-        limits = batch_limits(self._optimization)
         deliver = partial(self._deliver, source)
-        return open_serving(self._candidates, limits, deliver, self._watchers), source
+        return open_serving(self._candidates, self._settings.in_force, deliver, self._watchers), source
 
     def _watchers(self, engine: EngineInfo) -> Sequence[Observer]:
-        return [*self._observers(engine), self._tap]
-
-    def _tune_anew(self, start: Values | None = None) -> None:
-        """Begin to tune what serves now under the settings as they are now, or stop."""
-        if self._tuning is not None:
-            self._tuning.cancel()
-        self._tuner = self._tuning = None
-        if not (self._configured.enabled and self._configured.tuner.enabled) or self._closed:
-            return
-        engine = self._serving.engine
-        self._tuner = TuningLoop(
-            self._model,
-            engine.info.name,
-            self._configured,
-            self._optimization,
-            slots=engine.slots,
-            caches=False,
-            tap=self._tap,
-            apply=self._apply_tuned,
-            tell=lambda events: self._serving.driver.tell(events),
-            start=start,
-        )
-        self._tuning = asyncio.get_running_loop().create_task(self._tuner.run(), name=f"tuner of {self._model}")
-
-    async def _apply_tuned(self, changes: Mapping[str, Any]) -> None:
-        async with self._changing:
-            await self._enforce(changed(self._optimization, changes))
+        return [*self._observers(engine), self._settings.tap]
 
     def _deliver(self, source: object, events: Sequence[Event]) -> None:
         """Called on the engine's thread: pass the events to the event loop."""
@@ -367,7 +292,7 @@ class InferenceStack:
             if stalled_s < _WATCH_S or self._takeover is not None:
                 self._overdue.clear()  # its thread tells of them itself
                 continue
-            limit_s = self._optimization.step_timeout_s
+            limit_s = self._settings.in_force.step_timeout_s
             if limit_s is not None and stalled_s > limit_s:
                 self._give_up_engine(f"a step has not returned for {stalled_s:.0f} s")
             else:
@@ -459,7 +384,8 @@ class InferenceStack:
             return
         # From here on the new engine may die in its turn.
         self._takeover = None
-        self._tune_anew(None if self._tuner is None else self._tuner.good)
+        if not self._closed:
+            self._settings.tune_anew(self._settings.good)
         for request_id in self._orphans:
             self._hand_over(self._open[request_id])
         self._orphans.clear()

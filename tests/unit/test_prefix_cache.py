@@ -50,7 +50,6 @@ def test_a_stored_prefix_is_found_in_whole_blocks() -> None:
     assert hit(cache, [*sequence(1, 6), 7, 7, 7, 7]) == 4
     assert hit(cache, sequence(2, 10)) == 0
     assert cache.counts.stored_bytes == 2 * BYTES
-    assert (cache.counts.hit_tokens, cache.counts.looked_up_tokens) == (12, 30)
 
 
 def test_the_last_token_of_a_prompt_is_always_left_to_compute() -> None:

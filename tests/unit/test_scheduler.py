@@ -9,8 +9,9 @@ import pytest
 from muai_lab.engines.base import PromptCompute, Sampling
 from muai_lab.stack.events import Admitted, Failed, Finished, LimitMoved, Lost, Queued, Step, Token
 from muai_lab.stack.limits import BatchLimits
+from muai_lab.stack.plan import Plan
 from muai_lab.stack.request import GenerationRequest
-from muai_lab.stack.scheduler import Plan, Scheduler
+from muai_lab.stack.scheduler import Scheduler
 from muai_lab.stack.waiting import AGING_S
 
 END = 0

@@ -11,8 +11,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from muai_lab.engines.base import PromptCompute
 from muai_lab.stack.events import Admitted, Failed, Finished, LimitMoved, Lost, Queued, Token
 from muai_lab.stack.limits import BatchLimits
+from muai_lab.stack.plan import Plan
 from muai_lab.stack.request import GenerationRequest
-from muai_lab.stack.scheduler import Plan, Scheduler
+from muai_lab.stack.scheduler import Scheduler
 from muai_lab.stack.waiting import AGING_S
 
 END = 0

@@ -17,7 +17,8 @@ from muai_lab.simulation.step_time import EMBEDDED_CHAT, StepTime, StepWork
 from muai_lab.simulation.traffic import SimulatedRequest
 from muai_lab.stack.events import Admitted, Event, Finished, Queued, Rejected, Step, Token
 from muai_lab.stack.limits import BatchLimits
-from muai_lab.stack.scheduler import Plan, Scheduler
+from muai_lab.stack.plan import Plan
+from muai_lab.stack.scheduler import Scheduler
 
 FLAT = StepTime(
     prefill_s=1.0,

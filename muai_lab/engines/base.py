@@ -179,11 +179,19 @@ class StreamingEngine(Engine):
 
     @abstractmethod
     def generate(
-        self, request_id: str, prompt: Sequence[int], sampling: Sampling, *, max_tokens: int, ignore_eos: bool
+        self,
+        request_id: str,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        *,
+        max_tokens: int,
+        ignore_eos: bool,
+        cache_salt: str = "",
     ) -> AsyncIterator[StreamedTokens]:
         """Run one request; the iterator ends after the report with a finish reason.
 
-        Closing the iterator early aborts the request in the engine. Raises EngineError when the engine has died.
+        cache_salt: prefixes that the engine itself caches are only shared by requests with the same one. Closing the
+        iterator early aborts the request in the engine. Raises EngineError when the engine has died.
         """
 
     @abstractmethod

@@ -101,12 +101,6 @@ class PrefixReuse:
             self.drop(match)
         self._copying = []
 
-    def abandon(self) -> None:
-        """Forget copies that no plan will make: the engine is gone."""
-        self._copying += [copy.match for copy in self._ins]
-        self._outs, self._ins = [], []
-        self.copied_in()
-
     def set_cache(self, budget_bytes: int, policy: Policy) -> None:
         """Change budget and policy of the cache; what is too much is evicted. Without a cache nothing happens."""
         if self.cache is not None:

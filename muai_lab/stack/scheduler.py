@@ -139,7 +139,7 @@ class Scheduler:
     def fail_all(self, now: float, *, status: str, message: str) -> None:
         """End every request without a result, because the stack closes."""
         self._in_step = None
-        self._reuse.abandon()
+        self._reuse.copied_in()
         for request_id in [*self._running, *self._waiting]:
             self.fail(request_id, now, status=status, message=message)
 
@@ -153,7 +153,7 @@ class Scheduler:
     def lose_all(self, now: float, *, message: str) -> None:
         """Give every request up because the engine died, in the order of their admission and arrival."""
         self._in_step = None
-        self._reuse.abandon()
+        self._reuse.copied_in()
         for request_id in [*self._running, *self._waiting]:
             self.lose(request_id, now, message=message)
 

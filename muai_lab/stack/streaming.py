@@ -202,7 +202,12 @@ class StreamingDriver:
     async def _stream(self, request: GenerationRequest) -> None:
         name = request.request_id
         stream = self._engine.generate(
-            name, request.prompt, request.sampling, max_tokens=request.max_tokens, ignore_eos=request.ignore_eos
+            name,
+            request.prompt,
+            request.sampling,
+            max_tokens=request.max_tokens,
+            ignore_eos=request.ignore_eos,
+            cache_salt=request.cache_salt,
         )
         try:
             async for report in stream:

@@ -28,6 +28,7 @@ from muai_lab.stack.stack import InferenceStack
 T = TypeVar("T")
 
 SLOTS = 16
+LONG = 150  # tokens: more than one block of any prefix cache, vLLM's on a CPU has blocks of 128
 TIE = 1e-3  # logits that are closer than this may change places between engines
 SERVED = [
     ("pytorch", "qwen_chat"),
@@ -65,7 +66,7 @@ class Served:
         self.engine, self.model = engine, model
         self.log = TokenLog()
         self._runner = asyncio.Runner()
-        self._names = iter(range(1_000_000))
+        self.asked = 0
         settings = load_settings(
             environ={},
             overrides={
@@ -86,7 +87,13 @@ class Served:
 
     def submit(self, prompt: Sequence[int], max_tokens: int, **more: Any) -> Generation:
         more.setdefault("ignore_eos", True)
-        return self.stack.submit(GenerationRequest(f"r{next(self._names)}", prompt, max_tokens, **more))
+        self.asked += 1
+        return self.stack.submit(GenerationRequest(f"r{self.asked - 1}", prompt, max_tokens, **more))
+
+    @property
+    def caches(self) -> bool:
+        """Whether prefixes are reused: by us, or by an engine of its own accord."""
+        return self.model != "t5_summarizer"
 
     async def text(self, prompt: Sequence[int], max_tokens: int, **more: Any) -> str:
         return "".join([delta.text async for delta in self.submit(prompt, max_tokens, **more)])
@@ -341,6 +348,57 @@ def test_a_request_that_can_never_be_served_is_refused(served: Served, change: d
     served.run(ask())
 
 
+def test_tokens_are_the_same_with_and_without_cached_prefixes(served: Served) -> None:
+    """A conversation whose every turn is asked twice: behind what the cache holds, and under a salt of its own."""
+    if not served.caches:
+        return  # nothing is cached, so there are no two ways
+    turns = prompts(served, [LONG, 50, 20], seed=11)
+
+    async def talk(salt: str, *, fresh: bool) -> list[list[int]]:
+        said: list[list[int]] = []
+        so_far: list[int] = []
+        for number, turn in enumerate(turns):
+            so_far += turn
+            own = f"{salt}-{number}" if fresh else salt
+            said.append(await served.tokens(so_far, 21, cache_salt=own))
+            cached = served.log.lookups[f"r{served.asked - 1}"].cached_tokens
+            assert (cached > 0) == (number > 0 and not fresh)
+            so_far += said[-1]
+        return said
+
+    async def both() -> None:
+        kept = await talk("kept", fresh=False)
+        assert kept == await talk("fresh", fresh=True)
+        # Many at once, of which each begins like a turn that was kept.
+        long = [*turns[0], *kept[0], *turns[1]]
+        ends = prompts(served, [5, 9, 33, 40], seed=12)
+        together = await asyncio.gather(*[served.tokens([*long, *end], 9, cache_salt="kept") for end in ends])
+        alone = [await served.tokens([*long, *end], 9, cache_salt=f"alone {n}") for n, end in enumerate(ends)]
+        assert together == alone
+
+    served.run(both())
+
+
+def test_tenants_share_no_prefixes(served: Served) -> None:
+    (prompt,) = prompts(served, [LONG], seed=13)
+
+    async def ask(salt: str) -> int | None:
+        await served.tokens(prompt, 2, cache_salt=salt)
+        lookup = served.log.lookups.get(f"r{served.asked - 1}")
+        return None if lookup is None else lookup.cached_tokens
+
+    async def all_of_them() -> list[int | None]:
+        return [await ask("one"), await ask("another"), await ask("one")]
+
+    first, second, third = served.run(all_of_them())
+    if served.caches:
+        assert (first, second) == (0, 0)
+        assert third is not None
+        assert third > 0
+    else:
+        assert (first, second, third) == (None, None, None)
+
+
 def test_a_prefix_cache_tells_its_hits_once(served: Served) -> None:
     (prompt,) = prompts(served, [200], seed=9)
 
@@ -354,8 +412,8 @@ def test_a_prefix_cache_tells_its_hits_once(served: Served) -> None:
         return names
 
     first, second = served.run(twice())
-    if served.engine == "vllm":
+    if served.caches:
         assert served.log.lookups[first].cached_tokens == 0
         assert 0 < served.log.lookups[second].cached_tokens < len(prompt)
-    else:  # the step engines have no prefix cache yet, so they say nothing
+    else:  # an encoder's prompts share nothing, so there is nothing to say
         assert second not in served.log.lookups

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from muai_lab.engines.base import PromptCompute
-from muai_lab.stack.events import Admitted, Failed, Finished, LimitMoved, Lost, Queued, Token
+from muai_lab.stack.events import Admitted, CacheLookup, CacheState, Failed, Finished, LimitMoved, Lost, Queued, Token
 from muai_lab.stack.limits import BatchLimits
 from muai_lab.stack.plan import Plan
+from muai_lab.stack.prefix_cache import PrefixCache
 from muai_lab.stack.request import GenerationRequest
 from muai_lab.stack.scheduler import Scheduler
 from muai_lab.stack.waiting import AGING_S
 
 END = 0
 FAR = 10_000  # steps within which any of these workloads must be through
+BLOCK = 2
+BLOCK_BYTES = 10
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What an engine would have copied: keys and values that belong to these tokens, of which each attends to all."""
+
+    tokens: tuple[int, ...]
+    nbytes: int = BLOCK_BYTES
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -31,6 +43,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         budget=st.sampled_from([1, 8, 100]),
         adaptive=st.sampled_from([(False, None), (True, None), (True, 0.05)]),
         prompts=st.sampled_from(PromptCompute),
+        cache=st.none() | st.tuples(st.integers(0, 12), st.sampled_from(["lru", "fifo"])),
     )
     def start(
         self,
@@ -41,12 +54,19 @@ class SchedulerMachine(RuleBasedStateMachine):
         budget: int,
         adaptive: tuple[bool, float | None],
         prompts: PromptCompute,
+        cache: tuple[int, Literal["lru", "fifo"]] | None,
     ) -> None:
         self.slots = slots + spare
         self.prompts = prompts
         self.limits = BatchLimits(slots, min(min_batch, slots), timeout_s, budget, *adaptive)
         end = frozenset({END})
-        self.scheduler = Scheduler(self.limits, slots=self.slots, eos_token_ids=end, prompts=prompts)
+        self.cache = None
+        if cache is not None:
+            self.cache = PrefixCache(
+                cache[0] * BLOCK_BYTES, block_bytes=BLOCK_BYTES, block_tokens=BLOCK, policy=cache[1]
+            )
+        self.stored_bytes = 0  # as events tell it
+        self.scheduler = Scheduler(self.limits, slots=self.slots, eos_token_ids=end, prompts=prompts, cache=self.cache)
         self.limit = slots  # the running limit, as events tell it
         self.now = 0.0
         self.requests: dict[str, GenerationRequest] = {}
@@ -56,19 +76,30 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.slot_of: dict[str, int] = {}
         self.computed: dict[str, int] = {}  # prompt tokens in the slot
         self.held: dict[int, str] = {}  # slots that the engine was given and has not been told to release
+        self.content: dict[int, list[int]] = {}  # tokens whose keys and values each slot holds
+        self.last: dict[int, int] = {}  # the token that each slot produced last
         self.ended: dict[str, str] = {}
 
     @rule(
-        prompt=st.integers(1, 12),
+        prompt=st.lists(st.integers(1, 2), min_size=1, max_size=12),
         max_tokens=st.integers(1, 6),
         timeout_s=st.sampled_from([None, None, 0.02, 0.5]),
         ignore_eos=st.booleans(),
         priority=st.sampled_from([0, 0, 0, -1, 1]),
+        salt=st.sampled_from(["", "", "other"]),
     )
-    def add(self, prompt: int, max_tokens: int, timeout_s: float | None, ignore_eos: bool, priority: int) -> None:
+    def add(
+        self, prompt: list[int], max_tokens: int, timeout_s: float | None, ignore_eos: bool, priority: int, salt: str
+    ) -> None:
         name = str(len(self.requests))
         request = GenerationRequest(
-            name, [1] * prompt, max_tokens, ignore_eos=ignore_eos, timeout_s=timeout_s, priority=priority
+            name,
+            prompt,
+            max_tokens,
+            ignore_eos=ignore_eos,
+            timeout_s=timeout_s,
+            priority=priority,
+            cache_salt=salt,
         )
         self.requests[name] = request
         self.scheduler.add(request, self.now)
@@ -110,6 +141,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler.set_limits(self.limits, self.now)
         self.take_events()
 
+    @rule(blocks=st.integers(0, 12), policy=st.sampled_from(["lru", "fifo"]))
+    def change_cache(self, blocks: int, policy: Literal["lru", "fifo"]) -> None:
+        self.scheduler.set_cache(blocks * BLOCK_BYTES, policy, self.now)
+        self.take_events()
+
     @rule(
         tokens=st.lists(st.integers(0, 3), min_size=1, max_size=5),
         took_s=st.sampled_from([0.0, 0.01, 0.3]),
@@ -144,15 +180,32 @@ class SchedulerMachine(RuleBasedStateMachine):
     def finish_step(self, plan: Plan, tokens: list[int], took_s: float) -> None:
         slots = [*plan.decode, *(chunk.slot for chunk in plan.prefill if chunk.final)]
         produced = {slot: tokens[at % len(tokens)] for at, slot in enumerate(slots)}
+        for slot in plan.decode:
+            self.content[slot].append(self.last[slot])
         for chunk in plan.prefill:
             self.computed[self.held[chunk.slot]] += len(chunk.tokens)
+            self.content[chunk.slot] += chunk.tokens
+        self.last.update(produced)
         self.scheduler.complete(produced, began=self.now - took_s, now=self.now)
         self.take_events()
 
     def check_plan(self, plan: Plan) -> None:
+        for out in plan.copy_out:
+            ends = range(out.store.begin + BLOCK, out.store.begin + (len(out.store.blocks) + 1) * BLOCK, BLOCK)
+            content = self.content[out.slot]
+            assert len(content) >= ends[-1], "more is to be copied than the slot holds"
+            self.scheduler.copied_out(out, [Kept(tuple(content[:end])) for end in ends])
         for slot in plan.release:
             del self.held[slot]
-        begun = [chunk.slot for chunk in plan.prefill if chunk.start == 0]
+            del self.content[slot]
+        copied = {copy.slot: copy.payloads for copy in plan.copy_in}
+        for slot, payloads in copied.items():
+            assert slot not in self.content, "a prefix was copied into a slot that is in use"
+            assert [len(one.tokens) for one in payloads] == [BLOCK * (at + 1) for at in range(len(payloads))]
+            self.content[slot] = list(payloads[-1].tokens)
+        begun = [chunk.slot for chunk in plan.prefill if chunk.start == 0 or chunk.slot in copied]
+        for slot in set(begun) - set(copied):
+            self.content[slot] = []
         assert not self.held.keys() & set(begun), "a slot was given away before the engine was told to release it"
         assert len({chunk.slot for chunk in plan.prefill}) == len(plan.prefill)
         self.admitted_slots = iter(begun)
@@ -177,6 +230,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             name = self.held[chunk.slot]
             prompt = self.requests[name].prompt
             assert chunk.start == self.computed[name], "a prompt has a gap"
+            assert self.content[chunk.slot] == list(prompt[: chunk.start]), "what was copied is not the prompt's"
             assert list(chunk.tokens) == list(prompt[chunk.start : chunk.start + len(chunk.tokens)])
             assert chunk.final == (chunk.start + len(chunk.tokens) == len(prompt))
             assert chunk.tokens
@@ -219,6 +273,12 @@ class SchedulerMachine(RuleBasedStateMachine):
                 self.running[name] = self.computed[name] = 0
                 self.slot_of[name] = next(self.admitted_slots)
                 assert len(self.running) <= self.limit <= self.limits.max_batch_size
+            elif isinstance(event, CacheLookup):
+                assert self.computed[event.request_id] == 0, "looked up twice"
+                self.computed[event.request_id] = event.cached_tokens
+                assert event.cached_tokens < event.prompt_tokens == len(self.requests[event.request_id].prompt)
+            elif isinstance(event, CacheState):
+                self.stored_bytes = event.stored_bytes
             elif isinstance(event, LimitMoved):
                 assert event.before == self.limit != event.after
                 self.limit = event.after
@@ -251,6 +311,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.scheduler.running == len(self.running)
         assert self.scheduler.free_slots + self.scheduler.running == self.slots
         assert self.scheduler.running_limit == self.limit
+        if self.cache is not None:
+            assert self.cache.counts.stored_bytes <= self.most_stored()
+
+    def most_stored(self) -> int:
+        """The budget, and what a budget that was just lowered cannot take back before the next step."""
+        assert self.cache is not None
+        held = sum(block.pins > 0 for block in self.cache._blocks.values())
+        return max(self.cache.budget_bytes, held * 12 * BLOCK_BYTES)
 
     def teardown(self) -> None:
         if not hasattr(self, "scheduler"):
@@ -266,6 +334,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert set(self.ended) == set(self.requests), "a request was left behind"
         assert self.scheduler.free_slots == self.slots
         assert not self.held
+        if self.cache is not None:
+            assert not any(block.pins for block in self.cache._blocks.values()), "something is pinned for ever"
+            assert self.cache.counts.stored_bytes <= self.cache.budget_bytes
 
 
 SchedulerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

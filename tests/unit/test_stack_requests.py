@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 from counting_engine import DEADLINE_S, CountingEngine
+from stack_on_counting import Recorder, stack_on, until
 
 from muai_lab.engines.base import Sampling
-from muai_lab.engines.selection import Candidate, EngineCandidates
 from muai_lab.errors import (
     EngineError,
     InvalidRequest,
@@ -22,9 +21,8 @@ from muai_lab.errors import (
     RequestTimeout,
     SettingsError,
 )
-from muai_lab.models.registry import ModelSource
 from muai_lab.settings.schema import BatcherSettings, OptimizationSettings
-from muai_lab.stack.events import Event, Failed, Finished, Lost, Rejected
+from muai_lab.stack.events import Failed, Finished, Lost, Rejected
 from muai_lab.stack.generation import Generation
 from muai_lab.stack.request import Delta, GenerationRequest
 from muai_lab.stack.stack import InferenceStack
@@ -39,57 +37,14 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-class NumberTokenizer:
-    """Token 12 is the text "12 "; one may be broken. The tokenizer knows more ids than the engine has."""
-
-    vocab_size = 500
-    eos_token_ids: frozenset[int] = frozenset()
-
-    def __init__(self, broken: int | None = None) -> None:
-        self._broken = broken
-
-    def stream(self) -> NumberTokenizer:
-        return self
-
-    def push(self, token_id: int) -> str:
-        if token_id == self._broken:
-            raise ValueError("no such text")
-        return f"{token_id} "
-
-    def flush(self) -> str:
-        return ""
-
-
-class Recorder:
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-
-    def observe(self, events: Sequence[Event]) -> None:
-        self.events.extend(events)
-
-
 MakeStack = Callable[..., InferenceStack]
 
 
-def stack_on(
-    engine: CountingEngine,
-    *,
-    queue_capacity: int | None = None,
-    observers: Sequence[Any] = (),
-    broken_token: int | None = None,
-    step_timeout_s: float | None = None,
-    **batcher: Any,
+def open_stack(
+    engine: CountingEngine, *, step_timeout_s: float | None = None, batcher: dict[str, Any] | None = None, **more: Any
 ) -> InferenceStack:
-    batching = BatcherSettings(**{"max_batch_size": engine.slots, **batcher})
-    return InferenceStack(
-        "counting",
-        ModelSource("counting", None, None, "embedded", "0" * 64, False, "counting"),
-        NumberTokenizer(broken_token),  # type: ignore[arg-type]
-        EngineCandidates([Candidate("counting", lambda: None, lambda: engine)], model="counting"),
-        OptimizationSettings(step_timeout_s=step_timeout_s, batcher=batching),
-        queue_capacity=queue_capacity,
-        observers=lambda _info: observers,
-    )
+    batching = BatcherSettings(**{"max_batch_size": engine.slots, **(batcher or {})})
+    return stack_on(engine, OptimizationSettings(step_timeout_s=step_timeout_s, batcher=batching), **more)
 
 
 @pytest.fixture
@@ -98,7 +53,7 @@ async def make() -> AsyncIterator[MakeStack]:
     stacks = []
 
     def make(engine: CountingEngine, **more: Any) -> InferenceStack:
-        stacks.append((stack_on(engine, **more), engine))
+        stacks.append((open_stack(engine, **more), engine))
         return stacks[-1][0]
 
     yield make
@@ -118,14 +73,6 @@ async def deltas_of(generation: Generation) -> list[Delta]:
 
 async def text_of(generation: Generation) -> str:
     return "".join(delta.text for delta in await deltas_of(generation))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Let the loop run until the engine's thread has brought this about."""
-    give_up_at = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < give_up_at
-        await asyncio.sleep(0)
 
 
 # What comes out
@@ -316,7 +263,7 @@ async def test_cancelling_what_has_ended_changes_nothing(make: MakeStack) -> Non
 
 
 async def test_a_deadline_ends_a_request(make: MakeStack) -> None:
-    stack = make(CountingEngine(), min_batch_size=4, batch_timeout_ms=10**9)
+    stack = make(CountingEngine(), batcher={"min_batch_size": 4, "batch_timeout_ms": 10**9})
 
     with pytest.raises(RequestTimeout, match="deadline"):
         await deltas_of(stack.submit(ask(timeout_s=0.01)))
@@ -395,7 +342,7 @@ async def test_a_drain_without_work_is_over_at_once(make: MakeStack) -> None:
 async def test_closing_cancels_ends_the_thread_and_frees_the_engine() -> None:
     engine = CountingEngine(context=2 * FOREVER, stepwise=True)
     before = threading.active_count()
-    stack = stack_on(engine)
+    stack = open_stack(engine)
     generation = stack.submit(ask(max_tokens=FOREVER - 1))
     engine.wait_until_entered()
 
@@ -416,7 +363,7 @@ async def test_closing_cancels_ends_the_thread_and_frees_the_engine() -> None:
 
 def test_a_stack_outlives_an_event_loop_that_ended_in_the_middle() -> None:
     engine = CountingEngine(slots=1, stepwise=True)
-    stack = stack_on(engine)
+    stack = open_stack(engine)
 
     async def begin() -> None:
         for number in range(3):

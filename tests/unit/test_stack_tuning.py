@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from counting_engine import DEADLINE_S, CountingEngine
+from stack_on_counting import Recorder, stack_on, until
 
-from muai_lab.engines.selection import Candidate, EngineCandidates
-from muai_lab.models.registry import ModelSource
 from muai_lab.settings.schema import BatcherSettings, OptimizationSettings, TunerSettings
-from muai_lab.stack.events import Event, Tuned
+from muai_lab.stack.events import Tuned
 from muai_lab.stack.request import GenerationRequest
 from muai_lab.stack.stack import InferenceStack
 from muai_lab.stack.tuning.knobs import Values
@@ -28,30 +26,8 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-class NumberTokenizer:
-    vocab_size = 500
-    eos_token_ids: frozenset[int] = frozenset()
-
-    def stream(self) -> NumberTokenizer:
-        return self
-
-    def push(self, token_id: int) -> str:
-        return f"{token_id} "
-
-    def flush(self) -> str:
-        return ""
-
-
-class Recorder:
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-
-    def observe(self, events: Sequence[Event]) -> None:
-        self.events.extend(events)
-
-    @property
-    def tuned(self) -> list[tuple[str, str, int]]:
-        return [(event.outcome, event.knob, event.after) for event in self.events if isinstance(event, Tuned)]
+def tuned(recorder: Recorder) -> list[tuple[str, str, int]]:
+    return [(event.outcome, event.knob, event.after) for event in recorder.of(Tuned)]
 
 
 def settings(directory: Path, **tuner: Any) -> OptimizationSettings:
@@ -71,14 +47,7 @@ async def make() -> AsyncIterator[MakeStack]:
 
     def make(optimization: OptimizationSettings) -> tuple[InferenceStack, Recorder]:
         engine, recorder = CountingEngine(8), Recorder()
-        stack = InferenceStack(
-            "counting",
-            ModelSource("counting", None, None, "embedded", "0" * 64, False, "counting"),
-            NumberTokenizer(),  # type: ignore[arg-type]
-            EngineCandidates([Candidate("counting", lambda: None, lambda: engine)], model="counting"),
-            optimization,
-            observers=lambda _info: [recorder],
-        )
+        stack = stack_on(engine, optimization, observers=[recorder])
         stacks.append(stack)
         return stack, recorder
 
@@ -93,20 +62,13 @@ async def serve_one(stack: InferenceStack) -> None:
             pass
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    give_up_at = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < give_up_at
-        await asyncio.sleep(0)
-
-
 async def test_it_begins_with_the_first_request(make: MakeStack, tmp_path: Path) -> None:
     stack, recorder = make(settings(tmp_path))
 
     await serve_one(stack)
 
-    await until(lambda: len(recorder.tuned) == 3)
-    assert ("began", "max_batch_size", 4) in recorder.tuned
+    await until(lambda: len(tuned(recorder)) == 3)
+    assert ("began", "max_batch_size", 4) in tuned(recorder)
 
 
 @pytest.mark.parametrize("off", ["optimization", "tuner"])
@@ -121,7 +83,7 @@ async def test_where_it_is_switched_off_there_is_none(make: MakeStack, tmp_path:
     await serve_one(stack)
     await serve_one(stack)
 
-    assert recorder.tuned == []
+    assert tuned(recorder) == []
     assert [task for task in asyncio.all_tasks() if task.get_name().startswith("tuner")] == []
 
 
@@ -132,7 +94,7 @@ async def test_what_was_good_before_the_restart_is_in_force_and_what_is_configur
     stack, recorder = make(settings(tmp_path))
 
     await serve_one(stack)
-    await until(lambda: len(recorder.tuned) == 3)
+    await until(lambda: len(tuned(recorder)) == 3)
     restored = stack.optimization.batcher.max_batch_size
     await stack.reconfigure({"tuner": {"enabled": False}})
 
@@ -143,12 +105,12 @@ async def test_what_was_good_before_the_restart_is_in_force_and_what_is_configur
 async def test_a_change_from_outside_is_where_it_begins_anew(make: MakeStack, tmp_path: Path) -> None:
     stack, recorder = make(settings(tmp_path))
     await serve_one(stack)
-    await until(lambda: len(recorder.tuned) == 3)
+    await until(lambda: len(tuned(recorder)) == 3)
 
     await stack.reconfigure({"batcher": {"max_batch_size": 8}})
 
-    await until(lambda: len(recorder.tuned) == 6)
-    assert recorder.tuned[3] == ("began", "max_batch_size", 8)
+    await until(lambda: len(tuned(recorder)) == 6)
+    assert tuned(recorder)[3] == ("began", "max_batch_size", 8)
 
 
 async def test_it_can_be_switched_on_and_off_while_serving(make: MakeStack, tmp_path: Path) -> None:
@@ -156,7 +118,7 @@ async def test_it_can_be_switched_on_and_off_while_serving(make: MakeStack, tmp_
     await serve_one(stack)
 
     await stack.reconfigure({"tuner": {"enabled": True, "state_directory": str(tmp_path)}})
-    await until(lambda: len(recorder.tuned) == 3)
+    await until(lambda: len(tuned(recorder)) == 3)
     await stack.reconfigure({"tuner": {"enabled": False}})
     await asyncio.sleep(0)
 
@@ -166,7 +128,7 @@ async def test_it_can_be_switched_on_and_off_while_serving(make: MakeStack, tmp_
 async def test_closing_the_stack_ends_it(make: MakeStack, tmp_path: Path) -> None:
     stack, recorder = make(settings(tmp_path))
     await serve_one(stack)
-    await until(lambda: len(recorder.tuned) == 3)
+    await until(lambda: len(tuned(recorder)) == 3)
 
     await stack.close()
     await asyncio.sleep(0)

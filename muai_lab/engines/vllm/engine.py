@@ -86,7 +86,14 @@ class VllmEngine(StreamingEngine):
         self.info = self._describe()
 
     async def generate(
-        self, request_id: str, prompt: Sequence[int], sampling: Sampling, *, max_tokens: int, ignore_eos: bool
+        self,
+        request_id: str,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        *,
+        max_tokens: int,
+        ignore_eos: bool,
+        cache_salt: str = "",
     ) -> AsyncIterator[StreamedTokens]:
         """See `StreamingEngine.generate`; raises InvalidRequest or RequestError for what concerns this request only."""
         from muai_lab.engines.vllm import library
@@ -100,7 +107,7 @@ class VllmEngine(StreamingEngine):
         try:
             stop = () if ignore_eos else self._arguments.eos_token_ids
             parameters = library.sampling_params(sampling, max_tokens=max_tokens, stop_token_ids=stop)
-            outputs = llm.generate(library.prompt_input(prompt), parameters, request_id)
+            outputs = llm.generate(library.prompt_input(prompt, cache_salt), parameters, request_id)
             async for output in outputs:
                 tokens = library.report(output, caching=caching)
                 if tokens.finish_reason not in (None, "stop", "length"):

@@ -71,9 +71,9 @@ def release(llm: Any) -> None:
     llm.engine_core.resources.ctx.destroy(linger=0)
 
 
-def prompt_input(prompt: Sequence[int]) -> Any:
+def prompt_input(prompt: Sequence[int], cache_salt: str) -> Any:
     """Token ids as a rendered input, which vLLM takes without its tokenizer."""
-    return tokens_input(list(prompt))
+    return tokens_input(list(prompt), cache_salt=cache_salt or None)
 
 
 def sampling_params(sampling: Sampling, *, max_tokens: int, stop_token_ids: Sequence[int]) -> Any:

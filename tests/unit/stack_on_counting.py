@@ -1,0 +1,81 @@
+"""A stack on an engine that counts, for tests of what stands between the two."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from counting_engine import DEADLINE_S, CountingEngine
+
+from muai_lab.engines.selection import Candidate, EngineCandidates
+from muai_lab.models.registry import ModelSource
+from muai_lab.settings.schema import OptimizationSettings
+from muai_lab.stack.events import Event
+from muai_lab.stack.stack import InferenceStack
+
+E = TypeVar("E", bound=Event)
+
+
+class NumberTokenizer:
+    """Token 12 is the text "12 "; one may be broken. The tokenizer knows more ids than the engine has."""
+
+    vocab_size = 500
+    eos_token_ids: frozenset[int] = frozenset()
+
+    def __init__(self, broken: int | None = None) -> None:
+        self._broken = broken
+
+    def stream(self) -> NumberTokenizer:
+        return self
+
+    def push(self, token_id: int) -> str:
+        if token_id == self._broken:
+            raise ValueError("no such text")
+        return f"{token_id} "
+
+    def flush(self) -> str:
+        return ""
+
+
+class Recorder:
+    """An observer that keeps everything."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def observe(self, events: Sequence[Event]) -> None:
+        self.events.extend(events)
+
+    def of(self, kind: type[E]) -> list[E]:
+        """The events of one kind, in order."""
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the loop run until the engine's thread has brought this about."""
+    give_up_at = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < give_up_at
+        await asyncio.sleep(0)
+
+
+def stack_on(
+    engine: CountingEngine,
+    optimization: OptimizationSettings,
+    *,
+    queue_capacity: int | None = None,
+    observers: Sequence[Any] = (),
+    broken_token: int | None = None,
+) -> InferenceStack:
+    """A stack that serves the engine."""
+    return InferenceStack(
+        "counting",
+        ModelSource("counting", None, None, "embedded", "0" * 64, False, "counting"),
+        NumberTokenizer(broken_token),  # type: ignore[arg-type]
+        EngineCandidates([Candidate("counting", lambda: None, lambda: engine)], model="counting"),
+        optimization,
+        queue_capacity=queue_capacity,
+        observers=lambda _info: observers,
+    )

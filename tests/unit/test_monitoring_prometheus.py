@@ -16,6 +16,7 @@ from muai_lab.settings.schema import MonitoringSettings, PrometheusSettings
 from muai_lab.stack.events import (
     Admitted,
     CacheLookup,
+    CacheState,
     Event,
     Failed,
     Finished,
@@ -188,6 +189,18 @@ def test_the_hit_rate_is_missing_without_a_cache_and_a_share_of_prompt_tokens_wi
 
     board.see(CacheLookup("b", 2.0, 60, cached_tokens=45), CacheLookup("c", 2.0, 30, cached_tokens=0))
     assert board.value("kv_cache_hit_rate", model="m") == 0.5
+
+
+def test_what_the_prefix_cache_holds_is_shown_and_what_it_gave_up_adds_up() -> None:
+    board = Board()
+    assert board.value("muai_prefix_cache_bytes", **MODEL_ENGINE) is None
+
+    board.see(CacheState(1.0, 600, 6, evicted_blocks=2, budget_bytes=1000))
+    board.see(CacheState(2.0, 400, 4, evicted_blocks=3, budget_bytes=500))
+
+    assert board.value("muai_prefix_cache_bytes", **MODEL_ENGINE) == 400
+    assert board.value("muai_prefix_cache_budget_bytes", **MODEL_ENGINE) == 500
+    assert board.value("muai_prefix_cache_evictions_total", **MODEL_ENGINE) == 5
 
 
 def test_a_model_that_fell_back_to_another_engine_is_one_model() -> None:

@@ -3,7 +3,7 @@
     python -m benchmarks.step_time [--engine pytorch] [--repeats 5] [--json]
 
 The engine is called directly, without scheduler or server: prompts of several lengths, alone and together, whole and as
-later pieces, then decoding at several batch sizes and positions. Each kind of step is measured so often and its median
+later pieces, then decoding at several batch sizes and positions, and copies to and from the prefix cache. Each kind of step is measured so often and its median
 taken. Prints the coefficients of `muai_lab.simulation.step_time.StepTime`, as its presets have them, and how far the
 model is off.
 """
@@ -27,10 +27,12 @@ from muai_lab.engines.catalogue import ENGINES
 from muai_lab.models.registry import resolve_model
 from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.simulation.step_time import StepTime, StepWork
+from muai_lab.stack.prefix_cache import BLOCK_TOKENS
 
 SLOTS = 64
 PROMPTS = ((1, 16), (1, 64), (1, 128), (1, 256), (1, 512), (2, 64), (4, 64), (8, 64), (2, 256), (4, 128))
 LATER_PIECES = ((256, 128), (512, 128), (512, 512), (1024, 256))  # positions before, tokens
+COPIES = (16, 64, 256, 1024)  # positions
 BATCHES = (1, 2, 4, 8, 16, 24, 32, 48, 64)
 POSITIONS = (32, 128, 384)
 
@@ -53,6 +55,17 @@ def measure(engine: StepEngine, repeats: int) -> Samples:
             engine.decode(slots)
         samples.setdefault(work, []).append(time.perf_counter() - began)
 
+    def copied(positions: int) -> None:
+        engine.prefill([PrefillChunk(0, prompt(positions), final=False)])
+        work = StepWork(copied_positions=positions)
+        began = time.perf_counter()
+        blocks = engine.copy_out(0, 0, positions, BLOCK_TOKENS)
+        out_s = time.perf_counter() - began
+        began = time.perf_counter()
+        engine.copy_in(1, blocks)
+        samples.setdefault(work, []).extend([out_s, time.perf_counter() - began])
+        free(range(2))
+
     def free(slots: range) -> None:
         for slot in slots:
             engine.release(slot)
@@ -67,6 +80,8 @@ def measure(engine: StepEngine, repeats: int) -> Samples:
             work = StepWork(tokens, tokens * before + tokens * (tokens + 1) // 2)
             timed(work, [PrefillChunk(0, prompt(tokens), start=before)], [])
             free(range(1))
+        for positions in COPIES if engine.prefix_refusal() is None else ():
+            copied(positions)
         for batch in BATCHES:
             for positions in POSITIONS:
                 for slot in range(batch):
@@ -90,6 +105,7 @@ def main() -> None:
     engine = ENGINES[options.engine].make(optimization, resolve_model("qwen_chat"), slots=SLOTS)
     if not isinstance(engine, StepEngine):
         parser.error(f"{options.engine} schedules its own steps")
+    position_bytes = engine.position_bytes()
     medians = {work: statistics.median(seconds) for work, seconds in measure(engine, options.repeats).items()}
     engine.close()
     model = StepTime.fit(list(medians), list(medians.values()))
@@ -97,12 +113,16 @@ def main() -> None:
         steps = [{**asdict(work), "seconds": seconds} for work, seconds in medians.items()]
         sys.stdout.write(json.dumps({"model": asdict(model), "steps": steps}) + "\n")
         return
+    sys.stdout.write(f"keys and values of a position: {position_bytes} bytes\n")
     for name, value in asdict(model).items():
         sys.stdout.write(f"    {name}={value:.3g},\n")
-    sys.stdout.write(f"{'prefill tokens':>15}{'pairs':>10}{'decoding':>10}{'positions':>11}{'ms':>9}{'model':>8}\n")
+    sys.stdout.write(
+        f"{'prefill tokens':>15}{'pairs':>10}{'decoding':>10}{'positions':>11}{'copied':>8}{'ms':>9}{'model':>8}\n"
+    )
     for work, seconds in medians.items():
         columns = (
             f"{work.prefill_tokens:>15}{work.prefill_pairs:>10}{work.decode_sequences:>10}{work.decode_positions:>11}"
+            f"{work.copied_positions:>8}"
         )
         sys.stdout.write(f"{columns}{seconds * 1e3:>9.2f}{model.seconds(work) / seconds - 1:>+8.0%}\n")
 

@@ -77,7 +77,7 @@ class VirtualDriver:
             for out in plan.copy_out:
                 scheduler.copied_out(out, engine.copy_out(out))
             if plan.empty:
-                engine.release(plan)
+                self.now = now = now + engine.release(plan)
                 times = [agenda[0][0]] if agenda else []
                 if plan.wait_until is not None:
                     times.append(plan.wait_until)

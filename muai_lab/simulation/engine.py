@@ -25,7 +25,7 @@ class VirtualEngine:
     """Answers a plan with its tokens and its duration.
 
     noise: relative standard deviation of a step's duration (log-normal around the model's, drawn from `seed`).
-    block_bytes: of the blocks of a prefix cache; copying them takes no time.
+    block_bytes: of the blocks of a prefix cache.
     """
 
     def __init__(
@@ -61,12 +61,20 @@ class VirtualEngine:
             positions[chunk.slot] = chunk.start + count
             if chunk.final:
                 tokens[chunk.slot] = OUTPUT_TOKEN
-        seconds = self._step_time.seconds(StepWork(prefill_tokens, prefill_pairs, len(plan.decode), attended))
+        work = StepWork(prefill_tokens, prefill_pairs, len(plan.decode), attended, _copied(plan))
+        seconds = self._step_time.seconds(work)
         if self._sigma:
             seconds *= math.exp(self._random.gauss(-(self._sigma**2) / 2, self._sigma))
         return tokens, seconds
 
-    def release(self, plan: Plan) -> None:
-        """Take in the releases of a plan that computes nothing."""
+    def release(self, plan: Plan) -> float:
+        """Take in a plan that computes nothing; the seconds that its copies take."""
         for slot in plan.release:
             self._positions[slot] = 0
+        return self._step_time.seconds(StepWork(copied_positions=_copied(plan)))
+
+
+def _copied(plan: Plan) -> int:
+    """Positions that a plan copies out of slots and into them."""
+    outs = sum(len(out.store.blocks) * out.store.block_tokens for out in plan.copy_out)
+    return outs + sum(copy.match.tokens for copy in plan.copy_in)

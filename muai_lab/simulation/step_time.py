@@ -1,15 +1,16 @@
 """How long an engine's step takes, as a function of what is computed in it.
 
-Linear in five features of the step, each of which costs time on every transformer: a fixed cost for each forward pass
+Linear in seven features of the step, each of which costs time on every transformer: a fixed cost for each forward pass
 (prefill and decode are one each), the prompt tokens (the matrix products), the pairs of a prompt token and a position
-that it attends to, the sequences that decode, and the positions that they attend to. Because it is linear, it can be
-fitted to measured steps by least squares (`StepTime.fit`).
+that it attends to, the sequences that decode, the positions that they attend to, and the positions that are copied
+between slots and the prefix cache. Because it is linear, it can be fitted to measured steps by least squares
+(`StepTime.fit`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,12 +21,14 @@ class StepWork:
 
     prefill_tokens: prompt tokens. prefill_pairs: over these, the positions that each attends to (itself included).
     decode_sequences: sequences that get one more token. decode_positions: over these, the positions attended to.
+    copied_positions: into the prefix cache, and out of it.
     """
 
     prefill_tokens: int = 0
     prefill_pairs: int = 0
     decode_sequences: int = 0
     decode_positions: int = 0
+    copied_positions: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,7 @@ class StepTime:
     """Seconds per unit of each feature; all of them are at least 0.
 
     prefill_s, decode_s: once for a step with prompt tokens, with sequences that decode. prefill_token_s,
-    prefill_pair_s, decode_sequence_s, decode_position_s: per unit of the feature of that name.
+    prefill_pair_s, decode_sequence_s, decode_position_s, copy_position_s: per unit of the feature of that name.
     """
 
     prefill_s: float
@@ -42,10 +45,11 @@ class StepTime:
     decode_s: float
     decode_sequence_s: float
     decode_position_s: float
+    copy_position_s: float = 0.0
 
     def seconds(self, work: StepWork) -> float:
         """How long a step with this work takes."""
-        total = 0.0
+        total = self.copy_position_s * work.copied_positions
         if work.prefill_tokens:
             total += self.prefill_s
             total += self.prefill_token_s * work.prefill_tokens + self.prefill_pair_s * work.prefill_pairs
@@ -83,16 +87,24 @@ _NAMES = tuple(StepTime.__dataclass_fields__)
 
 
 def _features(work: StepWork) -> tuple[int, ...]:
-    prefill_tokens, prefill_pairs, decode_sequences, decode_positions = astuple(work)
-    return (prefill_tokens > 0, prefill_tokens, prefill_pairs, decode_sequences > 0, decode_sequences, decode_positions)
+    return (
+        work.prefill_tokens > 0,
+        work.prefill_tokens,
+        work.prefill_pairs,
+        work.decode_sequences > 0,
+        work.decode_sequences,
+        work.decode_positions,
+        work.copied_positions,
+    )
 
 
 EMBEDDED_CHAT = StepTime(
-    prefill_s=0.012,
-    prefill_token_s=0.00021,
-    prefill_pair_s=0.0,
-    decode_s=0.0048,
-    decode_sequence_s=0.0002,
-    decode_position_s=2e-6,
+    prefill_s=0.0031,
+    prefill_token_s=4.2e-5,
+    prefill_pair_s=6.5e-8,
+    decode_s=0.0023,
+    decode_sequence_s=5.2e-5,
+    decode_position_s=3.3e-7,
+    copy_position_s=8.3e-7,
 )
 """The embedded chat model on PyTorch, fp32, 2 cores: as `python -m benchmarks.step_time` fitted it (November 2026)."""

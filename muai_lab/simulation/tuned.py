@@ -11,15 +11,22 @@ from muai_lab.simulation.step_time import StepTime
 from muai_lab.simulation.traffic import SimulatedRequest
 from muai_lab.stack.events import Event, Finished, Tuned, TunerNoted
 from muai_lab.stack.limits import BatchLimits
+from muai_lab.stack.prefix_cache import BLOCK_TOKENS, PrefixCache
 from muai_lab.stack.scheduler import Scheduler
 from muai_lab.stack.tuning.knobs import Bounds, Values
 from muai_lab.stack.tuning.tuner import BLOCKS_PER_INTERVAL, OnlineTuner
 from muai_lab.stack.tuning.window import Targets, TunerWindow
 
+_MIB = 2**20
+
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What serves. limits: of everything that is not tuned. noise: relative, of the step times."""
+    """What serves.
+
+    limits: of everything that is not tuned. noise: relative, of the step times. position_bytes: of the keys and values
+    of one position; 0 for an engine without a prefix cache.
+    """
 
     step_time: StepTime
     limits: BatchLimits
@@ -27,10 +34,25 @@ class Setup:
     targets: Targets
     queue_capacity: int = 100
     noise: float = 0.05
+    position_bytes: int = 0
 
     def limits_for(self, values: Values) -> BatchLimits:
         """The limits under these values of the knobs."""
         return replace(self.limits, max_batch_size=values.max_batch_size, timeout_s=values.batch_timeout_ms / 1000)
+
+    def open(self, values: Values, seed: int) -> tuple[Scheduler, VirtualEngine]:
+        """A scheduler under these values, and its engine."""
+        block_bytes = BLOCK_TOKENS * self.position_bytes
+        cache = PrefixCache(values.max_memory_mb * _MIB, block_bytes=block_bytes) if block_bytes else None
+        scheduler = Scheduler(self.limits_for(values), slots=self.slots, cache=cache)
+        return scheduler, VirtualEngine(
+            self.slots, self.step_time, noise=self.noise, seed=seed, block_bytes=block_bytes
+        )
+
+    def enforce(self, values: Values, scheduler: Scheduler, now: float) -> None:
+        """Put these values in force, as a change of the running stack does."""
+        scheduler.set_limits(self.limits_for(values), now)
+        scheduler.set_cache(values.max_memory_mb * _MIB, "lru", now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +112,7 @@ def simulate(
     """Serve the requests, all due within the intervals, with these values or from them on under the tuner."""
     offered = list(requests)
     served = Served(offered, setup.targets, interval_s, intervals)
-    scheduler = Scheduler(setup.limits_for(values), slots=setup.slots)
-    engine = VirtualEngine(setup.slots, setup.step_time, noise=setup.noise, seed=seed)
+    scheduler, engine = setup.open(values, seed)
     decisions: list[Tuned | TunerNoted] = []
     if tuning is None:
         driver = VirtualDriver(scheduler, engine, observers=[served], queue_capacity=setup.queue_capacity)
@@ -116,7 +137,7 @@ def simulate(
             told = tuner.tick(now)
             if told:
                 decisions.extend(told)
-                scheduler.set_limits(setup.limits_for(tuner.values), now)
+                setup.enforce(tuner.values, scheduler, now)
 
         driver.every(block_s, tick)
     driver.offer(offered)

@@ -1,7 +1,9 @@
 """How the online tuner does when the workload shifts: against the best fixed configuration, and against none.
 
 Twenty scenarios, each with one shift: the load doubles, prompts become three times as long, prompts begin to share
-prefixes, or traffic dies away and returns. Everything is a function of the scenario and its seed.
+prefixes, or traffic dies away and returns. Everything is a function of the scenario and its seed. Variants of the
+twenty have other traffic, more or less of it, and other configured values, so that a tuner that was fitted to the
+twenty shows.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from muai_lab.simulation.step_time import EMBEDDED_CHAT, StepTime
+from muai_lab.simulation.step_time import StepTime
 from muai_lab.simulation.traffic import SimulatedRequest
 from muai_lab.simulation.tuned import Outcome, Setup, Tuning, simulate
 from muai_lab.stack.events import Tuned
@@ -30,6 +32,7 @@ LENGTH = SHIFT + ADAPTED + 12
 
 SLOTS = 64
 BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+_VARIANTS_APART = 1000  # between the seeds of two variants
 _WARM_UP = 2  # intervals before the shift that fixed configurations are given
 
 GPU_LIKE = StepTime(
@@ -39,12 +42,25 @@ GPU_LIKE = StepTime(
     decode_s=0.016,
     decode_sequence_s=0.00008,
     decode_position_s=2.5e-7,
+    copy_position_s=5e-7,
 )
 """Not measured: the orders of magnitude of a model of 7 billion parameters in 16 bits on one large GPU.
 
 Reading 14 GB of weights at about 1 TB/s bounds a decode step from below, whatever the batch; a key/value position of
-about 0.25 MB costs 0.25 µs to read; a prompt token's 14 GFLOP at about 200 TFLOP/s cost 80 µs.
+about 0.25 MB costs 0.25 µs to read, and twice that to copy; a prompt token's 14 GFLOP at about 200 TFLOP/s cost 80 µs.
 """
+CPU_LIKE = StepTime(
+    prefill_s=0.012,
+    prefill_token_s=0.00021,
+    prefill_pair_s=0.0,
+    decode_s=0.0048,
+    decode_sequence_s=0.0002,
+    decode_position_s=2e-6,
+    copy_position_s=3e-6,
+)
+"""The embedded chat model on two cores that do much else: three to four times as slow as with the cores to itself."""
+POSITION_BYTES = {GPU_LIKE: 2**18, CPU_LIKE: 2**12}
+"""Of the keys and values of one position."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +80,10 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One shift. quiet: intervals without traffic between the two. home: what is configured."""
+    """One shift. quiet: intervals without traffic between the two. home: what is configured.
+
+    variant: 0 for the scenario as it is written below.
+    """
 
     name: str
     seed: int
@@ -74,14 +93,29 @@ class Scenario:
     after: Traffic
     bounds: Bounds
     quiet: int = 0
+    variant: int = 0
 
     def requests(self) -> Iterator[SimulatedRequest]:
         """All requests, in the order of their arrival."""
-        draw = random.Random(self.seed)
+        draw = random.Random(self.seed + _VARIANTS_APART * self.variant)
         numbers = itertools.count()
         shift_s = SHIFT * INTERVAL_S
         yield from _poisson(self.before, 0.0, shift_s - self.quiet * INTERVAL_S, draw, numbers)
         yield from _poisson(self.after, shift_s, LENGTH * INTERVAL_S, draw, numbers)
+
+    def varied(self, variant: int) -> Scenario:
+        """The same shift with other traffic, up to 15 % more or less of it, from a neighbouring batch size."""
+        draw = random.Random(f"{self.seed} {variant}")
+        factor = draw.uniform(0.85, 1.15)
+        batches = [batch for batch in BATCHES if self.bounds.reaches[Knob.BATCH].clip(batch) == batch]
+        near = batches.index(self.home.max_batch_size) + draw.choice((-1, 0, 1))
+        return replace(
+            self,
+            home=self.home.with_(Knob.BATCH, batches[min(max(near, 0), len(batches) - 1)]),
+            before=replace(self.before, rate=factor * self.before.rate),
+            after=replace(self.after, rate=factor * self.after.rate),
+            variant=variant,
+        )
 
     def grid(self) -> Iterator[Values]:
         """Every fixed configuration that the tuner could have come to, and the configured one."""
@@ -114,9 +148,10 @@ def _poisson(
         yield SimulatedRequest(next(numbers), at_s, prompt, output, prefix, traffic.prefix_tokens)
 
 
-def scenarios() -> list[Scenario]:
-    """The twenty."""
-    return [*_load_doubles(), *_prompts_triple(), *_traffic_returns()]
+def scenarios(variant: int = 0) -> list[Scenario]:
+    """The twenty, or a variant of them."""
+    twenty = [*_load_doubles(), *_prompts_triple(), *_sharing_appears(), *_traffic_returns()]
+    return [scenario.varied(variant) for scenario in twenty] if variant else twenty
 
 
 def _scenario(
@@ -131,13 +166,20 @@ def _scenario(
     queue_capacity: int = 100,
     min_batch: int = 1,
     timeout_ms: int = 50,
+    cache_mb: tuple[int, int] | None = None,
     quiet: int = 0,
 ) -> Scenario:
+    """cache_mb: configured, and how far it may be raised; None for an engine without a prefix cache."""
     reaches = {Knob.BATCH: Reach(min_batch, SLOTS)}
     if min_batch > 1:
         reaches[Knob.TIMEOUT] = Reach(0, 4 * timeout_ms)
-    setup = Setup(step_time, BatchLimits(SLOTS, min_batch), SLOTS, targets, queue_capacity)
-    return Scenario(name, seed, setup, Values(batch, timeout_ms, 0), before, after, Bounds(reaches), quiet)
+    if cache_mb:
+        reaches[Knob.CACHE] = Reach(0, cache_mb[1])
+    position_bytes = POSITION_BYTES[step_time] if cache_mb else 0
+    limits = BatchLimits(SLOTS, min_batch)
+    setup = Setup(step_time, limits, SLOTS, targets, queue_capacity, position_bytes=position_bytes)
+    home = Values(batch, timeout_ms, cache_mb[0] if cache_mb else 0)
+    return Scenario(name, seed, setup, home, before, after, Bounds(reaches), quiet)
 
 
 def _load_doubles() -> Iterator[Scenario]:
@@ -146,7 +188,7 @@ def _load_doubles() -> Iterator[Scenario]:
     cpu = Traffic(4.0, (30, 150), (20, 100))
     yield _scenario(name, 1, GPU_LIKE, 8, chat, gpu, replace(gpu, rate=3.0))
     yield _scenario(name, 2, GPU_LIKE, 32, chat, gpu, replace(gpu, rate=3.0))
-    yield _scenario(name, 3, EMBEDDED_CHAT, 4, chat, cpu, replace(cpu, rate=8.0))
+    yield _scenario(name, 3, CPU_LIKE, 4, chat, cpu, replace(cpu, rate=8.0))
     pace = Targets(tpot_s=0.024)
     yield _scenario(name, 4, GPU_LIKE, 64, pace, replace(gpu, rate=5.0), replace(gpu, rate=10.0), queue_capacity=50)
     yield _scenario(name, 5, GPU_LIKE, 12, chat, replace(gpu, rate=2.5), replace(gpu, rate=5.0))
@@ -156,13 +198,27 @@ def _prompts_triple() -> Iterator[Scenario]:
     name, chat = "prompts triple", Targets(ttft_s=1.5, tpot_s=0.06)
     cpu = Traffic(3.0, (60, 180), (40, 160))
     gpu = Traffic(4.0, (200, 600), (50, 250))
-    yield _scenario(name, 6, EMBEDDED_CHAT, 6, chat, cpu, replace(cpu, prompt=(180, 540)))
-    yield _scenario(name, 7, EMBEDDED_CHAT, 32, chat, cpu, replace(cpu, prompt=(180, 540)))
+    yield _scenario(name, 6, CPU_LIKE, 6, chat, cpu, replace(cpu, prompt=(180, 540)))
+    yield _scenario(name, 7, CPU_LIKE, 32, chat, cpu, replace(cpu, prompt=(180, 540)))
     slower = replace(gpu, rate=3.0)
     yield _scenario(name, 8, GPU_LIKE, 12, chat, slower, replace(slower, prompt=(600, 1800)))
     pace = Targets(tpot_s=0.026)
     yield _scenario(name, 9, GPU_LIKE, 64, pace, gpu, replace(gpu, prompt=(600, 1800)), queue_capacity=50)
-    yield _scenario(name, 10, EMBEDDED_CHAT, 4, chat, cpu, replace(cpu, prompt=(180, 540)), min_batch=3, timeout_ms=400)
+    yield _scenario(name, 10, CPU_LIKE, 4, chat, cpu, replace(cpu, prompt=(180, 540)), min_batch=3, timeout_ms=400)
+
+
+def _sharing_appears() -> Iterator[Scenario]:
+    name, chat = "prefix sharing appears", Targets(ttft_s=1.0, tpot_s=0.05)
+    gpu, cpu = Traffic(6.0, (100, 300), (50, 250)), Traffic(8.0, (30, 150), (20, 100))
+    with_system = replace(gpu, prompt=(900, 1300), prefixes=12, prefix_tokens=800)
+    yield _scenario(name, 11, GPU_LIKE, 48, chat, gpu, with_system, cache_mb=(1024, 16384))
+    few_shots = replace(cpu, prompt=(280, 400), prefixes=30, prefix_tokens=256)
+    yield _scenario(name, 12, CPU_LIKE, 16, chat, cpu, few_shots, cache_mb=(16, 256))
+    yield _scenario(name, 13, GPU_LIKE, 48, chat, gpu, with_system, cache_mb=(16384, 16384))
+    pace = Targets(tpot_s=0.03)
+    yield _scenario(name, 14, GPU_LIKE, 64, pace, gpu, with_system, queue_capacity=50, cache_mb=(1024, 16384))
+    many = replace(with_system, rate=4.0, prefixes=500)
+    yield _scenario(name, 15, GPU_LIKE, 12, chat, replace(gpu, rate=2.0), many, cache_mb=(1024, 4096))
 
 
 def _traffic_returns() -> Iterator[Scenario]:
@@ -171,7 +227,7 @@ def _traffic_returns() -> Iterator[Scenario]:
     cpu = Traffic(6.0, (30, 150), (20, 100))
     yield _scenario(name, 16, GPU_LIKE, 8, chat, gpu, replace(gpu, rate=4.0), quiet=4)
     yield _scenario(name, 17, GPU_LIKE, 16, chat, gpu, gpu, quiet=4)
-    yield _scenario(name, 18, EMBEDDED_CHAT, 6, chat, cpu, replace(cpu, rate=9.0), quiet=4)
+    yield _scenario(name, 18, CPU_LIKE, 6, chat, cpu, replace(cpu, rate=9.0), quiet=4)
     hold = Targets(ttft_s=0.5)
     yield _scenario(name, 19, GPU_LIKE, 32, hold, gpu, replace(gpu, rate=1.0), min_batch=4, timeout_ms=800, quiet=4)
     pace = Targets(tpot_s=0.024)

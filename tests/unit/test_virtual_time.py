@@ -15,9 +15,10 @@ from muai_lab.simulation.engine import VirtualEngine
 from muai_lab.simulation.event_log import EventLog
 from muai_lab.simulation.step_time import EMBEDDED_CHAT, StepTime, StepWork
 from muai_lab.simulation.traffic import SimulatedRequest
-from muai_lab.stack.events import Admitted, Event, Finished, Queued, Rejected, Step, Token
+from muai_lab.stack.events import Admitted, CacheLookup, CacheState, Event, Finished, Queued, Rejected, Step, Token
 from muai_lab.stack.limits import BatchLimits
 from muai_lab.stack.plan import Plan
+from muai_lab.stack.prefix_cache import PrefixCache
 from muai_lab.stack.scheduler import Scheduler
 
 FLAT = StepTime(
@@ -45,6 +46,7 @@ class Seen:
 
 def driver(
     *observers: Seen | EventLog,
+    cache: PrefixCache | None = None,
     slots: int = 4,
     step_time: StepTime = FLAT,
     capacity: int | None = None,
@@ -52,16 +54,18 @@ def driver(
     seed: int = 0,
     **limits: float,
 ) -> VirtualDriver:
-    scheduler = Scheduler(BatchLimits(slots, **limits), slots=slots)  # type: ignore[arg-type]
-    engine = VirtualEngine(slots, step_time, noise=noise, seed=seed)
+    scheduler = Scheduler(BatchLimits(slots, **limits), slots=slots, cache=cache)  # type: ignore[arg-type]
+    block_bytes = 0 if cache is None else cache.block_bytes
+    engine = VirtualEngine(slots, step_time, noise=noise, seed=seed, block_bytes=block_bytes)
     return VirtualDriver(scheduler, engine, observers=observers, queue_capacity=capacity)
 
 
-def poisson(rate: float, seed: int, until_s: float) -> Iterator[SimulatedRequest]:
+def poisson(rate: float, seed: int, until_s: float, prefixes: int = 0) -> Iterator[SimulatedRequest]:
     draw = random.Random(seed)
     at_s, number = 0.0, 0
     while (at_s := at_s + draw.expovariate(rate)) < until_s:
-        yield SimulatedRequest(number, at_s, draw.randint(1, 300), draw.randint(1, 100))
+        prefix = draw.randrange(prefixes) if prefixes else None
+        yield SimulatedRequest(number, at_s, draw.randint(1, 300), draw.randint(1, 100), prefix, 40)
         number += 1
 
 
@@ -127,11 +131,46 @@ def test_actions_come_in_the_order_of_their_times_and_periods_do_not_drift() -> 
     assert simulation.now == 3.5
 
 
+def test_a_cached_prefix_is_copied_instead_of_computed_and_both_take_their_time() -> None:
+    seen = Seen()
+    per_token = StepTime(0.0, 1.0, 0.0, 0.0, 0.0, 0.0, copy_position_s=0.125)
+    simulation = driver(seen, step_time=per_token, cache=PrefixCache(1000, block_bytes=10))
+    simulation.offer(SimulatedRequest(number, 100.0 * number, 40, 1, prefix=3, prefix_tokens=35) for number in (0, 1))
+
+    simulation.run()
+
+    assert [event.cached_tokens for event in seen.of(CacheLookup)] == [0, 32]  # two whole blocks of 16 tokens
+    first, second = seen.of(Finished)
+    assert first.at == pytest.approx(40.0)
+    assert second.at == pytest.approx(100.0 + 32 * 0.125 + 8)
+    assert seen.of(CacheState)[-1].blocks == 2
+
+
+def test_a_larger_cache_serves_more_of_the_shared_prefixes() -> None:
+    def cached(blocks: int) -> int:
+        seen = Seen()
+        simulation = driver(seen, step_time=EMBEDDED_CHAT, cache=PrefixCache(blocks * 8, block_bytes=8))
+        draw = random.Random(1)
+        simulation.offer(
+            SimulatedRequest(number, number / 4, 100, 8, prefix=draw.randrange(10), prefix_tokens=64)
+            for number in range(200)
+        )
+        simulation.run()
+        assert all(state.stored_bytes <= blocks * 8 for state in seen.of(CacheState))
+        return sum(event.cached_tokens for event in seen.of(CacheLookup))
+
+    none, small, large = cached(0), cached(30), cached(200)
+
+    assert none == 0 < small < 0.7 * large
+    assert large == 190 * 64
+
+
 def test_the_same_seed_gives_the_same_log_byte_for_byte_and_another_seed_another() -> None:
     def log(seed: int) -> EventLog:
         kept = EventLog()
-        simulation = driver(kept, slots=8, step_time=EMBEDDED_CHAT, capacity=20, noise=0.1, seed=seed)
-        simulation.offer(poisson(8.0, seed=seed, until_s=20.0))
+        cache = PrefixCache(400, block_bytes=8)
+        simulation = driver(kept, slots=8, step_time=EMBEDDED_CHAT, cache=cache, capacity=20, noise=0.1, seed=seed)
+        simulation.offer(poisson(8.0, seed=seed, until_s=20.0, prefixes=5))
         simulation.run()
         return kept
 
@@ -140,6 +179,7 @@ def test_the_same_seed_gives_the_same_log_byte_for_byte_and_another_seed_another
     assert first.lines == again.lines
     assert first.digest() == again.digest() != other.digest()
     assert len(first.lines) > 1000
+    assert any(line.startswith("CacheLookup(") and not line.endswith("cached_tokens=0)") for line in first.lines)
 
 
 def test_noise_spreads_durations_and_leaves_their_mean() -> None:
@@ -178,7 +218,7 @@ def test_a_shared_prefix_is_the_same_tokens_and_the_rest_is_not() -> None:
 COEFFICIENTS = st.floats(1e-6, 1e-2)
 
 
-@given(st.builds(StepTime, *[COEFFICIENTS] * 6), st.randoms(use_true_random=False))
+@given(st.builds(StepTime, *[COEFFICIENTS] * 7), st.randoms(use_true_random=False))
 @settings(max_examples=30, deadline=None)
 def test_a_fit_finds_the_model_that_made_the_steps(model: StepTime, draw: random.Random) -> None:
     works = [
@@ -189,6 +229,7 @@ def test_a_fit_finds_the_model_that_made_the_steps(model: StepTime, draw: random
         StepWork(decode_sequences=n, decode_positions=draw.randint(n, 9 * n))
         for n in (draw.randint(1, 64) for _ in range(20))
     ]
+    works += [StepWork(copied_positions=16 * n) for n in range(1, 9)]
 
     fitted = StepTime.fit(works, [model.seconds(work) for work in works])
 
@@ -207,7 +248,7 @@ def test_a_feature_that_seems_to_save_time_counts_nothing() -> None:
 
 
 def test_too_few_steps_cannot_be_fitted() -> None:
-    with pytest.raises(ValueError, match="3 steps cannot fit 6 coefficients"):
+    with pytest.raises(ValueError, match="3 steps cannot fit 7 coefficients"):
         StepTime.fit([StepWork(1, 1)] * 3, [0.1] * 3)
 
 

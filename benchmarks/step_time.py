@@ -3,9 +3,9 @@
     python -m benchmarks.step_time [--engine pytorch] [--repeats 5] [--json]
 
 The engine is called directly, without scheduler or server: prompts of several lengths, alone and together, whole and as
-later pieces, then decoding at several batch sizes and positions, and copies to and from the prefix cache. Each kind of step is measured so often and its median
-taken. Prints the coefficients of `muai_lab.simulation.step_time.StepTime`, as its presets have them, and how far the
-model is off.
+later pieces, then copies to and from the prefix cache, and decoding at several batch sizes and positions. Each kind of
+step is measured so often and its median taken. Prints the coefficients of `muai_lab.simulation.step_time.StepTime`, as
+its presets have them, and how far the model is off.
 """
 
 from __future__ import annotations
@@ -94,6 +94,21 @@ def measure(engine: StepEngine, repeats: int) -> Samples:
     return samples
 
 
+def calibrate(name: str, repeats: int) -> tuple[dict[StepWork, float], StepTime, int]:
+    """Median seconds of each kind of step of an engine, what fits them, and the bytes of a position's keys and values.
+
+    Ends the program for an engine that schedules its own steps.
+    """
+    optimization = OptimizationSettings.model_validate({"pytorch": {"device": "cpu"}})
+    engine = ENGINES[name].make(optimization, resolve_model("qwen_chat"), slots=SLOTS)
+    if not isinstance(engine, StepEngine):
+        raise SystemExit(f"{name} schedules its own steps: choose pytorch, onnx or deepspeed")
+    position_bytes = engine.position_bytes()
+    medians = {work: statistics.median(seconds) for work, seconds in measure(engine, repeats).items()}
+    engine.close()
+    return medians, StepTime.fit(list(medians), list(medians.values())), position_bytes
+
+
 def main() -> None:
     """Measure, fit, and print coefficients and errors."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -101,14 +116,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    optimization = OptimizationSettings.model_validate({"pytorch": {"device": "cpu"}})
-    engine = ENGINES[options.engine].make(optimization, resolve_model("qwen_chat"), slots=SLOTS)
-    if not isinstance(engine, StepEngine):
-        parser.error(f"{options.engine} schedules its own steps")
-    position_bytes = engine.position_bytes()
-    medians = {work: statistics.median(seconds) for work, seconds in measure(engine, options.repeats).items()}
-    engine.close()
-    model = StepTime.fit(list(medians), list(medians.values()))
+    medians, model, position_bytes = calibrate(options.engine, options.repeats)
     if options.json:
         steps = [{**asdict(work), "seconds": seconds} for work, seconds in medians.items()]
         sys.stdout.write(json.dumps({"model": asdict(model), "steps": steps}) + "\n")

@@ -217,7 +217,7 @@ def _sharing_appears() -> Iterator[Scenario]:
     yield _scenario(name, 13, GPU_LIKE, 48, chat, gpu, with_system, cache_mb=(16384, 16384))
     pace = Targets(tpot_s=0.03)
     yield _scenario(name, 14, GPU_LIKE, 64, pace, gpu, with_system, queue_capacity=50, cache_mb=(1024, 16384))
-    many = replace(with_system, rate=4.0, prefixes=500)
+    many = replace(with_system, rate=3.3, prefixes=500)
     yield _scenario(name, 15, GPU_LIKE, 12, chat, replace(gpu, rate=2.0), many, cache_mb=(1024, 4096))
 
 

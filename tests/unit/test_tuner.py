@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 
@@ -26,16 +27,25 @@ STEPS = StepTime(0.002, 0.0, 0.0, 0.02, 0.001, 0.0)
 CHAT = Targets(ttft_s=1.0, tpot_s=0.1)
 BATCH = Bounds({Knob.BATCH: Reach(1, SLOTS)})
 OUTPUT = 40  # tokens
+MIB = 2**20
+CACHE = Bounds({Knob.CACHE: Reach(0, 1000)})
 
 
-def traffic(*rates: float, seed: int = 1, output: int = OUTPUT) -> Iterator[SimulatedRequest]:
-    """So many requests per second in each interval, in even steps with some jitter."""
+def traffic(*rates: float, seed: int = 1, output: int = OUTPUT, prefixes: int = 0) -> Iterator[SimulatedRequest]:
+    """So many requests per second in each interval, in even steps with some jitter.
+
+    prefixes: how many are shared, each the most of a long prompt; 0 for short prompts that share nothing.
+    """
     draw = random.Random(seed)
     number = 0
     for interval, rate in enumerate(rates):
         count = round(rate * INTERVAL_S)
         for at in sorted(draw.uniform(0, INTERVAL_S) for _ in range(count)):
-            yield SimulatedRequest(number, interval * INTERVAL_S + at, 10, output)
+            due = interval * INTERVAL_S + at
+            if prefixes:
+                yield SimulatedRequest(number, due, 200, output, prefix=number % prefixes, prefix_tokens=192)
+            else:
+                yield SimulatedRequest(number, due, 10, output)
             number += 1
 
 
@@ -48,13 +58,22 @@ def tuned(
     seed: int = 1,
     timeout_ms: int = 0,
     output: int = OUTPUT,
+    prefixes: int = 0,
+    cache_mb: int = 0,
     **limits: object,
 ) -> Outcome:
-    setup = Setup(STEPS, BatchLimits(SLOTS, **limits), SLOTS, targets, queue_capacity=40)  # type: ignore[arg-type]
+    setup = Setup(
+        replace(STEPS, prefill_token_s=0.001) if cache_mb else STEPS,
+        BatchLimits(SLOTS, **limits),  # type: ignore[arg-type]
+        SLOTS,
+        targets,
+        queue_capacity=40,
+        position_bytes=MIB // 16 if cache_mb else 0,  # so that a block of 16 tokens takes 1 MB
+    )
     return simulate(
         setup,
-        traffic(*rates, seed=seed, output=output),
-        Values(batch, timeout_ms, 0),
+        traffic(*rates, seed=seed, output=output, prefixes=prefixes),
+        Values(batch, timeout_ms, cache_mb),
         intervals=len(rates),
         interval_s=INTERVAL_S,
         tuning=Tuning(bounds, INTERVAL_S, 5 * INTERVAL_S),
@@ -160,6 +179,38 @@ def test_a_hold_that_makes_requests_late_is_shortened() -> None:
     outcome = tuned((2.0,) * 4, batch=8, bounds=bounds, timeout_ms=1800, min_batch_size=6)
 
     assert moves(outcome)[:2] == [("batch_timeout_ms", 1800, 900, "tried"), ("batch_timeout_ms", 1800, 900, "kept")]
+
+
+def test_a_cache_too_small_for_the_shared_prefixes_is_raised_and_kept() -> None:
+    outcome = tuned((5.0,) * 6, batch=32, bounds=CACHE, prefixes=20, cache_mb=100)  # of the 240 MB they take
+
+    assert moves(outcome) == [("max_memory_mb", 100, 1000, "tried"), ("max_memory_mb", 100, 1000, "kept")]
+    assert outcome.good[0] < 0.8 * outcome.offered[0]
+    assert outcome.good[-2:] == outcome.offered[-2:]
+
+
+def test_what_helps_nothing_is_taken_back() -> None:
+    outcome = tuned((8.0,) * 12, batch=4, bounds=CACHE, cache_mb=100)  # no two prompts share anything
+
+    outcomes = [move[3] for move in moves(outcome)]
+    assert outcomes.count("tried") == outcomes.count("reverted") >= 2
+    assert in_force(outcome, 100, Knob.CACHE) == 100
+
+
+def test_another_workload_ends_the_rest_and_what_had_failed_is_tried_again() -> None:
+    pace = Targets(tpot_s=0.034)
+
+    outcome = tuned((12.0,) * 16 + (24.0,) * 4, batch=12, targets=pace)
+
+    rested, shifted = (
+        next(event.at for event in outcome.decisions if isinstance(event, TunerNoted) and event.kind == kind)
+        for kind in ("rest", "shift")
+    )
+    tried = [event for event in outcome.decisions if isinstance(event, Tuned) and event.outcome == "tried"]
+    assert rested < 16 * INTERVAL_S < shifted < 18.5 * INTERVAL_S
+    again = next(event for event in tried if event.at >= shifted)
+    assert again.at < shifted + 1.5 * INTERVAL_S
+    assert again.after in [event.after for event in tried if event.at < rested]
 
 
 def test_it_does_not_move_what_its_switches_leave_out() -> None:

@@ -31,6 +31,7 @@ _KEEP_DEVIATIONS = 1.7  # about one false keep in twenty
 _CUT_DEVIATIONS = 3.0  # asked again and again, so it must be surer
 _CUT_SHARE = 0.05
 _COLLAPSE_SHARE = 0.1
+_LOST = 0.05  # attainment below which there is nothing to be lost
 _FIRST_REST, _LONGEST_REST = 4, 64  # intervals
 _LONGEST_RECOVERY = 3  # intervals
 _REMEMBERED = 16  # workloads
@@ -285,7 +286,9 @@ class OnlineTuner:
             return self._revert(trial, "too few requests came to judge it", now) if over else []
         comparison = compare(trial.baseline, blocks, self._targets)
         if not over:
-            if comparison.worse(_CUT_DEVIATIONS, least=_CUT_SHARE):
+            # Where nearly nothing was good before, a trial has nothing to lose, and may begin by working off a queue.
+            lost = total(trial.baseline).attainment > _LOST
+            if lost and comparison.worse(_CUT_DEVIATIONS, least=_CUT_SHARE):
                 return self._revert(trial, f"cut short: {comparison}", now, comparison)
             return []
         return self._judge(trial, blocks, comparison, now)

@@ -10,6 +10,7 @@ BENCHMARKS = (
     "scheduler",
     "stack_throughput",
     "long_prompt",
+    "prefix_cache",
     "http_overhead",
     "engines",
     "deepspeed_overhead",

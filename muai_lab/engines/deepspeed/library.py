@@ -124,7 +124,10 @@ def process_group(device: torch.device, *, rank: int, ranks: int, meeting_point:
             if device.type == "cuda":
                 torch.cuda.set_device(rank)
             store = FileStore(str(meeting_point), ranks)
-            distributed.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=_GROUP_TIMEOUT)
+            with _excepthook_kept():
+                distributed.init_process_group(
+                    backend, store=store, rank=rank, world_size=ranks, timeout=_GROUP_TIMEOUT
+                )
             with _no_compiled_ops(), _quiet():
                 deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
             # Left to itself, init_inference makes a second group of the same ranks, with a timeout of half an hour.
@@ -136,6 +139,16 @@ def process_group(device: torch.device, *, rank: int, ranks: int, meeting_point:
         yield
     finally:
         _leave(comm, InferenceEngine)
+
+
+@contextmanager
+def _excepthook_kept() -> Iterator[None]:
+    """Undo torch.distributed's hook, which prefixes every line of a traceback with the rank: one more each group."""
+    before = sys.excepthook
+    try:
+        yield
+    finally:
+        sys.excepthook = before
 
 
 def check_ungrouped() -> None:

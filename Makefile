@@ -1,6 +1,6 @@
 # Two commands do everything: `make run` and `make test`. Both set up .venv first, if it is not there or is out of date.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint format bench docs clean
+.PHONY: help setup run test lint format bench peers docs clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 PYTEST_ARGS ?=
 RUN_ARGS ?= engine=pytorch
+PEERS := aiperf guidellm
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +48,13 @@ format: setup ## Format the code in place
 
 bench: setup ## Run the benchmarks whose figures the documentation quotes (minutes)
 	$(BIN)/python -m benchmarks
+
+peers: setup $(PEERS:%=.peers/%/.installed) ## Environments of other load generators, for benchmarks.ruler --peers
+
+.peers/%/.installed: experiments/ruler/%.txt
+	$(PYTHON) -m venv .peers/$*
+	.peers/$*/bin/python -m pip install --quiet --requirement $<
+	touch $@
 
 docs: setup ## Write the generated pages and the example file again
 	$(BIN)/python -m muai_lab config example config/optimization.example.yaml

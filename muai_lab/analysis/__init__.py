@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from muai_lab.analysis.summary import summarise as summarise
     from muai_lab.analysis.sweep import load_runs as load_runs
     from muai_lab.analysis.sweep_report import write_sweep_report as write_sweep_report
+    from muai_lab.analysis.sweep_series import save_sweep_picture as save_sweep_picture
     from muai_lab.analysis.sweep_table import comparison_table as comparison_table
     from muai_lab.analysis.table import result_table as result_table
     from muai_lab.analysis.window import Window as Window
@@ -54,6 +55,7 @@ _HOME = {
     "render_report": "report",
     "result_table": "table",
     "run_noise": "noise",
+    "save_sweep_picture": "sweep_series",
     "summarise": "summary",
     "write_report": "report",
     "write_sweep_report": "sweep_report",

@@ -30,6 +30,16 @@ def breakdown(measured: pd.DataFrame) -> dict[str, Any] | None:
     return {"by": by, "rows": [dict(_figures(_label(by, value), requests)) for value, requests in groups]}
 
 
+def cached_share(ok: pd.DataFrame) -> float | None:
+    """Share of the prompt tokens that came from the server's prefix cache; None where no request tells.
+
+    ok: successful requests.
+    """
+    known = ok[ok["cached_prompt_tokens"].notna() & ok["prompt_tokens"].notna()]
+    prompts = int(known["prompt_tokens"].sum())
+    return int(known["cached_prompt_tokens"].sum()) / prompts if prompts else None
+
+
 def _label(by: str, value: Any) -> str:
     return str(int(value) + 1) if by == "turn" else str(value)
 
@@ -38,9 +48,7 @@ def _figures(label: str, requests: pd.DataFrame) -> Iterator[tuple[str, Any]]:
     ok = requests[requests["status"] == "ok"]
     yield from {"name": label, "due": len(requests), "ok": len(ok)}.items()
     yield "prompt_tokens_p50", _median(ok["prompt_tokens"])
-    known = ok[ok["cached_prompt_tokens"].notna() & ok["prompt_tokens"].notna()]
-    prompts = int(known["prompt_tokens"].sum())
-    yield "cached_share", int(known["cached_prompt_tokens"].sum()) / prompts if prompts else None
+    yield "cached_share", cached_share(ok)
     for name in ("ttft", "tpot", "e2e"):
         intended = ok.get(f"{name}_from_intended_s")
         values = ok[f"{name}_s"] if intended is None or intended.isna().all() else intended

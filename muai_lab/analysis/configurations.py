@@ -17,6 +17,7 @@ from muai_lab.analysis.sweep import summary_of
 from muai_lab.analysis.wording import estimate_of, judged, setting_text, value_of
 
 FIGURES = ("requests/s", "tokens/s", "TTFT p50", "TTFT p99", "TPOT p50", "goodput/s")
+CACHED = "cached"  # share of the prompt tokens that came from the prefix cache
 LATENCIES = ("TTFT p50", "TTFT p99", "TPOT p50")
 
 
@@ -25,8 +26,8 @@ class Configuration:
     """One configuration of a sweep with its repeats, in the order of their number.
 
     settings: the keys in which the sweep's configurations differ (without those of repeats), with this one's values.
-    figures: of each run, by the names of `FIGURES`; latencies in seconds, None where there is none or the run is not
-    usable. valid: how many runs are.
+    figures: of each run, by the names of `FIGURES` and `CACHED`; latencies in seconds, None where there is none or
+    the run is not usable. valid: how many runs are.
     """
 
     number: int
@@ -69,7 +70,7 @@ def configurations(runs: Sequence[Run]) -> list[Configuration]:
         own = sorted((runs[index] for index in members), key=_repeat)
         settings = {key: values[members[0]] for key, values in changed.items()}
         folder = own[0].path.name if len(own) == 1 else own[0].path.parent.name
-        figures: dict[str, list[float | None]] = {figure: [] for figure in FIGURES}
+        figures: dict[str, list[float | None]] = {figure: [] for figure in (*FIGURES, CACHED)}
         for run in own:
             for figure, value in _figures(run).items():
                 figures[figure].append(value)
@@ -91,7 +92,7 @@ def _repeat(run: Run) -> tuple[int, str]:
 
 def _figures(run: Run) -> dict[str, float | None]:
     if not is_usable(run):
-        return dict.fromkeys(FIGURES)
+        return dict.fromkeys((*FIGURES, CACHED))
     summary = summary_of(run)
     throughput, slo = summary["throughput"], summary["slo"]
     ttft = judged(summary, "ttft")
@@ -102,4 +103,5 @@ def _figures(run: Run) -> dict[str, float | None]:
         "TTFT p99": value_of(estimate_of(summary, ttft, "p99")),
         "TPOT p50": value_of(estimate_of(summary, "tpot_s", "p50")),
         "goodput/s": value_of(slo["goodput_rps"]) if slo else None,
+        CACHED: summary.get("cached_share"),
     }

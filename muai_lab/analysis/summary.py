@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from muai_lab.analysis import server_series
-from muai_lab.analysis.breakdown import breakdown
+from muai_lab.analysis.breakdown import breakdown, cached_share
 from muai_lab.analysis.frames import Run
 from muai_lab.analysis.metrics import METRICS, Metric
 from muai_lab.analysis.samples import completed_requests, delivered_prompts, delivered_tokens, samples_of
@@ -69,6 +69,7 @@ def summarise(run: Run, *, seed: int = 0) -> dict[str, Any]:
         "requests": _counts(run.requests, measured),
         "throughput": _throughput(run, measured, blocks),
         "latency": {metric.column: _latency(run, metric, blocks) for metric in METRICS},
+        "cached_share": cached_share(measured[measured["status"] == "ok"]),
         "breakdown": breakdown(measured),
         "slo": _slo(measured, run.slo, blocks),
         "server": _server(run),

@@ -1,19 +1,26 @@
-"""The figure of a sweep over a number: latency over throughput, a line for each of the other settings."""
+"""The figure of a sweep over a number: latency over throughput, a line for each of the other settings.
+
+Where prompts came from a prefix cache, their share over the swept number is drawn beside it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
+from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from muai_lab.analysis.configuration import short_names
-from muai_lab.analysis.configurations import Configuration
+from muai_lab.analysis.configurations import CACHED, Configuration, configurations
+from muai_lab.analysis.frames import find_runs, load_run
 from muai_lab.analysis.svg import BLUE, GREEN, INK, ORANGE, PURPLE, inline_svg, new_figure, style
 from muai_lab.analysis.wording import duration, number, setting_text
+from muai_lab.errors import RunError
 
 _WIDTH = 9.2
 _LEAST_POINTS = 3
@@ -63,16 +70,7 @@ def series_figure(drawn: Sequence[Configuration], *, name: str) -> str | None:
     swept, series = found
     with mpl.rc_context(style()):
         figure = new_figure(_WIDTH, 3.4)
-        for axes, latency, title in zip(
-            figure.subplots(1, 2),
-            ("TTFT p50", "TPOT p50"),
-            ("Median time to first token, ms", "Median time per output token, ms"),
-            strict=True,
-        ):
-            heights = [height for index, one in enumerate(series) for height in _line(axes, one, latency, index)]
-            _finish(axes, heights, title)
-        if any(one.name for one in series):
-            figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(series))
+        _draw(figure, swept, series)
         told = "; ".join(
             f"{one.name or 'all'}, {swept} {value:g}: {number(point.mean('tokens/s'))} tokens/s, "
             f"TTFT {duration(point.mean('TTFT p50'))}, TPOT {duration(point.mean('TPOT p50'))}"
@@ -80,6 +78,58 @@ def series_figure(drawn: Sequence[Configuration], *, name: str) -> str | None:
             for value, point in one.points
         )
         return inline_svg(figure, name, f"Latency over throughput; labels are {swept}", told)
+
+
+def save_sweep_picture(sweep: str | Path, path: str | Path) -> Path:
+    """Draw the figure of a sweep's directory into a file, PNG or SVG by its suffix; returns its path.
+
+    Raises RunError where no run is found or no number was swept.
+    """
+    path = Path(path)
+    found = series_of([one for one in configurations([load_run(run) for run in find_runs(sweep)]) if _is_drawn(one)])
+    if found is None:
+        raise RunError(f"{sweep}: nothing to draw: a picture needs a swept number with at least {_LEAST_POINTS} values")
+    with mpl.rc_context(style() | {"svg.fonttype": "path"}):
+        figure = new_figure(_WIDTH, 3.4)
+        _draw(figure, *found)
+        figure.savefig(path, dpi=160, facecolor="white")
+    return path
+
+
+def _is_drawn(one: Configuration) -> bool:
+    return one.mean("tokens/s") is not None and one.mean("TTFT p50") is not None
+
+
+def _draw(figure: Figure, swept: str, series: Sequence[Series]) -> None:
+    cached = any(one.mean(CACHED) for each in series for _, one in each.points)
+    panels = list(figure.subplots(1, 3 if cached else 2))
+    for axes, latency, title in zip(
+        panels[:2],
+        ("TTFT p50", "TPOT p50"),
+        ("Median time to first token, ms", "Median time per output token, ms"),
+        strict=True,
+    ):
+        heights = [height for index, one in enumerate(series) for height in _line(axes, one, latency, index)]
+        _finish(axes, heights, title)
+    if cached:
+        _cached(panels[2], swept, series)
+    if any(one.name for one in series):
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(series))
+
+
+def _cached(axes: Axes, swept: str, series: Sequence[Series]) -> None:
+    """Share of the prompt tokens that came from the cache, over the swept number."""
+    for index, one in enumerate(series):
+        points = [(value, 100 * share) for value, point in one.points if (share := point.mean(CACHED)) is not None]
+        axes.plot(*zip(*points, strict=True), color=_COLOURS[index], marker=_MARKERS[index], markersize=4.5, lw=1.1)
+    values = sorted({value for one in series for value, _ in one.points})
+    if values[0] > 0 and values[-1] / values[0] > _WIDE:
+        axes.set_xscale("log", base=2)
+    axes.set_xticks(values, [f"{value:g}" for value in values])
+    axes.minorticks_off()
+    axes.set_ylim(0.0, 100.0)
+    axes.set_xlabel(swept)
+    axes.set_title("Prompt tokens from the prefix cache, %", loc="left")
 
 
 def _is_number(value: object) -> bool:
@@ -117,5 +167,6 @@ def _finish(axes: Axes, heights: Sequence[float], title: str) -> None:
     axes.margins(x=0.1)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axes.set_xlabel("output tokens/s")
     axes.set_title(title, loc="left")
     axes.set_xlabel("output tokens per second")

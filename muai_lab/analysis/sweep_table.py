@@ -8,7 +8,7 @@ from typing import Any
 from muai_lab.analysis.comparison import NO_DIFFERENCE, compare
 from muai_lab.analysis.comparison_sheet import verdict_text
 from muai_lab.analysis.configuration import redacted, short_names
-from muai_lab.analysis.configurations import FIGURES, LATENCIES, Configuration, configurations, sweep_noise
+from muai_lab.analysis.configurations import CACHED, FIGURES, LATENCIES, Configuration, configurations, sweep_noise
 from muai_lab.analysis.frames import Run
 from muai_lab.analysis.pairing import stated_validity
 from muai_lab.analysis.sheet import Grid, Sheet
@@ -44,6 +44,10 @@ def sweep_sheet(found: Sequence[Configuration]) -> Sheet:
     align = "l" * len(columns)
     columns += [f"{figure} ms" if figure in LATENCIES else figure for figure in figures]
     align += "r" * len(figures)
+    cached = any(one.mean(CACHED) for one in found)
+    if cached:
+        columns.append("cached")
+        align += "r"
     if against:
         columns.append("against the first")
         align += "l"
@@ -59,6 +63,7 @@ def sweep_sheet(found: Sequence[Configuration]) -> Sheet:
                 milliseconds(one.mean(figure)) if figure in LATENCIES else number(one.mean(figure))
                 for figure in figures
             ),
+            *([percent(one.mean(CACHED))] if cached else []),
         ]
         rows.append(tuple([*row, against[one.number]] if against else row))
     facts = []

@@ -68,6 +68,9 @@ def _throughput(summary: Mapping[str, Any]) -> Grid:
         ("prompt", "prompt_tokens_per_s", "tokens/s"),
     ):
         rows.append((name, number(value_of(throughput[key])), unit, interval(throughput[key])))
+    cached = summary.get("cached_share")
+    if cached is not None:
+        rows.append(("prompt from the cache", number(100 * cached), "%", ""))
     return Grid("throughput", ("", "value", "unit", "95 % interval"), tuple(rows), "lrlr")
 
 

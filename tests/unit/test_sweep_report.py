@@ -8,7 +8,8 @@ import pytest
 from synthetic_run import record, write_run
 from test_report import Page
 
-from muai_lab.analysis import find_runs, load_run, write_report, write_sweep_report
+from muai_lab.analysis import find_runs, load_run, save_sweep_picture, write_report, write_sweep_report
+from muai_lab.errors import RunError
 
 
 def measured(
@@ -48,6 +49,32 @@ def test_a_swept_number_is_drawn_as_a_line_for_each_of_the_other_settings(tmp_pa
     assert "series-title" in page.values("id")
     assert "frontier-title" not in page.values("id")
     assert "engine_preference=onnx, max_batch_size 16:" in page.text
+
+
+def test_what_a_prefix_cache_served_is_drawn_over_its_size_and_listed(tmp_path: Path) -> None:
+    for policy in ("lru", "fifo"):
+        for size in (1, 16, 64):
+            cached = {"prompt_tokens": 100, "cached_prompt_tokens": size}
+            rows = [
+                record(at, due=at * 0.1, sent=at * 0.1, chunks=[at * 0.1 + 0.1, at * 0.1 + 0.2], **cached)
+                for at in range(60)
+            ]
+            cache = {"max_memory_mb": size, "eviction_policy": policy}
+            config = {"optimization": {"engine_preference": ["onnx"], "cache": cache}}
+            write_run(tmp_path / f"{policy}-{size}", rows, measure=(0.0, 6.0), config=config)
+
+    page = page_of(tmp_path)
+
+    assert "Prompt tokens from the prefix cache, %" in page.text
+    assert "cached" in page.text
+    assert save_sweep_picture(tmp_path, tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_sweep_over_no_number_has_no_picture(tmp_path: Path) -> None:
+    measured(tmp_path / "0", 8)
+
+    with pytest.raises(RunError, match="nothing to draw"):
+        save_sweep_picture(tmp_path, tmp_path / "sweep.png")
 
 
 def test_runs_are_listed_as_people_count(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ BENCHMARKS = (
     "vllm_overhead",
     "server_memory",
     "tuner_efficiency",
+    "tuned_against_defaults",
     "step_time",
     "virtual_time",
     "online_tuner",

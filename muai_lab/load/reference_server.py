@@ -22,23 +22,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal, cast, get_args
 
 import orjson
 
 from muai_lab.errors import RunError
 from muai_lab.load.event_loop import run_on_fast_loop
+from muai_lab.load.reference_answers import MODEL, WORDS, Shape, token_chunks, usage_of, whole_stream
 
 UsageSupport = Literal["continuous", "final", "none"]
 
-_MODEL = "reference"
-_WORDS = (" one", " two", " three", " four", " five", " six", " seven", " eight")
-_STREAM_HEAD = (
-    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream; charset=utf-8\r\n"
-    b"Cache-Control: no-cache\r\nTransfer-Encoding: chunked\r\n\r\n"
-)
-_STREAM_TAIL = b"0\r\n\r\n"
 _STAMPS_KEPT = 4_000_000
 
 
@@ -66,76 +59,6 @@ class Stamp:
     first_token_ns: int
     last_token_ns: int
     tokens: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Shape:
-    """Everything that the bytes of a response depend on; equal shapes share their rendered bytes."""
-
-    chat: bool
-    tokens: int
-    prompt_tokens: int
-    include_usage: bool
-    continuous_usage: bool
-
-
-def _usage(shape: _Shape, completed: int) -> dict[str, int]:
-    return {
-        "prompt_tokens": shape.prompt_tokens,
-        "completion_tokens": completed,
-        "total_tokens": shape.prompt_tokens + completed,
-    }
-
-
-def _choice(shape: _Shape, text: str, finish_reason: str | None, *, role: bool = False) -> dict[str, Any]:
-    choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": finish_reason}
-    if shape.chat:
-        choice["delta"] = {"role": "assistant", "content": text} if role else {"content": text}
-    else:
-        choice["text"] = text
-    return choice
-
-
-def _event(shape: _Shape, choices: list[dict[str, Any]], usage: dict[str, int] | None) -> bytes:
-    """One SSE event in an HTTP chunk of its own, as streaming servers send them."""
-    payload: dict[str, Any] = {
-        "id": "chatcmpl-reference" if shape.chat else "cmpl-reference",
-        "object": "chat.completion.chunk" if shape.chat else "text_completion",
-        "created": 0,
-        "model": _MODEL,
-        "choices": choices,
-    }
-    if usage is not None:
-        payload["usage"] = usage
-    return _http_chunk(b"data: " + orjson.dumps(payload) + b"\n\n")
-
-
-def _http_chunk(data: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(data), data)
-
-
-@lru_cache(maxsize=4096)
-def _token_chunks(shape: _Shape) -> tuple[bytes, ...]:
-    """Rendered bytes per token; the stream's opening and closing bytes ride on the first and the last token."""
-    chunks = []
-    for k in range(shape.tokens):
-        usage = _usage(shape, k + 1) if shape.continuous_usage else None
-        finish_reason = "length" if k == shape.tokens - 1 else None
-        chunks.append(_event(shape, [_choice(shape, _WORDS[k % len(_WORDS)], finish_reason)], usage))
-    opening = _STREAM_HEAD
-    if shape.chat:
-        role_usage = _usage(shape, 0) if shape.continuous_usage else None
-        opening += _event(shape, [_choice(shape, "", None, role=True)], role_usage)
-    closing = _event(shape, [], _usage(shape, shape.tokens)) if shape.include_usage else b""
-    closing += _http_chunk(b"data: [DONE]\n\n") + _STREAM_TAIL
-    chunks[0] = opening + chunks[0]
-    chunks[-1] += closing
-    return tuple(chunks)
-
-
-@lru_cache(maxsize=4096)
-def _whole_stream(shape: _Shape) -> bytes:
-    return b"".join(_token_chunks(shape))
 
 
 class _BadRequestError(Exception):
@@ -174,7 +97,7 @@ class ReferenceServer:
         self.stamps.clear()
         return taken
 
-    def shape_of(self, body: bytes, *, chat: bool) -> tuple[_Shape, bool]:
+    def shape_of(self, body: bytes, *, chat: bool) -> tuple[Shape, bool]:
         """Read an OpenAI request; returns the response's shape and whether it is streamed."""
         try:
             request = orjson.loads(body)
@@ -193,7 +116,7 @@ class ReferenceServer:
         prompt: Any = request.get("messages" if chat else "prompt") or ""
         if chat:
             prompt = " ".join(str(message["content"]) for message in prompt)
-        shape = _Shape(
+        shape = Shape(
             chat=chat,
             tokens=tokens,
             prompt_tokens=len(prompt) if isinstance(prompt, list) else len(prompt.split()),
@@ -258,7 +181,7 @@ class _Connection(asyncio.Protocol):
                 self._request_id = _header(head, b"x-request-id")
                 self._complete(body, chat=path == b"/v1/chat/completions")
             case b"GET", b"/v1/models":
-                self._write_json(200, {"object": "list", "data": [{"id": _MODEL, "object": "model"}]})
+                self._write_json(200, {"object": "list", "data": [{"id": MODEL, "object": "model"}]})
             case b"GET", b"/health":
                 self._write_json(200, {"status": "ok"})
             case b"GET", b"/stamps":
@@ -279,7 +202,7 @@ class _Connection(asyncio.Protocol):
         elif options.itl_ms <= 0:
             self._at(self._received_ns + int(options.ttft_ms * 1e6), lambda: self._write_at_once(shape))
         else:
-            self._chunks, self._next = _token_chunks(shape), 0
+            self._chunks, self._next = token_chunks(shape), 0
             self._at(self._due_ns(), self._write_due_tokens)
 
     def _at(self, due_ns: int, call: Callable[[], None]) -> None:
@@ -300,9 +223,9 @@ class _Connection(asyncio.Protocol):
         options = self._server.options
         return self._received_ns + int((options.ttft_ms + options.itl_ms * self._next) * 1e6)
 
-    def _write_at_once(self, shape: _Shape) -> None:
+    def _write_at_once(self, shape: Shape) -> None:
         now = time.monotonic_ns()
-        self._write(_whole_stream(shape))
+        self._write(whole_stream(shape))
         self._stamp(now, now, shape.tokens)
 
     def _write_due_tokens(self) -> None:
@@ -320,17 +243,17 @@ class _Connection(asyncio.Protocol):
         else:
             self._stamp(self._first_ns, now, len(self._chunks))
 
-    def _write_whole(self, shape: _Shape) -> None:
+    def _write_whole(self, shape: Shape) -> None:
         now = time.monotonic_ns()
-        text = "".join(_WORDS[k % len(_WORDS)] for k in range(shape.tokens))
+        text = "".join(WORDS[k % len(WORDS)] for k in range(shape.tokens))
         choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": "length"}
         if shape.chat:
             choice["message"] = {"role": "assistant", "content": text}
         else:
             choice["text"] = text
         kind = "chat.completion" if shape.chat else "text_completion"
-        head = {"id": "reference", "object": kind, "created": 0, "model": _MODEL}
-        self._write_json(200, head | {"choices": [choice], "usage": _usage(shape, shape.tokens)})
+        head = {"id": "reference", "object": kind, "created": 0, "model": MODEL}
+        self._write_json(200, head | {"choices": [choice], "usage": usage_of(shape, shape.tokens)})
         self._stamp(now, now, shape.tokens)
 
     def _stamp(self, first_ns: int, last_ns: int, tokens: int) -> None:

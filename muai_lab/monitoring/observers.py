@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry
 
 from muai_lab.monitoring.machine import MachineMetrics, gpu_reader
 from muai_lab.monitoring.prometheus import ServingMetrics
-from muai_lab.settings.schema import MonitoringSettings
+from muai_lab.settings.monitoring import MonitoringSettings
 from muai_lab.stack.events import Observer
 
 

@@ -20,7 +20,7 @@ from muai_lab.server.generation import GenerationEndpoint
 from muai_lab.server.host import LOADING_RETRY_S, ModelHost, State
 from muai_lab.server.http_error import HttpError, http_error_of, internal_error
 from muai_lab.server.protocol import ChatRequest, CompletionRequest
-from muai_lab.settings.schema import ServerSettings
+from muai_lab.settings.monitoring import ServerSettings
 
 log = logging.getLogger(__name__)
 

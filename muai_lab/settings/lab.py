@@ -11,7 +11,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from muai_lab.settings.capacity import CapacitySettings
-from muai_lab.settings.schema import MonitoringSettings, OptimizationSettings
+from muai_lab.settings.monitoring import MonitoringSettings
+from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.settings.section import AnySequence, Conflict, Name, PlainUrl, Section, setting
 from muai_lab.settings.tuning import TuningSettings
 from muai_lab.settings.workload import TIMED_KINDS, SyntheticWorkload, WorkloadSettings

@@ -1,4 +1,4 @@
-"""The `optimization` and `monitoring` sections: every key with its default, range, options and meaning.
+"""The `optimization` section: every key with its default, range, options and meaning.
 
 The specification's keys stand here in its order. Keys that are ours are marked `extension=True` and have defaults under
 which every example of the specification stays valid. Short environment names are those that the specification prints.
@@ -12,10 +12,7 @@ from typing import Annotated, Literal, get_args
 from muai_lab.settings.section import (
     AnySequence,
     Conflict,
-    HttpPath,
     Name,
-    OtlpEndpoint,
-    SecretUrl,
     Section,
     Unique,
     setting,
@@ -27,7 +24,6 @@ Dtype = Literal["auto", "fp16", "fp32", "bf16"]
 ExecutionProvider = Literal[
     "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider", "OpenVINOExecutionProvider"
 ]
-AlertDestination = Literal["log", "webhook", "alertmanager"]
 
 
 class VllmSettings(Section):
@@ -293,116 +289,4 @@ class OptimizationSettings(Section):
                 ("tuner.cache_max_memory_mb", "cache.max_memory_mb"),
                 f"tuner.cache_max_memory_mb ({bound}) is below cache.max_memory_mb ({configured}): raise the one, "
                 "lower the other, or leave tuner.cache_max_memory_mb at null",
-            )
-
-
-class PrometheusSettings(Section):
-    """Metrics in Prometheus' text format, on a port of their own."""
-
-    enabled: bool = setting(True, "Export metrics.")
-    port: int = setting(9090, "HTTP port of the metrics; 0 takes any free port.", ge=0, le=65535)
-    host: Name = setting("0.0.0.0", "Address to bind; 127.0.0.1 for this machine only.")
-    path: HttpPath = setting("/metrics", "HTTP path of the metrics; other paths answer 404.")
-
-
-class TracingSettings(Section):
-    """OpenTelemetry traces over OTLP/gRPC."""
-
-    enabled: bool = setting(True, "Trace requests.")
-    endpoint: OtlpEndpoint = setting(
-        "http://localhost:4317", "OTLP collector; a bare host:port is accepted and means plaintext."
-    )
-    sample_rate: float = setting(1.0, "Share of the requests that are traced.", ge=0.0, le=1.0)
-    service_name: Name = setting("muai-orchestration", "Name of the service in the traces.")
-    export_timeout_ms: int = setting(
-        30000, "Longest that one export may take; bounds the shutdown too.", unit="ms", ge=1
-    )
-
-
-class AnomalySettings(Section):
-    """Alerts when latency, errors, memory or throughput leave their bounds."""
-
-    enabled: bool = setting(True, "Detect anomalies.")
-    latency_threshold_ms: float = setting(
-        1000.0, "Alert when latency is above.", unit="ms", env="MUAI_MON_ANOMALY_LATENCY_THRESHOLD", gt=0
-    )
-    error_rate_threshold: float = setting(0.05, "Alert when the share of failed requests is above.", ge=0.0, le=1.0)
-    memory_threshold_percent: float = setting(90.0, "Alert when memory use is above.", unit="%", ge=0.0, le=100.0)
-    throughput_threshold_rps: float = setting(
-        1.0, "Alert when throughput is below, while work is being offered.", unit="requests/s", ge=0.0
-    )
-    alert_rate_limit_seconds: int = setting(
-        300, "Shortest time between repeats of one alert (same rule, same labels).", unit="s", ge=0
-    )
-    alert_destinations: Annotated[tuple[AlertDestination, ...], AnySequence, Unique] = setting(
-        ("log",), "Where alerts go."
-    )
-    webhook_url: SecretUrl | None = setting(
-        None, "Address that alerts are posted to; needed by the destination webhook. A secret: never shown or written."
-    )
-    alertmanager_url: SecretUrl | None = setting(
-        None,
-        "Base address of Alertmanager (its v2 API); needed by the destination alertmanager. "
-        "A secret, since it may hold credentials: never shown or written.",
-        extension=True,
-    )
-
-    def conflicts(self) -> Iterator[Conflict]:
-        if "webhook" in self.alert_destinations and self.webhook_url is None:
-            yield Conflict(
-                ("alert_destinations", "webhook_url"),
-                "the destination webhook needs webhook_url: set it, or take webhook out of alert_destinations",
-            )
-        if "alertmanager" in self.alert_destinations and self.alertmanager_url is None:
-            yield Conflict(
-                ("alert_destinations", "alertmanager_url"),
-                "the destination alertmanager needs alertmanager_url: set it, or take alertmanager out of "
-                "alert_destinations",
-            )
-
-
-class ServerSettings(Section):
-    """The inference server."""
-
-    enabled: bool = setting(False, "Server mode, for deployments that start from this file.")
-    host: Name = setting("0.0.0.0", "Address to bind; 127.0.0.1 for this machine only.")
-    port: int = setting(8000, "HTTP port; 0 takes any free port.", ge=0, le=65535)
-    queue_capacity: int = setting(
-        100, "Most requests that wait; more are refused with HTTP 429.", unit="requests", ge=1
-    )
-    preload_models: Annotated[tuple[Name, ...], AnySequence, Unique] = setting(
-        (), "Models to load at start, so that the first request does not wait for it."
-    )
-    graceful_shutdown_timeout: int = setting(
-        30, "Longest that a shutdown waits for requests that are still running.", unit="s", ge=0
-    )
-    health_check_path: HttpPath = setting("/health", "HTTP path that says whether the process is healthy.")
-    readiness_check_path: HttpPath = setting("/ready", "HTTP path that says whether requests are welcome.")
-    request_timeout_s: float | None = setting(
-        None, "Longest that one request may take, queueing included; null for no limit.", unit="s", extension=True, gt=0
-    )
-
-    def conflicts(self) -> Iterator[Conflict]:
-        if self.health_check_path == self.readiness_check_path:
-            yield Conflict(
-                ("health_check_path", "readiness_check_path"),
-                f"health_check_path and readiness_check_path are both {self.health_check_path}: give each its own path",
-            )
-
-
-class MonitoringSettings(Section):
-    """How the running system is watched: metrics, traces, alerts; and the server itself."""
-
-    enabled: bool = setting(True, "Master switch of metrics, traces and anomaly detection.")
-    prometheus: PrometheusSettings = PrometheusSettings()
-    tracing: TracingSettings = TracingSettings()
-    anomaly: AnomalySettings = AnomalySettings()
-    server: ServerSettings = ServerSettings()
-
-    def conflicts(self) -> Iterator[Conflict]:
-        metrics, server = self.prometheus, self.server
-        if self.enabled and metrics.enabled and server.enabled and metrics.port == server.port != 0:
-            yield Conflict(
-                ("prometheus.port", "server.port"),
-                f"prometheus.port and server.port are both {server.port}: give each its own, or 0 for any free port",
             )

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from muai_lab.tuning.block import BlockResult
-from muai_lab.tuning.objective import Objective, total_violation
+from muai_lab.tuning.objective import Bounds, Objective, total_violation
 from muai_lab.tuning.pruning import ASSUMED_BLOCK_NOISE
 from muai_lab.tuning.search_space import Point
 
@@ -207,3 +207,17 @@ def _dominates(one: TrialRecord, other: TrialRecord, objectives: Sequence[Object
     assert other.values, "candidates have values"
     gains = [objective.gain(new, old) for objective, new, old in zip(objectives, one.values, other.values, strict=True)]
     return min(gains) >= 0.0 and max(gains) > 0.0
+
+
+def missed_promise(standing: Standing, bounds: Bounds) -> str | None:
+    """By how much the best configuration misses the promise; None when it keeps it."""
+    if bounds.quantile is None or standing.feasible:
+        return None
+    violation = standing.runs[0].violations.get("promise", 0.0)
+    if violation <= 0.0:
+        return None
+    kept = bounds.quantile * (1.0 - violation)
+    return (
+        f"no configuration keeps the promise: with the best {kept:.1%} of the requests met it, and "
+        f"{bounds.quantile:.0%} are to"
+    )

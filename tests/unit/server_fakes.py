@@ -15,7 +15,8 @@ from muai_lab.engines.selection import Candidate, EngineCandidates
 from muai_lab.models.registry import ModelSource
 from muai_lab.server.app import create_app
 from muai_lab.server.host import ModelHost
-from muai_lab.settings.schema import BatcherSettings, OptimizationSettings, ServerSettings
+from muai_lab.settings.monitoring import ServerSettings
+from muai_lab.settings.schema import BatcherSettings, OptimizationSettings
 from muai_lab.stack.stack import InferenceStack
 
 CONTEXT = 64

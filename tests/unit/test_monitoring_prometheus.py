@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from muai_lab.monitoring.machine import MachineMetrics
 from muai_lab.monitoring.observers import observers_for, open_exporter
 from muai_lab.monitoring.prometheus import STATUSES, PrometheusObserver, ServingMetrics
-from muai_lab.settings.schema import MonitoringSettings, PrometheusSettings
+from muai_lab.settings.monitoring import MonitoringSettings, PrometheusSettings
 from muai_lab.stack.events import (
     Admitted,
     CacheLookup,

@@ -12,7 +12,7 @@ from server_fakes import Bench, Call, ParrotEngine, in_bench
 
 from muai_lab.monitoring.exposition import metrics_app
 from muai_lab.monitoring.prometheus import STATUSES, ServingMetrics
-from muai_lab.settings.schema import ServerSettings
+from muai_lab.settings.monitoring import ServerSettings
 
 Work = Callable[[Bench], Awaitable[Any]]
 

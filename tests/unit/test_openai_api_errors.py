@@ -10,7 +10,7 @@ import pytest
 from server_fakes import CONTEXT, Bench, Call, ParrotEngine, in_bench
 
 from muai_lab.server.exchange import MAX_BODY_BYTES
-from muai_lab.settings.schema import ServerSettings
+from muai_lab.settings.monitoring import ServerSettings
 
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"

@@ -7,14 +7,8 @@ from pydantic import ValidationError
 
 from muai_lab.settings.catalogue import keys_by_path
 from muai_lab.settings.lab import LabSettings
-from muai_lab.settings.schema import (
-    AnomalySettings,
-    BatcherSettings,
-    CacheSettings,
-    MonitoringSettings,
-    OptimizationSettings,
-    TunerSettings,
-)
+from muai_lab.settings.monitoring import AnomalySettings, MonitoringSettings
+from muai_lab.settings.schema import BatcherSettings, CacheSettings, OptimizationSettings, TunerSettings
 
 SPECIFIED_DEFAULTS = {
     "optimization.enabled": True,

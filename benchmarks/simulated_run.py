@@ -184,7 +184,8 @@ def measured(run: Run) -> Figures:
     window = run.window
     assert window is not None
     counted = gaps[(gaps["t_s"] >= window.start_s) & (gaps["t_s"] < window.end_s)]
-    return figures(inside["ttft_s"], gaps[gaps["in_window"]]["itl_s"], int(counted["tokens"].sum()), window.duration_s)
+    itl_s = gaps[gaps["in_window"]]["itl_s"]
+    return figures(inside["ttft_s"].tolist(), itl_s.tolist(), int(counted["tokens"].sum()), window.duration_s)
 
 
 class TokenTimes:

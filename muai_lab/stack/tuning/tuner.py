@@ -211,7 +211,7 @@ class OnlineTuner:
                 yield values, "this was good under a workload like this one"
         if too_slow:
             # Where most are too slow the deeper cut comes first: half as many may still be too many, and show nothing.
-            cuts = (-4, -2, -1) if whole.attainment < _MOST else (-2, -4, -1)
+            cuts = (-4, -2, -1) if whole.attainment < _MOST else (-2, -1, -4)
             yield from self._moves(Knob.BATCH, cuts, whole, "tokens come too slowly: fewer at a time")
             yield from self._moves(Knob.CACHE, (1,), whole, "tokens come too slowly: less to prefill beside them")
             yield from self._moves(Knob.BATCH, (1,), whole, "fewer at a time did not help: more")
@@ -354,7 +354,7 @@ class OnlineTuner:
         self._since = now + (trial.measured_from - trial.began)
         # After one that hurt a whole interval passes in peace, so that there are never two such in a row.
         self._next = self._boundary(now + (self._interval_s if hurt else 0.0))
-        self._regain = (trial.baseline, 0) if hurt else None
+        self._regain = (trial.baseline, 0)
         return self._told(tried, self.values, "reverted", reason, now)
 
     def _direction(self, before: Values) -> tuple[Knob, int] | None:

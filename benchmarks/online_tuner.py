@@ -1,11 +1,13 @@
 """The online tuner over twenty seeded shifts of the workload, in virtual time.
 
-    python -m benchmarks.online_tuner [--only 4,9] [--document docs/online-tuner.md] [--picture PATH --of 4] [--json]
+    python -m benchmarks.online_tuner [--only 4,9] [--others 1,2] [--jobs 2] [--document docs/online-tuner.md]
+        [--picture PATH --of 4] [--json]
 
 Each scenario runs three ways over the same requests: under the tuner, with the configured values throughout, and with
 every fixed configuration of a grid, of which the best counts. Goodput is that of the requests due in an interval of
-60 s. Nothing is measured in real time, so the figures are the same on every machine; all twenty take about ten minutes
-of one core, most of it for the grid.
+60 s. Nothing is measured in real time, so the figures are the same on every machine; all twenty take about 15 minutes
+of one core, most of it for the grid. `--others` evaluates variants of the twenty besides, to which the tuner was not
+fitted: other traffic, up to 15 % more or less of it, and another configured batch size.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from muai_lab.simulation.tuner_evaluation import (
@@ -69,8 +72,7 @@ def cells(verdict: Verdict) -> list[str]:
 def summary(verdicts: Sequence[Verdict]) -> str:
     """How many meet the goals."""
     count = len(verdicts)
-    there = sum(one.share >= GOAL_SHARE and one.reached is not None and one.reached <= ADAPTED for one in verdicts)
-    safe = sum(one.below <= GOAL_BELOW for one in verdicts)
+    there, safe = sum(map(reaches, verdicts)), sum(map(is_safe, verdicts))
     return (
         f"{there} of {count} have at least {GOAL_SHARE:.0%} of the best fixed configuration's goodput within {ADAPTED} "
         f"intervals of the shift and from there on; {safe} of {count} are never below 95 % of the untuned one for more "
@@ -78,10 +80,33 @@ def summary(verdicts: Sequence[Verdict]) -> str:
     ).replace("90%", "90 %")
 
 
-def in_markdown(verdicts: Sequence[Verdict]) -> str:
-    """The table for the page."""
+def in_markdown(verdicts: Sequence[Verdict], others: Sequence[Verdict]) -> str:
+    """The table for the page, and what there is to say of the variants."""
     rows = [_COLUMNS, ["---"] * len(_COLUMNS), *(cells(verdict) for verdict in verdicts)]
-    return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", summary(verdicts)])
+    lines = [*(f"| {' | '.join(row)} |" for row in rows), "", summary(verdicts)]
+    return "\n".join([*lines, "", of_variants(others)] if others else lines)
+
+
+def of_variants(others: Sequence[Verdict]) -> str:
+    """The summary of the variants, with those that miss a goal."""
+    missed = [one for one in others if not (reaches(one) and is_safe(one))]
+    words = [
+        f"{one.scenario.seed} in variant {one.scenario.variant} ({one.share:.0%} of the best, {one.below} below)"
+        for one in missed
+    ]
+    numbers = sorted({one.scenario.variant for one in others})
+    misses = f" A goal is missed by {', '.join(words)}.".replace("% of", " % of") if words else ""
+    return f"Variants {', '.join(map(str, numbers))}: {summary(others)}{misses}"
+
+
+def reaches(verdict: Verdict) -> bool:
+    """Whether it comes near enough to the best, soon enough."""
+    return verdict.share >= GOAL_SHARE and verdict.reached is not None and verdict.reached <= ADAPTED
+
+
+def is_safe(verdict: Verdict) -> bool:
+    """Whether it never costs much for long."""
+    return verdict.below <= GOAL_BELOW
 
 
 def replace_part(path: Path, text: str) -> None:
@@ -153,26 +178,33 @@ def main() -> None:
     """Evaluate, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", help="numbers of the scenarios to run, with commas")
+    parser.add_argument("--others", default="", help="variants to evaluate besides, with commas")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--document", type=Path, help="page whose table is to be replaced")
     parser.add_argument("--picture", type=Path, help="file for the picture of one scenario")
     parser.add_argument("--of", type=int, default=4, help="which one (default 4)")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     wanted = None if options.only is None else {int(number) for number in options.only.split(",")}
-    verdicts = []
-    for scenario in scenarios():
-        if wanted is None or scenario.seed in wanted:
-            verdicts.append(evaluate(scenario))
+    variants = [0, *(int(number) for number in options.others.split(",") if number)]
+    chosen = [one for variant in variants for one in scenarios(variant) if wanted is None or one.seed in wanted]
+    both: list[Verdict] = []
+    with ProcessPoolExecutor(options.jobs) as pool:
+        for verdict in pool.map(evaluate, chosen):
+            both.append(verdict)
             if not options.json:
-                sys.stdout.write(" | ".join(cells(verdicts[-1])) + "\n")
+                sys.stdout.write(" | ".join([f"variant {verdict.scenario.variant}", *cells(verdict)]) + "\n")
                 sys.stdout.flush()
+    verdicts = [verdict for verdict in both if not verdict.scenario.variant]
+    others = [verdict for verdict in both if verdict.scenario.variant]
     if options.json:
-        rows = [dict(zip(_COLUMNS, ["", *cells(verdict)[1:]], strict=True)) for verdict in verdicts]
+        rows = [dict(zip(_COLUMNS, ["", *cells(verdict)[1:]], strict=True)) for verdict in both]
         sys.stdout.write(json.dumps(rows) + "\n")
     else:
         sys.stdout.write(summary(verdicts) + "\n")
+        sys.stdout.write(of_variants(others) + "\n" if others else "")
     if options.document:
-        replace_part(options.document, in_markdown(verdicts))
+        replace_part(options.document, in_markdown(verdicts, others))
     for verdict in verdicts:
         if options.picture and verdict.scenario.seed == options.of:
             draw(verdict, options.picture)

@@ -1,6 +1,6 @@
 """How well virtual time predicts a real run: the same requests, sent to a real server and to the simulation.
 
-    python -m benchmarks.simulated_run [--engine pytorch] [--fit 12] [--rates 6,18] [--duration 25] [--json]
+    python -m benchmarks.simulated_run [--engine pytorch] [--fit 24] [--rates 6,18] [--duration 25] [--json]
 
 The load generator asks a server over HTTP (Poisson arrivals, prompts of 16-256 tokens, outputs of 16-128, embedded chat
 model, no prefix cache). From a first run at the rate `--fit` come the step-time model, fitted to the steps that the
@@ -229,7 +229,7 @@ def main() -> None:
     """Fit, run, simulate, and print both with the difference."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", default="pytorch", help="a step engine")
-    parser.add_argument("--fit", type=float, default=12.0, help="requests per second of the run to learn from")
+    parser.add_argument("--fit", type=float, default=24.0, help="requests per second of the run to learn from")
     parser.add_argument("--rates", default="6,18", help="requests per second of the runs to predict, with commas")
     parser.add_argument("--duration", type=float, default=25.0, help="seconds of each run")
     parser.add_argument("--json", action="store_true")

@@ -99,12 +99,12 @@ def _features(work: StepWork) -> tuple[int, ...]:
 
 
 EMBEDDED_CHAT = StepTime(
-    prefill_s=0.0031,
-    prefill_token_s=4.2e-5,
-    prefill_pair_s=6.5e-8,
-    decode_s=0.0023,
-    decode_sequence_s=5.2e-5,
-    decode_position_s=3.3e-7,
-    copy_position_s=8.3e-7,
+    prefill_s=0.0041,
+    prefill_token_s=3.7e-5,
+    prefill_pair_s=3.6e-8,
+    decode_s=0.0031,
+    decode_sequence_s=6.3e-5,
+    decode_position_s=2.2e-7,
+    copy_position_s=1.0e-6,
 )
 """The embedded chat model on PyTorch, fp32, 2 cores: as `python -m benchmarks.step_time` fitted it (November 2026)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -44,6 +44,13 @@ def load(server: Served) -> Iterator[list[Exception]]:
             thread.join()
 
 
+def wait_until(condition: Callable[[], object]) -> None:
+    """Return once it is true, or after so long; the caller asserts it."""
+    give_up_at = time.monotonic() + DECIDED_S
+    while not condition() and time.monotonic() < give_up_at:
+        time.sleep(0.2)
+
+
 def decisions(server: Served, outcome: str) -> float:
     return server.metric(f'muai_tuner_decisions_total{{{LABELS},outcome="{outcome}"}}') or 0.0
 
@@ -60,13 +67,11 @@ def overrides(directory: Path) -> list[str]:
 
 
 @pytest.mark.timeout(180)
-def test_it_tries_decides_and_drops_no_request(tmp_path: Path) -> None:
+def test_it_tries_decides_drops_no_request_and_remembers_across_a_restart(tmp_path: Path) -> None:
     # given a server with a batch size of 1, and more clients than that
     with serving(tmp_path, *overrides(tmp_path / "state")) as server, load(server) as errors:
         # when the tuner has had time to try another one
-        give_up_at = time.monotonic() + DECIDED_S
-        while not decisions(server, "kept") and time.monotonic() < give_up_at:
-            time.sleep(0.2)
+        wait_until(lambda: decisions(server, "kept"))
 
         # then it has kept a larger one, in the metrics, in the log and on disk, and nobody was refused
         assert decisions(server, "tried") >= decisions(server, "kept") >= 1
@@ -75,3 +80,13 @@ def test_it_tries_decides_and_drops_no_request(tmp_path: Path) -> None:
         assert "kept: output tokens/s" in server.log
         assert errors == []
     assert [path.suffix for path in (tmp_path / "state").iterdir()] == [".json"]
+
+    # and when the server is started again, it begins with what was good
+    with serving(tmp_path, *overrides(tmp_path / "state")) as server:
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60)
+        client.completions.create(model=MODEL, prompt="Once", max_tokens=8)
+        wait_until(lambda: decisions(server, "restored"))
+
+        assert decisions(server, "restored") == 1
+        assert (server.metric(f"muai_tuner_value{{{LABELS}}}") or 0) > 1
+        assert "restored: good before the restart" in server.log

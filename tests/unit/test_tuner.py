@@ -18,7 +18,7 @@ from muai_lab.stack.events import Event, Finished, Queued, Token, Tuned, TunerNo
 from muai_lab.stack.limits import BatchLimits
 from muai_lab.stack.tuning.knobs import Bounds, Knob, Reach, Values
 from muai_lab.stack.tuning.tuner import OnlineTuner
-from muai_lab.stack.tuning.window import Targets, TunerWindow
+from muai_lab.stack.tuning.window import Block, Targets, TunerWindow
 
 INTERVAL_S = 20.0
 SLOTS = 32
@@ -246,6 +246,48 @@ def test_it_begins_with_the_values_that_it_is_given_within_the_bounds() -> None:
     )
 
     assert tuner.values == tuner.good == Values(32, 0, 0)
+
+
+class Recorded:
+    """A window of blocks of a second, as they were recorded."""
+
+    def __init__(self) -> None:
+        self.seconds: list[Block] = []
+
+    def blocks(self, now: float, since: float) -> list[Block]:
+        return [block for begin, block in enumerate(self.seconds) if begin >= since and begin + 1 <= now]
+
+
+def test_what_a_trial_leaves_behind_is_worked_off_before_the_next_one() -> None:
+    window = Recorded()
+    tuner = OnlineTuner(
+        window,  # type: ignore[arg-type]
+        home=Values(32, 0, 0),
+        bounds=BATCH,
+        targets=CHAT,
+        interval_s=10.0,
+        window_s=50.0,
+        began=0.0,
+    )
+
+    def interval(good: int, late: int = 0, missed_pace: int = 0) -> list[str]:
+        outcomes = []
+        for _ in range(10):
+            ended = good + late + missed_pace
+            window.seconds.append(
+                Block(seconds=1.0, queued=ended, ended=ended, good=good, ready=good + late, busy_s=0.5)
+            )
+            window.seconds[-1].late, window.seconds[-1].missed_pace = late, missed_pace
+            told = tuner.tick(float(len(window.seconds)))
+            outcomes += [event.outcome for event in told if isinstance(event, Tuned)]
+        return outcomes
+
+    first = interval(good=12, missed_pace=8)
+    no_better = interval(good=12, missed_pace=8)
+    queue_left = interval(good=2, late=6, missed_pace=12)
+    worked_off = interval(good=12, missed_pace=8)
+
+    assert (first, no_better, queue_left, worked_off) == (["tried"], ["reverted"], [], ["tried"])
 
 
 # Whatever happens

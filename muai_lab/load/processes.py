@@ -163,6 +163,8 @@ async def _generate(pipe: Connection, job: Job) -> LoadResult:
         return await start
 
     loop.add_reader(pipe.fileno(), obey)
+    # libuv makes what it watches non-blocking, and a result that is larger than the pipe's buffer would be cut off.
+    os.set_blocking(pipe.fileno(), True)
     loop.add_signal_handler(signal.SIGTERM, stop)
     try:
         return await generate(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +14,7 @@ from muai_lab.errors import RunError
 
 if TYPE_CHECKING:
     import optuna
+    from sqlalchemy.exc import SQLAlchemyError
 
 DATABASE = "study.db"
 IN_MEMORY = "memory:"
@@ -20,6 +23,7 @@ IN_MEMORY = "memory:"
 # Several processes may write to one SQLite file: each waits this long for its turn.
 _SQLITE_PATIENCE_S = 60
 _CONNECT_TIMEOUT_S = 10
+_MOST_RACES = 6  # lost in a row while several processes make the tables of a new database
 
 
 def storage_url(directory: Path, configured: str | None) -> str:
@@ -33,14 +37,30 @@ def storage_url(directory: Path, configured: str | None) -> str:
 def open_storage(url: str) -> optuna.storages.BaseStorage:
     """Connect, and make the tables where there are none. Raises RunError when the database cannot be used."""
     import optuna
+    from sqlalchemy.exc import SQLAlchemyError
 
     if url == IN_MEMORY:
         return optuna.storages.InMemoryStorage()
     local = url.startswith("sqlite")
     patience = {"timeout": _SQLITE_PATIENCE_S} if local else {"connect_timeout": _CONNECT_TIMEOUT_S}
     with storage_errors(url):
-        # A connection that a restart of the database cut is noticed before it is used.
-        return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": patience, "pool_pre_ping": not local})
+        for attempt in itertools.count():
+            try:
+                # A connection that a restart of the database cut is noticed before it is used.
+                arguments = {"connect_args": patience, "pool_pre_ping": not local}
+                return optuna.storages.RDBStorage(url, engine_kwargs=arguments)
+            except SQLAlchemyError as error:
+                # Optuna looks which tables there are, then makes the others: in between another process may have.
+                if attempt == _MOST_RACES or not _made_by_another(error):
+                    raise
+                time.sleep(0.05 * 2**attempt)
+    raise AssertionError("unreachable")
+
+
+def _made_by_another(error: SQLAlchemyError) -> bool:
+    from sqlalchemy.exc import IntegrityError
+
+    return isinstance(error, IntegrityError) or "already exists" in str(error)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 from scripted_server import ScriptedServer, status
@@ -23,9 +24,9 @@ from muai_lab.workload.schedule import Schedule, ScheduledRequest
 PLAN = LoadPlan(warmup_s=0.0, duration_s=1.0, drain_s=5.0, request_timeout_s=5.0, concurrency=5)
 
 
-def schedule_of(count: int, rate: float | None) -> Schedule:
+def schedule_of(count: int, rate: float | None, tokens: int = 4) -> Schedule:
     times = [None if rate is None else index / rate for index in range(count)]
-    return Schedule.of([ScheduledRequest(i, times[i], "one two three", None, 3, 4) for i in range(count)])
+    return Schedule.of([ScheduledRequest(i, times[i], "one two three", None, 3, tokens) for i in range(count)])
 
 
 async def offered(url: str, schedule: Schedule, plan: LoadPlan = PLAN, **how: object) -> LoadResult:
@@ -63,10 +64,11 @@ def test_two_processes_send_one_schedule_on_one_clock() -> None:
 
 def test_the_slots_of_a_closed_loop_are_shared() -> None:
     async def main() -> tuple[LoadResult, int]:
-        server = ReferenceServer(ReferenceOptions())
+        server = ReferenceServer(ReferenceOptions(ttft_ms=5.0))
         most = 0
         url = await server.start()
-        load = asyncio.ensure_future(offered(url, schedule_of(3000, rate=None)))
+        plan = replace(PLAN, duration_s=20.0)  # long before that the requests run out
+        load = asyncio.ensure_future(offered(url, schedule_of(400, rate=None), plan))
         while not load.done():
             await asyncio.sleep(0.002)
             most = max(most, len(server.connections))
@@ -78,6 +80,18 @@ def test_the_slots_of_a_closed_loop_are_shared() -> None:
     assert {record.status for record in result.records} == {"ok"}
     assert connections == 5
     assert any("the window ends there" in note for note in result.notes)
+
+
+def test_results_that_no_pipe_holds_at_once_arrive_whole() -> None:
+    async def main() -> LoadResult:
+        server = ReferenceServer(ReferenceOptions())
+        result = await offered(await server.start(), schedule_of(40, rate=80.0, tokens=4000))
+        await server.stop()
+        return result
+
+    result = run_on_fast_loop(main())
+
+    assert [sum(record.chunk_tokens) for record in result.records] == [4000] * 40
 
 
 def test_a_process_that_dies_is_named_and_the_others_go_on() -> None:

@@ -45,7 +45,8 @@ def test_the_configuration_groups_come_with_the_wheel(installed: Path, tmp_path:
 def test_experiments_come_with_the_wheel(installed: Path, tmp_path: Path, experiment: str) -> None:
     shown = call("-m", "muai_lab", "run", "--cfg", "job", f"experiment={experiment}", cwd=tmp_path, path=installed)
 
-    assert "engine_preference:\n  - pytorch\n" in shown
+    assert "optimization:\n" in shown
+    assert "workload:\n" in shown
 
 
 def test_run_tells_its_groups_from_the_wheel(installed: Path, tmp_path: Path) -> None:

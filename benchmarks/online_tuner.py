@@ -96,7 +96,8 @@ def of_variants(others: Sequence[Verdict]) -> str:
     ]
     numbers = sorted({one.scenario.variant for one in others})
     misses = f" A goal is missed by {', '.join(words)}.".replace("% of", " % of") if words else ""
-    return f"Variants {', '.join(map(str, numbers))}: {summary(others)}{misses}"
+    name = "Variant" if len(numbers) == 1 else "Variants"
+    return f"{name} {' and '.join(map(str, numbers))}: {summary(others)}{misses}"
 
 
 def reaches(verdict: Verdict) -> bool:

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import itertools
 import re
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from filelock import FileLock
 
 from muai_lab.errors import RunError
 
 if TYPE_CHECKING:
     import optuna
-    from sqlalchemy.exc import SQLAlchemyError
 
 DATABASE = "study.db"
 IN_MEMORY = "memory:"
 """A study that ends with its process: for searches in virtual time."""
 
-# Several processes may write to one SQLite file: each waits this long for its turn.
-_SQLITE_PATIENCE_S = 60
+# Several processes may write to one database, and open one study: each waits this long for its turn.
+_PATIENCE_S = 60
 _CONNECT_TIMEOUT_S = 10
-_MOST_RACES = 6  # lost in a row while several processes make the tables of a new database
+# Of PostgreSQL's advisory lock: any number that nobody else uses in this database.
+_OPENING = 0x4D75_4149
 
 
 def storage_url(directory: Path, configured: str | None) -> str:
@@ -37,30 +37,63 @@ def storage_url(directory: Path, configured: str | None) -> str:
 def open_storage(url: str) -> optuna.storages.BaseStorage:
     """Connect, and make the tables where there are none. Raises RunError when the database cannot be used."""
     import optuna
-    from sqlalchemy.exc import SQLAlchemyError
 
     if url == IN_MEMORY:
         return optuna.storages.InMemoryStorage()
     local = url.startswith("sqlite")
-    patience = {"timeout": _SQLITE_PATIENCE_S} if local else {"connect_timeout": _CONNECT_TIMEOUT_S}
+    patience = {"timeout": _PATIENCE_S} if local else {"connect_timeout": _CONNECT_TIMEOUT_S}
     with storage_errors(url):
-        for attempt in itertools.count():
-            try:
-                # A connection that a restart of the database cut is noticed before it is used.
-                arguments = {"connect_args": patience, "pool_pre_ping": not local}
-                return optuna.storages.RDBStorage(url, engine_kwargs=arguments)
-            except SQLAlchemyError as error:
-                # Optuna looks which tables there are, then makes the others: in between another process may have.
-                if attempt == _MOST_RACES or not _made_by_another(error):
-                    raise
-                time.sleep(0.05 * 2**attempt)
-    raise AssertionError("unreachable")
+        # A connection that a restart of the database cut is noticed before it is used.
+        return optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": patience, "pool_pre_ping": not local})
 
 
-def _made_by_another(error: SQLAlchemyError) -> bool:
-    from sqlalchemy.exc import IntegrityError
+@contextmanager
+def alone(url: str) -> Iterator[None]:
+    """Keep other processes from opening a study in this database meanwhile.
 
-    return isinstance(error, IntegrityError) or "already exists" in str(error)
+    Two that find no tables would both make them, one would fail, and two that find no trial would both ask for the
+    first. Raises RunError when the others do not finish, or when the database cannot be used.
+    """
+    with ExitStack() as held:
+        with storage_errors(url):
+            if url.startswith("sqlite"):
+                held.enter_context(_file_locked(Path(shown(url))))
+            elif url.startswith("postgresql"):
+                held.enter_context(_advisory_lock(url))
+        yield
+
+
+@contextmanager
+def _file_locked(database: Path) -> Iterator[None]:
+    lock = FileLock(f"{database}.lock")
+    try:
+        lock.acquire(timeout=_PATIENCE_S)
+    except OSError as error:
+        raise RunError(
+            f"the study's database {database} cannot be locked ({error.strerror or error}): end the process that holds "
+            f"{lock.lock_file}, free space, or choose another directory"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _advisory_lock(url: str) -> Iterator[None]:
+    """PostgreSQL's own lock between sessions; it ends with its session, however that ends."""
+    from sqlalchemy import NullPool, create_engine, text
+
+    engine = create_engine(
+        url,
+        connect_args={"connect_timeout": _CONNECT_TIMEOUT_S},
+        poolclass=NullPool,
+        isolation_level="AUTOCOMMIT",
+    )
+    with engine.connect() as session:
+        session.execute(text(f"SET lock_timeout = '{_PATIENCE_S}s'"))
+        session.execute(text("SELECT pg_advisory_lock(:number)"), {"number": _OPENING})
+        yield
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from muai_lab.tuning.block import BlockResult
 from muai_lab.tuning.identity import Identity, check_same
 from muai_lab.tuning.objective import Objective
 from muai_lab.tuning.search_space import SearchSpace, Value
-from muai_lab.tuning.storage import open_storage, storage_errors
+from muai_lab.tuning.storage import alone, open_storage, storage_errors
 from muai_lab.tuning.trials import Kind, TrialRecord, point_key
 
 log = logging.getLogger(__name__)
@@ -81,10 +81,10 @@ class TuningStudy:
 
         Raises RunError when the database cannot be used, or when the study was made for something else.
         """
-        storage = open_storage(url)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        with storage_errors(url), warnings.catch_warnings():
+        with alone(url), storage_errors(url), warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            storage = open_storage(url)
             study = optuna.create_study(
                 storage=storage,
                 study_name=name,

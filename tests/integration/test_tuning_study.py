@@ -19,12 +19,13 @@ from tests.integration.tuning_worker import open_study
 
 
 class Worker:
-    """A process of the study."""
+    """A process of the study. waits: after it has opened the study, until `go`."""
 
-    def __init__(self, url: str, n_trials: int, block_s: float | None = None) -> None:
+    def __init__(self, url: str, n_trials: int, block_s: float | None = None, *, waits: bool = False) -> None:
         slow = [] if block_s is None else [str(block_s)]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.integration.tuning_worker", url, "study", str(n_trials), *slow],
+            stdin=subprocess.PIPE if waits else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -36,6 +37,12 @@ class Worker:
             if text in line:
                 return line
         raise AssertionError(f"the worker ended with {self.process.wait()} and never said {text!r}")
+
+    def go(self) -> None:
+        """Let it begin to search."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
 
     def end(self) -> list[str]:
         """Its lines until it ends by itself."""
@@ -76,12 +83,17 @@ def test_a_killed_process_loses_no_finished_trial_and_its_own_is_measured_again(
 
 
 def test_two_processes_share_a_study_and_find_the_best(url: str) -> None:
-    workers = [Worker(url, 24, block_s=0.01) for _ in range(2)]
+    workers = [Worker(url, 24, block_s=0.01, waits=True) for _ in range(2)]
+    for worker in workers:
+        worker.wait_for("opened")
+    for worker in workers:
+        worker.go()
     ended = [{line.split()[1] for line in worker.end() if line.startswith("ended")} for worker in workers]
 
     study = open_study(url, "study")
     assert all(ended)
     assert not ended[0] & ended[1]
+    assert [record.kind for record in study.records()].count("present") == 1
     records = [record for record in study.records() if record.outcome == "measured"]
     best = max(records, key=lambda record: record.values or (0.0,))
     assert best.point["optimization.batcher.max_batch_size"] in range(4, 32)

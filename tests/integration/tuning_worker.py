@@ -2,7 +2,8 @@
 
     URL NAME N_TRIALS [BLOCK_SECONDS]
 
-Prints a line for each trial that it ended. Slow blocks give a test the time to kill it in the middle of one.
+Opens the study, says so, waits for a line (or the end) of its input, and prints a line for each trial that it begins
+and ends. Slow blocks give a test the time to kill it in the middle of one.
 """
 
 from __future__ import annotations
@@ -54,7 +55,10 @@ def main() -> None:
     plan = Plan(
         n_trials=int(n_trials), timeout_s=None, patience=99, startup_trials=4, blocks=3, incumbent_every=8, pruning=True
     )
-    Search(open_study(url, name), arena, PRESENT, OBJECTIVES, Bounds(), plan, Printing(), Switch()).run()
+    study = open_study(url, name)
+    print("opened", flush=True)  # noqa: T201 (the test reads it)
+    sys.stdin.readline()
+    Search(study, arena, PRESENT, OBJECTIVES, Bounds(), plan, Printing(), Switch()).run()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import pytest
 from muai_lab.errors import RunError
 from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.schema import OptimizationSettings
+from muai_lab.tuning import storage
 from muai_lab.tuning.measure import Interrupted, Switch
 from muai_lab.tuning.objective import Bounds, objectives_of
 from muai_lab.tuning.search import Plan, Rejection, Search
@@ -226,6 +227,18 @@ def test_a_study_of_something_else_is_refused_with_the_difference(tmp_path: Path
 
     with pytest.raises(RunError, match=r'workload\.name: "chat" in the study, "ragged" now'):
         open_study("ragged")
+
+
+def test_a_study_that_another_process_does_not_finish_opening_is_refused_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "_PATIENCE_S", 0.05)
+    url = storage_url(tmp_path, None)
+
+    with storage.alone(url), pytest.raises(RunError, match=r"study\.db cannot be locked .* end the process"):
+        TuningStudy.open(url, "study", {}, SPACE, PRESENT, objectives_of(SLO))
+
+    TuningStudy.open(url, "study", {}, SPACE, PRESENT, objectives_of(SLO))
 
 
 def test_goodput_without_a_promise_is_refused() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "experiments").glob("*.yaml"))
 
 
 def call(*arguments: str | Path, cwd: Path, path: Path | None = None) -> str:
@@ -41,15 +42,18 @@ def test_the_configuration_groups_come_with_the_wheel(installed: Path, tmp_path:
     assert "optimization.batcher.max_batch_size = 8  # batcher=latency" in shown
 
 
-@pytest.mark.parametrize("experiment", sorted(path.stem for path in (ROOT / "experiments").glob("*.yaml")))
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_experiments_come_with_the_wheel(installed: Path, tmp_path: Path, experiment: str) -> None:
-    shown = call("-m", "muai_lab", "run", "--cfg", "job", f"experiment={experiment}", cwd=tmp_path, path=installed)
+    shown, meant = (
+        call("-m", "muai_lab", "run", "--cfg", "all", f"experiment={experiment}", cwd=tmp_path, path=path)
+        for path in (installed, ROOT)
+    )
 
-    assert "optimization:\n" in shown
-    assert "workload:\n" in shown
+    assert "sweeper:" in shown
+    assert shown.replace(str(installed / "muai_lab" / "_hydra"), str(ROOT / "conf")) == meant
 
 
 def test_run_tells_its_groups_from_the_wheel(installed: Path, tmp_path: Path) -> None:
     shown = call("-m", "muai_lab", "run", "--help", cwd=tmp_path, path=installed)
 
-    assert "experiment: batch_size, batch_timeout, load_curve" in shown
+    assert f"experiment: {', '.join(EXPERIMENTS)}\n" in shown

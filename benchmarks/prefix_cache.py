@@ -16,22 +16,23 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in muai_lab.__main__, before torch is imported
 
 import numpy as np
 
 from muai_lab.settings.schema import OptimizationSettings
+from muai_lab.stack.events import Event, Token
 from muai_lab.stack.prefix_cache import BLOCK_TOKENS, PrefixCache
 from muai_lab.stack.request import GenerationRequest
 from muai_lab.stack.stack import InferenceStack
 
 MODEL = "qwen_chat"
 LOOKUP_TOKENS = 4096
-CONVERSATIONS = 4
+CONVERSATIONS = 2
 TURNS = 8
-SYSTEM_TOKENS, USER_TOKENS, ANSWER_TOKENS = 96, 64, 48
+SYSTEM_TOKENS, USER_TOKENS, ANSWER_TOKENS = 128, 48, 96
 UNIQUE_REQUESTS = 96
 UNIQUE_PROMPT, UNIQUE_OUTPUT = 256, 64
 SLOTS = 16
@@ -66,30 +67,39 @@ class Bench:
         optimization = OptimizationSettings.model_validate(
             {"engine_preference": [engine], "batcher": {"max_batch_size": SLOTS}, "cache": {"max_memory_mb": 512}}
         )
-        self.stack = InferenceStack.open(optimization, MODEL)
+        self.said: dict[str, list[int]] = {}
+        self.stack = InferenceStack.open(optimization, MODEL, observers=lambda _engine: [self])
         self._random = np.random.default_rng(1)
         self._asked = 0
+
+    def observe(self, events: Sequence[Event]) -> None:
+        """Keep what was answered: the next turn carries it."""
+        for event in events:
+            if isinstance(event, Token):
+                self.said.setdefault(event.request_id, []).append(event.token)
 
     def tokens(self, count: int) -> list[int]:
         """Random prompt tokens."""
         return self._random.integers(10, 2000, count).tolist()
 
-    async def ask(self, prompt: list[int], output: int) -> float:
-        """Seconds to the first token of a request that runs to its end."""
+    async def ask(self, prompt: list[int], output: int) -> tuple[float, list[int]]:
+        """Seconds to the first token of a request that runs to its end, and its answer."""
         self._asked += 1
+        name = str(self._asked)
         began = time.perf_counter()
         first = 0.0
-        async for _ in self.stack.submit(GenerationRequest(str(self._asked), prompt, output, ignore_eos=True)):
+        async for _ in self.stack.submit(GenerationRequest(name, prompt, output, ignore_eos=True)):
             first = first or time.perf_counter() - began
-        return first
+        return first, self.said.pop(name)
 
     async def conversation(self) -> list[float]:
-        """Times to the first token of all turns; answers are taken as given, since any text makes a prefix."""
+        """Times to the first token of all turns; each carries all questions and answers before it."""
         history, ttft = self.tokens(SYSTEM_TOKENS), []
         for _ in range(TURNS):
             history += self.tokens(USER_TOKENS)
-            ttft.append(await self.ask(history, ANSWER_TOKENS))
-            history += self.tokens(ANSWER_TOKENS)
+            first, answer = await self.ask(history, ANSWER_TOKENS)
+            ttft.append(first)
+            history += answer
         return ttft
 
     async def chat_ttft(self) -> float:

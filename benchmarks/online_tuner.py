@@ -6,9 +6,9 @@
 Each scenario runs three ways over the same requests: under the tuner, with the configured values throughout, and with
 every fixed configuration of a grid, of which the best counts. Goodput is that of the requests due in an interval of
 60 s. Nothing is measured in real time, so the figures are the same on every machine; all twenty take about 15 minutes
-of one core, most of it for the grid. `--others` evaluates variants of the twenty besides: other traffic, up to 15 % more or
-less of it, and another configured batch size. Two of the tuner's rules were changed after a look at variant 1; variant 2
-was looked at afterwards only.
+of one core, most of it for the grid. `--others` evaluates variants of the twenty besides: other traffic, up to 15 %
+more or less of it, and another configured batch size. Two of the tuner's rules were changed after a look at variant 1,
+none after variant 2.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Confirmation:
-    """What the pairs say. gain: mean over the pairs, relative, with the ends of its 95 % interval.
+    """What the pairs say. gain: geometric mean over the pairs, relative, with the ends of its 95 % interval.
 
     noise: what runs of one configuration differ by (relative standard deviation). attainment: share of the winner's
     requests that kept the promise, None when nothing was promised. accepted: whether the winner may be exported.
@@ -95,13 +95,17 @@ def judge_pairs(
 ) -> Confirmation:
     """Accept the winner if the lower end of its gain's interval is above the noise and every bound holds.
 
-    The interval is Student's t over the pairs, with the spread between them, but never less than what resampling the
-    blocks within each pair (the same blocks in both runs) shows. served: the winner's blocks.
+    Of each pair the logarithm of the factor between its runs counts, so that twice and half weigh the same and one pair
+    in which the present configuration broke down does not blow up the interval: the gain is a geometric mean. The
+    interval is Student's t over the pairs, with the spread between them, but never less than what resampling the blocks
+    within each pair (the same blocks in both runs) shows. served: the winner's blocks.
     """
-    gains = np.array([pair.gain for pair in pairs])
+    factors = np.array([objective.log_gain(pair.winner, pair.present) for pair in pairs])
     within = float(np.mean([_variance_within(pair, objective, seed) for seed, pair in enumerate(pairs)]))
-    estimate, _ = mean_change(gains, within)
-    gain, low, high = (float(end or 0.0) for end in (estimate.value, estimate.low, estimate.high))
+    estimate, _ = mean_change(factors, within)
+    gain, low, high = (
+        objective.gain_of_log(float(end or 0.0)) for end in (estimate.value, estimate.low, estimate.high)
+    )
     missed = {name: value for name, value in bounds.violations(served, None).items() if value > 0.0}
     kept = attainment(served) if bounds.quantile is not None else None
     accepted = low > noise and not missed
@@ -119,10 +123,10 @@ def _reason(low: float, noise: float, missed: dict[str, float], bounds: Bounds, 
 
 
 def _variance_within(pair: Pair, objective: Objective, seed: int) -> float:
-    """Variance of the pair's gain by which blocks it happened to see: a bootstrap over them, in step in both runs."""
+    """Variance of the logarithm of the pair's factor by its blocks: a bootstrap over them, in step in both runs."""
     blocks = np.array(pair.per_block)
     if len(blocks) < 2:
         return 0.0
     drawn = np.random.default_rng(seed).integers(0, len(blocks), size=(REPLICATES, len(blocks)))
     means = blocks[drawn].mean(axis=1)
-    return float(np.var([objective.gain(after, before) for before, after in means]))
+    return float(np.var([objective.log_gain(after, before) for before, after in means]))

@@ -13,6 +13,8 @@ from muai_lab.errors import RunError
 from muai_lab.settings.lab import LabSettings
 from muai_lab.tuning.block import BlockResult, attainment, error_share
 
+_MOST_FACTOR = 100.0
+
 
 @dataclass(frozen=True, slots=True)
 class Objective:
@@ -36,6 +38,16 @@ class Objective:
         if old == 0.0:
             return math.copysign(1.0, change) if change else 0.0
         return change / abs(old)
+
+    def log_gain(self, new: float, old: float) -> float:
+        """Logarithm of the factor by which `new` is better than `old`; factors beyond a hundred count as a hundred."""
+        factor = new / old if old > 0.0 else math.inf if new > 0.0 else 1.0
+        bounded = math.log(min(max(factor, 1.0 / _MOST_FACTOR), _MOST_FACTOR))
+        return bounded if self.larger_is_better else -bounded
+
+    def gain_of_log(self, log_gain: float) -> float:
+        """The gain, as `gain` tells it, of such a logarithm."""
+        return math.expm1(log_gain) if self.larger_is_better else -math.expm1(-log_gain)
 
     def per_block(self, blocks: Sequence[BlockResult]) -> list[float]:
         """The figure of each block by itself, for comparison block by block."""

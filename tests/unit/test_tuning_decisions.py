@@ -9,11 +9,11 @@ from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.tuning.block import BlockResult
 from muai_lab.tuning.blocks import FRESH
-from muai_lab.tuning.confirmation import confirm
+from muai_lab.tuning.confirmation import Pair, confirm, judge_pairs
 from muai_lab.tuning.contribution import earn
 from muai_lab.tuning.measure import Switch
 from muai_lab.tuning.memory_model import ModelShape, memory_need, memory_screen
-from muai_lab.tuning.objective import Bounds, objectives_of, total_violation
+from muai_lab.tuning.objective import Bounds, Objective, objectives_of, total_violation
 from muai_lab.tuning.pruning import Reference, behind, promise_lost
 from muai_lab.tuning.space_file import space_of
 from muai_lab.tuning.trials import ASSUMED_NOISE, TrialRecord, noise_of, pareto_front, standings, trials_without_gain
@@ -193,6 +193,30 @@ def test_a_real_gain_is_confirmed_on_fresh_blocks_in_turns() -> None:
     assert len(set(arena.replayed)) == 18
     sizes = [optimization.batcher.max_batch_size for optimization in arena.applied]
     assert sizes == [32, 8, 8, 32] * 3
+
+
+def test_a_pair_in_which_the_present_configuration_broke_down_does_not_hide_a_gain_that_all_pairs_show() -> None:
+    def pair(present: float, winner: float) -> Pair:
+        return Pair(present, winner, GOODPUT.gain(winner, present), ((present, winner),) * 3, winner_first=False)
+
+    pairs = [pair(10.0, 10.0 * factor) for factor in (4.94, 1.50, 1.40, 1.33, 1.46, 1.28)]
+
+    found = judge_pairs(pairs, [block(99)], GOODPUT, Bounds(), noise=0.05)
+
+    assert found.accepted
+    assert 1.0 + found.gain == pytest.approx(np.prod([1.0 + one.gain for one in pairs]) ** (1 / 6))
+    assert found.low < found.gain < found.high
+
+
+@pytest.mark.parametrize("objective", [GOODPUT, LATENCY])
+@pytest.mark.parametrize(("new", "old"), [(3.0, 2.0), (2.0, 3.0), (2.0, 2.0)])
+def test_gains_survive_their_logarithm(objective: Objective, new: float, old: float) -> None:
+    assert objective.gain_of_log(objective.log_gain(new, old)) == pytest.approx(objective.gain(new, old))
+
+
+def test_a_figure_of_zero_has_a_finite_logarithm() -> None:
+    assert GOODPUT.log_gain(3.0, 0.0) == -GOODPUT.log_gain(0.0, 3.0) == pytest.approx(np.log(100.0))
+    assert GOODPUT.log_gain(0.0, 0.0) == 0.0
 
 
 def test_a_difference_within_the_noise_is_refused() -> None:

@@ -13,17 +13,17 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import psutil
 import pytest
 from safetensors.torch import load_file, save_file
+from vllm_engines import OUTPUT_TOKENS, PROMPT, SLOTS, Engines, LoopThread, ask, has_open, reports, running, tokens_of
 
-from muai_lab.engines.base import GREEDY, PrefillChunk, Sampling, StreamedTokens
+from muai_lab.engines.base import PrefillChunk, Sampling, StreamedTokens
 from muai_lab.engines.pytorch.engine import PyTorchEngine
 from muai_lab.engines.vllm import engine as vllm_engine
 from muai_lab.engines.vllm.engine import VllmEngine
@@ -32,32 +32,9 @@ from muai_lab.errors import EngineError, InvalidRequest
 from muai_lab.models.registry import ModelSource, resolve_model
 from muai_lab.settings.schema import OptimizationSettings
 
-T = TypeVar("T")
-
-SLOTS = 8
 BLOCK_TOKENS = 128  # vLLM's on a CPU; prefixes are cached in whole blocks
-PROMPT = tuple(range(100, 140))
-OUTPUT_TOKENS = 24
 
 pytestmark = pytest.mark.timeout(300)
-
-
-class LoopThread:
-    """A loop in a thread of its own, as the stack's driver has it."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="test-loop", daemon=True)
-        self._thread.start()
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=200)
-
-    def close(self) -> None:
-        self.run(self._loop.shutdown_default_executor())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
 
 
 @pytest.fixture(scope="module")
@@ -137,41 +114,6 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
             process.kill()
 
 
-class Engines:
-    """The engine of this module; a new one after it has died."""
-
-    def __init__(self, loop: LoopThread, source: ModelSource) -> None:
-        self._loop, self._source = loop, source
-        self._engine: VllmEngine | None = None
-
-    def get(self) -> VllmEngine:
-        if self._engine is not None and not self._lives(self._engine):
-            self.close()
-        if self._engine is None:
-            settings = OptimizationSettings.model_validate({"cache": {"max_memory_mb": 256}})
-            engine = VllmEngine(self._source, settings, slots=SLOTS)
-            self._loop.run(engine.start())
-            self._engine = engine
-        return self._engine
-
-    def close(self) -> None:
-        """Close it, and see that nothing of it stays."""
-        engine, self._engine = self._engine, None
-        if engine is None:
-            return
-        processes = running(engine.pids)
-        self._loop.run(engine.close())
-        self._loop.run(engine.close())
-        assert not [process for process in processes if alive(process)]
-
-    def _lives(self, engine: VllmEngine) -> bool:
-        try:
-            self._loop.run(engine.check())
-        except EngineError:
-            return False
-        return True
-
-
 @pytest.fixture(scope="module")
 def engines(loop: LoopThread, source: ModelSource) -> Iterator[Engines]:
     engines = Engines(loop, source)
@@ -182,32 +124,6 @@ def engines(loop: LoopThread, source: ModelSource) -> Iterator[Engines]:
 @pytest.fixture
 def engine(engines: Engines) -> VllmEngine:
     return engines.get()
-
-
-def running(pids: Sequence[int]) -> list[psutil.Process]:
-    return [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
-
-
-_names = iter(range(1_000_000))
-
-
-def ask(
-    engine: VllmEngine,
-    prompt: Sequence[int] = PROMPT,
-    *,
-    max_tokens: int = OUTPUT_TOKENS,
-    ignore_eos: bool = True,
-    sampling: Sampling = GREEDY,
-) -> AsyncIterator[StreamedTokens]:
-    return engine.generate(f"r{next(_names)}", prompt, sampling, max_tokens=max_tokens, ignore_eos=ignore_eos)
-
-
-async def reports(stream: AsyncIterator[StreamedTokens]) -> list[StreamedTokens]:
-    return [report async for report in stream]
-
-
-def tokens_of(seen: Sequence[StreamedTokens]) -> list[int]:
-    return [token for report in seen for token in report.tokens]
 
 
 def test_it_says_what_serves(engine: VllmEngine) -> None:
@@ -240,7 +156,8 @@ def test_tokens_that_come_together_carry_the_engines_own_stamp(engine: VllmEngin
         began, seen = time.monotonic(), []
         async for report in ask(engine, max_tokens=400):
             seen.append((report, time.monotonic()))
-            await asyncio.sleep(0.05)  # several steps
+            if len(seen) == 3:
+                await has_open(engine, 0)  # the rest has come by then
         return began, seen
 
     began, seen = loop.run(slow_reader())
@@ -285,7 +202,7 @@ def test_a_closed_iterator_and_a_cancelled_reader_free_the_engine_at_once(engine
         for stream in streams:
             await stream.aclose()  # type: ignore[attr-defined]  # a generator
         readers = [asyncio.create_task(reports(ask(engine, max_tokens=8000))) for _ in range(SLOTS)]
-        await asyncio.sleep(0.2)
+        await has_open(engine, SLOTS)
         for reader in readers:
             reader.cancel()
         await asyncio.gather(*readers, return_exceptions=True)
@@ -404,9 +321,9 @@ def test_a_killed_engine_process_ends_every_open_request_with_an_engine_error(
 ) -> None:
     async def under_load() -> list[object]:
         readers = [asyncio.create_task(reports(ask(engine, max_tokens=8000))) for _ in range(2 * SLOTS)]
-        await asyncio.sleep(0.5)
+        await has_open(engine, 2 * SLOTS)
         os.kill(engine.pids[0], signal.SIGKILL)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             return list(await asyncio.gather(*readers, return_exceptions=True))
 
     ends = loop.run(under_load())
@@ -431,7 +348,7 @@ def test_an_engine_that_hangs_is_given_up_and_its_open_requests_end(
 
     async def hang() -> list[object]:
         readers = [asyncio.create_task(reports(ask(engine, max_tokens=8000))) for _ in range(3)]
-        await asyncio.sleep(0.5)
+        await has_open(engine, 3)
         await engine.check()  # it lives
         for pid in engine.pids:
             os.kill(pid, signal.SIGSTOP)

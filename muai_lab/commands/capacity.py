@@ -35,7 +35,7 @@ examples:
 
 def main(argv: Sequence[str]) -> int:
     """Search, print the result and where its report is; returns the exit status."""
-    args = _parser().parse_args(argv)
+    args = _parser().parse_intermixed_args(argv)
 
     def resolve(more: Mapping[str, object]) -> Resolved:
         return compose([*args.overrides, *(f"{key}={value}" for key, value in more.items())])

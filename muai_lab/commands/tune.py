@@ -36,7 +36,7 @@ examples:
 
 def main(argv: Sequence[str]) -> int:
     """Tune; returns the exit status: 0 at the end, 130 when it was interrupted (the study is kept)."""
-    args = _parser().parse_args(argv)
+    args = _parser().parse_intermixed_args(argv)
     baseline = [] if args.baseline is None else [f"config_file={_quoted(args.baseline)}"]
     resolved = compose([*args.overrides, *baseline])
     from muai_lab.commands.tune_progress import TuneProgress

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from reference_process import reference_server
+from started_command import Command
 
 from muai_lab.analysis import load_run
 
@@ -22,28 +22,19 @@ QUICK = (
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     """A server that answers after 60 ms, however many ask."""
-    command = [sys.executable, "-m", "muai_lab.load.reference_server", "--ttft-ms", "60", "--itl-ms", "1"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    yield json.loads(process.stdout.readline())["url"]
-    process.terminate()
-    process.wait()
-    process.stdout.close()
+    with reference_server("--ttft-ms", "60", "--itl-ms", "1") as (address, _):
+        yield address
 
 
-def command(url: str, *arguments: str) -> list[str]:
-    target = ("target=endpoint", f"target.url={url}/v1")
-    return [sys.executable, "-m", "muai_lab", "capacity", *target, *QUICK, *arguments]
+def capacity(folder: Path, url: str, *arguments: str) -> Command:
+    return Command(folder, "capacity", "target=endpoint", f"target.url={url}/v1", *QUICK, "--dir", "study", *arguments)
 
 
 def test_a_server_without_a_limit_is_followed_to_the_highest_rate(url: str, tmp_path: Path) -> None:
-    made = subprocess.run(
-        command(url, "slo.e2e_ms=5000", "slo.quantile=0.9", "capacity.highest_rate=40", "--dir", "study"),
-        cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False,
-    )  # fmt: skip
+    with capacity(tmp_path, url, "slo.e2e_ms=5000", "slo.quantile=0.9", "capacity.highest_rate=40") as search:
+        assert search.end() == 0, search.errors
 
-    assert made.returncode == 0, made.stderr
-    assert "keeps the promise at 40.0 requests/s, and its end was not found" in made.stdout
+    assert "keeps the promise at 40.0 requests/s, and its end was not found" in search.output
     document = json.loads((tmp_path / "study" / "capacity.json").read_text())
     assert document["status"] == "complete"
     assert [probe["rate_rps"] for probe in document["probes"]] == [20.0, 40.0]
@@ -53,13 +44,11 @@ def test_a_server_without_a_limit_is_followed_to_the_highest_rate(url: str, tmp_
 
 
 def test_a_promise_that_is_never_kept_ends_the_probes_early(url: str, tmp_path: Path) -> None:
-    made = subprocess.run(
-        command(url, "slo.e2e_ms=30", "load.duration_s=20", "capacity.lowest_rate=15", "--json", "--dir", "study"),
-        cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False,
-    )  # fmt: skip
+    hopeless = ("slo.e2e_ms=30", "load.duration_s=20", "capacity.lowest_rate=15", "--json")
+    with capacity(tmp_path, url, *hopeless) as search:
+        assert search.end() == 0, search.errors
 
-    assert made.returncode == 0, made.stderr
-    document = json.loads(made.stdout)
+    document = json.loads(search.output)
     assert document["capacity_rps"]["value"] is None
     (probe,) = document["probes"]
     assert probe["stopped"].startswith("over capacity: at least")
@@ -67,20 +56,13 @@ def test_a_promise_that_is_never_kept_ends_the_probes_early(url: str, tmp_path: 
 
 
 def test_ctrl_c_keeps_what_is_known(url: str, tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        command(url, "slo.e2e_ms=5000", "capacity.highest_rate=5000", "load.duration_s=2", "--dir", "study"),
-        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("probe 1: 40 requests/s"):
-            process.send_signal(signal.SIGINT)
-            break
-    rest = process.stderr.read()
-    process.stderr.close()
+    with capacity(tmp_path, url, "slo.e2e_ms=5000", "capacity.highest_rate=5000", "load.duration_s=2") as search:
+        search.wait_for("probe 1: 40 requests/s")
+        search.process.send_signal(signal.SIGINT)
 
-    assert process.wait(60) == 130
-    assert "partial result: study/report.html" in rest
+        assert search.end() == 130, search.errors
+
+    assert "partial result: study/report.html" in search.errors
     document = json.loads((tmp_path / "study" / "capacity.json").read_text())
     assert (document["status"], document["ended"]) == ("partial", "interrupted")
     assert len(document["probes"]) == 1

@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from muai_lab.load.reference_server import ReferenceOptions, ReferenceServer
+from reference_process import reference_server
 
 LIMIT_BYTES = 24 * 1024
 WORKER = Path(__file__).parent / "disk_full_worker.py"
 
 
-@contextmanager
-def reference_server() -> Iterator[str]:
-    """On an event loop of its own in a thread; gives its address."""
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, daemon=True).start()
-    server = ReferenceServer(ReferenceOptions(ttft_ms=2.0, itl_ms=1.0))
-    try:
-        yield asyncio.run_coroutine_threadsafe(server.start(), loop).result(10)
-    finally:
-        asyncio.run_coroutine_threadsafe(server.stop(), loop).result(10)
-        loop.call_soon_threadsafe(loop.stop)
-
-
 def test_a_run_on_a_full_disk_is_partial_and_says_why(tmp_path: Path) -> None:
-    with reference_server() as url:
+    with reference_server("--ttft-ms", "2", "--itl-ms", "1") as (url, _):
         overrides = [
             *["target=endpoint", f"target.url={url}", "target.model=reference", "workload=fixed"],
             *["workload.prompt_tokens.value=2", "workload.output_tokens.value=64", "arrival=constant"],

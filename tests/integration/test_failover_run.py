@@ -5,62 +5,40 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-import threading
 from pathlib import Path
 
 import psutil
 import pytest
+from started_command import Command
 
 from muai_lab.analysis import load_run
 
 
-def engine_core(parent: psutil.Process) -> psutil.Process:
-    """vLLM's engine process among the descendants: the one that is a child of the server and named after the engine."""
-    for process in parent.children(recursive=True):
+def engine_core(processes: list[psutil.Process]) -> psutil.Process:
+    """vLLM's engine process among them: the one that is named after the engine."""
+    for process in processes:
         if "EngineCore" in process.name() or "EngineCore" in " ".join(process.cmdline()):
             return process
-    raise AssertionError([process.cmdline() for process in parent.children(recursive=True)])
+    raise AssertionError([process.cmdline() for process in processes])
 
 
 @pytest.mark.timeout(300)
 def test_a_killed_vllm_hands_over_to_pytorch_and_loses_no_request(tmp_path: Path) -> None:
     directory = tmp_path / "run"
-    command = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "muai_lab", "run", f"hydra.run.dir={directory}"),
-            "optimization.engine_preference=[vllm,pytorch]",
-            *("workload=ragged", "arrival=closed", "arrival.concurrency=8"),
-            *("load.warmup_s=1", "load.duration_s=25", "load.drain_s=60"),
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    measuring = threading.Event()
-    errors: list[str] = []
-
-    def read() -> None:
-        assert command.stderr is not None
-        for line in command.stderr:
-            errors.append(line)
-            if "measuring" in line:
-                measuring.set()
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    assert measuring.wait(120), errors
-
-    os.kill(engine_core(psutil.Process(command.pid)).pid, signal.SIGKILL)
-    output = command.stdout.read() if command.stdout else ""
-    assert command.wait(120) == 0, errors
-    reader.join()
+    with Command(
+        tmp_path,
+        *("run", f"hydra.run.dir={directory}", "optimization.engine_preference=[vllm,pytorch]"),
+        *("workload=ragged", "arrival=closed", "arrival.concurrency=8"),
+        *("load.warmup_s=1", "load.duration_s=25", "load.drain_s=60"),
+    ) as command:
+        command.wait_for("measuring")
+        os.kill(engine_core(command.children()).pid, signal.SIGKILL)
+        assert command.end() == 0, command.errors
 
     run = load_run(directory)
     assert run.manifest["engine"]["name"] == "pytorch"
     assert run.manifest["skipped_engines"][0][0] == "vllm"
-    assert output.splitlines()[0].startswith("NOT VALID, engine changed: pytorch took over from vllm")
+    assert command.output.splitlines()[0].startswith("NOT VALID, engine changed: pytorch took over from vllm")
     statuses = run.requests["status"].value_counts().to_dict()
     assert set(statuses) <= {"ok", "error"}, statuses
     errors_seen = run.requests.loc[run.requests["status"] == "error", "error"]

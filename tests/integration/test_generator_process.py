@@ -8,17 +8,14 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
+from reference_process import SERVER, reference_server
 
 from muai_lab.load.generator import LoadPlan, run_load
 from muai_lab.load.openai_http import HttpTarget
 from muai_lab.workload.arrival import constant
 from muai_lab.workload.schedule import Schedule, ScheduledRequest
-
-SERVER = [sys.executable, "-m", "muai_lab", "reference-server"]
 
 INTERRUPTED_LOAD = """
 import json, sys
@@ -40,18 +37,6 @@ result = run_load(schedule, HttpTarget(sys.argv[1], model="reference"), plan, pr
 statuses = records_table(result.records, result.window)["status"].to_pylist()
 print(json.dumps({"interrupted": result.interrupted, "statuses": sorted(set(statuses)), "rows": len(statuses)}))
 """
-
-
-@contextmanager
-def reference_server(*options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    with subprocess.Popen([*SERVER, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            ready = json.loads(process.stdout.readline())
-            assert ready["event"] == "ready"
-            yield ready["url"], process
-        finally:
-            process.terminate()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

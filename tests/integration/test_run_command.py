@@ -6,83 +6,39 @@ import json
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
 import pytest
+from started_command import Command
 
 from muai_lab.analysis import load_run
 
 SHORT = ("engine=pytorch", "load.warmup_s=0.5", "load.duration_s=1.5", "arrival=poisson", "arrival.rate=10")
 
 
-class Command:
-    """A `run` in a process of its own, whose stages can be waited for."""
+class Run(Command):
+    """A short `run`. directory: of the run."""
 
-    def __init__(self, directory: Path, *arguments: str) -> None:
-        self.directory = directory / "run"
-        self._errors: list[str] = []
-        self._grew = threading.Condition()
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "muai_lab", "run", f"hydra.run.dir={self.directory}", *SHORT, *arguments],
-            cwd=directory,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            with self._grew:
-                self._errors.append(line)
-                self._grew.notify_all()
-
-    def wait_for(self, text: str) -> None:
-        """Block until a line with `text` was printed on stderr."""
-        with self._grew:
-            assert self._grew.wait_for(lambda: any(text in line for line in self._errors), timeout=60), self.errors
-
-    def end(self) -> int:
-        """Wait for the end; returns the exit status."""
-        assert self.process.stdout is not None
-        self.output = self.process.stdout.read()
-        status = self.process.wait(60)
-        self._reader.join()
-        assert self.process.stderr is not None
-        self.process.stdout.close()
-        self.process.stderr.close()
-        return status
-
-    @property
-    def errors(self) -> str:
-        return "".join(self._errors)
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        self.directory = folder / "run"
+        super().__init__(folder, "run", f"hydra.run.dir={self.directory}", *SHORT, *arguments)
 
     @property
     def manifest(self) -> dict:
         return json.loads((self.directory / "manifest.json").read_text())
 
-    def children(self) -> list[psutil.Process]:
-        return psutil.Process(self.process.pid).children(recursive=True)
-
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator:
-    commands = []
+def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
+    with ExitStack() as started:
 
-    def run(*arguments: str) -> Command:
-        commands.append(Command(tmp_path, *arguments))
-        return commands[-1]
+        def run(*arguments: str) -> Run:
+            return started.enter_context(Run(tmp_path, *arguments))
 
-    yield run
-    for command in commands:
-        if command.process.poll() is None:
-            command.process.kill()
-            command.end()
+        yield run
 
 
 def gone(processes: list[psutil.Process]) -> bool:

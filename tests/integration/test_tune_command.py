@@ -6,12 +6,13 @@ import json
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
 import pytest
+from started_command import Command
 
 from muai_lab.models.registry import context_tokens, resolve_model
 from muai_lab.models.tokenizer import load_tokenizer
@@ -45,64 +46,16 @@ SETTINGS = LabSettings.model_validate(
 )
 
 
-class Tuning:
-    """A `tune` in a process of its own, whose lines can be waited for."""
-
-    def __init__(self, folder: Path, *arguments: str) -> None:
-        (folder / "space.yaml").write_text(SPACE)
-        self._lines: list[str] = []
-        self._grew = threading.Condition()
-        self.process = subprocess.Popen(
-            [
-                *(sys.executable, "-m", "muai_lab", "tune", *SHORT),
-                *("tuning.study=study", "tuning.search_space=space.yaml", *arguments),
-            ],
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            with self._grew:
-                self._lines.append(line)
-                self._grew.notify_all()
-
-    @property
-    def output(self) -> str:
-        return "".join(self._lines)
-
-    def wait_for(self, text: str) -> None:
-        with self._grew:
-            assert self._grew.wait_for(lambda: text in self.output, timeout=90), self.output
-
-    def end(self) -> int:
-        status = self.process.wait(100)
-        self._reader.join()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-        return status
-
-
 @pytest.fixture
-def tune(tmp_path: Path) -> Iterator:
-    started = []
+def tune(tmp_path: Path) -> Iterator[Callable[..., Command]]:
+    (tmp_path / "space.yaml").write_text(SPACE)
+    with ExitStack() as started:
 
-    def start(*arguments: str) -> Tuning:
-        started.append(Tuning(tmp_path, *arguments))
-        return started[-1]
+        def start(*arguments: str) -> Command:
+            study = ("tuning.study=study", "tuning.search_space=space.yaml")
+            return started.enter_context(Command(tmp_path, "tune", *SHORT, *study, *arguments))
 
-    yield start
-    for tuning in started:
-        if tuning.process.poll() is None:
-            for child in psutil.Process(tuning.process.pid).children(recursive=True):
-                child.kill()
-            tuning.process.kill()
-            tuning.end()
+        yield start
 
 
 def test_a_search_goes_on_after_a_kill_and_leaves_a_file_and_a_report(tune, tmp_path: Path) -> None:
@@ -115,8 +68,8 @@ def test_a_search_goes_on_after_a_kill_and_leaves_a_file_and_a_report(tune, tmp_
 
     second = tune("tuning.n_trials=4", "tuning.confirm=false")
 
-    assert second.end() == 0, second.output
-    assert "trial 0:" not in second.output
+    assert second.end() == 0, second.everything
+    assert "trial 0:" not in second.everything
     result = read_result(tmp_path / "study")
     assert result.verdict == "unconfirmed"
     assert result.engines[0].trials >= 4
@@ -141,9 +94,9 @@ def test_ctrl_c_stops_after_the_block_and_offers_the_best_as_unconfirmed(tune, t
 
     tuning.process.send_signal(signal.SIGINT)
 
-    assert tuning.end() == 130, tuning.output
-    assert "Traceback" not in tuning.output
-    assert "stopped before it was confirmed" in tuning.output
+    assert tuning.end() == 130, tuning.everything
+    assert "Traceback" not in tuning.everything
+    assert "stopped before it was confirmed" in tuning.everything
     assert (tmp_path / "study" / "report.html").is_file()
     assert not psutil.pid_exists(tuning.process.pid) or not psutil.Process(tuning.process.pid).children()
 
@@ -163,10 +116,10 @@ def test_ctrl_c_stops_after_the_block_and_offers_the_best_as_unconfirmed(tune, t
 def test_a_mistake_is_answered_with_what_would_be_right(tune, arguments: tuple[str, ...], told: str) -> None:
     tuning = tune(*arguments)
 
-    assert tuning.end() == 2, tuning.output
-    assert told in tuning.output
-    assert "secret" not in tuning.output
-    assert "Traceback" not in tuning.output
+    assert tuning.end() == 2, tuning.everything
+    assert told in tuning.everything
+    assert "secret" not in tuning.everything
+    assert "Traceback" not in tuning.everything
 
 
 @pytest.fixture(scope="module")

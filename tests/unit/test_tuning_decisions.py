@@ -195,11 +195,11 @@ def test_a_real_gain_is_confirmed_on_fresh_blocks_in_turns() -> None:
     assert sizes == [32, 8, 8, 32] * 3
 
 
-def test_a_pair_in_which_the_present_configuration_broke_down_does_not_hide_a_gain_that_all_pairs_show() -> None:
+def test_a_pair_in_which_the_present_configuration_was_slow_does_not_hide_a_gain_that_all_pairs_show() -> None:
     def pair(present: float, winner: float) -> Pair:
         return Pair(present, winner, GOODPUT.gain(winner, present), ((present, winner),) * 3, winner_first=False)
 
-    pairs = [pair(10.0, 10.0 * factor) for factor in (4.94, 1.50, 1.40, 1.33, 1.46, 1.28)]
+    pairs = [pair(10.0, 10.0 * factor) for factor in (3.2, 1.50, 1.40, 1.33, 1.46, 1.28)]
 
     found = judge_pairs(pairs, [block(99)], GOODPUT, Bounds(), noise=0.05)
 
@@ -215,7 +215,8 @@ def test_gains_survive_their_logarithm(objective: Objective, new: float, old: fl
 
 
 def test_a_figure_of_zero_has_a_finite_logarithm() -> None:
-    assert GOODPUT.log_gain(3.0, 0.0) == -GOODPUT.log_gain(0.0, 3.0) == pytest.approx(np.log(100.0))
+    assert GOODPUT.log_gain(3.0, 0.0) == pytest.approx(np.log(100.0))
+    assert GOODPUT.log_gain(0.0, 3.0) == pytest.approx(-np.log(100.0))
     assert GOODPUT.log_gain(0.0, 0.0) == 0.0
 
 

@@ -27,10 +27,20 @@ MIB = 1024 * 1024
 SAMPLES = 10
 
 
+CACHE_MB = 64  # full after the warm-up: a larger prefix cache would fill up while memory is watched
+
+
 @contextmanager
 def server(engine: str) -> Iterator[dict[str, Any]]:
     """A server process; gives what it said when it was ready."""
-    command = [sys.executable, "-m", "muai_lab", "serve", f"engine={engine}"]
+    command = [
+        sys.executable,
+        "-m",
+        "muai_lab",
+        "serve",
+        f"engine={engine}",
+        f"optimization.cache.max_memory_mb={CACHE_MB}",
+    ]
     for part in ("server", "prometheus"):
         command += [f"monitoring.{part}.host=127.0.0.1", f"monitoring.{part}.port=0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:

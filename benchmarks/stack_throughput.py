@@ -57,7 +57,12 @@ class Stack:
 
     def __init__(self, streams: int) -> None:
         optimization = OptimizationSettings.model_validate(
-            {"engine_preference": ["pytorch"], "pytorch": {"device": "cpu"}, "batcher": {"max_batch_size": streams}}
+            {
+                "engine_preference": ["pytorch"],
+                "cache": {"enabled": False},
+                "pytorch": {"device": "cpu"},
+                "batcher": {"max_batch_size": streams},
+            }
         )
         self._stack = InferenceStack.open(optimization, MODEL)
         self._streams = streams

@@ -142,7 +142,7 @@ class Silent:
     def begins(self, draft: Draft) -> None:
         pass
 
-    def ended(self, record: TrialRecord, best: Standing | None) -> None:
+    def ended(self, record: TrialRecord, best: Standing | None, done: int) -> None:
         pass
 
 

@@ -39,18 +39,21 @@ def main(argv: Sequence[str]) -> int:
     args = _parser().parse_intermixed_args(argv)
     baseline = [] if args.baseline is None else [f"config_file={_quoted(args.baseline)}"]
     resolved = compose([*args.overrides, *baseline])
-    from muai_lab.commands.tune_progress import TuneProgress
+    from muai_lab.commands.tune_progress import TuneProgress, forecast
     from muai_lab.tuning.export import EXPORTED, UNCONFIRMED
     from muai_lab.tuning.measure import Switch
     from muai_lab.tuning.report import REPORT
-    from muai_lab.tuning.tuner import study_directory, tune
+    from muai_lab.tuning.storage import study_directory
+    from muai_lab.tuning.tuner import tune
 
     directory = study_directory(resolved.settings.tuning.study)
     messages, output = Console(stderr=True), Console()
     switch = Switch()
-    messages.print(f"study: {directory}", markup=False, highlight=False, soft_wrap=True)
+    progress = TuneProgress(messages, resolved.settings)
+    for line in (f"study: {directory}", forecast(resolved.settings.tuning)):
+        messages.print(line, markup=False, highlight=False, soft_wrap=True)
     with _stopped_by_interrupt(switch, messages):
-        result = tune(resolved, directory, TuneProgress(messages), switch)
+        result = tune(resolved, directory, progress, switch)
     lines = [f"{result.verdict}: {result.reason}"]
     if result.missed is not None:
         lines.append(result.missed)

@@ -55,7 +55,7 @@ class TuningSettings(Section):
     sampler: Literal["tpe", "gp", "cmaes", "random"] = setting(
         "tpe",
         "How points are proposed: tree-structured Parzen estimators, a Gaussian process (sees only keys without a "
-        "condition), CMA-ES (numbers only, the rest at random), or at random.",
+        "condition), CMA-ES (numbers only, the rest at random; does not learn from missed bounds), or at random.",
     )
     n_trials: int = setting(40, "Most trials that are measured, for each engine.", unit="trials", ge=1)
     timeout_s: float | None = setting(

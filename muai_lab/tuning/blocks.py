@@ -49,6 +49,11 @@ class LoadBlocks:
         """Prompts of the search's blocks, for the comparison of greedy tokens."""
         return contexts_of(self.block(number) for number in range(self._settings.tuning.blocks))
 
+    @cached_property
+    def fixed(self) -> bool:
+        """Whether every request has a time of its own, so that no configuration can be offered more than another."""
+        return int(self.block(0).table["intended_s"].null_count) == 0
+
     def hash(self) -> str:
         """Of the search's blocks: equal hashes are equal loads."""
         numbers = range(self._settings.tuning.blocks)

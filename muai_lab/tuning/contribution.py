@@ -21,6 +21,8 @@ from muai_lab.tuning.objective import Bounds, Objective, total_violation
 from muai_lab.tuning.search_space import Point, SearchSpace, Value, value_at, with_values
 
 _REPEATS = 2
+# Fewer blocks than this decide nothing after the first repeat.
+_ENOUGH_BLOCKS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,7 @@ def _try_without(
     except SettingsError:
         return outcome(True, "goes with another change: alone its present value would contradict it")
     try:
-        gains, broken = _compare(arena, with_it, without_it, objective, bounds, switch, blocks)
+        gains, broken = _compare(arena, with_it, without_it, objective, bounds, switch, blocks, noise)
     except ConfigurationFailed as error:
         if not _serves(arena, with_it):
             raise
@@ -141,20 +143,31 @@ def _compare(
     bounds: Bounds,
     switch: Switch,
     blocks: int,
+    noise: float,
 ) -> tuple[list[float], bool]:
-    """Gain on each block of having the change, and whether only the change keeps the bounds."""
+    """Gain on each block of having the change, and whether only the change keeps the bounds.
+
+    The second repeat, in the other order, is left out where the first leaves no doubt on which side of the noise it is.
+    """
     runs: dict[bool, list[list[BlockResult]]] = {True: [], False: []}
+    gains: list[float] = []
     for repeat in range(_REPEATS):
         for has_it in (True, False) if repeat % 2 == 0 else (False, True):
             arm = with_it if has_it else without_it
             runs[has_it].append(measure(arena, arm, range(blocks), switch).blocks)
-    gains = []
-    for ours, theirs in zip(runs[True], runs[False], strict=True):
-        pairs = zip(objective.per_block(ours), objective.per_block(theirs), strict=True)
-        gains += [objective.gain(new, old) for new, old in pairs]
+        new, old = ([value for run in runs[has_it] for value in objective.per_block(run)] for has_it in (True, False))
+        gains = objective.gains(new, old)
+        if len(gains) >= _ENOUGH_BLOCKS and _beyond_doubt(gains, noise):
+            break
     seen = {has_it: [block for run in found for block in run] for has_it, found in runs.items()}
     missed = {has_it: total_violation(bounds.violations(found, None)) for has_it, found in seen.items()}
     return gains, missed[False] > 0.0 >= missed[True]
+
+
+def _beyond_doubt(gains: Sequence[float], noise: float) -> bool:
+    """Whether the whole interval lies far above the noise, or below 0."""
+    mean, _ = mean_change(np.array(gains), 0.0)
+    return mean.low is not None and mean.high is not None and (mean.low > 2.0 * noise or mean.high < 0.0)
 
 
 def _serves(arena: Arena, optimization: OptimizationSettings) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from textwrap import wrap
 
+from muai_lab.analysis.wording import plural
 from muai_lab.errors import RunError
 from muai_lab.settings.catalogue import keys_by_path, show
 from muai_lab.settings.dump import dump_optimization_yaml
@@ -78,6 +79,11 @@ def _header(present: LabSettings, result: TuningResult) -> list[str]:
         interval = f"{confirmation.low:+.1%} to {confirmation.high:+.1%}, 95 % interval"
         pairs = f"{len(confirmation.pairs)} pairs of runs"
         lines.append(_fact("gain", f"{confirmation.gain:+.1%} {result.objective} ({interval}, {pairs})"))
+        if confirmation.attainment is not None:
+            lines.append(_fact("promise", f"kept by {confirmation.attainment:.1%} of its requests there"))
+    if result.noise is not None:
+        repeats = f"by {plural(result.noise_samples, 'repeat')}" if result.noise_samples else "assumed"
+        lines.append(_fact("noise", f"runs of one configuration differ by {result.noise:.1%} ({repeats})"))
     lines += [_fact(name, value) for name, value in result.facts.items()]
     if result.changes or result.engine_preference is not None:
         lines.append("# changed:")

@@ -215,11 +215,13 @@ def _look(trial: TrialRecord) -> str:
 
 
 def _best_so_far(trials: Sequence[TrialRecord], objective: Objective) -> list[float]:
-    """The best measured value that keeps every bound, after each trial; NaN while there is none."""
+    """The best measured value that keeps every bound, or of all where none ever does, after each trial; NaN before."""
     best: list[float] = []
+    bound = any(trial.outcome == "measured" and trial.feasible for trial in trials)
     for trial in trials:
         before = best[-1] if best else float("nan")
-        value = _value(trial) if trial.outcome == "measured" and trial.feasible else float("nan")
+        counts = trial.outcome == "measured" and (trial.feasible or not bound)
+        value = _value(trial) if counts else float("nan")
         both: Any = (before, value)
         best.append(float(np.fmax(*both) if objective.larger_is_better else np.fmin(*both)))
     return best

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Literal
 
 import numpy as np
@@ -38,6 +39,11 @@ class Objective:
         if old == 0.0:
             return math.copysign(1.0, change) if change else 0.0
         return change / abs(old)
+
+    def gains(self, new: Sequence[float], old: Sequence[float]) -> list[float]:
+        """The gain of each pair, relative to the mean of all of `old`: single blocks may well be 0."""
+        level = fmean(old)
+        return [self.gain(level + after - before, level) for after, before in zip(new, old, strict=True)]
 
     def log_gain(self, new: float, old: float) -> float:
         """Logarithm of the factor by which `new` is better than `old`; factors beyond a hundred count as a hundred."""

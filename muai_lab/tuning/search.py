@@ -12,7 +12,7 @@ from muai_lab.errors import RunError, SettingsError
 from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.settings.tuning import TuningSettings
 from muai_lab.tuning.arena import Arena, ConfigurationFailed
-from muai_lab.tuning.block import BlockResult
+from muai_lab.tuning.block import BlockResult, attainment
 from muai_lab.tuning.measure import Interrupted, Switch, Unmeasurable, measure
 from muai_lab.tuning.objective import Bounds, Objective
 from muai_lab.tuning.pruning import Reference, behind, promise_lost
@@ -38,6 +38,10 @@ _REJECTIONS = 200
 _FINALISTS = 3
 
 
+class EngineUnmeasurable(RunError):
+    """Nothing can be learnt about an engine here: its present configuration fails, or every one does."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rejection:
     """A configuration that need not be measured. excess: by how much it misses, 1 is as bad as can be."""
@@ -56,8 +60,8 @@ class SearchWatcher(Protocol):
     def begins(self, draft: Draft) -> None:
         """A trial is about to be measured."""
 
-    def ended(self, record: TrialRecord, best: Standing | None) -> None:
-        """A trial has ended; best: the best so far."""
+    def ended(self, record: TrialRecord, best: Standing | None, done: int) -> None:
+        """A trial has ended; best: the best so far. done: trials of the study that count towards its budget."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +85,8 @@ class Plan:
 class Search:
     """Works on a study until it is done; other processes may work on the same one.
 
-    screen: refuses configurations by calculation. clock: monotonic seconds.
+    screen: refuses configurations by calculation. fixed_load: whether the same requests are due whatever serves them.
+    clock: monotonic seconds.
     """
 
     def __init__(
@@ -96,6 +101,7 @@ class Search:
         switch: Switch,
         *,
         screen: Screen = lambda optimization: None,
+        fixed_load: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._study = study
@@ -107,6 +113,7 @@ class Search:
         self._watcher = watcher
         self._switch = switch
         self._screen = screen
+        self._fixed_load = fixed_load
         self._clock = clock
         self._began = clock()
         self._repeats = 0
@@ -115,7 +122,7 @@ class Search:
     def run(self) -> str:
         """Search; returns why it stopped.
 
-        Raises Interrupted; RunError when the present configuration cannot be measured, or when nothing serves.
+        Raises Interrupted; EngineUnmeasurable when the present configuration cannot be measured, or nothing serves.
         """
         while (reason := self._stop_reason()) is None:
             self._switch.check()
@@ -145,7 +152,7 @@ class Search:
             raise
         record = replace(record, seconds=time.perf_counter() - began)
         self._study.finish(draft, record)
-        self._watcher.ended(record, self.best())
+        self._watcher.ended(record, self.best(), sum(trial.outcome in TOOK_TIME for trial in self._study.records()))
         self._check_start(record)
         return record
 
@@ -270,11 +277,28 @@ class Search:
         without = trials_without_gain(trials, self._objectives[0], noise)
         if without >= plan.patience and len(took_time) > plan.startup_trials:
             return f"none of the last {without} configurations gained more than twice the noise ({2 * noise:.1%})"
+        if (all_kept := self._nothing_to_gain()) is not None:
+            return all_kept
         if self._rejections >= _REJECTIONS:
             return f"{self._rejections} configurations in a row were refused by calculation"
         if self._repeats >= _REPEATS and not self._queue_an_unknown_point():
             return "every point of the space was measured"
         return None
+
+    def _nothing_to_gain(self) -> str | None:
+        """Why nobody can do better than the best by more than the noise: it keeps the promise for the whole load."""
+        best = self.best()
+        if not self._fixed_load or [one.name for one in self._objectives] != ["goodput"]:
+            return None
+        if best is None or not best.feasible or len(best.runs) < 2:
+            return None
+        kept = attainment([block for run in best.runs for block in run.blocks])
+        if 1.0 - kept > self.noise().run:
+            return None
+        return (
+            f"{kept:.1%} of the offered requests ({best.value:.3g} a second) are kept to the promise, so that no "
+            "configuration can do better by more than the noise: raise arrival.rate, or use arrival=closed"
+        )
 
     def _queue_an_unknown_point(self) -> bool:
         """Queue the point nearest to the best so far that was not measured; False where there is none left.
@@ -301,7 +325,9 @@ class Search:
                 if record.outcome == "unmeasurable"
                 else "mend it first; `run` with the same arguments shows more"
             )
-            raise RunError(f"the present configuration cannot be measured: {record.reason}; {advice}")
+            raise EngineUnmeasurable(f"the present configuration cannot be measured: {record.reason}; {advice}")
         ended = [trial for trial in self._study.records() if trial.outcome in (*TOOK_TIME, "unmeasurable")]
         if len(ended) >= _CRASHES and all(trial.outcome in ("crashed", "unmeasurable") for trial in ended):
-            raise RunError(f"the first {len(ended)} configurations could not be measured; the last: {record.reason}")
+            raise EngineUnmeasurable(
+                f"the first {len(ended)} configurations could not be measured; the last: {record.reason}"
+            )

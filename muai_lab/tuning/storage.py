@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,14 @@ _PATIENCE_S = 60
 _CONNECT_TIMEOUT_S = 10
 # Of PostgreSQL's advisory lock: any number that nobody else uses in this database.
 _OPENING = 0x4D75_4149
+
+
+def study_directory(configured: str | None, now: datetime | None = None) -> Path:
+    """Where a study lives; configured: `tuning.study`."""
+    if configured is not None:
+        return Path(configured)
+    at = now or datetime.now()  # noqa: DTZ005 (a folder's name is for people of this place)
+    return Path("studies") / at.strftime("%Y-%m-%d") / at.strftime("%H-%M-%S")
 
 
 def storage_url(directory: Path, configured: str | None) -> str:
@@ -104,9 +113,12 @@ def storage_errors(url: str) -> Iterator[None]:
 
     try:
         yield
-    except ModuleNotFoundError as error:
+    except ImportError as error:
+        # Optuna turns the driver's ModuleNotFoundError into an ImportError without a name.
+        missing = error.name or getattr(error.__cause__ or error.__context__, "name", None) or "that is its driver"
         raise RunError(
-            f"the database {shown(url)} needs the Python package {error.name}: install muai-lab[postgres]"
+            f"the database {shown(url)} needs the Python package {missing}, which is not installed; muai-lab[postgres] "
+            "brings what postgresql:// needs"
         ) from error
     except (optuna.exceptions.StorageInternalError, SQLAlchemyError) as error:
         cause = error.__cause__ or error

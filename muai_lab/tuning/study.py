@@ -154,7 +154,9 @@ class TuningStudy:
         teach the sampler nothing; what says nothing about the configuration is told as failed for the same reason.
         """
         trial = draft.trial
-        with storage_errors(self._url):
+        with storage_errors(self._url), warnings.catch_warnings():
+            # CMA-ES says at each trial that it does not look at the violations; others read them too.
+            warnings.filterwarnings("ignore", message="Constraints have been set, but CmaEsSampler")
             try:
                 for name, violation in record.violations.items():
                     trial.set_constraint(name, violation)

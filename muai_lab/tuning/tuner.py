@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from muai_lab.analysis.wording import plural
 from muai_lab.engines.catalogue import ENGINES
 from muai_lab.errors import RunError
 from muai_lab.experiment.provenance import hardware
@@ -31,7 +31,7 @@ from muai_lab.tuning.memory_model import ModelShape, capacity_of, memory_screen
 from muai_lab.tuning.objective import Bounds, objectives_of
 from muai_lab.tuning.quality import may_change_outputs
 from muai_lab.tuning.result import PRESENT, EngineStudy, TuningResult, write_result
-from muai_lab.tuning.search import Plan, Search, SearchWatcher
+from muai_lab.tuning.search import EngineUnmeasurable, Plan, Search, SearchWatcher
 from muai_lab.tuning.search_space import Point, SearchSpace
 from muai_lab.tuning.server_arena import ServerArena, reference_tokens
 from muai_lab.tuning.storage import shown, storage_url
@@ -116,7 +116,10 @@ class _Tuner:
         )
         try:
             for engine, space in spaces.items():
-                self._search(engine, space, source)
+                try:
+                    self._search(engine, space, source)
+                except EngineUnmeasurable as error:
+                    self._leave_out(engine, error, last=not self._searched and engine == list(spaces)[-1])
             return self._conclude()
         except Interrupted:
             return self._stop_early()
@@ -171,11 +174,23 @@ class _Tuner:
                 _Noting(watcher, partial(self._note_best, engine, space, present)),
                 self._switch,
                 screen=screen,
+                fixed_load=self._blocks.fixed,
             )
             self._searched.append(_Searched(engine, study, space, present, "interrupted"))
-            stopped = search.run()
+            try:
+                stopped = search.run()
+            except EngineUnmeasurable:
+                self._searched.pop()
+                raise
         self._searched[-1] = _Searched(engine, study, space, present, stopped)
         watcher.stage(f"the search on {engine} is over: {stopped}")
+
+    def _leave_out(self, engine: EngineName, error: EngineUnmeasurable, *, last: bool) -> None:
+        """Go on with the other engines, unless there is none."""
+        if last:
+            raise error
+        self._engines.append(EngineStudy(engine, skipped=str(error)))
+        self._watcher.stage(f"going on without {engine}: {error}")
 
     def _conclude(self) -> TuningResult:
         """From the searches to the file."""
@@ -194,11 +209,14 @@ class _Tuner:
         moves_engine = searched.engine != self._serving_today()
         found = changes(searched.space, searched.present, standing.point)
         if not found and not moves_engine:
-            reason = "the present configuration is the best that was found"
-            return self._end("nothing better", reason if missed is None else f"{reason}, and {missed}", missed=missed)
+            reason = f"the present configuration is the best that was found ({searched.stopped})"
+            return self._end("nothing better", reason, missed=missed)
+        if missed is not None and standing.violation > 2.0 * noise.run:
+            reason = "nothing keeps the promise, so that nothing could be confirmed; lower the load or relax the slo"
+            return self._end("refused", reason, missed=missed, changes={}, engine_preference=None)
         kept, contributions = found, list[Contribution]()
         if found:
-            self._watcher.stage(f"what each of {len(found)} changes is worth by itself")
+            self._watcher.stage(f"what each of {plural(len(found), 'change')} is worth by itself")
             with self._arena(searched.engine, searched.space, bounds) as arena:
                 kept, contributions = earn(
                     arena,
@@ -374,16 +392,8 @@ class _Noting:
     def begins(self, draft: Draft) -> None:
         self._watcher.begins(draft)
 
-    def ended(self, record: TrialRecord, best: Standing | None) -> None:
-        self._watcher.ended(record, best)
+    def ended(self, record: TrialRecord, best: Standing | None, done: int) -> None:
+        self._watcher.ended(record, best, done)
         if best is not None and best.number != self._best:
             self._best = best.number
             self._note(best)
-
-
-def study_directory(configured: str | None, now: datetime | None = None) -> Path:
-    """Where a study lives; configured: `tuning.study`."""
-    if configured is not None:
-        return Path(configured)
-    at = now or datetime.now()  # noqa: DTZ005 (a folder's name is for people of this place)
-    return Path("studies") / at.strftime("%Y-%m-%d") / at.strftime("%H-%M-%S")

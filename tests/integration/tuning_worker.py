@@ -44,7 +44,7 @@ class Printing:
     def begins(self, draft: Draft) -> None:
         print(f"begins {draft.trial.number}", flush=True)  # noqa: T201 (the test reads it)
 
-    def ended(self, record: TrialRecord, best: Standing | None) -> None:
+    def ended(self, record: TrialRecord, best: Standing | None, done: int) -> None:
         print(f"ended {record.number} {record.outcome}", flush=True)  # noqa: T201 (the test reads it)
 
 

@@ -174,6 +174,15 @@ def test_a_change_without_which_nothing_serves_stays() -> None:
     assert "does not serve: out of memory" in found[SIZE].reason
 
 
+@pytest.mark.parametrize(("present", "runs"), [(0.6, 2), (0.9, 4)])
+def test_a_clear_difference_is_measured_once_and_a_small_one_twice(present: float, runs: int) -> None:
+    arena = FakeArena(lambda found: 0.9 if found.batcher.max_batch_size == 8 else present, noise=0.002)
+
+    earn(arena, SPACE, PRESENT, {SIZE: 8, CACHE: False}, GOODPUT, Bounds(), Switch(), blocks=4, noise=0.01)
+
+    assert len(arena.replayed) == 4 * (runs + 4)  # the cache makes no difference
+
+
 def confirmed(share, noise: float = 0.01, bounds: Bounds | None = None):  # type: ignore[no-untyped-def]
     arena = FakeArena(share, noise=0.01)
     winner = OptimizationSettings.model_validate({"batcher": {"max_batch_size": 8}})
@@ -276,3 +285,11 @@ def test_the_embedded_model_s_shape_is_read_from_its_files(embedded_cache) -> No
     assert shape is not None
     assert 1_000_000 < shape.parameters < 20_000_000
     assert shape.max_positions > 0
+
+
+def test_gains_of_blocks_are_relative_to_their_mean_so_that_a_block_may_be_empty() -> None:
+    old, new = [10.0, 130.0, 130.0, 130.0], [160.0, 160.0, 160.0, 160.0]
+
+    assert GOODPUT.gains(new, old) == pytest.approx([1.5, 0.3, 0.3, 0.3])
+    assert LATENCY.gains([1.0], [2.0]) == pytest.approx([0.5])
+    assert GOODPUT.gains([1.0, 0.0], [0.0, 0.0]) == [1.0, 0.0]

@@ -90,6 +90,8 @@ def test_the_header_says_what_the_file_rests_on(study: Path) -> None:
     text = "\n".join(header)
     assert "confirmed by measurement" in header[0]
     assert "gain: +20.0% goodput (+15.0% to +25.0%, 95 % interval, 6 pairs of runs)" in text
+    assert "promise: kept by 99.5% of its requests there" in text
+    assert "noise: runs of one configuration differ by 1.0% (by 4 repeats)" in text
     assert "workload: chat; hash 0123" in text
     assert f"{SIZE}: 32 -> 8  (+20.0%, +15.0% to +25.0%)" in text
     assert "s3cr3t" not in target.read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.tuning import storage
 from muai_lab.tuning.measure import Interrupted, Switch
 from muai_lab.tuning.objective import Bounds, objectives_of
-from muai_lab.tuning.search import Plan, Rejection, Search
+from muai_lab.tuning.search import EngineUnmeasurable, Plan, Rejection, Search
 from muai_lab.tuning.space_file import space_of
 from muai_lab.tuning.storage import IN_MEMORY, storage_url
 from muai_lab.tuning.study import TuningStudy
@@ -40,18 +40,20 @@ class Bench:
         space = SPACE.including(PRESENT)
         screen = plan.pop("screen", lambda optimization: None)
         bounds = plan.pop("bounds", Bounds())
-        seed = plan.pop("seed", 0)
+        seed, sampler = plan.pop("seed", 0), plan.pop("sampler", "tpe")
+        fixed_load = plan.pop("fixed_load", False)
         defaults = Plan(
             n_trials=30, timeout_s=None, patience=30, startup_trials=6, blocks=4, incumbent_every=8, pruning=True
         )
         self.plan = Plan(**{name: plan.get(name, getattr(defaults, name)) for name in Plan.__slots__})
         self.study = TuningStudy.open(
-            url, "study", {"workload": "chat"}, space, PRESENT, objectives, seed=seed,
+            url, "study", {"workload": "chat"}, space, PRESENT, objectives, sampler=sampler, seed=seed,
             startup_trials=self.plan.startup_trials,
         )  # fmt: skip
         self.search = Search(
-            self.study, arena, PRESENT, objectives, bounds, self.plan, self.watcher, self.switch, screen=screen
-        )
+            self.study, arena, PRESENT, objectives, bounds, self.plan, self.watcher, self.switch, screen=screen,
+            fixed_load=fixed_load,
+        )  # fmt: skip
 
     @property
     def best(self) -> dict[str, Any]:
@@ -69,6 +71,40 @@ def test_it_finds_the_best_of_a_small_space_and_measures_the_present_configurati
     assert bench.best == {SIZE: 8, HOLD: 0}
     first = bench.study.records()[0]
     assert (first.kind, first.point) == ("present", {SIZE: 32, HOLD: 50})
+
+
+@pytest.mark.parametrize("sampler", ["gp", "cmaes", "random"])
+def test_every_sampler_comes_to_a_good_point(sampler: str) -> None:
+    bench = Bench(FakeArena(peak_at_eight), sampler=sampler, n_trials=14)
+
+    bench.search.run()
+
+    found = bench.search.best()
+    present = bench.study.records()[0]
+    assert found is not None
+    assert present.values is not None
+    assert found.value > 1.2 * present.values[0]
+
+
+def test_a_load_that_is_kept_to_the_promise_ends_the_search_at_once() -> None:
+    bench = Bench(FakeArena(lambda optimization: 2.0), bounds=Bounds(quantile=0.99), fixed_load=True)
+
+    reason = bench.search.run()
+
+    assert "raise arrival.rate" in reason
+    assert [record.kind for record in bench.study.records()] == ["present", "again"]
+
+
+def test_in_a_closed_loop_the_search_goes_on_for_more() -> None:
+    bench = Bench(FakeArena(lambda optimization: 2.0), bounds=Bounds(quantile=0.99), n_trials=6, startup_trials=2)
+
+    assert "tuning.n_trials" in bench.search.run()
+
+
+def test_a_limit_of_time_ends_the_search() -> None:
+    bench = Bench(FakeArena(peak_at_eight), timeout_s=0.0)
+
+    assert "tuning.timeout_s" in bench.search.run()
 
 
 def test_every_trial_sees_the_same_blocks_in_the_same_order() -> None:
@@ -180,7 +216,7 @@ def test_runs_that_measure_the_load_generator_are_no_samples() -> None:
 def test_a_present_configuration_that_does_not_serve_ends_the_search_at_once() -> None:
     bench = Bench(FakeArena(peak_at_eight, failing=lambda optimization: True))
 
-    with pytest.raises(RunError, match="present configuration cannot be measured: out of memory"):
+    with pytest.raises(EngineUnmeasurable, match="present configuration cannot be measured: out of memory"):
         bench.search.run()
 
 

@@ -75,5 +75,5 @@ class SilentWatcher:
     def begins(self, draft: Any) -> None:
         pass
 
-    def ended(self, record: Any, best: Any) -> None:
+    def ended(self, record: Any, best: Any, done: int) -> None:
         self.records.append(record)

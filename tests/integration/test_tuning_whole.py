@@ -1,0 +1,102 @@
+"""A tuning from settings to file and report, on arenas whose answer is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from muai_lab.settings.compose import compose
+from muai_lab.settings.load import load_settings
+from muai_lab.settings.schema import OptimizationSettings
+from muai_lab.tuning import tuner
+from muai_lab.tuning.export import EXPORTED
+from muai_lab.tuning.measure import Switch
+from muai_lab.tuning.report import REPORT
+from muai_lab.tuning.result import EngineStudy, TuningResult, read_result
+from muai_lab.tuning.search import EngineUnmeasurable
+from muai_lab.tuning.space_file import space_of
+from tests.unit.tuning_fakes import FakeArena, SilentWatcher
+
+SIZE, HOLD = "optimization.batcher.max_batch_size", "optimization.batcher.batch_timeout_ms"
+SPACE = space_of({SIZE: {"choices": [4, 8, 16, 32]}, HOLD: {"low": 0, "high": 50, "step": 25}})
+BUDGET = ("tuning.n_trials=8", "tuning.startup_trials=4", "tuning.blocks=4", "tuning.block_s=0.2", "tuning.lead_in_s=0")
+
+
+class Telling(SilentWatcher):
+    """Keeps the stages too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages: list[str] = []
+
+    def stage(self, what: str) -> None:
+        self.stages.append(what)
+
+    def tried(self, contribution: Any) -> None:
+        pass
+
+    def compared(self, number: int, of: int, pair: Any) -> None:
+        pass
+
+
+def eight_is_best(optimization: OptimizationSettings) -> float:
+    return 0.9 if optimization.batcher.max_batch_size == 8 else 0.6
+
+
+@pytest.fixture
+def tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[TuningResult, Telling]]:
+    """Tune with an arena in the server's place; the search spaces and the engines that serve are given too."""
+
+    def run(
+        arena: Callable[[], FakeArena], *overrides: str, engines: tuple[str, ...] = ("onnx",)
+    ) -> tuple[TuningResult, Telling]:
+        watcher = Telling()
+        monkeypatch.setattr(tuner, "ServerArena", lambda *args, **kwargs: arena())
+        monkeypatch.setattr(tuner, "reference_tokens", lambda *args, **kwargs: [])
+        skipped = [EngineStudy("vllm", skipped="no GPU")]
+        monkeypatch.setattr(tuner, "spaces_of", lambda settings, source: (dict.fromkeys(engines, SPACE), skipped))
+        resolved = compose(["engine=auto", "workload=chat", "slo=interactive", *BUDGET, *overrides])
+        return tuner.tune(resolved, tmp_path / "study", watcher, Switch()), watcher
+
+    return run
+
+
+def test_a_winner_is_confirmed_and_only_what_earned_it_is_in_the_file(tuned, tmp_path: Path) -> None:
+    result, _ = tuned(lambda: FakeArena(eight_is_best, noise=0.002), "slo.quantile=0.5")
+
+    assert result.verdict == "confirmed", result.reason
+    assert result.changes == {SIZE: 8}
+    batcher = load_settings(tmp_path / "study" / EXPORTED, environ={}).settings.optimization.batcher
+    assert (batcher.max_batch_size, batcher.batch_timeout_ms) == (8, 50)
+    assert (tmp_path / "study" / REPORT).is_file()
+    assert read_result(tmp_path / "study") == result
+
+
+def test_a_promise_that_nobody_can_keep_is_told_without_looking_further(tuned) -> None:
+    result, watcher = tuned(lambda: FakeArena(eight_is_best, noise=0.002))
+
+    assert result.verdict == "refused"
+    assert result.missed is not None
+    assert "99% are to" in result.missed
+    assert not result.changes
+    assert not any("confirming" in stage for stage in watcher.stages)
+
+
+def test_an_engine_that_dies_in_every_trial_is_left_out_and_the_others_go_on(tuned) -> None:
+    def arena() -> FakeArena:
+        return FakeArena(eight_is_best, noise=0.002, failing=lambda found: found.engine_preference[0] == "onnx")
+
+    result, watcher = tuned(arena, "slo.quantile=0.5", "tuning.confirm=false", engines=("onnx", "pytorch"))
+
+    skipped = {entry.engine: entry.skipped for entry in result.engines}
+    assert "out of memory" in (skipped["onnx"] or "")
+    assert skipped["pytorch"] is None
+    assert any("going on without onnx" in stage for stage in watcher.stages)
+
+
+def test_when_no_engine_can_be_measured_the_last_one_says_why(tuned) -> None:
+    with pytest.raises(EngineUnmeasurable, match="out of memory"):
+        tuned(lambda: FakeArena(eight_is_best, failing=lambda found: True), engines=("onnx", "pytorch"))

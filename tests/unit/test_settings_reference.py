@@ -34,8 +34,10 @@ def test_the_example_sets_every_key_of_the_file_to_its_default() -> None:
 
 
 def test_both_pages_name_every_variable_and_the_reference_every_key() -> None:
+    example, reference = example_file(), reference_page()
+
     for name in variables():
-        assert name in example_file()
-        assert f"| `{name}` |" in reference_page()
+        assert name in example
+        assert f"| `{name}` |" in reference
     for key in keys_by_path().values():
-        assert f"| `{key.name}` |" in reference_page()
+        assert f"| `{key.name}` |" in reference

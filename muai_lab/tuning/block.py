@@ -11,6 +11,11 @@ import numpy as np
 if TYPE_CHECKING:
     from muai_lab.analysis.slo import Slo
     from muai_lab.load.generator import LoadResult
+    from muai_lab.load.self_report import GeneratorReport
+
+
+# Of the shortest time that is promised.
+_LAG_OF_PROMISE = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +84,26 @@ def judge(result: LoadResult, slo: Slo | None, request_timeout_s: float) -> Bloc
         tokens=_tokens_in(result),
         latencies_s=tuple(np.where(ok & np.isfinite(latencies), latencies, request_timeout_s).tolist()),
         missed={} if slo is None else {why: int(rows.sum()) for why, rows in misses(due, slo).items()},
-        spoilt=result.generator.reason if result.generator.verdict == "client_saturated" else None,
+        spoilt=spoilt_by(result.generator, slo),
     )
+
+
+def spoilt_by(generator: GeneratorReport, slo: Slo | None) -> str | None:
+    """Why the block measures the load generator rather than the server; None when it does not.
+
+    A generator that is late, but by little of what is promised until the first token or the end, decides nothing about
+    which requests keep the promise, and such times count against the server anyway.
+    """
+    from muai_lab.load.self_report import CPU_SHARE_LIMIT
+
+    if generator.verdict == "ok":
+        return None
+    bounds_ms = [] if slo is None else [bound for bound in (slo.ttft_ms, slo.e2e_ms) if bound is not None]
+    busy = generator.cpu_share is not None and generator.cpu_share > CPU_SHARE_LIMIT
+    lag_s = generator.send_lag_p99_s
+    if bounds_ms and not busy and lag_s is not None and lag_s * 1e3 <= _LAG_OF_PROMISE * min(bounds_ms):
+        return None
+    return generator.reason
 
 
 def _tokens_in(result: LoadResult) -> float:

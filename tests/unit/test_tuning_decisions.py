@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from muai_lab.analysis.slo import Slo
+from muai_lab.load.self_report import GeneratorReport
 from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.schema import OptimizationSettings
-from muai_lab.tuning.block import BlockResult
+from muai_lab.tuning.block import BlockResult, spoilt_by
 from muai_lab.tuning.blocks import FRESH
 from muai_lab.tuning.confirmation import Pair, confirm, judge_pairs
 from muai_lab.tuning.contribution import earn
@@ -293,3 +295,21 @@ def test_gains_of_blocks_are_relative_to_their_mean_so_that_a_block_may_be_empty
     assert GOODPUT.gains(new, old) == pytest.approx([1.5, 0.3, 0.3, 0.3])
     assert LATENCY.gains([1.0], [2.0]) == pytest.approx([0.5])
     assert GOODPUT.gains([1.0, 0.0], [0.0, 0.0]) == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("lag_ms", "cpu_share", "slo", "spoilt"),
+    [
+        (8.0, 0.5, Slo(ttft_ms=500.0), False),
+        (12.0, 0.5, Slo(ttft_ms=500.0), True),
+        (8.0, 0.95, Slo(ttft_ms=500.0), True),
+        (8.0, 0.5, Slo(tpot_ms=50.0), True),
+        (8.0, 0.5, None, True),
+    ],
+)
+def test_a_late_load_generator_spoils_a_block_by_what_was_promised(
+    lag_ms: float, cpu_share: float, slo: Slo | None, spoilt: bool
+) -> None:
+    late = GeneratorReport(cpu_share, 0.001, lag_ms / 1e3, 0.02, "client_saturated", "it was late")
+
+    assert spoilt_by(late, slo) == ("it was late" if spoilt else None)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import VOCABULARY, build
+from tiny_models import SERVED, built_once, load, prompt
 
 from muai_lab.engines.base import PrefillChunk
 from muai_lab.engines.prefixes import prefix_refusal
@@ -17,9 +16,7 @@ from muai_lab.engines.pytorch import kv_blocks
 from muai_lab.engines.pytorch.engine import PyTorchEngine
 from muai_lab.engines.pytorch.slots import KVRows, KVShape
 from muai_lab.models.registry import ModelSource
-from muai_lab.settings.schema import OptimizationSettings
 
-SERVED = ["qwen2", "llama_tied", "mistral_window", "gemma3_mixed_windows", "gpt2"]
 BLOCK = 8
 
 Model = Callable[[str], ModelSource]
@@ -27,24 +24,7 @@ Model = Callable[[str], ModelSource]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """Builds the tiny model of a name, once."""
-    built: dict[str, ModelSource] = {}
-
-    def get(name: str) -> ModelSource:
-        if name not in built:
-            built[name] = build(name, tmp_path_factory.mktemp(name))
-        return built[name]
-
-    return get
-
-
-def load(source: ModelSource, slots: int = 4) -> PyTorchEngine:
-    settings = OptimizationSettings.model_validate({"pytorch": {"device": "cpu"}})
-    return PyTorchEngine(source, settings, slots=slots)
-
-
-def prompt(length: int, seed: int = 0) -> list[int]:
-    return random.Random(f"{length} {seed}").choices(range(3, VOCABULARY), k=length)
+    return built_once(tmp_path_factory.mktemp)
 
 
 def run(engine: PyTorchEngine, text: list[int], count: int, slot: int = 0, start: int = 0) -> list[int | None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given
-from tiny_models import CONTEXT, VOCABULARY, build, reference
+from tiny_models import CONTEXT, SERVED, VOCABULARY, built_once, load, prompt, reference
 
 from muai_lab.engines.base import GREEDY, PrefillChunk, Sampling
 from muai_lab.engines.pytorch.engine import PyTorchEngine
@@ -20,9 +19,7 @@ from muai_lab.engines.pytorch.linear import PackedLinear, pack_linears, padded_r
 from muai_lab.engines.pytorch.loading import choose_device, choose_dtype
 from muai_lab.errors import EngineError
 from muai_lab.models.registry import ModelSource
-from muai_lab.settings.schema import OptimizationSettings
 
-SERVED = ["qwen2", "llama_tied", "mistral_window", "gemma3_mixed_windows", "gpt2"]
 CPU = torch.device("cpu")
 
 Model = Callable[[str], ModelSource]
@@ -30,24 +27,7 @@ Model = Callable[[str], ModelSource]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """Builds the tiny model of a name, once."""
-    built: dict[str, ModelSource] = {}
-
-    def get(name: str) -> ModelSource:
-        if name not in built:
-            built[name] = build(name, tmp_path_factory.mktemp(name))
-        return built[name]
-
-    return get
-
-
-def load(source: ModelSource, slots: int = 4, **pytorch: object) -> PyTorchEngine:
-    settings = OptimizationSettings.model_validate({"pytorch": {"device": "cpu", **pytorch}})
-    return PyTorchEngine(source, settings, slots=slots)
-
-
-def prompt(length: int, seed: int = 0) -> list[int]:
-    return random.Random(f"{length} {seed}").choices(range(3, VOCABULARY), k=length)
+    return built_once(tmp_path_factory.mktemp)
 
 
 def run(engine: PyTorchEngine, text: list[int], count: int, slot: int = 0, sampling: Sampling = GREEDY) -> list[int]:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from muai_lab.engines.pytorch.engine import PyTorchEngine
 from muai_lab.models.registry import ModelSource
+from muai_lab.settings.schema import OptimizationSettings
 
+# Architectures that the PyTorch engine serves.
+SERVED = ["qwen2", "llama_tied", "mistral_window", "gemma3_mixed_windows", "gpt2"]
 VOCABULARY = 120
 CONTEXT = 256
 
@@ -92,6 +99,22 @@ def build(name: str, directory: Path) -> ModelSource:
         encoder_decoder=encoder_decoder,
         model_type=config.model_type,
     )
+
+
+def built_once(make_folder: Callable[[str], Path]) -> Callable[[str], ModelSource]:
+    """Builds the model of a name when it is first asked for. make_folder: gives a new folder for it."""
+    return cache(lambda name: build(name, make_folder(name)))
+
+
+def load(source: ModelSource, slots: int = 4, **pytorch: object) -> PyTorchEngine:
+    """The PyTorch engine with it, on the CPU. pytorch: settings of the engine."""
+    settings = OptimizationSettings.model_validate({"pytorch": {"device": "cpu", **pytorch}})
+    return PyTorchEngine(source, settings, slots=slots)
+
+
+def prompt(length: int, seed: int = 0) -> list[int]:
+    """Random tokens, the same ones each time."""
+    return random.Random(f"{length} {seed}").choices(range(3, VOCABULARY), k=length)
 
 
 def reference(source: ModelSource, prompt: list[int], count: int) -> list[int]:

@@ -8,6 +8,7 @@ import signal
 from dataclasses import replace
 
 import pytest
+from http_load import schedule_of
 from scripted_server import ScriptedServer, status
 
 from muai_lab.errors import RunError
@@ -19,14 +20,9 @@ from muai_lab.load.openai_http import HttpTarget
 from muai_lab.load.records import records_table
 from muai_lab.load.reference_server import ReferenceOptions, ReferenceServer
 from muai_lab.settings.lab import LabSettings
-from muai_lab.workload.schedule import Schedule, ScheduledRequest
+from muai_lab.workload.schedule import Schedule
 
 PLAN = LoadPlan(warmup_s=0.0, duration_s=1.0, drain_s=5.0, request_timeout_s=5.0, concurrency=5)
-
-
-def schedule_of(count: int, rate: float | None, tokens: int = 4) -> Schedule:
-    times = [None if rate is None else index / rate for index in range(count)]
-    return Schedule.of([ScheduledRequest(i, times[i], "one two three", None, 3, tokens) for i in range(count)])
 
 
 async def offered(url: str, schedule: Schedule, plan: LoadPlan = PLAN, **how: object) -> LoadResult:
@@ -85,7 +81,7 @@ def test_the_slots_of_a_closed_loop_are_shared() -> None:
 def test_results_that_no_pipe_holds_at_once_arrive_whole() -> None:
     async def main() -> LoadResult:
         server = ReferenceServer(ReferenceOptions())
-        result = await offered(await server.start(), schedule_of(40, rate=80.0, tokens=4000))
+        result = await offered(await server.start(), schedule_of(40, rate=80.0, max_tokens=4000))
         await server.stop()
         return result
 

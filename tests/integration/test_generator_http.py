@@ -5,79 +5,21 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pytest
+from http_load import against, closed_plan, measure, one_request, open_plan, run, schedule_of
 from scripted_server import GOOD, HANG_UP, SILENCE, ScriptedServer, status, stream, token
 
 from muai_lab.errors import RunError
-from muai_lab.load.event_loop import run_on_fast_loop
-from muai_lab.load.generator import LoadPlan, LoadProgress, LoadResult, generate
+from muai_lab.load.generator import LoadProgress, LoadResult, generate
 from muai_lab.load.openai_http import HttpTarget
 from muai_lab.load.records import RequestRecord, records_table
 from muai_lab.load.reference_server import ReferenceOptions, ReferenceServer
-from muai_lab.settings.lab import LabSettings
-from muai_lab.workload.schedule import Schedule, ScheduledRequest
+from muai_lab.workload.schedule import ScheduledRequest
 
-T = TypeVar("T")
-KEY = "sk-very-secret"
 SETTINGS = {"model": {"name": "reference"}}
-
-
-def run(main: Coroutine[Any, Any, T]) -> T:
-    return run_on_fast_loop(main)
-
-
-def schedule_of(count: int, *, rate: float | None = None, max_tokens: int = 4) -> Schedule:
-    times = [None if rate is None else index / rate for index in range(count)]
-    return Schedule.of([ScheduledRequest(i, times[i], "one two three", None, 3, max_tokens) for i in range(count)])
-
-
-def closed_plan(concurrency: int = 4, *, timeout_s: float = 10.0) -> LoadPlan:
-    return LoadPlan(warmup_s=0.0, duration_s=30.0, drain_s=5.0, request_timeout_s=timeout_s, concurrency=concurrency)
-
-
-def open_plan() -> LoadPlan:
-    return LoadPlan(warmup_s=0.0, duration_s=1.0, drain_s=5.0, request_timeout_s=5.0)
-
-
-async def measure(
-    options: ReferenceOptions, schedule: Schedule, plan: LoadPlan, **target: Any
-) -> tuple[LoadResult, ReferenceServer]:
-    server = ReferenceServer(options)
-    url = await server.start()
-    try:
-        return await generate(schedule, HttpTarget(url, model="reference", **target), plan), server
-    finally:
-        await server.stop()
-
-
-async def one_request(server: ScriptedServer, request: ScheduledRequest | None = None, **target: Any) -> RequestRecord:
-    """Open a target on a server that starts well, and send it one request."""
-    chosen = HttpTarget(server.url, **{"model": "m", **target})
-    request = request or schedule_of(1).request(0)
-    await chosen.open(Schedule.of([request]))
-    try:
-        record = RequestRecord(0, max_tokens=4, intended_ns=0)
-        await chosen.send(request, record)
-    finally:
-        await chosen.close()
-    return record
-
-
-async def against(serve: Callable[..., Coroutine[Any, Any, None]], schedule: Schedule) -> LoadResult:
-    """A load of one slot against a server that is one function."""
-
-    async def quietly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(asyncio.IncompleteReadError, ConnectionError):
-            await serve(reader, writer)
-
-    async with await asyncio.start_server(quietly, "127.0.0.1", 0) as server:
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        return await generate(schedule, HttpTarget(url, model="m"), closed_plan(1))
 
 
 class TestAgainstTheReferenceServer:
@@ -416,108 +358,3 @@ class TestWhatIsSent:
     @pytest.mark.parametrize("suffix", ["", "/", "/v1", "/v1/"])
     def test_the_base_address_may_end_in_v1_or_not(self, suffix: str) -> None:
         assert str(HttpTarget(f"http://host:8000{suffix}", model="m").url) == "http://host:8000/v1/completions"
-
-
-class TestEndpoint:
-    def of(self, server: ScriptedServer, **target: Any) -> HttpTarget:
-        settings = LabSettings.model_validate({"target": {"kind": "endpoint", "url": server.url, **target}})
-        return HttpTarget.of(settings)
-
-    def test_the_key_is_sent_and_appears_in_no_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("LAB_TEST_KEY", KEY)
-        echo = status(401, b'{"error": {"message": "wrong key: %b"}}' % KEY.encode())
-
-        async def main() -> tuple[ScriptedServer, LoadResult]:
-            async with ScriptedServer([GOOD, echo]) as server:
-                target = self.of(server, model="m", api_key_env="LAB_TEST_KEY")
-                return server, await generate(schedule_of(2), target, closed_plan())
-
-        server, result = run(main())
-
-        assert all(f"Authorization: Bearer {KEY}" in head for head in server.heads)
-        assert [record.error for record in result.records] == ["HTTP 401: wrong key: ***"] * 2
-
-    def test_the_key_appears_in_no_refusal_of_the_run(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("LAB_TEST_KEY", KEY)
-        echo = status(401, b'{"error": {"message": "wrong key: %b"}}' % KEY.encode())
-
-        async def main() -> None:
-            async with ScriptedServer([echo]) as server:
-                target = self.of(server, model="m", api_key_env="LAB_TEST_KEY")
-                await generate(schedule_of(2), target, closed_plan())
-
-        with pytest.raises(RunError) as caught:
-            run(main())
-        assert KEY not in str(caught.value)
-
-    def test_a_key_variable_that_is_not_set_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.delenv("LAB_TEST_KEY", raising=False)
-
-        async def main() -> None:
-            async with ScriptedServer([GOOD]) as server:
-                self.of(server, model="m", api_key_env="LAB_TEST_KEY")
-
-        with pytest.raises(RunError, match=r"LAB_TEST_KEY \(target\.api_key_env\) is not set; export it"):
-            run(main())
-
-    def test_the_only_model_of_an_endpoint_is_taken(self) -> None:
-        async def main() -> ScriptedServer:
-            async with ScriptedServer([status(200, b'{"data": [{"id": "the-one"}]}'), GOOD]) as server:
-                await generate(schedule_of(2), self.of(server), closed_plan())
-            return server
-
-        server = run(main())
-
-        assert server.heads[0].startswith("GET /v1/models HTTP/1.1")
-        assert {request["model"] for request in server.requests[1:]} == {"the-one"}
-
-    @pytest.mark.parametrize(
-        ("answer", "message"),
-        [
-            (status(200, b'{"data": [{"id": "a"}, {"id": "b"}]}'), r"lists 2 models \(a, b\); choose one"),
-            (status(200, b'{"data": []}'), "lists 0 models"),
-            (status(404, b"{}"), r"HTTP 404.*set target\.model"),
-            (status(200, b"<html>", b"text/html"), r"does not answer with a list of models; set target\.model"),
-            (HANG_UP, "cannot be asked for its models"),
-        ],
-        ids=["two", "none", "404", "HTML", "hangs up"],
-    )
-    def test_an_endpoint_without_exactly_one_model_wants_a_name(self, answer: bytes, message: str) -> None:
-        async def main() -> None:
-            async with ScriptedServer([answer]) as server:
-                await generate(schedule_of(2), self.of(server), closed_plan())
-
-        with pytest.raises(RunError, match=message):
-            run(main())
-
-    def test_a_key_that_no_header_can_carry_is_refused_without_being_shown(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("LAB_TEST_KEY", f"{KEY}\r\nX-Evil: 1")
-        settings = LabSettings.model_validate(
-            {"target": {"kind": "endpoint", "url": "http://host", "api_key_env": "LAB_TEST_KEY"}}
-        )
-
-        with pytest.raises(RunError, match="look for a line end") as caught:
-            HttpTarget.of(settings)
-        assert KEY not in str(caught.value)
-
-    def test_a_name_that_is_unknown_stops_the_run(self) -> None:
-        target = HttpTarget("http://no-such-host.invalid:8000", model="m")
-
-        with pytest.raises(RunError, match=r"no-such-host.*cannot connect: .*check target\.url"):
-            run(generate(schedule_of(1), target, closed_plan()))
-
-    def test_plain_http_on_a_tls_address_is_told(self) -> None:
-        async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await reader.read(1)
-            writer.write(status(400, b"no"))
-            writer.close()
-
-        async def main() -> None:
-            async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
-                port = server.sockets[0].getsockname()[1]
-                await generate(schedule_of(1), HttpTarget(f"https://127.0.0.1:{port}", model="m"), closed_plan())
-
-        with pytest.raises(RunError, match=r"no TLS with this server .*is it an http:// address"):
-            run(main())

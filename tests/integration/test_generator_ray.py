@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 
 import pytest
+from http_load import schedule_of
 
 from muai_lab.errors import RunError
 from muai_lab.load.crew import HttpRecipe
@@ -17,7 +18,7 @@ from muai_lab.load.openai_http import HttpTarget
 from muai_lab.load.records import records_table
 from muai_lab.load.reference_server import ReferenceOptions, ReferenceServer
 from muai_lab.settings.lab import LabSettings
-from muai_lab.workload.schedule import Schedule, ScheduledRequest
+from muai_lab.workload.schedule import Schedule
 
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed (extra `ray`)")
 
@@ -44,10 +45,6 @@ def settings(url: str, processes: int = 2) -> LabSettings:
     )
 
 
-def schedule_of(count: int, rate: float) -> Schedule:
-    return Schedule.of([ScheduledRequest(i, i / rate, "one two three", None, 3, 4) for i in range(count)])
-
-
 async def offered(chosen: LabSettings, schedule: Schedule, told: list[LoadProgress]) -> LoadResult:
     target = HttpTarget.of(chosen)
     return await offer(schedule, target, HttpRecipe(chosen, None), PLAN, chosen.load, progress=told.append)
@@ -58,7 +55,7 @@ def test_two_actors_send_one_schedule_on_one_clock(cluster: None) -> None:
     async def main() -> tuple[LoadResult, dict[str, int], list[LoadProgress]]:
         server = ReferenceServer(ReferenceOptions(ttft_ms=5.0))
         told: list[LoadProgress] = []
-        result = await offered(settings(await server.start()), schedule_of(200, 100.0), told)
+        result = await offered(settings(await server.start()), schedule_of(200, rate=100.0), told)
         stamps = {stamp.request_id: stamp.received_ns for stamp in server.take_stamps()}
         await server.stop()
         return result, stamps, told
@@ -81,10 +78,10 @@ def test_two_actors_send_one_schedule_on_one_clock(cluster: None) -> None:
 @pytest.mark.timeout(180)
 def test_an_endpoint_that_no_actor_reaches_stops_the_load(cluster: None) -> None:
     with pytest.raises(RunError, match=r"generator . of 2: http://127\.0\.0\.1:9/v1/completions.*cannot connect"):
-        run_on_fast_loop(offered(settings("http://127.0.0.1:9"), schedule_of(10, 10.0), []))
+        run_on_fast_loop(offered(settings("http://127.0.0.1:9"), schedule_of(10, rate=10.0), []))
 
 
 @pytest.mark.timeout(180)
 def test_more_generators_than_the_cluster_has_cpus_are_refused(cluster: None) -> None:
     with pytest.raises(RunError, match=r"has 4 CPUs for 5 load generators; lower load\.processes"):
-        run_on_fast_loop(offered(settings("http://127.0.0.1:9", processes=5), schedule_of(10, 10.0), []))
+        run_on_fast_loop(offered(settings("http://127.0.0.1:9", processes=5), schedule_of(10, rate=10.0), []))

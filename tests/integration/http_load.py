@@ -1,0 +1,72 @@
+"""Small loads that tests send over HTTP, in the test's own process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from scripted_server import ScriptedServer
+
+from muai_lab.load.event_loop import run_on_fast_loop
+from muai_lab.load.generator import LoadPlan, LoadResult, generate
+from muai_lab.load.openai_http import HttpTarget
+from muai_lab.load.records import RequestRecord
+from muai_lab.load.reference_server import ReferenceOptions, ReferenceServer
+from muai_lab.workload.schedule import Schedule, ScheduledRequest
+
+T = TypeVar("T")
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    return run_on_fast_loop(main)
+
+
+def schedule_of(count: int, *, rate: float | None = None, max_tokens: int = 4) -> Schedule:
+    times = [None if rate is None else index / rate for index in range(count)]
+    return Schedule.of([ScheduledRequest(i, times[i], "one two three", None, 3, max_tokens) for i in range(count)])
+
+
+def closed_plan(concurrency: int = 4, *, timeout_s: float = 10.0) -> LoadPlan:
+    return LoadPlan(warmup_s=0.0, duration_s=30.0, drain_s=5.0, request_timeout_s=timeout_s, concurrency=concurrency)
+
+
+def open_plan() -> LoadPlan:
+    return LoadPlan(warmup_s=0.0, duration_s=1.0, drain_s=5.0, request_timeout_s=5.0)
+
+
+async def measure(
+    options: ReferenceOptions, schedule: Schedule, plan: LoadPlan, **target: Any
+) -> tuple[LoadResult, ReferenceServer]:
+    server = ReferenceServer(options)
+    url = await server.start()
+    try:
+        return await generate(schedule, HttpTarget(url, model="reference", **target), plan), server
+    finally:
+        await server.stop()
+
+
+async def one_request(server: ScriptedServer, request: ScheduledRequest | None = None, **target: Any) -> RequestRecord:
+    """Open a target on a server that starts well, and send it one request."""
+    chosen = HttpTarget(server.url, **{"model": "m", **target})
+    request = request or schedule_of(1).request(0)
+    await chosen.open(Schedule.of([request]))
+    try:
+        record = RequestRecord(0, max_tokens=4, intended_ns=0)
+        await chosen.send(request, record)
+    finally:
+        await chosen.close()
+    return record
+
+
+async def against(serve: Callable[..., Coroutine[Any, Any, None]], schedule: Schedule) -> LoadResult:
+    """A load of one slot against a server that is one function."""
+
+    async def quietly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            await serve(reader, writer)
+
+    async with await asyncio.start_server(quietly, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        return await generate(schedule, HttpTarget(url, model="m"), closed_plan(1))

@@ -7,12 +7,13 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
+import pytest
 from scripted_server import ScriptedServer
 
 from muai_lab.load.event_loop import run_on_fast_loop
 from muai_lab.load.generator import LoadPlan, LoadResult, generate
 from muai_lab.load.openai_http import HttpTarget
-from muai_lab.load.records import RequestRecord
+from muai_lab.load.records import RequestRecord, records_table
 from muai_lab.load.reference_server import ReferenceOptions, ReferenceServer
 from muai_lab.workload.schedule import Schedule, ScheduledRequest
 
@@ -70,3 +71,18 @@ async def against(serve: Callable[..., Coroutine[Any, Any, None]], schedule: Sch
     async with await asyncio.start_server(quietly, "127.0.0.1", 0) as server:
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         return await generate(schedule, HttpTarget(url, model="m"), closed_plan(1))
+
+
+def check_sent_when_due(result: LoadResult, received_ns: dict[str, int], count: int, rate: float) -> None:
+    """All requests of a schedule of that rate ended well; each was due, sent and received in this order.
+
+    received_ns: when the server got each, by its own clock.
+    """
+    table = records_table(result.records, result.window)
+    assert table["index"].to_pylist() == list(range(count))
+    assert set(table["status"].to_pylist()) == {"ok"}
+    for record in result.records:
+        due_s = (record.due_ns - result.window.load_start_ns) / 1e9
+        assert due_s == pytest.approx(record.index / rate, abs=1e-6)
+        assert record.sent_ns is not None
+        assert record.due_ns <= record.sent_ns <= received_ns[str(record.index)]

@@ -8,7 +8,7 @@ import signal
 from dataclasses import replace
 
 import pytest
-from http_load import schedule_of
+from http_load import check_sent_when_due, schedule_of
 from scripted_server import ScriptedServer, status
 
 from muai_lab.errors import RunError
@@ -17,7 +17,6 @@ from muai_lab.load.event_loop import run_on_fast_loop
 from muai_lab.load.generator import LoadPlan, LoadProgress, LoadResult
 from muai_lab.load.offer import offer
 from muai_lab.load.openai_http import HttpTarget
-from muai_lab.load.records import records_table
 from muai_lab.load.reference_server import ReferenceOptions, ReferenceServer
 from muai_lab.settings.lab import LabSettings
 from muai_lab.workload.schedule import Schedule
@@ -44,14 +43,7 @@ def test_two_processes_send_one_schedule_on_one_clock() -> None:
 
     result, received, told = run_on_fast_loop(main())
 
-    table = records_table(result.records, result.window)
-    assert table["index"].to_pylist() == list(range(200))
-    assert set(table["status"].to_pylist()) == {"ok"}
-    for record in result.records:
-        due_s = (record.due_ns - result.window.load_start_ns) / 1e9
-        assert due_s == pytest.approx(record.index / 200.0, abs=1e-6)
-        assert record.sent_ns is not None
-        assert record.due_ns <= record.sent_ns <= received[str(record.index)]
+    check_sent_when_due(result, received, 200, 200.0)
     assert [worker.requests for worker in result.generator.workers] == [100, 100]
     assert [worker.name for worker in result.generator.workers] == ["generator 1 of 2", "generator 2 of 2"]
     assert told

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 
 import pytest
-from http_load import schedule_of
+from http_load import check_sent_when_due, schedule_of
 
 from muai_lab.errors import RunError
 from muai_lab.load.crew import HttpRecipe
@@ -15,7 +15,6 @@ from muai_lab.load.event_loop import run_on_fast_loop
 from muai_lab.load.generator import LoadPlan, LoadProgress, LoadResult
 from muai_lab.load.offer import offer
 from muai_lab.load.openai_http import HttpTarget
-from muai_lab.load.records import records_table
 from muai_lab.load.reference_server import ReferenceOptions, ReferenceServer
 from muai_lab.settings.lab import LabSettings
 from muai_lab.workload.schedule import Schedule
@@ -62,13 +61,7 @@ def test_two_actors_send_one_schedule_on_one_clock(cluster: None) -> None:
 
     result, received, told = run_on_fast_loop(main())
 
-    table = records_table(result.records, result.window)
-    assert table["index"].to_pylist() == list(range(200))
-    assert set(table["status"].to_pylist()) == {"ok"}
-    for record in result.records:
-        assert (record.due_ns - result.window.load_start_ns) / 1e9 == pytest.approx(record.index / 100.0, abs=1e-6)
-        assert record.sent_ns is not None
-        assert record.due_ns <= record.sent_ns <= received[str(record.index)]
+    check_sent_when_due(result, received, 200, 100.0)
     assert [worker.requests for worker in result.generator.workers] == [100, 100]
     assert [worker.clock_error_s for worker in result.generator.workers] == [0.0, 0.0]
     assert told

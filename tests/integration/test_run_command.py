@@ -74,11 +74,13 @@ def test_a_run_measures_a_real_server_and_leaves_a_complete_directory(start) -> 
 
 
 def test_the_schedule_of_a_run_depends_on_its_seed_alone(start, tmp_path: Path) -> None:
-    hashes = []
-    for index, seed in enumerate((1, 1, 2)):
-        command = start("target=inprocess", f"seed={seed}", f"hydra.run.dir={tmp_path / str(index)}")
+    commands = [
+        start("target=inprocess", f"seed={seed}", f"hydra.run.dir={tmp_path / str(index)}")
+        for index, seed in enumerate((1, 1, 2))
+    ]
+    for command in commands:
         assert command.end() == 0, command.errors
-        hashes.append(load_run(tmp_path / str(index)).manifest["schedule_hash"])
+    hashes = [load_run(tmp_path / str(index)).manifest["schedule_hash"] for index in range(3)]
 
     assert hashes[0] == hashes[1] != hashes[2]
 

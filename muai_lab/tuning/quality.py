@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from muai_lab.errors import RunError
-from muai_lab.tuning.search_space import SearchSpace
+from muai_lab.tuning.search_space import Point, SearchSpace, Value
 from muai_lab.workload.schedule import Schedule
 
 CONTEXTS = 96
@@ -27,6 +27,11 @@ Context = str | list[int]
 def may_change_outputs(space: SearchSpace) -> bool:
     """Whether the space moves a key that can change what the model says."""
     return any(path.rpartition(".")[2] in _MAY_CHANGE_OUTPUTS for path in space.paths)
+
+
+def of_outputs(point: Point) -> dict[str, Value]:
+    """The part of a point that can change what the model says; equal parts say the same."""
+    return {path: value for path, value in point.items() if path.rpartition(".")[2] in _MAY_CHANGE_OUTPUTS}
 
 
 def contexts_of(schedules: Iterable[Schedule]) -> list[Context]:

@@ -16,7 +16,8 @@ from muai_lab.tuning.block import BlockResult, attainment
 from muai_lab.tuning.measure import Interrupted, Switch, Unmeasurable, measure
 from muai_lab.tuning.objective import Bounds, Objective
 from muai_lab.tuning.pruning import Reference, behind, promise_lost
-from muai_lab.tuning.search_space import every_point, with_values
+from muai_lab.tuning.quality import of_outputs
+from muai_lab.tuning.search_space import Point, every_point, with_values
 from muai_lab.tuning.study import Draft, TuningStudy
 from muai_lab.tuning.trials import (
     TOOK_TIME,
@@ -164,6 +165,8 @@ class Search:
                 self._repeats += 1
                 return replace(record, outcome="repeated", reason=f"the same point as trial {first}")
             self._repeats = 0
+            if (rejection := self._known_to_differ(draft.point)) is not None:
+                return self._rejected(record, rejection)
         try:
             optimization = with_values(self._present, draft.point)
         except SettingsError as error:
@@ -199,6 +202,19 @@ class Search:
             load_s=found.load_s,
             start_s=found.start_s,
         )
+
+    def _known_to_differ(self, point: Point) -> Rejection | None:
+        """What data type and quantisation do to the tokens need be seen only once."""
+        least, outputs = self._bounds.min_agreement, of_outputs(point)
+        if least is None:
+            return None
+        for trial in self._study.records():
+            if trial.agreement is not None and trial.agreement < least and of_outputs(trial.point) == outputs:
+                reason = (
+                    f"only {trial.agreement:.1%} of the greedy tokens are those of fp32, as in trial {trial.number}"
+                )
+                return Rejection("agreement", 1.0 - trial.agreement / least, f"{reason}; {least:.0%} are to be")
+        return None
 
     def _rejected(self, record: TrialRecord, rejection: Rejection) -> TrialRecord:
         self._rejections += 1

@@ -209,12 +209,16 @@ def _dominates(one: TrialRecord, other: TrialRecord, objectives: Sequence[Object
     return min(gains) >= 0.0 and max(gains) > 0.0
 
 
-def missed_promise(standing: Standing, bounds: Bounds) -> str | None:
-    """By how much the best configuration misses the promise; None when it keeps it."""
-    if bounds.quantile is None or standing.feasible:
-        return None
-    violation = standing.runs[0].violations.get("promise", 0.0)
-    if violation <= 0.0:
+def missed_bounds(standing: Standing, bounds: Bounds) -> str | None:
+    """By how much the best configuration misses quality or promise; None when it keeps both."""
+    first = standing.runs[0]
+    if bounds.min_agreement is not None and first.agreement is not None and first.agreement < bounds.min_agreement:
+        return (
+            f"the best has only {first.agreement:.1%} of the greedy tokens of fp32, and {bounds.min_agreement:.0%} are "
+            "asked for (tuning.min_agreement)"
+        )
+    violation = first.violations.get("promise", 0.0)
+    if bounds.quantile is None or standing.feasible or violation <= 0.0:
         return None
     kept = bounds.quantile * (1.0 - violation)
     return (

@@ -36,7 +36,7 @@ from muai_lab.tuning.search_space import Point, SearchSpace
 from muai_lab.tuning.server_arena import ServerArena, reference_tokens
 from muai_lab.tuning.storage import shown, storage_url
 from muai_lab.tuning.study import Draft, TuningStudy, is_gone, worker
-from muai_lab.tuning.trials import Standing, TrialRecord, missed_promise, noise_of, standings
+from muai_lab.tuning.trials import Standing, TrialRecord, missed_bounds, noise_of, standings
 
 _SIZE = "optimization.batcher.max_batch_size"
 _CLAIM = "finisher"
@@ -205,14 +205,15 @@ class _Tuner:
         objective, tuning = self._objectives[0], self._settings.tuning
         noise = noise_of(searched.study.records(), objective)
         bounds = self._bounds(searched.space)
-        missed = missed_promise(standing, bounds)
+        missed = missed_bounds(standing, bounds)
         moves_engine = searched.engine != self._serving_today()
         found = changes(searched.space, searched.present, standing.point)
         if not found and not moves_engine:
             reason = f"the present configuration is the best that was found ({searched.stopped})"
             return self._end("nothing better", reason, missed=missed)
-        if missed is not None and standing.violation > 2.0 * noise.run:
-            reason = "nothing keeps the promise, so that nothing could be confirmed; lower the load or relax the slo"
+        hopeless = standing.violation > 2.0 * noise.run or standing.runs[0].violations.get("agreement", 0.0) > 0.0
+        if missed is not None and hopeless:
+            reason = "nothing keeps every bound, so that nothing could be confirmed; lower the load or relax the slo"
             return self._end("refused", reason, missed=missed, changes={}, engine_preference=None)
         kept, contributions = found, list[Contribution]()
         if found:

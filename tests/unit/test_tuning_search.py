@@ -20,7 +20,8 @@ from muai_lab.tuning.study import TuningStudy
 from tests.unit.tuning_fakes import FakeArena, SilentWatcher
 
 SIZE, HOLD = "optimization.batcher.max_batch_size", "optimization.batcher.batch_timeout_ms"
-SPACE = space_of({SIZE: {"choices": [1, 2, 4, 8, 16, 32]}, HOLD: {"low": 0, "high": 50, "step": 10}})
+KEYS: dict[str, Any] = {SIZE: {"choices": [1, 2, 4, 8, 16, 32]}, HOLD: {"low": 0, "high": 50, "step": 10}}
+SPACE = space_of(KEYS)
 PRESENT = OptimizationSettings()
 SLO = LabSettings.model_validate({"slo": {"ttft_ms": 500.0}})
 
@@ -37,7 +38,7 @@ class Bench:
     def __init__(self, arena: FakeArena, url: str = IN_MEMORY, **plan: Any) -> None:
         self.arena, self.watcher, self.switch = arena, SilentWatcher(), Switch()
         objectives = objectives_of(SLO)
-        space = SPACE.including(PRESENT)
+        space = space_of({**KEYS, **plan.pop("space", {})}).including(PRESENT)
         screen = plan.pop("screen", lambda optimization: None)
         bounds = plan.pop("bounds", Bounds())
         seed, sampler = plan.pop("seed", 0), plan.pop("sampler", "tpe")
@@ -200,6 +201,21 @@ def test_a_configuration_that_loses_quality_is_never_the_best() -> None:
     bench.search.run()
 
     assert bench.best[SIZE] in (4, 16)
+
+
+def test_what_quantisation_does_to_the_tokens_is_looked_at_once() -> None:
+    int8 = "optimization.onnx.enable_quantization"
+    arena = FakeArena(peak_at_eight, agreement=lambda found: 0.93 if found.onnx.enable_quantization else 1.0)
+    bench = Bench(
+        arena, bounds=Bounds(min_agreement=0.95), space={int8: {"choices": [True, False]}}, n_trials=20, patience=20
+    )
+
+    bench.search.run()
+
+    with_int8 = [record for record in bench.study.records() if record.point[int8]]
+    assert [record.outcome for record in with_int8].count("measured") == 1
+    assert all("93.0%" in (record.reason or "") for record in with_int8 if record.outcome == "rejected")
+    assert bench.best == {SIZE: 8, HOLD: 0, int8: False}
 
 
 def test_runs_that_measure_the_load_generator_are_no_samples() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,10 @@ def test_a_group_is_left_as_if_it_had_never_been(deepspeed: Any, tmp_path: Path)
     from deepspeed.inference.engine import InferenceEngine
 
     before = dict(os.environ)
+    hook = sys.excepthook
     with library.process_group(CPU, rank=0, ranks=1, meeting_point=tmp_path / "ranks"):
         assert distributed.get_backend() == "gloo"
+        assert sys.excepthook is hook
         assert comm.cdb.shm_comm_op is None  # nothing was compiled for it
     assert not distributed.is_initialized()
     assert comm.cdb is None
@@ -95,7 +98,8 @@ def test_a_group_is_left_as_if_it_had_never_been(deepspeed: Any, tmp_path: Path)
 
 
 @pytest.mark.usefixtures("deepspeed")
-def test_a_group_that_the_process_is_in_already_is_not_touched(tmp_path: Path) -> None:
+def test_a_group_that_the_process_is_in_already_is_not_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # this group's replaces it
     store = distributed.FileStore(str(tmp_path / "others"), 1)
     distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from counting_engine import DEADLINE_S, CountingEngine
 
 from muai_lab.engines.selection import Candidate, EngineCandidates
 from muai_lab.models.registry import ModelSource
-from muai_lab.settings.schema import OptimizationSettings
+from muai_lab.settings.schema import BatcherSettings, OptimizationSettings
 from muai_lab.stack.events import Event
+from muai_lab.stack.generation import Generation
+from muai_lab.stack.request import Delta, GenerationRequest
 from muai_lab.stack.stack import InferenceStack
 
 E = TypeVar("E", bound=Event)
+MakeStack = Callable[..., InferenceStack]
+
+FOREVER = 10_000  # steps, or tokens
 
 
 class NumberTokenizer:
@@ -79,3 +85,42 @@ def stack_on(
         queue_capacity=queue_capacity,
         observers=lambda _info: observers,
     )
+
+
+def open_stack(
+    engine: CountingEngine, *, step_timeout_s: float | None = None, batcher: dict[str, Any] | None = None, **more: Any
+) -> InferenceStack:
+    """The same with these settings; more: see `stack_on`."""
+    batching = BatcherSettings(**{"max_batch_size": engine.slots, **(batcher or {})})
+    return stack_on(engine, OptimizationSettings(step_timeout_s=step_timeout_s, batcher=batching), **more)
+
+
+@asynccontextmanager
+async def closed_afterwards() -> AsyncIterator[MakeStack]:
+    """Makes stacks (see `open_stack`) that are closed at the end."""
+    stacks = []
+
+    def make(engine: CountingEngine, **more: Any) -> InferenceStack:
+        stacks.append((open_stack(engine, **more), engine))
+        return stacks[-1][0]
+
+    yield make
+    for stack, engine in stacks:
+        engine.allow.release(FOREVER)
+        await stack.close()
+
+
+def ask(name: str = "a", last: int = 10, max_tokens: int = 3, **more: Any) -> GenerationRequest:
+    """A request whose output goes on counting from the last token of its prompt."""
+    return GenerationRequest(name, [1, 2, last], max_tokens, **more)
+
+
+async def deltas_of(generation: Generation) -> list[Delta]:
+    """All of its output. Raises what ends it."""
+    async with asyncio.timeout(DEADLINE_S):
+        return [delta async for delta in generation]
+
+
+async def text_of(generation: Generation) -> str:
+    """All of its text. Raises what ends it."""
+    return "".join(delta.text for delta in await deltas_of(generation))

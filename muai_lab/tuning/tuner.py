@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from muai_lab.analysis.wording import plural
 from muai_lab.engines.catalogue import ENGINES
@@ -20,7 +20,7 @@ from muai_lab.settings.load import Resolved
 from muai_lab.settings.schema import EngineName, OptimizationSettings
 from muai_lab.tuning.arena import ConfigurationFailed
 from muai_lab.tuning.blocks import LoadBlocks
-from muai_lab.tuning.confirmation import Pair, confirm
+from muai_lab.tuning.confirmation import confirm
 from muai_lab.tuning.contribution import Contribution, changes, earn
 from muai_lab.tuning.engines import on_engine, spaces_of
 from muai_lab.tuning.export import EXPORTED, UNCONFIRMED, configuration_text, with_changes
@@ -31,28 +31,16 @@ from muai_lab.tuning.memory_model import ModelShape, capacity_of, memory_screen
 from muai_lab.tuning.objective import Bounds, objectives_of
 from muai_lab.tuning.quality import may_change_outputs
 from muai_lab.tuning.result import PRESENT, EngineStudy, TuningResult, write_result
-from muai_lab.tuning.search import EngineUnmeasurable, Plan, Search, SearchWatcher
+from muai_lab.tuning.search import EngineUnmeasurable, Plan, Search
 from muai_lab.tuning.search_space import Point, SearchSpace
 from muai_lab.tuning.server_arena import ServerArena, reference_tokens
 from muai_lab.tuning.storage import shown, storage_url
-from muai_lab.tuning.study import Draft, TuningStudy, is_gone, worker
-from muai_lab.tuning.trials import Standing, TrialRecord, missed_bounds, noise_of, standings
+from muai_lab.tuning.study import TuningStudy, is_gone, worker
+from muai_lab.tuning.trials import Standing, missed_bounds, noise_of, standings
+from muai_lab.tuning.watcher import Noting, TuneWatcher
 
 _SIZE = "optimization.batcher.max_batch_size"
 _CLAIM = "finisher"
-
-
-class TuneWatcher(SearchWatcher, Protocol):
-    """Is told how the tuning gets on."""
-
-    def stage(self, what: str) -> None:
-        """A new stage began, such as `searching on onnx`."""
-
-    def tried(self, contribution: Contribution) -> None:
-        """A changed key was looked at by itself."""
-
-    def compared(self, number: int, of: int, pair: Pair) -> None:
-        """A pair of the confirmation is done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +87,10 @@ class _Tuner:
             settings.model.name, settings.model.checkpoint or settings.optimization.models.get(settings.model.name)
         )
         spaces, self._engines = spaces_of(settings, source)
+        for entry in self._engines:
+            watcher.stage(f"{entry.engine} is left out: {entry.skipped}")
+        if len(spaces) > 1:
+            watcher.stage(f"one search after the other on {', '.join(spaces)}")
         self._make_directory()
         self._blocks = LoadBlocks(settings, load_tokenizer(source), context_tokens(source))
         self._result = TuningResult(
@@ -171,7 +163,7 @@ class _Tuner:
                 self._objectives,
                 bounds,
                 Plan.of(tuning),
-                _Noting(watcher, partial(self._note_best, engine, space, present)),
+                Noting(watcher, partial(self._note_best, engine, space, present)),
                 self._switch,
                 screen=screen,
                 fixed_load=self._blocks.fixed,
@@ -380,21 +372,3 @@ class _Tuner:
             return f"another process of the study confirms it (on {claim['host']})"
         study.note(_CLAIM, worker())
         return None
-
-
-class _Noting:
-    """Passes on what the search says, and keeps the best whenever it changes."""
-
-    def __init__(self, watcher: SearchWatcher, note: Callable[[Standing], None]) -> None:
-        self._watcher = watcher
-        self._note = note
-        self._best: int | None = None
-
-    def begins(self, draft: Draft) -> None:
-        self._watcher.begins(draft)
-
-    def ended(self, record: TrialRecord, best: Standing | None, done: int) -> None:
-        self._watcher.ended(record, best, done)
-        if best is not None and best.number != self._best:
-            self._best = best.number
-            self._note(best)

@@ -5,35 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from scheduler_steps import END, complete, kinds, request, scheduler
 
 from muai_lab.engines.base import PromptCompute, Sampling
 from muai_lab.stack.events import Admitted, Failed, Finished, LimitMoved, Lost, Queued, Step, Token
 from muai_lab.stack.limits import BatchLimits
 from muai_lab.stack.plan import Plan
-from muai_lab.stack.request import GenerationRequest
-from muai_lab.stack.scheduler import Scheduler
 from muai_lab.stack.waiting import AGING_S
-
-END = 0
-
-
-def request(name: str, prompt_tokens: int = 3, max_tokens: int = 4, **more: object) -> GenerationRequest:
-    return GenerationRequest(name, list(range(1, prompt_tokens + 1)), max_tokens, **more)  # type: ignore[arg-type]
-
-
-def scheduler(slots: int = 4, prompts: PromptCompute = PromptCompute.PIECES, **limits: float) -> Scheduler:
-    limits.setdefault("max_batch_size", slots)
-    limited = BatchLimits(**limits)  # type: ignore[arg-type]
-    return Scheduler(limited, slots=slots, eos_token_ids=frozenset({END}), prompts=prompts)
-
-
-def complete(scheduler: Scheduler, plan: Plan, now: float, token: int = 7) -> None:
-    slots = [chunk.slot for chunk in plan.prefill] + list(plan.decode)
-    scheduler.complete(dict.fromkeys(slots, token), began=now, now=now)
-
-
-def kinds(scheduler: Scheduler) -> list[tuple[type, str]]:
-    return [(type(event), event.request_id) for event in scheduler.take_events() if not isinstance(event, Step)]
 
 
 def test_without_work_it_waits_for_ever() -> None:
@@ -278,66 +256,12 @@ def test_a_stop_string_ends_a_sequence_with_success() -> None:
     assert (batch.running, batch.free_slots) == (0, 4)
 
 
-@pytest.mark.parametrize("running", [True, False])
-def test_a_deadline_ends_a_request_wherever_it_is(running: bool) -> None:
-    batch = scheduler(slots=1)
-    if not running:
-        batch.add(request("before"), 0.0)
-    batch.add(request("a", timeout_s=2.0), 0.0)
-    complete(batch, batch.plan(0.0), 0.0)
-    batch.take_events()
-
-    batch.plan(2.0)
-
-    (failed,) = [event for event in batch.take_events() if isinstance(event, Failed)]
-    assert (failed.request_id, failed.status, failed.at) == ("a", "timeout", 2.0)
-
-
-def test_a_slot_freed_by_a_deadline_is_given_away_in_the_same_plan() -> None:
-    batch = scheduler(slots=1)
-    batch.add(request("a", timeout_s=2.0), 0.0)
-    complete(batch, batch.plan(0.0), 0.0)
-    batch.add(request("b"), 1.0)
-
-    plan = batch.plan(2.0)
-
-    assert plan.release == tuple(chunk.slot for chunk in plan.prefill)
-
-
-def test_an_idle_scheduler_wakes_up_for_the_next_deadline() -> None:
-    batch = scheduler(min_batch_size=2, timeout_s=60.0)
-    batch.add(request("a", timeout_s=2.0), 0.0)
-
-    assert batch.plan(0.0).wait_until == 2.0
-    assert batch.plan(2.0).wait_until is None
-
-
-def test_an_id_may_be_used_again_and_has_only_its_new_deadline() -> None:
-    batch = scheduler()
-    batch.add(request("a", timeout_s=1.0), 0.0)
-    batch.fail("a", 0.1, status="cancelled", message="gone")
-    batch.add(request("a", timeout_s=5.0), 0.5)
-
-    complete(batch, batch.plan(1.0), 1.0)
-
-    assert batch.running == 1
-
-
 def test_an_id_in_use_is_refused() -> None:
     batch = scheduler()
     batch.add(request("a"), 0.0)
 
     with pytest.raises(ValueError, match="'a' is already in use"):
         batch.add(request("a"), 0.0)
-
-
-def test_deadlines_of_ended_requests_do_not_pile_up() -> None:
-    batch = scheduler()
-    for number in range(5_000):
-        batch.add(request(str(number), max_tokens=1, timeout_s=3600.0), float(number))
-        complete(batch, batch.plan(float(number)), float(number))
-
-    assert len(batch._deadlines) < 200
 
 
 def test_every_request_is_lost_when_the_engine_dies() -> None:

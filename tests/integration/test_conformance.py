@@ -8,26 +8,17 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
-from collections.abc import Coroutine, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
-import torch
+from served_engines import SLOTS, Reference, Served, prompts
 
 from muai_lab.engines.base import Sampling
 from muai_lab.errors import InvalidRequest, RequestCancelled
-from muai_lab.models.registry import resolve_model
-from muai_lab.settings.load import load_settings
-from muai_lab.stack.events import CacheLookup, Event, Token
-from muai_lab.stack.generation import Generation
-from muai_lab.stack.request import GenerationRequest
-from muai_lab.stack.stack import InferenceStack
 
-T = TypeVar("T")
-
-SLOTS = 16
 LONG = 150  # tokens: more than one block of any prefix cache, vLLM's on a CPU has blocks of 128
 TIE = 1e-3  # logits that are closer than this may change places between engines
 SERVED = [
@@ -41,71 +32,6 @@ SERVED = [
 ]
 
 pytestmark = pytest.mark.timeout(300)
-
-
-class TokenLog:
-    """An observer that keeps every request's tokens."""
-
-    def __init__(self) -> None:
-        self.tokens: dict[str, list[int]] = {}
-        self.lookups: dict[str, CacheLookup] = {}
-
-    def observe(self, events: Sequence[Event]) -> None:
-        for event in events:
-            if isinstance(event, Token):
-                self.tokens.setdefault(event.request_id, []).append(event.token)
-            elif isinstance(event, CacheLookup):
-                assert event.request_id not in self.lookups, "looked up twice"
-                self.lookups[event.request_id] = event
-
-
-class Served:
-    """An open stack, the loop it is spoken to on, and what it produced."""
-
-    def __init__(self, engine: str, model: str) -> None:
-        self.engine, self.model = engine, model
-        self.log = TokenLog()
-        self._runner = asyncio.Runner()
-        self.asked = 0
-        settings = load_settings(
-            environ={},
-            overrides={
-                "optimization.engine_preference": [engine],
-                "optimization.deepspeed.dtype": "fp32",
-                "optimization.vllm.dtype": "fp32",
-                "optimization.batcher.max_batch_size": SLOTS,
-            },
-        ).settings
-        self.stack = InferenceStack.open(settings.optimization, model, observers=lambda _engine: [self.log])
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        return self._runner.run(work)
-
-    def close(self) -> None:
-        self.run(self.stack.close())
-        self._runner.close()
-
-    def submit(self, prompt: Sequence[int], max_tokens: int, **more: Any) -> Generation:
-        more.setdefault("ignore_eos", True)
-        self.asked += 1
-        return self.stack.submit(GenerationRequest(f"r{self.asked - 1}", prompt, max_tokens, **more))
-
-    @property
-    def caches(self) -> bool:
-        """Whether prefixes are reused: by us, or by an engine of its own accord."""
-        return self.model != "t5_summarizer"
-
-    async def text(self, prompt: Sequence[int], max_tokens: int, **more: Any) -> str:
-        return "".join([delta.text async for delta in self.submit(prompt, max_tokens, **more)])
-
-    async def tokens(self, prompt: Sequence[int], max_tokens: int, **more: Any) -> list[int]:
-        generation = self.submit(prompt, max_tokens, **more)
-        counted = 0
-        async for delta in generation:
-            counted += delta.tokens
-        tokens = self.log.tokens[generation.request_id]
-        assert counted == len(tokens)
-        return tokens
 
 
 @pytest.fixture(scope="module", params=SERVED, ids=["-".join(pair) for pair in SERVED])
@@ -131,41 +57,6 @@ def _command(process: psutil.Process) -> list[str]:
         return []
 
 
-class Reference:
-    """The model in plain transformers, which every engine is held against."""
-
-    def __init__(self, name: str) -> None:
-        import transformers
-
-        source = resolve_model(name)
-        self.encoder_decoder = source.encoder_decoder
-        kind: Any = transformers.AutoModelForSeq2SeqLM if source.encoder_decoder else transformers.AutoModelForCausalLM
-        self.model = kind.from_pretrained(source.path, dtype=torch.float32).eval()
-
-    @torch.inference_mode()
-    def greedy(self, prompt: Sequence[int], max_tokens: int) -> list[int]:
-        ids = torch.tensor([list(prompt)])
-        output = self.model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=max_tokens,
-            min_new_tokens=max_tokens,
-            do_sample=False,
-        )[0]
-        return output[1:].tolist() if self.encoder_decoder else output[len(prompt) :].tolist()
-
-    @torch.inference_mode()
-    def logits(self, prompt: Sequence[int], output: Sequence[int]) -> torch.Tensor:
-        """Logits of the token that follows prompt and output `[vocabulary]`."""
-        if self.encoder_decoder:
-            start = self.model.config.decoder_start_token_id
-            decoded = self.model(
-                input_ids=torch.tensor([list(prompt)]), decoder_input_ids=torch.tensor([[start, *output]])
-            )
-            return decoded.logits[0, -1]
-        return self.model(torch.tensor([[*prompt, *output]])).logits[0, -1]
-
-
 @pytest.fixture(scope="module")
 def references() -> dict[str, Reference]:
     return {name: Reference(name) for name in ("qwen_chat", "t5_summarizer")}
@@ -174,11 +65,6 @@ def references() -> dict[str, Reference]:
 @pytest.fixture
 def reference(served: Served, references: dict[str, Reference]) -> Reference:
     return references[served.model]
-
-
-def prompts(served: Served, lengths: Sequence[int], seed: int = 0) -> list[list[int]]:
-    random = np.random.default_rng(seed)
-    return [served.stack.tokenizer.prompt_of(length, random)[1] for length in lengths]
 
 
 def test_the_engine_that_was_asked_for_serves(served: Served) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 
+from muai_lab.errors import RunError
 from muai_lab.load.generator import LoadPlan
 from muai_lab.settings.lab import LabSettings
 from muai_lab.tuning.quality import Context, contexts_of
-from muai_lab.workload.draw import draw_schedule
+from muai_lab.workload.draw import EmptySchedule, draw_schedule
 from muai_lab.workload.prompts import PromptTokenizer
 from muai_lab.workload.schedule import Schedule
 
@@ -19,6 +21,7 @@ _CLOSED_LOOP_ANSWERS_PER_SLOT_S = 40.0
 FRESH = 1_000_000
 _WARMUP = 2_000_000
 _SLOWEST_ANSWER_S = 5.0
+_MOST_DRAWS, _NEXT_DRAW = 100, 1_000_000_007
 
 
 class LoadBlocks:
@@ -78,5 +81,12 @@ class LoadBlocks:
         )
         # Far apart, so that blocks of one study are not those of another with the next seed.
         seed = settings.seed * 10_000_019 + number + 1
-        drawn = settings.model_copy(update={"load": load, "seed": seed})
-        return draw_schedule(drawn, self._tokenizer, self._context_tokens)
+        # At a low rate a short block may happen to be empty, which measures nothing: then the next draw that is not.
+        for attempt in range(_MOST_DRAWS):
+            drawn = settings.model_copy(update={"load": load, "seed": seed + attempt * _NEXT_DRAW})
+            with suppress(EmptySchedule):
+                return draw_schedule(drawn, self._tokenizer, self._context_tokens)
+        raise RunError(
+            f"no request falls into a block of {seconds:g} s at this rate: raise arrival.rate, tuning.block_s or "
+            "tuning.warmup_s"
+        )

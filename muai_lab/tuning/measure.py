@@ -11,8 +11,9 @@ from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.tuning.arena import Arena
 from muai_lab.tuning.block import BlockResult
 
-# A block in which the load generator could not keep up is offered once more; then it is the load that is too much.
-_TRIES = 2
+# A block in which the load generator could not keep up is offered again; then it is the load that is too much, or
+# something else keeps the machine busy all the time.
+_TRIES = 3
 
 
 class Unmeasurable(RunError):

@@ -337,7 +337,7 @@ class Search:
         """Raise RunError when there is no sense in going on."""
         if record.kind == "present" and record.outcome in ("crashed", "unmeasurable"):
             advice = (
-                "lower arrival.rate or arrival.concurrency"
+                "lower arrival.rate or arrival.concurrency, or end what else keeps this machine busy"
                 if record.outcome == "unmeasurable"
                 else "mend it first; `run` with the same arguments shows more"
             )

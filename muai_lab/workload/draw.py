@@ -56,6 +56,10 @@ _CLOSED_LOOP_ANSWERS_PER_SLOT_S = 8.0
 _CLOSED_LOOP_MINIMUM = 64
 
 
+class EmptySchedule(RunError):
+    """No request is due within the time of the load."""
+
+
 def draw_schedule(settings: LabSettings, tokenizer: PromptTokenizer, context_tokens: int | None = None) -> Schedule:
     """Draw the schedule of a run: the same settings, files, seed and tokenizer give the same schedule.
 
@@ -77,7 +81,7 @@ def draw_schedule(settings: LabSettings, tokenizer: PromptTokenizer, context_tok
         recorded = None if source.times_s is None else len(source.times_s)
         notes = _fill_open_loop(rows, source.units, offsets, settings, recorded)
     if len(rows) == 0:
-        raise RunError(_nothing_due(settings))
+        raise EmptySchedule(_nothing_due(settings))
     return rows.schedule((*source.notes(), *context.notes(), *notes))
 
 

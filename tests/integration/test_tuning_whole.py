@@ -56,7 +56,7 @@ def tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tupl
         watcher = Telling()
         monkeypatch.setattr(tuner, "ServerArena", lambda *args, **kwargs: arena())
         monkeypatch.setattr(tuner, "reference_tokens", lambda *args, **kwargs: [])
-        skipped = [EngineStudy("vllm", skipped="no GPU")]
+        skipped = [EngineStudy(name, skipped="no GPU") for name in ("vllm", "deepspeed")]
         monkeypatch.setattr(tuner, "spaces_of", lambda settings, source: (dict.fromkeys(engines, SPACE), skipped))
         resolved = compose(["engine=auto", "workload=chat", "slo=interactive", *BUDGET, *overrides])
         return tuner.tune(resolved, tmp_path / "study", watcher, Switch()), watcher
@@ -95,6 +95,24 @@ def test_an_engine_that_dies_in_every_trial_is_left_out_and_the_others_go_on(tun
     assert "out of memory" in (skipped["onnx"] or "")
     assert skipped["pytorch"] is None
     assert any("going on without onnx" in stage for stage in watcher.stages)
+
+
+def test_the_better_engine_comes_first_in_the_file_and_one_report_holds_all_searches(tuned, tmp_path: Path) -> None:
+    def faster_on_pytorch(optimization: OptimizationSettings) -> float:
+        return 0.9 if optimization.engine_preference[0] == "pytorch" else 0.6
+
+    result, _ = tuned(
+        lambda: FakeArena(faster_on_pytorch, noise=0.002), "slo.quantile=0.5", engines=("onnx", "pytorch")
+    )
+
+    assert result.verdict == "confirmed", result.reason
+    exported = load_settings(tmp_path / "study" / EXPORTED, environ={}).settings.optimization
+    assert exported.engine_preference[0] == "pytorch"
+    assert {"onnx", "vllm", "deepspeed"} <= set(exported.engine_preference)
+    page = (tmp_path / "study" / REPORT).read_text(encoding="utf-8")
+    assert "Search on onnx" in page
+    assert "Search on pytorch" in page
+    assert "not searched: no GPU" in page
 
 
 def test_when_no_engine_can_be_measured_the_last_one_says_why(tuned) -> None:

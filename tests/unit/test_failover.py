@@ -24,11 +24,6 @@ pytestmark = pytest.mark.anyio
 SOURCE = ModelSource("parrot", None, None, "embedded", "0" * 64, False, "parrot")
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 class Named(ParrotEngine):
     def __init__(self, name: str) -> None:
         super().__init__()

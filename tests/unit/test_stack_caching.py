@@ -24,11 +24,6 @@ pytestmark = pytest.mark.anyio
 MIB = 2**20
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @dataclass(frozen=True)
 class Copied:
     positions: int

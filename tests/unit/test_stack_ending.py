@@ -32,11 +32,6 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 async def make() -> AsyncIterator[MakeStack]:
     async with closed_afterwards() as make:
         yield make

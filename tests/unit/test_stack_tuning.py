@@ -21,11 +21,6 @@ from muai_lab.stack.tuning.memory import TunerMemory
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def tuned(recorder: Recorder) -> list[tuple[str, str, int]]:
     return [(event.outcome, event.knob, event.after) for event in recorder.of(Tuned)]
 

@@ -22,11 +22,6 @@ from muai_lab.stack.tuning.memory import TunerMemory
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def configured(directory: Path, **tuner: Any) -> OptimizationSettings:
     return OptimizationSettings(
         batcher=BatcherSettings(max_batch_size=4, max_slots=16, adaptive_batching=False),

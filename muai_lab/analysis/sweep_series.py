@@ -1,6 +1,7 @@
 """The figure of a sweep over a number: latency over throughput, a line for each of the other settings.
 
-Where prompts came from a prefix cache, their share over the swept number is drawn beside it.
+Where all of them have the same throughput, as under an open load that all keep up with, latency is drawn over the swept
+number itself. Where prompts came from a prefix cache, their share is drawn beside it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 from muai_lab.analysis.configuration import short_names
 from muai_lab.analysis.configurations import CACHED, Configuration, configurations
@@ -26,6 +27,7 @@ _WIDTH = 9.2
 _LEAST_POINTS = 3
 _COLOURS = (BLUE, ORANGE, GREEN, PURPLE)
 _MARKERS = ("o", "s", "^", "D")
+_SAME_RATE = 1.05  # ratio of largest to smallest throughput below which there is nothing to see in it
 _WIDE = 20.0  # ratio of largest to smallest value from which an axis is logarithmic
 
 
@@ -103,14 +105,24 @@ def _is_drawn(one: Configuration) -> bool:
 def _draw(figure: Figure, swept: str, series: Sequence[Series]) -> None:
     cached = any(one.mean(CACHED) for each in series for _, one in each.points)
     panels = list(figure.subplots(1, 3 if cached else 2))
+    rates = [rate for each in series for _, one in each.points if (rate := one.mean("tokens/s")) is not None]
+    alike = max(rates) < _SAME_RATE * min(rates)
     for axes, latency, title in zip(
         panels[:2],
         ("TTFT p50", "TPOT p50"),
         ("Median time to first token, ms", "Median time per output token, ms"),
         strict=True,
     ):
-        heights = [height for index, one in enumerate(series) for height in _line(axes, one, latency, index)]
+        heights = [
+            height for index, one in enumerate(series) for height in _line(axes, one, latency, index, over_swept=alike)
+        ]
         _finish(axes, heights, title)
+        if alike:
+            _over(axes, swept, series)
+        else:
+            axes.set_xlim(left=0.0)
+            axes.set_xlabel("output tokens per second")
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
     if cached:
         _cached(panels[2], swept, series)
     if any(one.name for one in series):
@@ -122,25 +134,30 @@ def _cached(axes: Axes, swept: str, series: Sequence[Series]) -> None:
     for index, one in enumerate(series):
         points = [(value, 100 * share) for value, point in one.points if (share := point.mean(CACHED)) is not None]
         axes.plot(*zip(*points, strict=True), color=_COLOURS[index], marker=_MARKERS[index], markersize=4.5, lw=1.1)
+    _over(axes, swept, series)
+    axes.set_ylim(0.0, 100.0)
+    axes.set_title("Prompt tokens from the prefix cache, %", loc="left")
+
+
+def _over(axes: Axes, swept: str, series: Sequence[Series]) -> None:
+    """Let the axis be the swept number."""
     values = sorted({value for one in series for value, _ in one.points})
     if values[0] > 0 and values[-1] / values[0] > _WIDE:
         axes.set_xscale("log", base=2)
     axes.set_xticks(values, [f"{value:g}" for value in values])
-    axes.minorticks_off()
-    axes.set_ylim(0.0, 100.0)
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(swept)
-    axes.set_title("Prompt tokens from the prefix cache, %", loc="left")
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def _line(axes: Axes, series: Series, latency: str, index: int) -> list[float]:
-    """Draw one series; its latencies in milliseconds."""
+def _line(axes: Axes, series: Series, latency: str, index: int, *, over_swept: bool) -> list[float]:
+    """Draw one series, over its throughput or over the swept number; returns its latencies in milliseconds."""
     colour, marker = _COLOURS[index], _MARKERS[index]
     points = [
-        (one.mean("tokens/s") or 0.0, seconds * 1e3, value)
+        (value if over_swept else one.mean("tokens/s") or 0.0, seconds * 1e3, value)
         for value, one in series.points
         if (seconds := one.mean(latency)) is not None
     ]
@@ -153,7 +170,7 @@ def _line(axes: Axes, series: Series, latency: str, index: int) -> list[float]:
         linewidth=1.1,
         label=series.name,
     )
-    for x, y, value in points:
+    for x, y, value in () if over_swept else points:
         axes.annotate(f"{value:g}", (x, y), (4, 4), textcoords="offset points", color=INK, fontsize=8)
     return [y for _, y, _ in points]
 
@@ -163,10 +180,6 @@ def _finish(axes: Axes, heights: Sequence[float], title: str) -> None:
         axes.set_yscale("log")
     else:
         axes.set_ylim(bottom=0.0)
-    axes.set_xlim(left=0.0)
     axes.margins(x=0.1)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
-    axes.set_xlabel("output tokens/s")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
     axes.set_title(title, loc="left")
-    axes.set_xlabel("output tokens per second")

@@ -27,7 +27,7 @@ _WIDTH = 9.2
 _LEAST_POINTS = 3
 _COLOURS = (BLUE, ORANGE, GREEN, PURPLE)
 _MARKERS = ("o", "s", "^", "D")
-_SAME_RATE = 1.05  # ratio of largest to smallest throughput below which there is nothing to see in it
+_SAME_RATE = 1.2  # ratio of largest to smallest throughput below which only noise is to be seen in it
 _WIDE = 20.0  # ratio of largest to smallest value from which an axis is logarithmic
 
 

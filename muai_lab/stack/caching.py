@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from muai_lab.engines.base import Engine, StepEngine
 from muai_lab.stack.prefix_cache import BLOCK_TOKENS, PrefixCache
@@ -22,7 +22,7 @@ def cache_budget(optimization: OptimizationSettings) -> int:
     return cache.max_memory_mb * _MIB if optimization.enabled and cache.enabled else 0
 
 
-def caches(engine: Engine) -> bool:
+def caches(engine: Engine) -> TypeGuard[StepEngine]:
     """Whether an engine's prefixes are kept by us; one that schedules itself may have a cache of its own."""
     return isinstance(engine, StepEngine) and engine.prefix_refusal() is None
 
@@ -30,7 +30,7 @@ def caches(engine: Engine) -> bool:
 def cache_problem(optimization: OptimizationSettings, engine: Engine) -> str | None:
     """Why the engine cannot have the cache that the settings ask for: not even one block of it fits."""
     budget = cache_budget(optimization)
-    if not budget or not isinstance(engine, StepEngine) or engine.prefix_refusal() is not None:
+    if not budget or not caches(engine):
         return None
     block = BLOCK_TOKENS * engine.position_bytes()
     if budget >= block:

@@ -29,7 +29,7 @@ BLOCK_TOKENS = 16
 class CachedBlock:
     """One block of the cache. payload: its keys and values, None until the driver has copied them out of a slot."""
 
-    __slots__ = ("children", "digest", "parent", "payload", "pins", "serial", "tokens", "used")
+    __slots__ = ("children", "digest", "found", "parent", "payload", "pins", "serial", "tokens", "used")
 
     def __init__(self, digest: bytes, parent: CachedBlock | str, tokens: bytes, serial: int) -> None:
         """parent: the block before, or the salt where there is none."""
@@ -38,6 +38,7 @@ class CachedBlock:
         self.tokens = tokens
         self.serial = serial  # counts blocks in the order in which they were stored
         self.used = 0  # the last use of the block, or of one behind it that was evicted since
+        self.found = False  # by a prompt that had no further one
         self.children = 0
         self.pins = 0
         self.payload: KVBlock | None = None
@@ -45,10 +46,14 @@ class CachedBlock:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """The longest prefix found. It stays in the cache until it is released. tokens: how many it covers."""
+    """The longest prefix found. It stays in the cache until it is released.
+
+    tokens: how many it covers. beyond: digest of the whole block of the prompt that comes next, empty if there is none.
+    """
 
     blocks: tuple[CachedBlock, ...]
     tokens: int
+    beyond: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,13 +129,16 @@ class PrefixCache:
 
     def match(self, prompt: Sequence[int], salt: str = "") -> Match:
         """The longest stored prefix of the prompt; at least its last token is left to compute. Release it after use."""
-        pieces = self._pieces(prompt[: len(prompt) - 1])
-        found = self._follow(pieces, self._digests(pieces, salt), salt)
+        pieces = self._pieces(prompt)
+        digests = self._digests(pieces, salt)
+        findable = max(len(prompt) - 1, 0) // self.block_tokens
+        found = self._follow(pieces[:findable], digests[:findable], salt)
         self._uses += 1
         if found:
             found[-1].used = self._uses
             found[-1].pins += 1  # what comes before it has a child, and so stays too
-        return Match(tuple(found), len(found) * self.block_tokens)
+        beyond = digests[len(found)] if len(found) < len(digests) else b""
+        return Match(tuple(found), len(found) * self.block_tokens, beyond)
 
     def release(self, match: Match) -> None:
         """The match has been copied, or is no longer wanted."""

@@ -14,6 +14,7 @@ from muai_lab.engines.base import KVBlock
 from muai_lab.stack.events import CacheLookup, CacheState, Event
 from muai_lab.stack.prefix_cache import Match, Policy, PrefixCache, Store
 from muai_lab.stack.request import GenerationRequest
+from muai_lab.stack.sharing import SharingWatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +46,12 @@ class PrefixReuse:
 
     Prompts are looked up when they are admitted, and kept once they are computed, so that those which run at the same
     time share them too; their outputs are kept when they end, since the next turn of a conversation begins with them.
+    While prompts share nothing, nothing is kept.
     """
 
     def __init__(self, cache: PrefixCache | None) -> None:
         self.cache = cache
+        self._sharing = SharingWatch()
         self._outs: list[CopyOut] = []
         self._ins: list[CopyIn] = []
         self._copying: list[Match] = []  # of the present plan
@@ -73,12 +76,17 @@ class PrefixReuse:
 
     def use(self, match: Match, slot: int) -> None:
         """Copy the prefix into the slot that its request has got."""
+        if self.on:
+            self._sharing.admitted(match)
         if match.blocks:
             self._ins.append(CopyIn(slot, match))
 
     def keep(self, slot: int, tokens: Sequence[int], salt: str) -> None:
-        """Keep the whole blocks of a slot's tokens, as far as they are not kept already; the slot holds all of them."""
-        if self.cache is not None and self.cache.on:
+        """Keep the whole blocks of a slot's tokens, as far as they are not kept already and that is worth it.
+
+        The slot holds all of them.
+        """
+        if self.cache is not None and self.cache.on and self._sharing.worth_keeping:
             store = self.cache.store(tokens, salt)
             if store.blocks:
                 self._outs.append(CopyOut(slot, store))
@@ -104,9 +112,12 @@ class PrefixReuse:
     def set_cache(self, budget_bytes: int, policy: Policy) -> None:
         """Change budget and policy of the cache; what is too much is evicted. Without a cache nothing happens."""
         if self.cache is not None:
+            was_on = self.cache.on
             if policy != self.cache.policy:
                 self.cache.set_policy(policy)
             self.cache.resize(budget_bytes)
+            if not was_on:
+                self._sharing = SharingWatch()  # what was seen before tells nothing of the traffic now
 
     def looked_up(self, request: GenerationRequest, match: Match, now: float) -> list[Event]:
         """What there is to tell of a request that was admitted."""

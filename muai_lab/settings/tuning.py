@@ -91,6 +91,13 @@ class TuningSettings(Section):
     confirm_pairs: int = setting(
         6, "Pairs of runs that confirm the winner against the present configuration.", unit="pairs", ge=6
     )
+    confirm_most_pairs: int | None = setting(
+        None,
+        "Pairs that the confirmation may go up to where the first ones scatter too much to tell the gain that the "
+        "search saw; null is twice `confirm_pairs`.",
+        unit="pairs",
+        ge=6,
+    )
     confirm: bool = setting(True, "Confirm the winner; off only searches, which helps a study of another process.")
 
     def conflicts(self) -> Iterator[Conflict]:
@@ -99,3 +106,13 @@ class TuningSettings(Section):
                 ("startup_trials", "n_trials"),
                 f"startup_trials ({self.startup_trials}) is above n_trials ({self.n_trials}): nothing would be learnt",
             )
+        if self.confirm_most_pairs is not None and self.confirm_most_pairs < self.confirm_pairs:
+            yield Conflict(
+                ("confirm_most_pairs", "confirm_pairs"),
+                f"confirm_most_pairs ({self.confirm_most_pairs}) is below confirm_pairs ({self.confirm_pairs})",
+            )
+
+    @property
+    def most_pairs(self) -> int:
+        """Pairs of runs that a confirmation takes at most."""
+        return 2 * self.confirm_pairs if self.confirm_most_pairs is None else self.confirm_most_pairs

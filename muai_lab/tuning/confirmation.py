@@ -2,23 +2,32 @@
 
 Runs are the samples. A pair is one run of each configuration over the same fresh blocks, each on a server that was
 started for it; the order turns from pair to pair (A B, B A, …), so that a drift of the machine falls on both alike.
+
+How many pairs there are follows from how much the first ones scatter and from what the search hopes for, never from the
+gain that they show: who measures on until the result pleases finds gains that are none (Stein's two stages, Annals of
+Mathematical Statistics 16, 1945, https://doi.org/10.1214/aoms/1177731088). What ends early is only what is refused.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import stdtrit
 
 from muai_lab.analysis.comparison import mean_change
-from muai_lab.analysis.statistics import REPLICATES
+from muai_lab.analysis.statistics import REPLICATES, Floats
 from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.tuning.arena import Arena
 from muai_lab.tuning.block import BlockResult, attainment
 from muai_lab.tuning.blocks import FRESH
 from muai_lab.tuning.measure import Switch, measure
 from muai_lab.tuning.objective import Bounds, Objective
+
+_FIRST_LOOK = 3  # pairs after which a confirmation may be given up
+_NEVER = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +58,11 @@ class Confirmation:
     accepted: bool
     reason: str
 
+    @property
+    def hopeless(self) -> bool:
+        """Whether even the upper end of the interval is not above the noise, so that more pairs are no use."""
+        return self.high <= self.noise
+
 
 def confirm(
     arena: Arena,
@@ -61,15 +75,20 @@ def confirm(
     pairs: int,
     blocks: int,
     noise: float,
-    after_pair: Callable[[int, Pair], None] = lambda number, pair: None,
+    hoped: float | None = None,
+    most_pairs: int = 0,
+    after_pair: Callable[[int, int, Pair], None] = lambda done, of, pair: None,
 ) -> Confirmation:
     """Measure the pairs and judge them. arena: one that opens engines as production will.
 
+    hoped: the gain that the search saw, relative. Where the first `pairs` scatter too much to tell it from the noise,
+    up to `most_pairs` are measured, unless not even these would do. after_pair: is told the pairs done and of how many.
     Raises ConfigurationFailed, Unmeasurable, Interrupted.
     """
     measured: list[Pair] = []
     served: list[BlockResult] = []
-    for number in range(pairs):
+    needed = pairs
+    while (number := len(measured)) < needed:
         fresh = range(FRESH + number * blocks, FRESH + (number + 1) * blocks)
         winner_first = number % 2 == 1
         arms = [winner, present] if winner_first else [present, winner]
@@ -78,8 +97,30 @@ def confirm(
         pair = _pair(objective, ours, theirs, winner_first=winner_first)
         measured.append(pair)
         served += theirs
-        after_pair(number, pair)
+        if number + 1 == pairs and hoped is not None:
+            wanted = pairs_to_tell(_log_factors(measured, objective), objective.log_of_gain(hoped), noise)
+            needed = max(pairs, wanted) if wanted <= most_pairs else pairs
+        after_pair(number + 1, needed, pair)
+        if number + 1 >= _FIRST_LOOK and (so_far := judge_pairs(measured, served, objective, bounds, noise)).hopeless:
+            return so_far
     return judge_pairs(measured, served, objective, bounds, noise)
+
+
+def pairs_to_tell(factors: Floats, hoped: float, noise: float) -> int:
+    """Pairs after which the interval of a gain as hoped ends above the noise, in four of five cases.
+
+    factors: logarithms of those of the pairs so far, whose spread alone is used. hoped: such a logarithm, too.
+    """
+    above = hoped - math.log1p(noise)
+    if above <= 0.0:
+        return _NEVER
+    freedom = len(factors) - 1
+    reach = float(stdtrit(freedom, 0.975) + stdtrit(freedom, 0.8))
+    return math.ceil(min((reach * float(np.std(factors, ddof=1)) / above) ** 2, _NEVER))
+
+
+def _log_factors(pairs: Sequence[Pair], objective: Objective) -> Floats:
+    return np.array([objective.log_gain(pair.winner, pair.present) for pair in pairs])
 
 
 def _pair(
@@ -100,7 +141,7 @@ def judge_pairs(
     interval is Student's t over the pairs, with the spread between them, but never less than what resampling the blocks
     within each pair (the same blocks in both runs) shows. served: the winner's blocks.
     """
-    factors = np.array([objective.log_gain(pair.winner, pair.present) for pair in pairs])
+    factors = _log_factors(pairs, objective)
     within = float(np.mean([_variance_within(pair, objective, seed) for seed, pair in enumerate(pairs)]))
     estimate, _ = mean_change(factors, within)
     gain, low, high = (
@@ -109,14 +150,18 @@ def judge_pairs(
     missed = {name: value for name, value in bounds.violations(served, None).items() if value > 0.0}
     kept = attainment(served) if bounds.quantile is not None else None
     accepted = low > noise and not missed
-    return Confirmation(tuple(pairs), gain, low, high, noise, kept, accepted, _reason(low, noise, missed, bounds, kept))
+    return Confirmation(
+        tuple(pairs), gain, low, high, noise, kept, accepted, _reason(low, high, noise, missed, bounds, kept)
+    )
 
 
-def _reason(low: float, noise: float, missed: dict[str, float], bounds: Bounds, kept: float | None) -> str:
+def _reason(low: float, high: float, noise: float, missed: dict[str, float], bounds: Bounds, kept: float | None) -> str:
     if "promise" in missed and kept is not None and bounds.quantile is not None:
         return f"only {kept:.1%} of its requests kept the promise, {bounds.quantile:.0%} are to"
     if "errors" in missed:
         return f"more than {bounds.max_errors:.0%} of its requests failed"
+    if high <= noise:
+        return f"the gain is at most {high:+.1%}, which is not above the noise of {noise:.1%}"
     if low <= noise:
         return f"the gain may be as low as {low:+.1%}, which is not above the noise of {noise:.1%}"
     return f"the gain is at least {low:+.1%}, above the noise of {noise:.1%}"

@@ -55,6 +55,12 @@ class Objective:
         """The gain, as `gain` tells it, of such a logarithm."""
         return math.expm1(log_gain) if self.larger_is_better else -math.expm1(-log_gain)
 
+    def log_of_gain(self, gain: float) -> float:
+        """The logarithm whose gain it is; gains beyond a factor of a hundred count as that."""
+        signed = gain if self.larger_is_better else -gain
+        log_factor = math.log1p(min(max(signed, 1.0 / _MOST_FACTOR - 1.0), _MOST_FACTOR - 1.0))
+        return log_factor if self.larger_is_better else -log_factor
+
     def per_block(self, blocks: Sequence[BlockResult]) -> list[float]:
         """The figure of each block by itself, for comparison block by block."""
         return [self.value([block]) for block in blocks]

@@ -230,13 +230,25 @@ class _Tuner:
         )
         if not kept and not moves_engine:
             return self._end("nothing better", "no change was worth more than the noise by itself", changes={})
-        return self._confirm(kept, preference, bounds, noise.run)
+        return self._confirm(kept, preference, bounds, noise.run, self._hoped(standing))
 
-    def _confirm(self, kept: Point, preference: tuple[str, ...] | None, bounds: Bounds, noise: float) -> TuningResult:
+    def _hoped(self, best: Standing) -> float | None:
+        """The gain over the present configuration that the search saw; None where the latter was not measured."""
+        objective = self._objectives[0]
+        for searched in self._searched:
+            if searched.engine == self._serving_today():
+                for standing in standings(searched.study.records(), objective):
+                    if any(run.kind == "present" for run in standing.runs):
+                        return objective.gain(best.value, standing.value)
+        return None
+
+    def _confirm(
+        self, kept: Point, preference: tuple[str, ...] | None, bounds: Bounds, noise: float, hoped: float | None
+    ) -> TuningResult:
         tuning = self._settings.tuning
         present = self._settings.optimization
         winner = with_changes(self._settings, kept, preference).optimization
-        self._watcher.stage(f"confirming the winner: {tuning.confirm_pairs} pairs of runs on fresh load")
+        self._watcher.stage(f"confirming the winner: {tuning.confirm_pairs} pairs of runs or more, on fresh load")
         arena = ServerArena(self._settings, self._blocks, self._directory / "server")
         try:
             confirmation = confirm(
@@ -249,7 +261,9 @@ class _Tuner:
                 pairs=tuning.confirm_pairs,
                 blocks=tuning.blocks,
                 noise=noise,
-                after_pair=lambda number, pair: self._watcher.compared(number + 1, tuning.confirm_pairs, pair),
+                hoped=hoped,
+                most_pairs=tuning.most_pairs,
+                after_pair=self._watcher.compared,
             )
         except (ConfigurationFailed, Unmeasurable) as error:
             return self._end("refused", f"the confirmation failed: {error}", changes={}, engine_preference=None)

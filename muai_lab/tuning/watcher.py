@@ -22,7 +22,7 @@ class TuneWatcher(SearchWatcher, Protocol):
         """A changed key was looked at by itself."""
 
     def compared(self, number: int, of: int, pair: Pair) -> None:
-        """A pair of the confirmation is done."""
+        """A pair of the confirmation is done. of: how many there are to be, which may become more."""
 
 
 class Noting:

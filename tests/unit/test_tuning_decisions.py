@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+from scipy.special import stdtrit
 
 from muai_lab.analysis.slo import Slo
 from muai_lab.load.self_report import GeneratorReport
@@ -11,7 +14,7 @@ from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.tuning.block import BlockResult, spoilt_by
 from muai_lab.tuning.blocks import FRESH
-from muai_lab.tuning.confirmation import Pair, confirm, judge_pairs
+from muai_lab.tuning.confirmation import Pair, confirm, judge_pairs, pairs_to_tell
 from muai_lab.tuning.contribution import earn
 from muai_lab.tuning.measure import Switch
 from muai_lab.tuning.memory_model import ModelShape, memory_need, memory_screen
@@ -185,11 +188,11 @@ def test_a_clear_difference_is_measured_once_and_a_small_one_twice(present: floa
     assert len(arena.replayed) == 4 * (runs + 4)  # the cache makes no difference
 
 
-def confirmed(share, noise: float = 0.01, bounds: Bounds | None = None):  # type: ignore[no-untyped-def]
-    arena = FakeArena(share, noise=0.01)
+def confirmed(share, noise: float = 0.01, bounds: Bounds | None = None, scatter: float = 0.01, **options: Any):  # type: ignore[no-untyped-def]
+    arena = FakeArena(share, noise=scatter)
     winner = OptimizationSettings.model_validate({"batcher": {"max_batch_size": 8}})
     found = confirm(
-        arena, PRESENT, winner, GOODPUT, bounds or Bounds(), Switch(), pairs=6, blocks=3, noise=noise
+        arena, PRESENT, winner, GOODPUT, bounds or Bounds(), Switch(), pairs=6, blocks=3, noise=noise, **options
     )  # fmt: skip
     return found, arena
 
@@ -231,11 +234,63 @@ def test_a_figure_of_zero_has_a_finite_logarithm() -> None:
     assert GOODPUT.log_gain(0.0, 0.0) == 0.0
 
 
+@pytest.mark.parametrize("objective", [GOODPUT, LATENCY])
+@pytest.mark.parametrize("gain", [0.5, 0.0, -0.5])
+def test_a_gain_has_the_logarithm_that_has_this_gain(objective: Objective, gain: float) -> None:
+    assert objective.gain_of_log(objective.log_of_gain(gain)) == pytest.approx(gain)
+
+
 def test_a_difference_within_the_noise_is_refused() -> None:
     found, _ = confirmed(lambda optimization: 0.8)
 
     assert not found.accepted
     assert "not above the noise" in found.reason
+
+
+def test_a_winner_that_is_worse_is_given_up_after_three_pairs() -> None:
+    found, _ = confirmed(lambda optimization: 0.4 if optimization.batcher.max_batch_size == 8 else 0.8)
+
+    assert not found.accepted
+    assert len(found.pairs) == 3
+    assert "the gain is at most" in found.reason
+
+
+def somewhat_better(optimization: OptimizationSettings) -> float:
+    return 0.6 if optimization.batcher.max_batch_size == 8 else 0.5
+
+
+@pytest.mark.parametrize(
+    ("scatter", "hoped", "most", "pairs"),
+    [
+        (0.01, 0.2, 40, 6),
+        (0.1, 0.2, 40, 12),
+        (0.1, 0.2, 11, 6),
+        (0.1, 0.9, 40, 6),
+        (0.1, 0.0, 40, 6),
+        (0.1, None, 40, 6),
+    ],
+)
+def test_pairs_follow_from_their_scatter_and_from_what_is_hoped_for(
+    scatter: float, hoped: float | None, most: int, pairs: int
+) -> None:
+    found, arena = confirmed(somewhat_better, scatter=scatter, hoped=hoped, most_pairs=most)
+
+    assert len(found.pairs) == pairs
+    assert len(set(arena.replayed)) == 3 * pairs
+
+
+def test_more_pairs_for_a_wide_scatter_find_no_gains_that_are_none() -> None:
+    random = np.random.default_rng(0)
+    tries, pairs, most = 1500, 6, 20
+    accepted = 0
+    for _ in range(tries):
+        factors = random.normal(0.0, 0.2, most)
+        wanted = pairs_to_tell(factors[:pairs], 0.3, 0.0)
+        taken = factors[: max(pairs, wanted) if wanted <= most else pairs]
+        error = taken.std(ddof=1) / np.sqrt(len(taken))
+        accepted += taken.mean() - stdtrit(len(taken) - 1, 0.975) * error > 0.0
+
+    assert 0.015 < accepted / tries < 0.04
 
 
 def test_a_winner_that_does_not_keep_the_promise_is_refused_and_says_by_how_much() -> None:

@@ -114,16 +114,16 @@ def test_a_sweep_over_files_reads_each(jobs: list[tuple[str, Resolved]]) -> None
 
 
 def test_repeats_take_turns_and_every_other_round_goes_backwards(jobs: list[tuple[str, Resolved]]) -> None:
-    assert run.main(["-m", f"{BATCH_SIZE}=2,4", "seed=7", "experiment.repeats=3"]) == 0
+    assert run.main(["-m", f"{BATCH_SIZE}=2,4", "seed=7", "experiment.repeats=2"]) == 0
 
     made = [
         (resolved.settings.experiment.repeat, resolved.settings.optimization.batcher.max_batch_size, name)
         for name, resolved in jobs
     ]
     sizes = [size for _, size, _ in made]
-    assert [repeat for repeat, _, _ in made] == [0] * 2 + [1] * 2 + [2] * 2
-    assert sizes == [2, 4, 4, 2, 2, 4]
-    assert {name for _, _, name in made} == {"repeat-0", "repeat-1", "repeat-2"}
+    assert [repeat for repeat, _, _ in made] == [0] * 2 + [1] * 2
+    assert sizes == [2, 4, 4, 2]
+    assert {name for _, _, name in made} == {"repeat-0", "repeat-1"}
     sweeps = {path.parent for path in Path("runs").rglob("multirun.yaml")}
     assert len(sweeps) == 1
 
@@ -141,11 +141,10 @@ def test_one_of_several_repeats_can_be_made_again(jobs: list[tuple[str, Resolved
 
 
 def test_an_experiment_may_ask_for_repeats(jobs: list[tuple[str, Resolved]]) -> None:
-    assert run.main(["experiment=batch_size", f"{BATCH_SIZE}=1,2", "experiment.repeats=2"]) == 0
+    assert run.main(["experiment=batch_size", f"{BATCH_SIZE}=1", "experiment.repeats=2"]) == 0
 
-    made = [resolved.settings.optimization for _, resolved in jobs]
-    once = [("pytorch", 1), ("pytorch", 2), ("onnx", 1), ("onnx", 2)]
-    assert [(one.engine_preference[0], one.batcher.max_batch_size) for one in made] == once + once[::-1]
+    engines = [resolved.settings.optimization.engine_preference[0] for _, resolved in jobs]
+    assert engines == ["pytorch", "onnx", "onnx", "pytorch"]
 
 
 def test_the_number_of_repeats_cannot_be_swept() -> None:

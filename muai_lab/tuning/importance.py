@@ -9,21 +9,22 @@ from muai_lab.tuning.objective import Objective
 from muai_lab.tuning.search_space import SearchSpace
 from muai_lab.tuning.trials import TrialRecord
 
-# With fewer trials an importance is a guess.
-FEWEST_TRIALS = 8
+# With fewer configurations than this for each key an importance is a guess.
+FEWEST_FOR_A_KEY = 3
 
 
 def importance_of(trials: Sequence[TrialRecord], space: SearchSpace, objective: Objective) -> dict[str, float]:
     """Share of each key in what makes good trials differ (PED-ANOVA, Watanabe et al. 2023), most important first.
 
     Trials that were given up count with their value so far; Optuna by itself would look at complete ones only, of which
-    pruning leaves few. Keys with a condition are left out. Empty where there are too few trials, or nothing varies.
+    pruning leaves few. Keys with a condition are left out. Empty where there are too few different
+    configurations, or nothing varies.
     """
     import optuna
 
     seen = [trial for trial in trials if trial.outcome in ("measured", "pruned") and trial.values]
     paths = [parameter.path for parameter in space if not parameter.when]
-    if len(seen) < FEWEST_TRIALS or not paths:
+    if len({trial.key for trial in seen}) < FEWEST_FOR_A_KEY * len(paths) or not paths:
         return {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -83,7 +83,7 @@ def _headline(result: TuningResult, objective: Objective) -> str:
             brings = "1 changed key brings" if count == 1 else f"{count} changed keys together bring"
             return (
                 f"{brings} {confirmation.gain:+.1%} {what}, between {confirmation.low:+.1%} and "
-                f"{confirmation.high:+.1%} with 95 % confidence."
+                f"{confirmation.high:+.1%} with 95\u00a0% confidence."
             )
         case "refused" if confirmation is not None:
             return (

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import stdtrit
@@ -45,8 +45,9 @@ class Pair:
 class Confirmation:
     """What the pairs say. gain: geometric mean over the pairs, relative, with the ends of its 95 % interval.
 
-    noise: what runs of one configuration differ by (relative standard deviation). attainment: share of the winner's
-    requests that kept the promise, None when nothing was promised. accepted: whether the winner may be exported.
+    noise: what the mean over as many pairs of equal configurations would differ from 0 by (standard deviation), as the
+    repeats of the search tell. attainment: share of the winner's requests that kept the promise, None when nothing was
+    promised. accepted: whether the winner may be exported.
     """
 
     pairs: tuple[Pair, ...]
@@ -81,13 +82,14 @@ def confirm(
 ) -> Confirmation:
     """Measure the pairs and judge them. arena: one that opens engines as production will.
 
-    hoped: the gain that the search saw, relative. Where the first `pairs` scatter too much to tell it from the noise,
-    up to `most_pairs` are measured, unless not even these would do. after_pair: is told the pairs done and of how many.
+    noise: what runs of one configuration differ by (relative standard deviation). hoped: the gain that the search saw,
+    relative. Where the first `pairs` scatter too much to tell it from the noise, up to `most_pairs` are measured,
+    unless not even these would do. after_pair: is told the pairs done and of how many.
     Raises ConfigurationFailed, Unmeasurable, Interrupted.
     """
     measured: list[Pair] = []
     served: list[BlockResult] = []
-    needed = pairs
+    needed, wanted = pairs, 0
     while (number := len(measured)) < needed:
         fresh = range(FRESH + number * blocks, FRESH + (number + 1) * blocks)
         winner_first = number % 2 == 1
@@ -103,20 +105,25 @@ def confirm(
         after_pair(number + 1, needed, pair)
         if number + 1 >= _FIRST_LOOK and (so_far := judge_pairs(measured, served, objective, bounds, noise)).hopeless:
             return so_far
-    return judge_pairs(measured, served, objective, bounds, noise)
+    found = judge_pairs(measured, served, objective, bounds, noise)
+    if found.low > found.noise or wanted <= len(measured) or hoped is None or wanted == _NEVER:
+        return found
+    told = f"as these pairs scatter, about {wanted} would tell the {hoped:+.1%} that the search saw"
+    return replace(found, reason=f"{found.reason}; {told} (tuning.confirm_most_pairs)")
 
 
 def pairs_to_tell(factors: Floats, hoped: float, noise: float) -> int:
     """Pairs after which the interval of a gain as hoped ends above the noise, in four of five cases.
 
-    factors: logarithms of those of the pairs so far, whose spread alone is used. hoped: such a logarithm, too.
+    factors: logarithms of those of the pairs so far, whose spread alone is used. hoped: such a logarithm, too. noise:
+    of one run.
     """
-    above = hoped - math.log1p(noise)
-    if above <= 0.0:
+    if hoped <= 0.0:
         return _NEVER
     freedom = len(factors) - 1
-    reach = float(stdtrit(freedom, 0.975) + stdtrit(freedom, 0.8))
-    return math.ceil(min((reach * float(np.std(factors, ddof=1)) / above) ** 2, _NEVER))
+    reach = float(stdtrit(freedom, 0.975) + stdtrit(freedom, 0.8)) * float(np.std(factors, ddof=1))
+    # Both the interval's half and the noise of the mean shrink with the root of the number of pairs.
+    return math.ceil(min(((reach + math.sqrt(2.0) * noise) / hoped) ** 2, _NEVER))
 
 
 def _log_factors(pairs: Sequence[Pair], objective: Objective) -> Floats:
@@ -139,7 +146,8 @@ def judge_pairs(
     Of each pair the logarithm of the factor between its runs counts, so that twice and half weigh the same and one pair
     in which the present configuration broke down does not blow up the interval: the gain is a geometric mean. The
     interval is Student's t over the pairs, with the spread between them, but never less than what resampling the blocks
-    within each pair (the same blocks in both runs) shows. served: the winner's blocks.
+    within each pair (the same blocks in both runs) shows. The noise of the search adds what its longer look at equal
+    runs knows: it is that of one run, and of a mean over pairs smaller. served: the winner's blocks.
     """
     factors = _log_factors(pairs, objective)
     within = float(np.mean([_variance_within(pair, objective, seed) for seed, pair in enumerate(pairs)]))
@@ -149,9 +157,10 @@ def judge_pairs(
     )
     missed = {name: value for name, value in bounds.violations(served, None).items() if value > 0.0}
     kept = attainment(served) if bounds.quantile is not None else None
-    accepted = low > noise and not missed
+    floor = noise * math.sqrt(2.0 / len(pairs))
+    accepted = low > floor and not missed
     return Confirmation(
-        tuple(pairs), gain, low, high, noise, kept, accepted, _reason(low, high, noise, missed, bounds, kept)
+        tuple(pairs), gain, low, high, floor, kept, accepted, _reason(low, high, floor, missed, bounds, kept)
     )
 
 

@@ -9,7 +9,9 @@ from typing import Any
 
 from muai_lab.experiment.provenance import git_revision, versions
 from muai_lab.models.registry import ModelSource
+from muai_lab.settings.catalogue import show
 from muai_lab.settings.lab import LabSettings
+from muai_lab.settings.load import Resolved
 from muai_lab.settings.schema import EngineName, OptimizationSettings
 from muai_lab.tuning.search_space import SearchSpace
 
@@ -51,10 +53,21 @@ def study_identity(
     }
 
 
+def baseline_of(resolved: Resolved) -> str:
+    """What the present configuration is: its file, and what variables, choices and overrides set above it."""
+    told = str(resolved.file) if resolved.file is not None else "the defaults (no configuration file)"
+    above = [
+        f"{entry.key.path}={show(entry.value)} ({entry.origin})"
+        for entry in resolved.entries("optimization")
+        if entry.origin.layer in ("environment", "group", "override")
+    ]
+    return f"{told}, with {', '.join(above)}" if above else told
+
+
 def study_facts(
-    settings: LabSettings, source: ModelSource, machine: Mapping[str, Any], blocks_hash: str, *, baseline: Path | None
+    settings: LabSettings, source: ModelSource, machine: Mapping[str, Any], blocks_hash: str, *, baseline: str
 ) -> dict[str, str]:
-    """What a reader of the exported file needs to judge it, but for the study itself. baseline: the present file."""
+    """What a reader of the exported file needs to judge it, but for the study itself. baseline: see `baseline_of`."""
     slo, arrival = settings.slo, settings.arrival
     promises = [
         f"{name} {bound:g} ms"
@@ -70,7 +83,7 @@ def study_facts(
     known = versions()
     gpus = "".join(f", {gpu['name']}" for gpu in machine["gpus"])
     return {
-        "baseline": str(baseline) if baseline is not None else "the defaults (no configuration file)",
+        "baseline": baseline,
         "model": f"{settings.model.name} ({source.kind}, {(source.content_hash or 'no hash')[:12]})",
         "workload": f"{settings.workload.name}, {load}; hash {blocks_hash[:16]}",
         "SLO": f"{', '.join(promises)} for {slo.quantile:.0%} of the requests" if promises else "none",

@@ -24,7 +24,7 @@ from muai_lab.tuning.confirmation import confirm
 from muai_lab.tuning.contribution import Contribution, changes, earn
 from muai_lab.tuning.engines import on_engine, spaces_of
 from muai_lab.tuning.export import EXPORTED, UNCONFIRMED, configuration_text, with_changes
-from muai_lab.tuning.facts import study_facts, study_identity
+from muai_lab.tuning.facts import baseline_of, study_facts, study_identity
 from muai_lab.tuning.importance import importance_of
 from muai_lab.tuning.measure import Interrupted, Switch, Unmeasurable
 from muai_lab.tuning.memory_model import ModelShape, capacity_of, memory_screen
@@ -71,7 +71,7 @@ class _Tuner:
         self._directory = directory
         self._watcher = watcher
         self._switch = switch
-        self._file = resolved.file
+        self._baseline = baseline_of(resolved)
         self._objectives = objectives_of(settings)
         self._url = storage_url(directory, settings.tuning.storage)
         self._name = settings.tuning.name or directory.resolve().name
@@ -103,7 +103,7 @@ class _Tuner:
             unit=objective.unit,
             larger_is_better=objective.larger_is_better,
             engines=tuple(self._engines),
-            facts=study_facts(settings, source, self._hardware, self._blocks.hash(), baseline=self._file)
+            facts=study_facts(settings, source, self._hardware, self._blocks.hash(), baseline=self._baseline)
             | {"study": f"{self._name} in {shown(self._url)}"},
         )
         try:

@@ -17,6 +17,7 @@ from muai_lab.settings.load import load_settings
 from muai_lab.tuning.confirmation import Confirmation, Pair
 from muai_lab.tuning.contribution import Contribution
 from muai_lab.tuning.export import EXPORTED, UNCONFIRMED, export_study
+from muai_lab.tuning.facts import baseline_of
 from muai_lab.tuning.measure import Switch
 from muai_lab.tuning.objective import Bounds, objectives_of
 from muai_lab.tuning.report import render_tuning
@@ -182,3 +183,14 @@ def test_the_report_is_one_page_with_everything_in_it(objectives: tuple[str, ...
     for part in ("History", "Importance", "Slices", "Confirmation, pair by pair", "earns its place", "did not serve"):
         assert part in text
     assert ("Pareto front" in text) == (len(objectives) > 1)
+
+
+def test_the_baseline_names_its_file_and_what_was_set_above_it(tmp_path: Path) -> None:
+    file = tmp_path / "present.yaml"
+    file.write_text("optimization: {batcher: {max_batch_size: 4}}")
+    size = "optimization.batcher.max_batch_size"
+
+    told = baseline_of(load_settings(file, {}, {size: 8, "seed": 3}))
+
+    assert told == f"{file}, with {size}=8 (override)"
+    assert baseline_of(load_settings(file, {})) == str(file)

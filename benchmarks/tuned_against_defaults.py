@@ -90,16 +90,16 @@ def tune(engine: str, case: str, directory: Path) -> Outcome:
 def markdown(outcomes: Sequence[Outcome]) -> str:
     """The table of all outcomes."""
     lines = [
-        "| engine | load | gain over the defaults, 95 % interval | what changed | minutes |",
+        "| engine | load | gain over the defaults, 95 % interval | what changed, or why nothing did | minutes |",
         "|---|---|---|---|---|",
     ]
-    for one in outcomes:
+    for one in sorted(outcomes, key=lambda one: (one.case, one.engine)):
         gain = one.verdict
         if one.gain is not None and one.low is not None and one.high is not None:
             gain = f"{one.gain:+.0%} ({one.low:+.0%} to {one.high:+.0%})"
             gain += "" if one.verdict == "confirmed" else f", {one.verdict}"
         keys = ", ".join(f"`{key.removeprefix('optimization.')}: {value}`" for key, value in one.changes.items())
-        lines.append(f"| {one.engine} | {one.case} | {gain} | {keys or 'nothing'} | {one.minutes:.1f} |")
+        lines.append(f"| {one.engine} | {one.case} | {gain} | {keys or one.reason} | {one.minutes:.1f} |")
     return "\n".join(lines)
 
 

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from muai_lab.settings.catalogue import show
 from muai_lab.tuning.result import read_result
 
 _BEGIN, _END = "<!-- tuned: begin -->", "<!-- tuned: end -->"
@@ -98,7 +99,7 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
         if one.gain is not None and one.low is not None and one.high is not None:
             gain = f"{one.gain:+.0%} ({one.low:+.0%} to {one.high:+.0%})"
             gain += "" if one.verdict == "confirmed" else f", {one.verdict}"
-        keys = ", ".join(f"`{key.removeprefix('optimization.')}: {value}`" for key, value in one.changes.items())
+        keys = ", ".join(f"`{key.removeprefix('optimization.')}: {show(value)}`" for key, value in one.changes.items())
         lines.append(f"| {one.engine} | {one.case} | {gain} | {keys or one.reason} | {one.minutes:.1f} |")
     return "\n".join(lines)
 

@@ -96,11 +96,11 @@ def forecast(tuning: TuningSettings) -> str:
         f"one: up to about {_about(search_s)}, less as trials are given up early or nothing gets better"
     )
     if tuning.confirm:
-        most = tuning.most_pairs / tuning.confirm_pairs
-        confirm_s = 2 * tuning.confirm_pairs * (trial_s + _START_S + tuning.warmup_s)
+        pair_s = 2 * (trial_s + _START_S + tuning.warmup_s)
         told += (
             f"; then each change is looked at by itself ({_about(2 * trial_s)} to {_about(4 * trial_s)} each), and the "
-            f"winner confirmed in about {_about(confirm_s)}, up to {_about(confirm_s * most)} where the runs scatter"
+            f"winner confirmed in about {_about(tuning.confirm_pairs * pair_s)}, up to "
+            f"{_about(tuning.most_pairs * pair_s)} where the runs scatter"
         )
     return told
 

@@ -27,7 +27,6 @@ from muai_lab.tuning.measure import Switch, measure
 from muai_lab.tuning.objective import Bounds, Objective
 
 _FIRST_LOOK = 3  # pairs after which a confirmation may be given up
-_NEVER = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +58,6 @@ class Confirmation:
     accepted: bool
     reason: str
 
-    @property
-    def hopeless(self) -> bool:
-        """Whether even the upper end of the interval is not above the noise, so that more pairs are no use."""
-        return self.high <= self.noise
-
 
 def confirm(
     arena: Arena,
@@ -89,7 +83,8 @@ def confirm(
     """
     measured: list[Pair] = []
     served: list[BlockResult] = []
-    needed, wanted = pairs, 0
+    needed, most = pairs, max(pairs, most_pairs)
+    wanted: int | None = None
     while (number := len(measured)) < needed:
         fresh = range(FRESH + number * blocks, FRESH + (number + 1) * blocks)
         winner_first = number % 2 == 1
@@ -101,29 +96,38 @@ def confirm(
         served += theirs
         if number + 1 == pairs and hoped is not None:
             wanted = pairs_to_tell(_log_factors(measured, objective), objective.log_of_gain(hoped), noise)
-            needed = max(pairs, wanted) if wanted <= most_pairs else pairs
+            if wanted is not None and pairs < wanted <= most:
+                needed = wanted
         after_pair(number + 1, needed, pair)
-        if number + 1 >= _FIRST_LOOK and (so_far := judge_pairs(measured, served, objective, bounds, noise)).hopeless:
-            return so_far
+        if _FIRST_LOOK <= number + 1 < needed:
+            so_far = judge_pairs(measured, served, objective, bounds, noise)
+            if so_far.high <= _noise_of_mean(noise, most):
+                return so_far
     found = judge_pairs(measured, served, objective, bounds, noise)
-    if found.low > found.noise or wanted <= len(measured) or hoped is None or wanted == _NEVER:
+    undecided = found.low <= found.noise < found.high
+    if not undecided or wanted is None or wanted <= len(measured):
         return found
     told = f"as these pairs scatter, about {wanted} would tell the {hoped:+.1%} that the search saw"
     return replace(found, reason=f"{found.reason}; {told} (tuning.confirm_most_pairs)")
 
 
-def pairs_to_tell(factors: Floats, hoped: float, noise: float) -> int:
-    """Pairs after which the interval of a gain as hoped ends above the noise, in four of five cases.
+def pairs_to_tell(factors: Floats, hoped: float, noise: float) -> int | None:
+    """Pairs after which the interval of a gain as hoped ends above the noise, in four of five cases; None for no gain.
 
     factors: logarithms of those of the pairs so far, whose spread alone is used. hoped: such a logarithm, too. noise:
     of one run.
     """
     if hoped <= 0.0:
-        return _NEVER
+        return None
     freedom = len(factors) - 1
     reach = float(stdtrit(freedom, 0.975) + stdtrit(freedom, 0.8)) * float(np.std(factors, ddof=1))
     # Both the interval's half and the noise of the mean shrink with the root of the number of pairs.
-    return math.ceil(min(((reach + math.sqrt(2.0) * noise) / hoped) ** 2, _NEVER))
+    return math.ceil(((reach + _noise_of_mean(noise, 1)) / hoped) ** 2)
+
+
+def _noise_of_mean(noise: float, pairs: int) -> float:
+    """What the mean over pairs of equal runs differs from 0 by. noise: of one run."""
+    return noise * math.sqrt(2.0 / pairs)
 
 
 def _log_factors(pairs: Sequence[Pair], objective: Objective) -> Floats:
@@ -157,7 +161,7 @@ def judge_pairs(
     )
     missed = {name: value for name, value in bounds.violations(served, None).items() if value > 0.0}
     kept = attainment(served) if bounds.quantile is not None else None
-    floor = noise * math.sqrt(2.0 / len(pairs))
+    floor = _noise_of_mean(noise, len(pairs))
     accepted = low > floor and not missed
     return Confirmation(
         tuple(pairs), gain, low, high, floor, kept, accepted, _reason(low, high, floor, missed, bounds, kept)

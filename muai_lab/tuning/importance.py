@@ -17,8 +17,8 @@ def importance_of(trials: Sequence[TrialRecord], space: SearchSpace, objective: 
     """Share of each key in what makes good trials differ (PED-ANOVA, Watanabe et al. 2023), most important first.
 
     Trials that were given up count with their value so far; Optuna by itself would look at complete ones only, of which
-    pruning leaves few. Keys with a condition are left out. Empty where there are too few different
-    configurations, or nothing varies.
+    pruning leaves few. Keys with a condition are left out. Empty where there are too few different configurations,
+    or nothing varies.
     """
     import optuna
 

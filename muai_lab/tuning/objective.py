@@ -57,9 +57,7 @@ class Objective:
 
     def log_of_gain(self, gain: float) -> float:
         """The logarithm whose gain it is; gains beyond a factor of a hundred count as that."""
-        signed = gain if self.larger_is_better else -gain
-        log_factor = math.log1p(min(max(signed, 1.0 / _MOST_FACTOR - 1.0), _MOST_FACTOR - 1.0))
-        return log_factor if self.larger_is_better else -log_factor
+        return self.log_gain(1.0 + gain if self.larger_is_better else 1.0 - gain, 1.0)
 
     def per_block(self, blocks: Sequence[BlockResult]) -> list[float]:
         """The figure of each block by itself, for comparison block by block."""

@@ -234,12 +234,11 @@ class _Tuner:
 
     def _hoped(self, best: Standing) -> float | None:
         """The gain over the present configuration that the search saw; None where the latter was not measured."""
-        objective = self._objectives[0]
-        for searched in self._searched:
-            if searched.engine == self._serving_today():
-                for standing in standings(searched.study.records(), objective):
-                    if any(run.kind == "present" for run in standing.runs):
-                        return objective.gain(best.value, standing.value)
+        objective, today = self._objectives[0], self._serving_today()
+        records = [one.study.records() for one in self._searched if one.engine == today]
+        for standing in standings(records[0], objective) if records else ():
+            if any(run.kind == "present" for run in standing.runs):
+                return objective.gain(best.value, standing.value)
         return None
 
     def _confirm(

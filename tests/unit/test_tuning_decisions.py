@@ -256,6 +256,13 @@ def test_a_winner_that_is_worse_is_given_up_after_three_pairs() -> None:
     assert "the gain is at most" in found.reason
 
 
+def test_a_gain_below_the_noise_of_few_pairs_is_not_given_up_while_more_would_tell_it() -> None:
+    found, _ = confirmed(somewhat_better, noise=0.3, hoped=0.2, most_pairs=40)
+
+    assert found.high < 0.3 * (2 / 3) ** 0.5
+    assert found.accepted
+
+
 def somewhat_better(optimization: OptimizationSettings) -> float:
     return 0.6 if optimization.batcher.max_batch_size == 8 else 0.5
 

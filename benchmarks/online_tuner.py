@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+from benchmarks.document import replace_part
 from muai_lab.simulation.tuner_evaluation import (
     ADAPTED,
     INTERVAL_S,
@@ -34,7 +35,6 @@ from muai_lab.stack.events import Tuned, TunerNoted
 from muai_lab.stack.tuning.knobs import Knob, Values
 
 GOAL_SHARE, GOAL_BELOW = 0.90, 2
-_BEGIN, _END = "<!-- tuner table: begin -->", "<!-- tuner table: end -->"
 _COLUMNS = (
     "", "shift", "configured", "best fixed", "untuned", "best", "tuned", "of the best", "there after", "below 95 %",
     "kept", "reverted",
@@ -109,16 +109,6 @@ def reaches(verdict: Verdict) -> bool:
 def is_safe(verdict: Verdict) -> bool:
     """Whether it never costs much for long."""
     return verdict.below <= GOAL_BELOW
-
-
-def replace_part(path: Path, text: str) -> None:
-    """Replace the part of a page between the marks."""
-    page = path.read_text(encoding="utf-8")
-    head, begun, rest = page.partition(_BEGIN)
-    _, ended, tail = rest.partition(_END)
-    if not begun or not ended:
-        raise SystemExit(f"{path} has no place for the table: it needs the lines {_BEGIN} and {_END}")
-    path.write_text(f"{head}{_BEGIN}\n\n{text}\n\n{_END}{tail}", encoding="utf-8")
 
 
 def draw(verdict: Verdict, path: Path) -> None:
@@ -206,7 +196,7 @@ def main() -> None:
         sys.stdout.write(summary(verdicts) + "\n")
         sys.stdout.write(of_variants(others) + "\n" if others else "")
     if options.document:
-        replace_part(options.document, in_markdown(verdicts, others))
+        replace_part(options.document, "tuner table", in_markdown(verdicts, others))
     for verdict in verdicts:
         if options.picture and verdict.scenario.seed == options.of:
             draw(verdict, options.picture)

@@ -29,6 +29,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.document import replace_part
 from benchmarks.peers import PEERS, Case, Reported
 from muai_lab import __version__
 from muai_lab.load.generator import LoadPlan, run_load
@@ -43,7 +44,6 @@ PEAK = Case("peak", 0.0, 0.0, None, 4.0)
 CHUNKS = Case("chunks", 0.0, 0.0, None, 4.0, tokens=256)
 RATES = (100.0, 400.0, 1000.0, 1600.0)
 PEER_RATES = (100.0, 400.0, 1000.0)
-_BEGIN, _END = "<!-- ruler: begin -->", "<!-- ruler: end -->"
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,16 +306,6 @@ def about(tools: Mapping[str, str], seconds: float, rows: Sequence[Row]) -> str:
     )
 
 
-def write_document(path: Path, text: str) -> None:
-    """Replace the part of a page between the ruler's marks."""
-    page = path.read_text(encoding="utf-8")
-    head, begun, rest = page.partition(_BEGIN)
-    _, ended, tail = rest.partition(_END)
-    if not begun or not ended:
-        raise SystemExit(f"{path} has no place for the tables: it needs the lines {_BEGIN} and {_END}")
-    path.write_text(f"{head}{_BEGIN}\n\n{text}\n\n{_END}{tail}", encoding="utf-8")
-
-
 def plot(rows: Sequence[Row], path: Path) -> None:
     """Error of the p99 TTFT, and what arrived, over the rate that was asked for."""
     import matplotlib as mpl
@@ -390,7 +380,7 @@ def main() -> int:
         content = {"tools": tools, "seconds": seconds, "outcomes": [asdict(outcome) for outcome in outcomes]}
         args.results.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     if args.document:
-        write_document(args.document, markdown(rows, about(tools, seconds, rows)))
+        replace_part(args.document, "ruler", markdown(rows, about(tools, seconds, rows)))
     if args.plot:
         plot(rows, args.plot)
     return 1 if any(outcome.failed for outcome in outcomes) else 0

@@ -20,10 +20,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from benchmarks.document import replace_part
 from muai_lab.settings.catalogue import show
 from muai_lab.tuning.result import read_result
-
-_BEGIN, _END = "<!-- tuned: begin -->", "<!-- tuned: end -->"
 
 # Closed loops that keep the machine busy: a load that the defaults carry to everybody's content leaves nothing to gain.
 # Nine requests in ten are to keep the promise: of 99 in a hundred no run of a few seconds could tell.
@@ -104,15 +103,6 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
     return "\n".join(lines)
 
 
-def write_document(path: Path, text: str) -> None:
-    """Replace the part of a page between the marks."""
-    head, _, rest = path.read_text(encoding="utf-8").partition(_BEGIN)
-    _, ended, tail = rest.partition(_END)
-    if not ended:
-        raise SystemExit(f"{path} has no place for the table: it needs the lines {_BEGIN} and {_END}")
-    path.write_text(f"{head}{_BEGIN}\n\n{text}\n\n{_END}{tail}", encoding="utf-8")
-
-
 def main() -> int:
     """Tune every case asked for on every engine; results of earlier calls in the same file are kept."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -134,7 +124,7 @@ def main() -> int:
     text = markdown(outcomes)
     sys.stdout.write(f"{text}\n")
     if args.document:
-        write_document(args.document, text)
+        replace_part(args.document, "tuned", text)
     return 0
 
 

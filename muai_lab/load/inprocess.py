@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from muai_lab.engines.base import Sampling
 from muai_lab.errors import EngineError, InvalidRequest, RequestError
 from muai_lab.load.records import RequestRecord, Status
 from muai_lab.settings.lab import LabSettings
 from muai_lab.stack.request import GenerationRequest
+from muai_lab.workload.prompts import plain
 from muai_lab.workload.schedule import Schedule, ScheduledRequest
 
 if TYPE_CHECKING:  # the stack brings torch, which only its opener needs
     from muai_lab.stack.stack import InferenceStack
 
+_PASSED_ON = frozenset({"temperature", "top_p", "top_k", "seed", "stop", "ignore_eos"})
 _STATUS: dict[str, Status] = {"rejected": "rejected", "cancelled": "cancelled", "timeout": "timeout"}
 
 
@@ -40,6 +44,7 @@ class InProcessTarget:
         self._temperature = temperature
         self._ignore_eos = ignore_eos
         self._clock = clock
+        self._not_sent: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, settings: LabSettings, stack: InferenceStack) -> InProcessTarget:
@@ -49,11 +54,15 @@ class InProcessTarget:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Says that times were taken without a network in between."""
-        return ("target=inprocess: no sockets, and the stack shares the load generator's event loop",)
+        """The lack of a network, and the fields of the requests that this target does not pass on."""
+        return ("target=inprocess: no sockets, and the stack shares the load generator's event loop", *self._not_sent)
 
     async def open(self, schedule: Schedule) -> None:
-        """Nothing to do: the stack is open."""
+        """Look for fields that only a server takes; the stack itself is open."""
+        counts = Counter(key for text in schedule.table["extra"].drop_null() for key in json.loads(text.as_py()))
+        left_out = [f"{key} ({count:,})" for key, count in sorted(counts.items()) if key not in _PASSED_ON]
+        if left_out:
+            self._not_sent = (f"target=inprocess does not pass on these fields of requests: {', '.join(left_out)}",)
 
     async def send(self, request: ScheduledRequest, record: RequestRecord) -> None:
         """Submit one request and read its deltas; gives its slot up when cancelled."""
@@ -98,13 +107,36 @@ class InProcessTarget:
         if request.prompt_ids is not None:
             prompt = request.prompt_ids.tolist()
         elif self._chat:
-            prompt = tokenizer.encode_chat([dict(message) for message in request.conversation()])
+            prompt = tokenizer.encode_chat([plain(message) for message in request.conversation()])
         else:
             prompt = tokenizer.encode(request.text())
+        extra: dict[str, Any] = {} if request.extra is None else json.loads(request.extra)
         return GenerationRequest(
             request_id=f"load-{request.index}",
             prompt=prompt,
             max_tokens=request.max_tokens,
-            sampling=Sampling(temperature=self._temperature, seed=request.seed if self._temperature > 0 else None),
-            ignore_eos=self._ignore_eos,
+            sampling=self._sampling(extra, request.seed),
+            stop=_stop_strings(extra.get("stop")),
+            ignore_eos=bool(extra.get("ignore_eos", self._ignore_eos)),
         )
+
+    def _sampling(self, extra: dict[str, Any], seed: int | None) -> Sampling:
+        try:
+            temperature = float(extra.get("temperature", self._temperature))
+            return Sampling(
+                temperature=temperature,
+                top_p=float(extra.get("top_p", 1.0)),
+                top_k=int(extra.get("top_k", 0)),
+                seed=int(extra.get("seed", seed)) if temperature > 0 and extra.get("seed", seed) is not None else None,
+            )
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InvalidRequest(f"a sampling field of the request is no number: {error}") from error
+
+
+def _stop_strings(stop: Any) -> tuple[str, ...]:
+    if stop is None or stop == "":
+        return ()
+    strings = [stop] if isinstance(stop, str) else stop
+    if not isinstance(strings, list) or not all(isinstance(string, str) and string for string in strings):
+        raise InvalidRequest("stop is neither a text nor a list of texts", param="stop")
+    return tuple(strings)

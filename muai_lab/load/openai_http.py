@@ -152,6 +152,7 @@ class HttpTarget:
         self._post_head = self._request_head("POST", self.url)
         self._pool: ConnectionPool | None = None
         self._dialect = Dialect("continuous", ignore_eos)
+        self._head: dict[str, Any] = {}
         self._body_head = b""
 
     @classmethod
@@ -253,8 +254,14 @@ class HttpTarget:
             prompt = b'"prompt":' + orjson.dumps(request.prompt_ids, option=orjson.OPT_SERIALIZE_NUMPY)
         else:
             prompt = b'"prompt":' + orjson.dumps(request.text())
-        seed = b"" if request.seed is None or self._temperature == 0 else b',"seed":%d' % request.seed
-        return b'%b,%b,"max_tokens":%d%b}' % (self._body_head, prompt, request.max_tokens, seed)
+        head, temperature = self._body_head, self._temperature
+        extra = {} if request.extra is None else orjson.loads(request.extra)
+        if extra:
+            head = orjson.dumps({**self._head, **extra})[:-1]
+            temperature = extra.get("temperature", temperature)
+        seeded = request.seed is not None and temperature != 0 and "seed" not in extra
+        seed = b',"seed":%d' % request.seed if seeded else b""
+        return b'%b,%b,"max_tokens":%d%b}' % (head, prompt, request.max_tokens, seed)
 
     def _speak(self, dialect: Dialect) -> None:
         self._dialect = dialect
@@ -265,6 +272,7 @@ class HttpTarget:
             head["ignore_eos"] = True
         if self._cache_salt is not None:
             head["cache_salt"] = self._cache_salt
+        self._head = head
         self._body_head = orjson.dumps(head)[:-1]
 
     def _dialects(self) -> Iterator[Dialect]:
@@ -325,7 +333,7 @@ class HttpTarget:
         record = RequestRecord(-1, max_tokens=1)
         try:
             async with asyncio.timeout(_PROBE_TIMEOUT_S):
-                await self.send(replace(request, index=-1, max_tokens=1), record)
+                await self.send(replace(request, index=-1, max_tokens=1, extra=None), record)
         except TimeoutError:
             record.end("timeout", self._clock(), f"no answer to a first small request within {_PROBE_TIMEOUT_S:g} s")
         return record

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 import pyarrow as pa
@@ -24,10 +25,11 @@ def write_parquet(table: pa.Table, path: Path) -> None:
         raise RunError(f"cannot write {path}: {reason}; free space or choose another output directory") from error
 
 
-def read_parquet(path: Path, schema: pa.Schema, what: str) -> pa.Table:
+def read_parquet(path: Path, schema: pa.Schema, what: str, *, later_columns: Collection[str] = ()) -> pa.Table:
     """Read a table of exactly `schema`; raises RunError that names the file and what is wrong with it.
 
-    what: what the file should be, for the message, such as `schedule`.
+    what: what the file should be, for the message, such as `schedule`. later_columns: columns at the end of the schema
+    that files of earlier versions lack; they are filled with nulls.
     """
     try:
         table = pq.read_table(path)
@@ -35,6 +37,9 @@ def read_parquet(path: Path, schema: pa.Schema, what: str) -> pa.Table:
         raise RunError(f"no {what} at {path}: check the path") from error
     except (OSError, pa.ArrowInvalid) as error:
         raise RunError(f"{path} is not a {what}: {error}") from error
+    for field in schema:
+        if field.name in later_columns and field.name not in table.schema.names:
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
     if not table.schema.equals(schema):
         missing = sorted(set(schema.names) - set(table.schema.names))
         problem = f"it lacks the columns {', '.join(missing)}" if missing else "its columns have other types"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -11,6 +12,7 @@ import numpy as np
 from muai_lab.errors import RunError
 from muai_lab.settings.workload import Api
 from muai_lab.workload.reading import counted
+from muai_lab.workload.schedule import Message, conversation_text, message_text
 
 _TRIES = 4
 
@@ -114,11 +116,19 @@ class PromptMaker:
         """Tokens of a prompt, chat template included."""
         return len(self.tokenizer.encode_chat([user(text)]) if self.api == "chat" else self.tokenizer.encode(text))
 
-    def count_conversation(self, messages: Sequence[Mapping[str, str]]) -> int:
+    def count_conversation(self, messages: Sequence[Message]) -> int:
         """Tokens of a conversation, as it is sent."""
         if self.api == "chat":
-            return len(self.tokenizer.encode_chat([dict(message) for message in messages]))
-        return len(self.tokenizer.encode("\n".join(message["content"] for message in messages)))
+            return len(self.tokenizer.encode_chat([plain(message) for message in messages]))
+        return len(self.tokenizer.encode(conversation_text(messages)))
+
+
+def plain(message: Message) -> dict[str, str]:
+    """Role and text of a message, as a chat template takes it; tool calls are written out as JSON."""
+    text = message_text(message)
+    if calls := message.get("tool_calls"):
+        text += json.dumps(calls, ensure_ascii=False)
+    return {"role": str(message.get("role", "user")), "content": text}
 
 
 def user(content: str) -> dict[str, str]:

@@ -39,4 +39,4 @@ def schedule_source(workload: ScheduleWorkload) -> Source:
                 raise RunError(f"{path}: row {row} and the turns after it are of different sessions; draw it again")
             yield unit
 
-    return Source(units(), times)
+    return Source(units(), times, notes=lambda: tuple(f"when {path.name} was drawn: {note}" for note in schedule.notes))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,11 +32,17 @@ SCHEDULE_SCHEMA = pa.schema(
         pa.field("messages", pa.large_string()),
         pa.field("think_s", pa.float64()),
         pa.field("part", pa.string()),
+        pa.field("extra", pa.large_string()),
     ]
 )
 
-Message = Mapping[str, str]
-"""What somebody said in a conversation: `role` and `content`."""
+Message = Mapping[str, Any]
+"""One message of a conversation: `role`, `content`, and the other fields of the chat API, such as `tool_calls`."""
+
+_LATER_COLUMNS = frozenset({"extra"})
+"""Columns that schedules of earlier versions lack. They take part in the hash only if they hold something."""
+
+_NOTES = b"muai_lab.notes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +53,9 @@ class ScheduledRequest:
     due `think_s` seconds after the end of the answer before it. Exactly one of prompt, prompt_ids (int32 token ids) and
     messages (JSON: a list of `{"role", "content"}`) is given; prompt stands for one message of the user.
     prompt_tokens: of the whole prompt, with earlier answers at their full length. seed: for sampling. part: of a mixed
-    workload. earlier: what was said in the session before this turn, with the server's own answers; no column, the load
-    generator fills it in.
+    workload. extra: further fields of the request's body (JSON: an object), such as `tools` or `stop`; they replace the
+    target's own fields of the same name. earlier: what was said in the session before this turn, with the server's own
+    answers; no column, the load generator fills it in.
     """
 
     index: int
@@ -63,6 +71,7 @@ class ScheduledRequest:
     messages: str | None = None
     think_s: float | None = None
     part: str | None = None
+    extra: str | None = None
     earlier: tuple[Message, ...] = ()
 
     def conversation(self) -> list[Message]:
@@ -75,7 +84,21 @@ class ScheduledRequest:
         """The prompt as plain text; what was said in a conversation is joined by line ends."""
         if self.messages is None and not self.earlier:
             return self.prompt or ""
-        return "\n".join(message["content"] for message in self.conversation())
+        return conversation_text(self.conversation())
+
+
+def conversation_text(messages: Iterable[Message]) -> str:
+    """The texts of a conversation, joined by line ends."""
+    return "\n".join(message_text(message) for message in messages)
+
+
+def message_text(message: Message) -> str:
+    """The text of a message: its content, or the text parts of its content; empty if it has none."""
+    content = message.get("content")
+    if isinstance(content, list):
+        parts = [part.get("text") for part in content if isinstance(part, Mapping)]
+        return "".join(part for part in parts if isinstance(part, str))
+    return content if isinstance(content, str) else ""
 
 
 @dataclass(frozen=True)
@@ -126,8 +149,11 @@ class Schedule:
         """SHA-256 over the content: equal schedules have equal hashes, however they came about or were stored."""
         digest = hashlib.sha256()
         for field in SCHEDULE_SCHEMA:
+            column = self._columns[field.name]
+            if field.name in _LATER_COLUMNS and column.null_count == len(column):
+                continue
             digest.update(f"{field.name}:{field.type}:{len(self)};".encode())
-            _digest_array(digest, self._columns[field.name])
+            _digest_array(digest, column)
         return digest.hexdigest()
 
     def request(self, row: int) -> ScheduledRequest:
@@ -149,16 +175,19 @@ class Schedule:
             messages=columns["messages"][row].as_py(),
             think_s=columns["think_s"][row].as_py(),
             part=columns["part"][row].as_py(),
+            extra=columns["extra"][row].as_py(),
         )
 
     def write(self, path: Path) -> None:
-        """Save as Parquet; raises RunError when the file cannot be written."""
-        write_parquet(self.table, path)
+        """Save as Parquet, with the notes beside the table; raises RunError when the file cannot be written."""
+        notes = json.dumps(self.notes, ensure_ascii=False).encode("utf-8", "replace")
+        write_parquet(self.table.replace_schema_metadata({_NOTES: notes}), path)
 
     @classmethod
     def read(cls, path: Path) -> Schedule:
         """Load a saved schedule; raises RunError when it is missing, damaged or of another version."""
-        return cls(read_parquet(path, SCHEDULE_SCHEMA, "schedule"))
+        table = read_parquet(path, SCHEDULE_SCHEMA, "schedule", later_columns=_LATER_COLUMNS)
+        return cls(table.replace_schema_metadata(None), _notes_of(table.schema.metadata))
 
     @classmethod
     def of(cls, requests: list[ScheduledRequest]) -> Schedule:
@@ -187,6 +216,14 @@ class Schedule:
     def _id_values(self) -> npt.NDArray[np.int32]:
         values: npt.NDArray[np.int32] = self._columns["prompt_ids"].values.to_numpy(zero_copy_only=False)
         return values
+
+
+def _notes_of(metadata: Mapping[bytes, bytes] | None) -> tuple[str, ...]:
+    try:
+        notes = json.loads((metadata or {}).get(_NOTES, b"[]"))
+    except ValueError:
+        return ()
+    return tuple(str(note) for note in notes) if isinstance(notes, list) else ()
 
 
 def _digest_array(digest: hashlib._Hash, column: pa.Array) -> None:

@@ -317,6 +317,21 @@ class TestWhatIsSent:
 
         assert (sent["prompt"], sent["seed"], sent["temperature"]) == ([5, 600], 77, 0.8)
 
+    def test_further_fields_of_a_request_replace_those_of_the_target(self) -> None:
+        fields = '{"temperature":0.7,"stop":["x"],"tools":[{"type":"function"}]}'
+        request = ScheduledRequest(0, None, "why", None, 1, 4, seed=77, extra=fields)
+
+        async def main() -> ScriptedServer:
+            async with ScriptedServer([GOOD]) as server:
+                await one_request(server, request)
+            return server
+
+        probe, sent = run(main()).requests[:2]
+
+        assert (sent["temperature"], sent["seed"], sent["stop"]) == (0.7, 77, ["x"])
+        assert sent["tools"] == [{"type": "function"}]
+        assert "tools" not in probe
+
     def test_a_chat_prompt_is_a_message_of_the_user(self) -> None:
         async def main() -> ScriptedServer:
             async with ScriptedServer([GOOD]) as server:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 
 import pytest
 
+from muai_lab.engines.base import Sampling
 from muai_lab.errors import (
     EngineError,
     InvalidRequest,
@@ -19,7 +21,7 @@ from muai_lab.errors import (
 from muai_lab.load.inprocess import InProcessTarget
 from muai_lab.load.records import RequestRecord
 from muai_lab.stack.request import Delta, GenerationRequest
-from muai_lab.workload.schedule import ScheduledRequest
+from muai_lab.workload.schedule import Schedule, ScheduledRequest
 
 REQUEST = ScheduledRequest(3, None, "one two", None, 2, 8, seed=5)
 
@@ -159,3 +161,28 @@ def test_sampling_uses_the_seed_of_the_schedule() -> None:
     send(stack, temperature=0.7)
 
     assert (stack.submitted[0].sampling.temperature, stack.submitted[0].sampling.seed) == (0.7, 5)
+
+
+def test_fields_of_a_request_reach_the_stack_and_what_only_a_server_takes_is_noted() -> None:
+    fields = '{"temperature":0.5,"top_p":0.9,"stop":"x","seed":7,"ignore_eos":false,"tools":[{}]}'
+    request = replace(REQUEST, extra=fields)
+    stack = ScriptedStack(Delta("a", 1, 1, "length"))
+    target = InProcessTarget(stack)  # type: ignore[arg-type]  # a scripted stack
+
+    asyncio.run(target.open(Schedule.of([request])))
+    asyncio.run(target.send(request, RequestRecord(0, max_tokens=8)))
+
+    asked = stack.submitted[0]
+    assert asked.sampling == Sampling(temperature=0.5, top_p=0.9, seed=7)
+    assert (asked.stop, asked.ignore_eos) == (("x",), False)
+    assert target.notes[1:] == ("target=inprocess does not pass on these fields of requests: tools (1)",)
+
+
+@pytest.mark.parametrize("fields", ['{"temperature":"hot"}', '{"stop":[1]}', '{"top_k":[]}', '{"seed":1e400}'])
+def test_a_field_that_makes_no_sense_fails_its_request_alone(fields: str) -> None:
+    record = RequestRecord(0, max_tokens=8)
+    target = InProcessTarget(ScriptedStack(), temperature=1.0)  # type: ignore[arg-type]  # a scripted stack
+
+    asyncio.run(target.send(replace(REQUEST, extra=fields), record))
+
+    assert record.status == "error"

@@ -116,6 +116,13 @@ class TestReplay:
         assert [request.prompt for request in faster] == [request.prompt for request in drawn]
         assert faster.notes[0].startswith(f"the schedule has only {len(drawn.starts)} arrivals: none come after")
 
+    def test_the_notes_of_the_drawing_come_along(self, tmp_path: Path) -> None:
+        text = {"kind": "text", "path": written(tmp_path / "p.txt", "why")}
+        draw(text, load={"requests": 2}).write(tmp_path / "s.parquet")
+        again = draw({"kind": "schedule", "path": str(tmp_path / "s.parquet")}, load={"requests": 2})
+
+        assert again.notes == ("when s.parquet was drawn: p.txt holds 1 prompt, and 2 were asked for: they repeat",)
+
     def test_a_schedule_of_a_closed_loop_has_no_times_to_replay(self, tmp_path: Path) -> None:
         draw(mix(short=SHORT)).write(tmp_path / "closed.parquet")
 

@@ -158,6 +158,7 @@ class TestContent:
             {"turn": 0},
             {"prefix_group": 0},
             {"seed": 0},
+            {"extra": "{}"},
         ],
         ids=str,
     )
@@ -203,6 +204,20 @@ class TestStorage:
 
         assert replayed.hash == drawn.hash
         assert replayed.request(3) == drawn.request(3)
+
+    def test_further_fields_of_a_request_and_the_notes_are_saved_too(self, tmp_path: Path) -> None:
+        schedule = Schedule(small(extra='{"stop":["x"]}').table, ("a note",))
+        schedule.write(tmp_path / "schedule.parquet")
+        replayed = Schedule.read(tmp_path / "schedule.parquet")
+
+        assert (replayed.request(0).extra, replayed.request(1).extra) == ('{"stop":["x"]}', None)
+        assert replayed.notes == ("a note",)
+        assert replayed.hash == schedule.hash != small().hash
+
+    def test_a_schedule_of_a_version_without_the_latest_column_is_the_same_schedule(self, tmp_path: Path) -> None:
+        pq.write_table(small().table.drop_columns(["extra"]), tmp_path / "schedule.parquet")
+
+        assert Schedule.read(tmp_path / "schedule.parquet").hash == small().hash
 
     def test_a_missing_file_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(RunError, match=r"no schedule at .*gone\.parquet"):

@@ -123,11 +123,12 @@ class InProcessTarget:
     def _sampling(self, extra: dict[str, Any], seed: int | None) -> Sampling:
         try:
             temperature = float(extra.get("temperature", self._temperature))
+            seed = extra.get("seed", seed)
             return Sampling(
                 temperature=temperature,
                 top_p=float(extra.get("top_p", 1.0)),
                 top_k=int(extra.get("top_k", 0)),
-                seed=int(extra.get("seed", seed)) if temperature > 0 and extra.get("seed", seed) is not None else None,
+                seed=int(seed) if seed is not None and temperature > 0 else None,
             )
         except (TypeError, ValueError, OverflowError) as error:
             raise InvalidRequest(f"a sampling field of the request is no number: {error}") from error

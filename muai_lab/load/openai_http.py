@@ -259,8 +259,8 @@ class HttpTarget:
         if extra:
             head = orjson.dumps({**self._head, **extra})[:-1]
             temperature = extra.get("temperature", temperature)
-        seeded = request.seed is not None and temperature != 0 and "seed" not in extra
-        seed = b',"seed":%d' % request.seed if seeded else b""
+        drawn = None if temperature == 0 or "seed" in extra else request.seed
+        seed = b"" if drawn is None else b',"seed":%d' % drawn
         return b'%b,%b,"max_tokens":%d%b}' % (head, prompt, request.max_tokens, seed)
 
     def _speak(self, dialect: Dialect) -> None:

@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from muai_lab.errors import SettingsError
 from muai_lab.server.exchange import read_body, send_json
 from muai_lab.server.host import ModelHost
-from muai_lab.server.http_error import HttpError, invalid
+from muai_lab.server.http_error import HttpError, invalid, shown
 from muai_lab.settings.live import live_view
 from muai_lab.stack.stack import InferenceStack
 
@@ -82,5 +82,5 @@ def _document(body: bytes) -> dict[str, Any]:
         )
     unknown = sorted(document.keys() - {"model", "optimization"})
     if unknown:
-        raise invalid(f"unknown field {unknown[0]!r}: there are model and optimization", unknown[0])
+        raise invalid(f"unknown field {shown(unknown[0])}: there are model and optimization", shown(unknown[0]))
     return document

@@ -18,7 +18,7 @@ from muai_lab.server.exchange import ClientGone, send_error, send_json
 from muai_lab.server.frames import CHAT, COMPLETION
 from muai_lab.server.generation import GenerationEndpoint
 from muai_lab.server.host import LOADING_RETRY_S, ModelHost, State
-from muai_lab.server.http_error import HttpError, http_error_of, internal_error
+from muai_lab.server.http_error import HttpError, http_error_of, internal_error, shown
 from muai_lab.server.protocol import ChatRequest, CompletionRequest
 from muai_lab.settings.monitoring import ServerSettings
 
@@ -64,7 +64,7 @@ class _MethodGuard:
             allow = ", ".join(self._methods)
             raise HttpError(
                 HTTPStatus.METHOD_NOT_ALLOWED,
-                f"{scope['path']} does not know the method {scope['method']}; it takes {allow}",
+                f"{shown(scope['path'])} does not know the method {scope['method']}; it takes {allow}",
                 code="method_not_allowed",
                 allow=allow,
             )
@@ -129,7 +129,7 @@ class _Status:
 async def _unknown_route(scope: Scope, receive: Receive, send: Send) -> None:
     raise HttpError(
         HTTPStatus.NOT_FOUND,
-        f"there is nothing at {scope['path']}; the API is under /v1 (/v1/models, /v1/completions, "
+        f"there is nothing at {shown(scope['path'])}; the API is under /v1 (/v1/models, /v1/completions, "
         "/v1/chat/completions)",
         code="unknown_url",
     )
@@ -153,7 +153,7 @@ def _answer_errors(app: ASGIApp) -> ASGIApp:
         except MuaiError as error:
             await send_error(send, http_error_of(error))
         except Exception:
-            log.exception("%s %s failed", scope["method"], scope["path"])
+            log.exception("%s %s failed", scope["method"], shown(scope["path"]))
             await send_error(send, internal_error())
 
     return answering

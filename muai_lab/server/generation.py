@@ -30,6 +30,7 @@ from muai_lab.server.host import ModelHost
 from muai_lab.server.http_error import Headers, http_error_of, internal_error
 from muai_lab.server.protocol import AnyRequest, GenerationFields, parse
 from muai_lab.stack.request import GenerationRequest
+from muai_lab.stack.text import StopStrings
 
 if TYPE_CHECKING:
     from muai_lab.stack.generation import Generation
@@ -74,6 +75,7 @@ class GenerationEndpoint(Generic[AnyRequest]):
         body = await read_body(scope, receive)
         request = parse(self._kind, body)
         stack = await self._host.stack(request.model)
+        stack.check_room(request.sequences)
         if len(body) > INLINE_TOKENIZE_BYTES:
             prompts = await asyncio.to_thread(request.token_ids, stack.tokenizer)
         else:
@@ -102,6 +104,7 @@ class GenerationEndpoint(Generic[AnyRequest]):
         """All sequences of the request, or none: one that is refused takes the others along."""
         choices: list[Choice] = []
         total = len(prompts) * request.choices
+        stop = StopStrings(request.stop)
         try:
             for prompt_index, prompt in enumerate(prompts):
                 max_tokens = request.token_limit() or max(1, stack.info.engine.max_model_len - len(prompt))
@@ -113,7 +116,7 @@ class GenerationEndpoint(Generic[AnyRequest]):
                             prompt=prompt,
                             max_tokens=max_tokens,
                             sampling=request.sampling(number),
-                            stop=request.stop,
+                            stop=stop,
                             ignore_eos=bool(request.ignore_eos),
                             timeout_s=self._request_timeout_s,
                             stream=bool(request.stream),

@@ -10,7 +10,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from muai_lab.errors import MuaiError
-from muai_lab.server.http_error import HttpError, unavailable
+from muai_lab.server.http_error import HttpError, shown, unavailable
 
 if TYPE_CHECKING:
     from muai_lab.stack.stack import InferenceStack
@@ -90,7 +90,7 @@ class ModelHost:
             offered = ", ".join(f"'{known}'" for known in self.names)
             raise HttpError(
                 HTTPStatus.NOT_FOUND,
-                f"the model '{name}' does not exist here; this server offers {offered}",
+                f"the model {shown(name)} does not exist here; this server offers {offered}",
                 param="model",
                 code="model_not_found",
             )

@@ -20,6 +20,8 @@ from muai_lab.errors import (
 Headers = list[tuple[bytes, bytes]]
 
 RETRY_SOON_S = 1.0
+LONGEST_MESSAGE = 800  # characters; a message that quotes more of a request than is good for a log is cut here
+LONGEST_SHOWN = 60  # characters of a request that an error or a log line repeats
 
 
 class HttpError(Exception):
@@ -43,7 +45,7 @@ class HttpError(Exception):
         close: bool = False,
     ) -> None:
         self.status = status
-        self.message = message
+        self.message = message if len(message) <= LONGEST_MESSAGE else message[:LONGEST_MESSAGE] + "..."
         self.kind = kind
         self.param = param
         self.code = code
@@ -112,3 +114,17 @@ def http_error_of(error: MuaiError) -> HttpError:
         return unavailable(message, "cancelled")
     code = "model_unavailable" if isinstance(error, ModelError) else "engine_error"
     return HttpError(HTTPStatus.INTERNAL_SERVER_ERROR, message, kind="server_error", code=code)
+
+
+def shown(value: Any) -> str:
+    """A value of a request as an error or a log line repeats it: short, on one line, in time that is constant."""
+    if isinstance(value, str):
+        text = repr(value[:LONGEST_SHOWN])
+        return text if len(value) <= LONGEST_SHOWN else f"{text[:-1]}...{text[-1]}"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, int) and value.bit_length() > 64:
+        return f"a number of {value.bit_length()} bits"
+    return repr(value)

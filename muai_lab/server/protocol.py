@@ -1,21 +1,24 @@
 """Requests of the OpenAI API, validated.
 
-Fields that nobody here knows are ignored, as clients send many (`user`, `metadata`, ...). Fields that are known and
-would change the answer, but that this server cannot honour, are refused unless they hold their neutral value. JSON
-types are strict: `"16"` is not a number.
+Unknown fields are ignored, since clients send many (`user`, `metadata`, ...). Known fields that would change the answer
+and are not honoured are refused (see `muai_lab.server.unsupported`). JSON types are strict: `"16"` is not a number.
+
+The time that a request takes to read grows no faster than its body, and an error reports the first few problems only.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from jinja2 import TemplateError
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, PlainValidator, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from muai_lab.engines.base import Sampling
-from muai_lab.server.http_error import HttpError, invalid
+from muai_lab.server.http_error import HttpError, invalid, shown
+from muai_lab.server.unsupported import CHAT_FIELDS, COMPLETION_FIELDS, Neutral, first_unsupported, is_neutral
 
 if TYPE_CHECKING:
     from muai_lab.models.tokenizer import ModelTokenizer
@@ -25,37 +28,15 @@ MAX_CHOICES = 128
 MAX_PRIORITY = 1000
 LONGEST_SALT = 256
 INT64_MAX = 2**63 - 1
-LONGEST_SHOWN = 60  # characters of an offending value that an error repeats
+MAX_PROMPTS = 2048
+MAX_MESSAGES = 4096
+MAX_STOP_STRINGS = 64
+MAX_STOP_CHARACTERS = 2048  # of all stop strings of a request together
+MAX_PROBLEMS = 5  # that one error reports
+
+UNSUPPORTED = "unsupported_parameter"
 
 Prompt = str | list[int]
-
-NOTHING = (None, False)
-# Known fields that change the answer -> the values that ask for nothing.
-UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "audio": (None,),
-    "echo": NOTHING,
-    "frequency_penalty": (None, 0, 0.0),
-    "function_call": (None, "none"),
-    "functions": (None, []),
-    "guided_json": (None,),
-    "guided_regex": (None, ""),
-    "length_penalty": (None, 1, 1.0),
-    "logit_bias": (None, {}),
-    "logprobs": NOTHING,
-    "min_p": (None, 0, 0.0),
-    "min_tokens": (None, 0),
-    "modalities": (None, ["text"]),
-    "presence_penalty": (None, 0, 0.0),
-    "prompt_logprobs": (None,),
-    "repetition_penalty": (None, 1, 1.0),
-    "response_format": (None, {"type": "text"}),
-    "stop_token_ids": (None, []),
-    "suffix": (None, ""),
-    "tool_choice": (None, "none", "auto"),
-    "tools": (None, []),
-    "top_logprobs": (None, 0),
-    "use_beam_search": NOTHING,
-}
 
 
 def _is_id_list(value: Any) -> bool:
@@ -68,7 +49,9 @@ def _prompts(value: Any) -> list[Prompt]:
         return [value]
     if _is_id_list(value):
         return [value]
-    if isinstance(value, list) and value:
+    if isinstance(value, list) and value and not isinstance(value[0], int):
+        if len(value) > MAX_PROMPTS:
+            raise ValueError(f"holds {len(value)} prompts; one request may hold {MAX_PROMPTS}")
         if all(isinstance(item, str) for item in value):
             return list(value)
         if all(_is_id_list(item) for item in value):
@@ -80,10 +63,15 @@ def _stop_strings(value: Any) -> tuple[str, ...]:
     if value is None:
         return ()
     strings = [value] if isinstance(value, str) else value
+    if isinstance(strings, list) and len(strings) > MAX_STOP_STRINGS:
+        raise ValueError(f"holds {len(strings)} strings; {MAX_STOP_STRINGS} are allowed")
     if not isinstance(strings, list) or not all(isinstance(item, str) for item in strings):
         raise ValueError("must be a string or a list of strings")
     if not all(strings):
         raise ValueError("must not hold an empty string")
+    characters = sum(map(len, strings))
+    if characters > MAX_STOP_CHARACTERS:
+        raise ValueError(f"holds {characters} characters; {MAX_STOP_CHARACTERS} in all are allowed")
     return tuple(strings)
 
 
@@ -96,10 +84,21 @@ def _text(value: Any) -> str:
         for part in value:
             kind = part.get("type") if isinstance(part, dict) else None
             if kind != "text" or not isinstance(part.get("text"), str):
-                raise ValueError(f'holds a part of type {kind!r}; only {{"type": "text", "text": ...}} is supported')
+                raise ValueError(
+                    f'holds a part of type {shown(kind)}; only {{"type": "text", "text": ...}} is supported'
+                )
             texts.append(part["text"])
         return "".join(texts)
     raise ValueError("must be a string or a list of text parts")
+
+
+def _nothing(value: Any) -> None:
+    """Accept a field of a message that is not supported only if it asks for nothing."""
+    if not is_neutral(value, (None, False, [], {})):
+        raise PydanticCustomError(UNSUPPORTED, "is not supported by this server: leave it out")
+
+
+Unsupported = Annotated[None, PlainValidator(_nothing)]
 
 
 class StreamOptions(BaseModel):
@@ -120,6 +119,8 @@ class GenerationFields(BaseModel, ABC):
 
     model_config = ConfigDict(strict=True, frozen=True, extra="allow")
 
+    unsupported: ClassVar[Mapping[str, Neutral]]
+
     model: str
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] | None = None
@@ -139,6 +140,11 @@ class GenerationFields(BaseModel, ABC):
     def choices(self) -> int:
         """Answers wanted per prompt."""
         return self.n or 1
+
+    @property
+    def sequences(self) -> int:
+        """Answers wanted for all prompts together."""
+        return self.choices
 
     def sampling(self, choice: int) -> Sampling:
         """Sampling of one choice; choices of one seeded request differ, and each can be had again."""
@@ -168,16 +174,24 @@ class GenerationFields(BaseModel, ABC):
             raise invalid("'stream_options' is only allowed when 'stream' is true", "stream_options")
         if self.best_of is not None and self.best_of != self.choices:
             raise invalid("'best_of' is not supported by this server: leave it out, or equal to 'n'", "best_of")
-        for name, value in (self.model_extra or {}).items():
-            neutral = UNSUPPORTED.get(name)
-            if neutral is not None and not any(type(value) is type(item) and value == item for item in neutral):
-                raise invalid(f"'{name}' is not supported by this server: leave it out", name, "unsupported_parameter")
+        extra = self.model_extra or {}
+        name = first_unsupported(extra, self.unsupported)
+        if name is not None:
+            raise invalid(f"'{name}' is not supported by this server: leave it out", name, UNSUPPORTED)
+        extra.clear()  # may be megabytes, and the request lives as long as its answer
 
 
 class CompletionRequest(GenerationFields):
     """POST /v1/completions."""
 
+    unsupported = COMPLETION_FIELDS
+
     prompt: Annotated[list[Prompt], PlainValidator(_prompts)]
+
+    @property
+    def sequences(self) -> int:
+        """See `GenerationFields.sequences`."""
+        return len(self.prompt) * self.choices
 
     def token_limit(self) -> int | None:
         """OpenAI's default for this endpoint is 16."""
@@ -195,6 +209,10 @@ class Message(BaseModel):
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[str, PlainValidator(_text)]
+    tool_calls: Unsupported = None
+    function_call: Unsupported = None
+    audio: Unsupported = None
+    prefix: Unsupported = None  # other servers: begin the answer with this message
 
     def plain(self) -> dict[str, str]:
         """The form that chat templates take."""
@@ -204,7 +222,10 @@ class Message(BaseModel):
 class ChatRequest(GenerationFields):
     """POST /v1/chat/completions. `max_completion_tokens` goes before its deprecated elder `max_tokens`."""
 
-    messages: list[Message]
+    unsupported = CHAT_FIELDS
+
+    # FailFast: the list may hold hundreds of thousands of wrong items.
+    messages: Annotated[list[Message], FailFast(), Field(max_length=MAX_MESSAGES)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
 
     def token_limit(self) -> int | None:
@@ -250,8 +271,11 @@ def _refusal(error: ValidationError) -> HttpError:
         return invalid(f"the body is not valid JSON: {first['ctx']['error']}", code="invalid_json")
     if not first["loc"]:
         return invalid("the body must be a JSON object")
-    problems = [_describe(detail["type"], _path(detail["loc"]), detail["msg"], detail["input"]) for detail in details]
-    return invalid("; ".join(dict.fromkeys(problems)), _path(first["loc"]))
+    problems = list(dict.fromkeys(_describe(detail) for detail in details[:MAX_PROBLEMS]))
+    if len(details) > MAX_PROBLEMS:
+        problems.append(f"and {len(details) - MAX_PROBLEMS} more")
+    code = UNSUPPORTED if first["type"] == UNSUPPORTED else None
+    return invalid("; ".join(problems), _path(first["loc"]), code)
 
 
 def _path(loc: tuple[int | str, ...]) -> str:
@@ -261,13 +285,11 @@ def _path(loc: tuple[int | str, ...]) -> str:
     return path
 
 
-def _describe(kind: str, param: str, message: str, value: Any) -> str:
+def _describe(detail: ErrorDetails) -> str:
+    kind, param = detail["type"], _path(detail["loc"])
     if kind == "missing":
         return f"'{param}' is required"
-    message = message.removeprefix("Value error, ")
-    if kind == "value_error":
+    message = detail["msg"].removeprefix("Value error, ")
+    if kind in ("value_error", UNSUPPORTED):
         return f"'{param}' {message}"
-    shown = repr(value)
-    if len(shown) > LONGEST_SHOWN:
-        shown = shown[:LONGEST_SHOWN] + "..."
-    return f"'{param}' is invalid: {message[:1].lower()}{message[1:]}, not {shown}"
+    return f"'{param}' is invalid: {message[:1].lower()}{message[1:]}, not {shown(detail['input'])}"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from muai_lab.engines.base import GREEDY, Sampling
+from muai_lab.stack.text import NO_STOP_STRINGS, StopStrings
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class GenerationRequest:
     prompt: Sequence[int]
     max_tokens: int
     sampling: Sampling = GREEDY
-    stop: tuple[str, ...] = ()
+    stop: StopStrings = NO_STOP_STRINGS
     ignore_eos: bool = False
     timeout_s: float | None = None
     stream: bool = True

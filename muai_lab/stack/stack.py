@@ -26,6 +26,7 @@ from muai_lab.errors import (
 )
 from muai_lab.models.registry import ModelSource, resolve_model
 from muai_lab.models.tokenizer import ModelTokenizer, load_tokenizer
+from muai_lab.stack.admission import RETRY_AFTER_S, check_room
 from muai_lab.stack.checks import check_request
 from muai_lab.stack.events import Admitted, CacheLookup, Event, Failed, Finished, Lost, Observer, Rejected, Token
 from muai_lab.stack.generation import Generation
@@ -40,9 +41,6 @@ if TYPE_CHECKING:
     from muai_lab.settings.schema import OptimizationSettings
 
 log = logging.getLogger(__name__)
-
-# What a rejected client is asked to wait. A constant, since the queue's own pace is not known before it moves.
-RETRY_AFTER_S = 1.0
 
 _WATCH_S = 0.5  # how often a stack with open requests looks after its engine
 
@@ -118,13 +116,21 @@ class InferenceStack:
         skipped = tuple(self._candidates.skipped)
         return StackInfo(self._model, self._source, self._serving.engine.info, skipped, self._queue_capacity)
 
+    def check_room(self, sequences: int) -> None:
+        """Refuse so many sequences of one request before their prompts are looked at; raises as `submit` does."""
+        try:
+            check_room(sequences, len(self._open), self._serving.engine.slots, self._queue_capacity)
+        except (InvalidRequest, Overloaded) as error:
+            self._reject(error)
+            raise
+
     def submit(self, request: GenerationRequest) -> Generation:
         """Queue a request. Raises InvalidRequest for one that can never be served, Overloaded for one too many."""
         self._enter(asyncio.get_running_loop())
         try:
             self._check(request)
         except (InvalidRequest, Overloaded, EngineError) as error:
-            self._serving.driver.tell([Rejected(time.monotonic(), str(error))])
+            self._reject(error)
             raise
         self._take_over_if_dead()
         generation = Generation(
@@ -193,6 +199,9 @@ class InferenceStack:
             await self._takeover  # its thread loads an engine, which cannot be interrupted
         await asyncio.gather(asyncio.to_thread(self._serving.driver.close), *self._closing)
 
+    def _reject(self, error: Exception) -> None:
+        self._serving.driver.tell([Rejected(time.monotonic(), str(error))])
+
     def _check(self, request: GenerationRequest) -> None:
         if self._draining:
             raise Overloaded("the server is shutting down", retry_after_s=RETRY_AFTER_S, draining=True)
@@ -202,10 +211,7 @@ class InferenceStack:
         if request.request_id in self._open:
             raise InvalidRequest(f"request id {request.request_id!r} is already in use", param="request_id")
         check_request(request, engine, vocabulary=engine.vocab_size or self.tokenizer.vocab_size)
-        # Not `_waiting`: right after a burst, requests wait only for the engine's thread to look into its inbox.
-        capacity = self._queue_capacity
-        if capacity is not None and len(self._open) - engine.slots >= capacity:
-            raise Overloaded(f"the queue is full ({capacity} requests wait)", retry_after_s=RETRY_AFTER_S)
+        check_room(1, len(self._open), engine.slots, self._queue_capacity)
 
     def _enter(self, loop: asyncio.AbstractEventLoop) -> None:
         """Speak to `loop` from now on; what a loop before it left behind can no longer be waited for, and ends."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable
 from typing import Protocol
 
 
@@ -15,16 +17,75 @@ class TokenDecoder(Protocol):
         """What is still held back at the end."""
 
 
+class StopStrings:
+    """The stop strings of one request, matched all at once by an automaton (Aho and Corasick 1975).
+
+    Building it takes time in proportion to the characters of all strings; afterwards a character of output costs the
+    same however many strings there are. Empty strings stop nothing. The automaton never changes: several outputs share
+    it, and each keeps its own state, which begins as 0.
+
+    held: by state, how many of the last characters may be the beginning of a stop string. matched: by state, the
+    length of the longest stop string that ends there, 0 if none does.
+    """
+
+    def __init__(self, texts: Iterable[str] = ()) -> None:
+        self.texts = tuple(dict.fromkeys(text for text in texts if text))
+        self.held = [0]
+        self.matched = [0]
+        self._next: list[dict[str, int]] = [{}]
+        self._shorter = [0]  # by state, that of the longest proper end of its characters that begins a stop string
+        for text in self.texts:
+            self._insert(text)
+        self._link()
+
+    def __bool__(self) -> bool:
+        return bool(self.texts)
+
+    def step(self, state: int, character: str) -> int:
+        """The state after one more character."""
+        while state and character not in self._next[state]:
+            state = self._shorter[state]
+        return self._next[state].get(character, 0)
+
+    def _insert(self, text: str) -> None:
+        state = 0
+        for depth, character in enumerate(text, start=1):
+            following = self._next[state].get(character)
+            if following is None:
+                following = self._next[state][character] = len(self._next)
+                self._next.append({})
+                self.held.append(depth)
+                self.matched.append(0)
+                self._shorter.append(0)
+            state = following
+        self.matched[state] = len(text)
+
+    def _link(self) -> None:
+        """Set `_shorter`, shallow states first, and pass on the matches that end within longer ones."""
+        pending = deque(self._next[0].values())
+        while pending:
+            state = pending.popleft()
+            for character, following in self._next[state].items():
+                self._shorter[following] = self.step(self._shorter[state], character)
+                pending.append(following)
+            self.matched[state] = self.matched[state] or self.matched[self._shorter[state]]
+
+
+NO_STOP_STRINGS = StopStrings()
+
+
 class OutputText:
     """The text of one output.
 
     Text that might be the beginning of a stop string is held back until it is clear, so that no part of a stop string
-    is ever sent. The output ends just before the match that is complete first, however the text is cut into tokens.
+    is ever sent. The output ends just before the match that is complete first, however the text is cut into tokens; of
+    several that end together the longest counts.
     """
 
-    def __init__(self, decoder: TokenDecoder, stop: tuple[str, ...]) -> None:
+    def __init__(self, decoder: TokenDecoder, stop: StopStrings) -> None:
         self._decoder = decoder
-        self._stop = tuple(text for text in stop if text)
+        self._stop = stop
+        self._state = 0
         self._held = ""
         self.stopped = False
 
@@ -45,19 +106,14 @@ class OutputText:
         return sent + rest
 
     def _filter(self, text: str) -> str:
-        candidate = self._held + text
-        matches = [(at + len(stop), at) for stop in self._stop if (at := candidate.find(stop)) >= 0]
-        if matches:
-            self.stopped, self._held = True, ""
-            return candidate[: min(matches)[1]]
-        keep = max(_overlap(candidate, stop) for stop in self._stop)
-        self._held = candidate[len(candidate) - keep :]
-        return candidate[: len(candidate) - keep]
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that is a beginning of `stop` (and not all of it)."""
-    for length in range(min(len(text), len(stop) - 1), 0, -1):
-        if text.endswith(stop[:length]):
-            return length
-    return 0
+        stop, state = self._stop, self._state
+        candidate, before = self._held + text, len(self._held)
+        for read, character in enumerate(text, start=1):
+            state = stop.step(state, character)
+            if stop.matched[state]:
+                self.stopped, self._held = True, ""
+                return candidate[: before + read - stop.matched[state]]
+        self._state = state
+        keep = len(candidate) - stop.held[state]
+        self._held = candidate[keep:]
+        return candidate[:keep]

@@ -18,6 +18,7 @@ from served_engines import SLOTS, Reference, Served, prompts
 
 from muai_lab.engines.base import Sampling
 from muai_lab.errors import InvalidRequest, RequestCancelled
+from muai_lab.stack.text import StopStrings
 
 LONG = 150  # tokens: more than one block of any prefix cache, vLLM's on a CPU has blocks of 128
 TIE = 1e-3  # logits that are closer than this may change places between engines
@@ -104,7 +105,7 @@ def test_a_stop_string_ends_the_output_before_itself(served: Served) -> None:
     whole = served.run(served.text(prompt, 40))
     stop = whole[len(whole) // 2 : len(whole) // 2 + 5]
 
-    stopped = served.run(served.text(prompt, 40, stop=(stop,)))
+    stopped = served.run(served.text(prompt, 40, stop=StopStrings([stop])))
 
     assert stopped == whole[: whole.index(stop)]
 

@@ -17,6 +17,7 @@ from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.stack.events import Event, Token
 from muai_lab.stack.request import GenerationRequest
 from muai_lab.stack.stack import InferenceStack
+from muai_lab.stack.text import StopStrings
 
 OPTIMIZATION = OptimizationSettings.model_validate(
     {"engine_preference": ["pytorch"], "pytorch": {"device": "cpu"}, "batcher": {"max_batch_size": 16}}
@@ -186,7 +187,7 @@ def test_text_is_what_the_tokenizer_makes_of_the_tokens(stack: InferenceStack, g
         assert deltas[-1].output_tokens == 30
 
         stop = text[10:14]
-        stopped = stack.submit(GenerationRequest("stop", prompt, 30, ignore_eos=True, stop=(stop,)))
+        stopped = stack.submit(GenerationRequest("stop", prompt, 30, ignore_eos=True, stop=StopStrings([stop])))
         assert "".join([delta.text async for delta in stopped]) == text[: text.index(stop)]
 
     run(work)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import orjson
@@ -10,6 +11,7 @@ import pytest
 from server_fakes import CONTEXT, Bench, Call, ParrotEngine, in_bench
 
 from muai_lab.server.exchange import MAX_BODY_BYTES
+from muai_lab.server.protocol import MAX_PROBLEMS, MAX_STOP_CHARACTERS, MAX_STOP_STRINGS, CompletionRequest, parse
 from muai_lab.settings.monitoring import ServerSettings
 
 COMPLETIONS = "/v1/completions"
@@ -104,13 +106,28 @@ def test_a_bad_field_is_refused_by_name(path: str, fields: dict[str, Any], param
         {"presence_penalty": -1},
         {"logit_bias": {"5": 1}},
         {"repetition_penalty": 1.1},
+        {"guided_choice": ["a"]},
+        {"guided_grammar": "root ::= 'a'"},
+        {"guided_json": {}, "guided_regex": "a+"},
+        {"structured_outputs": {"choice": ["a"]}},
+        {"bad_words": ["a"]},
+        {"allowed_token_ids": [1]},
+        {"truncate_prompt_tokens": 4},
+        {"include_stop_str_in_output": True},
+        {"add_special_tokens": False},
+        {"skip_special_tokens": False},
+        {"json_schema": "{}"},
+        {"stop_regex": "a+"},
+        {"max_new_tokens": 4},
+        {"stream_interval": 8},
+        {"extra_body": {"top_k": 1}},
     ],
 )
 def test_a_field_that_would_change_the_answer_but_cannot_be_honoured_is_refused(extra: dict[str, Any]) -> None:
     answer = post(COMPLETIONS, {"model": "parrot", "prompt": "a", **extra})
 
     assert answer.status == 400
-    assert [answer.error["param"]] == list(extra)
+    assert answer.error["param"] == list(extra)[-1]
     assert "not supported" in answer.error["message"]
 
 
@@ -122,6 +139,12 @@ def test_a_field_that_would_change_the_answer_but_cannot_be_honoured_is_refused(
         {"logprobs": True},
         {"top_logprobs": 2},
         {"tool_choice": "required"},
+        {"continue_final_message": True},
+        {"add_generation_prompt": False},
+        {"add_special_tokens": True},
+        {"chat_template": "{{ messages }}"},
+        {"chat_template_kwargs": {"enable_thinking": False}},
+        {"reasoning_effort": "high"},
     ],
 )
 def test_a_chat_field_that_cannot_be_honoured_is_refused(extra: dict[str, Any]) -> None:
@@ -146,6 +169,14 @@ def test_neutral_values_and_unknown_fields_are_accepted() -> None:
         "temperature": None,
         "stream": None,
         "no_such_field": 3,
+        "guided_json": None,
+        "bad_words": [],
+        "allowed_token_ids": None,
+        "truncate_prompt_tokens": None,
+        "include_stop_str_in_output": False,
+        "add_special_tokens": True,
+        "skip_special_tokens": True,
+        "stream_interval": 1,
     }
 
     assert post(COMPLETIONS, {"model": "parrot", "prompt": "a", **harmless}).status == 200
@@ -158,6 +189,20 @@ def test_a_picture_in_a_message_is_refused() -> None:
 
     assert (answer.status, answer.error["param"]) == (400, "messages[0].content")
     assert "'image_url'" in answer.error["message"]
+
+
+@pytest.mark.parametrize("extra", [{"tool_calls": [{"id": "1"}]}, {"prefix": True}, {"function_call": {"name": "f"}}])
+def test_a_field_of_a_message_that_cannot_be_honoured_is_refused(extra: dict[str, Any]) -> None:
+    answer = post(CHAT, {"model": "parrot", "messages": [*HELLO, {"role": "assistant", "content": "x", **extra}]})
+
+    assert (answer.status, answer.error["code"]) == (400, "unsupported_parameter")
+    assert answer.error["param"] == f"messages[1].{next(iter(extra))}"
+
+
+def test_a_message_may_hold_what_asks_for_nothing() -> None:
+    message = {"role": "user", "content": "hello", "tool_calls": [], "prefix": False, "audio": None, "name": "me"}
+
+    assert post(CHAT, {"model": "parrot", "messages": [message]}).status == 200
 
 
 def test_all_fields_at_fault_are_named_together() -> None:
@@ -236,11 +281,26 @@ def test_a_full_queue_is_429_and_says_when_to_try_again() -> None:
 def test_of_a_request_with_several_prompts_all_are_queued_or_none() -> None:
     async def work(bench: Bench) -> None:
         bench.engine.gate.clear()
-        refused = await bench.complete(prompt=["a", "b", "c", "d"])
+        _, running = bench.start(COMPLETIONS, prompt="a")
+        await bench.load(running=1)
+        refused = await bench.complete(prompt=["a", "b", "c"])
         bench.engine.gate.set()
 
         assert refused.status == 429
+        assert (await running).status == 200
         await bench.load(running=0)
+
+    in_bench(work, engine=ParrotEngine(slots=1), queue_capacity=2)
+
+
+def test_more_sequences_than_ever_fit_are_a_bad_request_and_their_prompts_are_not_read() -> None:
+    async def work(bench: Bench) -> None:
+        bench.stack.tokenizer.encode = lambda text: 1 / 0  # type: ignore[method-assign]
+        for fields in ({"prompt": ["a", "b", "c", "d"]}, {"prompt": ["a", "b"], "n": 2}):
+            refused = await bench.complete(**fields)
+
+            assert (refused.status, refused.error["param"]) == (400, "n")
+            assert "4 sequences" in refused.error["message"]
 
     in_bench(work, engine=ParrotEngine(slots=1), queue_capacity=2)
 
@@ -336,3 +396,75 @@ def test_a_client_that_leaves_while_it_sends_gets_no_answer() -> None:
         assert (await call.run()).status == 0
 
     in_bench(work)
+
+
+@pytest.mark.parametrize("wrong", [1, {"role": 1, "content": 2}, [], None])
+def test_of_many_wrong_messages_the_first_is_reported(wrong: Any) -> None:
+    answer = post(CHAT, {"model": "parrot", "messages": [*HELLO, *[wrong] * 500]})
+
+    assert answer.status == 400
+    assert "messages[1]" in answer.error["message"]
+    assert "messages[2]" not in answer.error["message"]
+    assert len(answer.body) < 1500
+
+
+def test_of_many_wrong_fields_the_first_few_are_reported() -> None:
+    wrong = dict.fromkeys(("max_tokens", "temperature", "top_p", "top_k", "seed", "n", "stream", "priority"), "x")
+    answer = post(COMPLETIONS, {"model": "parrot", "prompt": "a", **wrong})
+
+    assert answer.status == 400
+    assert answer.error["message"].count("is invalid") == MAX_PROBLEMS
+    assert answer.error["message"].endswith("and 3 more")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model": "x" * 100_000},
+        {"cache_salt": "x" * 100_000},
+        {"temperature": "x" * 100_000},
+        {"temperature": ["x" * 100_000]},
+        {"temperature": {"x" * 100_000: 1}},
+        {"max_tokens": int("9" * 4000)},
+        {"prompt": [int("9" * 4000)]},
+        {"stop": ["x" * 100_000]},
+        {"stop": ["x"] * 100_000},
+        {"prompt": ["x"] * 100_000},
+    ],
+)
+def test_a_refusal_repeats_little_of_the_request(fields: dict[str, Any]) -> None:
+    body = json.dumps({"model": "parrot", "prompt": "a", **fields}).encode()
+    answer = in_bench(lambda bench: bench.call("POST", COMPLETIONS, body))
+
+    assert answer.status in (400, 404)
+    assert len(answer.body) < 1500
+
+
+def test_a_long_path_is_not_repeated() -> None:
+    answer = in_bench(lambda bench: bench.call("GET", "/" + "x" * 5000))
+
+    assert (answer.status, answer.error["code"]) == (404, "unknown_url")
+    assert len(answer.body) < 1500
+
+
+@pytest.mark.parametrize(
+    ("stop", "status"),
+    [
+        (["x"] * MAX_STOP_STRINGS, 200),
+        (["x"] * (MAX_STOP_STRINGS + 1), 400),
+        (["x" * MAX_STOP_CHARACTERS], 200),
+        (["x" * MAX_STOP_CHARACTERS, "y"], 400),
+    ],
+)
+def test_number_and_length_of_stop_strings_are_bounded(stop: list[str], status: int) -> None:
+    answer = post(COMPLETIONS, {"model": "parrot", "prompt": "a", "max_tokens": 2, "stop": stop})
+
+    assert answer.status == status
+    if status == 400:
+        assert answer.error["param"] == "stop"
+
+
+def test_fields_that_are_ignored_do_not_stay_in_memory() -> None:
+    request = parse(CompletionRequest, orjson.dumps({"model": "parrot", "prompt": "a", "user": "x" * 100_000}))
+
+    assert not request.model_extra

@@ -8,7 +8,7 @@ from itertools import pairwise
 import hypothesis.strategies as st
 from hypothesis import given
 
-from muai_lab.stack.text import OutputText
+from muai_lab.stack.text import OutputText, StopStrings
 
 
 class Pieces:
@@ -27,7 +27,7 @@ class Pieces:
 
 def sent(pieces: Sequence[str], *stop: str, rest: str = "") -> tuple[list[str], bool]:
     """What is sent after each token and at the end, and whether a stop string was met."""
-    text = OutputText(Pieces(pieces, rest), stop)
+    text = OutputText(Pieces(pieces, rest), StopStrings(stop))
     out = []
     for token in range(len(pieces)):
         out.append(text.push(token))
@@ -74,7 +74,7 @@ def test_an_empty_stop_string_stops_nothing() -> None:
 
 
 def test_after_the_stop_nothing_more_comes() -> None:
-    text = OutputText(Pieces(["a|b", "c"], rest="d"), ("|",))
+    text = OutputText(Pieces(["a|b", "c"], rest="d"), StopStrings("|"))
 
     assert [text.push(0), text.push(1), text.end()] == ["a", "", ""]
 
@@ -96,7 +96,7 @@ def test_the_output_does_not_depend_on_how_the_text_is_cut(text: str, cuts: list
 
 @given(text=TEXT, stops=st.lists(st.text(alphabet="ab#", min_size=1, max_size=4), min_size=1))
 def test_no_more_is_held_back_than_may_begin_a_stop_string(text: str, stops: list[str]) -> None:
-    output = OutputText(Pieces(list(text)), tuple(stops))
+    output = OutputText(Pieces(list(text)), StopStrings(stops))
     shown = ""
     for token in range(len(text)):
         shown += output.push(token)
@@ -104,3 +104,18 @@ def test_no_more_is_held_back_than_may_begin_a_stop_string(text: str, stops: lis
             return
         held = text[len(shown) : token + 1]
         assert not held or any(stop.startswith(held) for stop in stops)
+
+
+def test_the_automaton_has_at_most_one_state_for_each_character() -> None:
+    stop = StopStrings(["abcd", "abce", "abcd", ""])
+
+    assert stop.texts == ("abcd", "abce")
+    assert len(stop.held) == 1 + len("abcd") + len("e")
+
+
+def test_outputs_that_share_the_stop_strings_do_not_share_their_state() -> None:
+    stop = StopStrings(["ab"])
+    first, second = OutputText(Pieces(["a", "b"]), stop), OutputText(Pieces(["b"]), stop)
+
+    assert (first.push(0), second.push(0)) == ("", "b")
+    assert (first.push(1), first.stopped, second.stopped) == ("", True, False)

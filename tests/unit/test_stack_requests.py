@@ -30,6 +30,7 @@ from muai_lab.errors import (
 )
 from muai_lab.stack.events import Failed, Finished, Rejected
 from muai_lab.stack.request import Delta, GenerationRequest
+from muai_lab.stack.text import StopStrings
 
 pytestmark = pytest.mark.anyio
 
@@ -86,7 +87,7 @@ async def test_ignore_eos_goes_on(make: MakeStack) -> None:
 async def test_a_stop_string_over_several_tokens_ends_the_output_and_frees_the_slot(make: MakeStack) -> None:
     stack = make(CountingEngine())
 
-    deltas = await deltas_of(stack.submit(ask(max_tokens=50, stop=("2 13 1",))))
+    deltas = await deltas_of(stack.submit(ask(max_tokens=50, stop=StopStrings(["2 13 1"]))))
 
     assert "".join(delta.text for delta in deltas) == "11 1"
     assert (deltas[-1].finish_reason, deltas[-1].output_tokens) == ("stop", 4)
@@ -94,7 +95,7 @@ async def test_a_stop_string_over_several_tokens_ends_the_output_and_frees_the_s
 
 
 async def test_a_stop_string_that_comes_with_the_last_token_is_a_stop(make: MakeStack) -> None:
-    deltas = await deltas_of(make(CountingEngine()).submit(ask(max_tokens=3, stop=("13",))))
+    deltas = await deltas_of(make(CountingEngine()).submit(ask(max_tokens=3, stop=StopStrings(["13"]))))
 
     assert (deltas[-1].finish_reason, deltas[-1].output_tokens) == ("stop", 3)
 

@@ -18,6 +18,7 @@ from muai_lab.workload.schedule import Schedule, ScheduledRequest
 
 if TYPE_CHECKING:  # the stack brings torch, which only its opener needs
     from muai_lab.stack.stack import InferenceStack
+from muai_lab.stack.text import StopStrings
 
 _PASSED_ON = frozenset({"temperature", "top_p", "top_k", "seed", "stop", "ignore_eos"})
 _STATUS: dict[str, Status] = {"rejected": "rejected", "cancelled": "cancelled", "timeout": "timeout"}
@@ -116,7 +117,7 @@ class InProcessTarget:
             prompt=prompt,
             max_tokens=request.max_tokens,
             sampling=self._sampling(extra, request.seed),
-            stop=_stop_strings(extra.get("stop")),
+            stop=StopStrings(_stop_strings(extra.get("stop"))),
             ignore_eos=bool(extra.get("ignore_eos", self._ignore_eos)),
         )
 

@@ -174,7 +174,7 @@ def test_fields_of_a_request_reach_the_stack_and_what_only_a_server_takes_is_not
 
     asked = stack.submitted[0]
     assert asked.sampling == Sampling(temperature=0.5, top_p=0.9, seed=7)
-    assert (asked.stop, asked.ignore_eos) == (("x",), False)
+    assert (asked.stop.texts, asked.ignore_eos) == (("x",), False)
     assert target.notes[1:] == ("target=inprocess does not pass on these fields of requests: tools (1)",)
 
 

@@ -11,6 +11,14 @@ import pytest
 # As in muai_lab.__main__, for the tests that run an engine in their own process: set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# `cpu` or `cuda`: where the engines of tests run. On a CPU a machine's GPUs are hidden, so that tests mean the same
+# everywhere; with cuda, a test of an engine that cannot serve there is skipped.
+DEVICE = os.environ.setdefault("MUAI_TEST_DEVICE", "cpu")
+if DEVICE not in ("cpu", "cuda"):
+    raise pytest.UsageError(f"MUAI_TEST_DEVICE is {DEVICE!r}: set it to cpu or cuda")
+if DEVICE == "cpu":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 # A shell that starts us in the background has SIGINT ignored, and so would every program have that a test interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

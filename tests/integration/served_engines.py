@@ -9,8 +9,10 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from muai_lab.engines.catalogue import ENGINES
 from muai_lab.models.registry import resolve_model
 from muai_lab.settings.load import load_settings
+from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.stack.events import CacheLookup, Event, Token
 from muai_lab.stack.generation import Generation
 from muai_lab.stack.request import GenerationRequest
@@ -37,24 +39,42 @@ class TokenLog:
                 self.lookups[event.request_id] = event
 
 
+def in_fp32(engine: str, device: str) -> OptimizationSettings:
+    """One engine alone, in fp32 on `cpu` or `cuda`. DeepSpeed and vLLM take a GPU wherever they see one."""
+    return load_settings(
+        environ={},
+        overrides={
+            "optimization.engine_preference": [engine],
+            "optimization.pytorch.device": device,
+            "optimization.pytorch.dtype": "fp32",
+            "optimization.onnx.execution_providers": [f"{device.upper()}ExecutionProvider"],
+            "optimization.onnx.dtype": "fp32",
+            "optimization.deepspeed.dtype": "fp32",
+            "optimization.vllm.dtype": "fp32",
+            "optimization.batcher.max_batch_size": SLOTS,
+        },
+    ).settings.optimization
+
+
+def missing_gpu(engine: str) -> str | None:
+    """Why an engine cannot run its tests on a GPU here, None if it can."""
+    if not torch.cuda.is_available():
+        return "PyTorch sees none"
+    found = ENGINES[engine].availability(in_fp32(engine, "cuda"))
+    if found.reason is None and found.device == "cpu":
+        return "this build is for CPUs"
+    return found.reason
+
+
 class Served:
     """An open stack, the loop it is spoken to on, and what it produced."""
 
-    def __init__(self, engine: str, model: str) -> None:
-        self.engine, self.model = engine, model
+    def __init__(self, engine: str, model: str, device: str) -> None:
+        self.engine, self.model, self.device = engine, model, device
         self.log = TokenLog()
         self._runner = asyncio.Runner()
         self.asked = 0
-        settings = load_settings(
-            environ={},
-            overrides={
-                "optimization.engine_preference": [engine],
-                "optimization.deepspeed.dtype": "fp32",
-                "optimization.vllm.dtype": "fp32",
-                "optimization.batcher.max_batch_size": SLOTS,
-            },
-        ).settings
-        self.stack = InferenceStack.open(settings.optimization, model, observers=lambda _engine: [self.log])
+        self.stack = InferenceStack.open(in_fp32(engine, device), model, observers=lambda _engine: [self.log])
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return self._runner.run(work)

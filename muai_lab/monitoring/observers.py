@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
 
-from muai_lab.monitoring.machine import MachineMetrics, gpu_reader
+from muai_lab.gpus import memory_reader
+from muai_lab.monitoring.machine import MachineMetrics
 from muai_lab.monitoring.prometheus import ServingMetrics
 from muai_lab.settings.monitoring import MonitoringSettings
 from muai_lab.stack.events import Observer
@@ -27,7 +28,7 @@ def open_exporter(settings: MonitoringSettings) -> Exporter | None:
     registry = CollectorRegistry()
     serving = ServingMetrics()
     registry.register(serving)
-    registry.register(MachineMetrics(gpu=gpu_reader()))
+    registry.register(MachineMetrics(gpu=memory_reader()))
     return Exporter(registry, serving)
 
 

@@ -99,7 +99,8 @@ def memory_need(
         return MemoryNeed(weights, 0.0, cache if "max_memory_mb" in optimization.cache.model_fields_set else 0.0)
     batcher = optimization.batcher
     slots = (batcher.max_slots or batcher.max_batch_size) if batcher.enabled else 1
-    kept = slots * shape.max_positions * shape.kv_values * width / parts
+    positions = min(shape.max_positions, getattr(section, "max_model_len", None) or shape.max_positions)
+    kept = slots * positions * shape.kv_values * width / parts
     return MemoryNeed(weights, kept, cache)
 
 
@@ -121,9 +122,12 @@ def memory_screen(
     return screen
 
 
-def capacity_of(hardware: Mapping[str, Any], device: str) -> float:
-    """Memory in bytes of the device that serves; hardware: as a run's manifest has it."""
-    gpus = hardware.get("gpus") or []
-    if device.startswith("cuda") and gpus:
-        return float(min(gpu["memory_bytes"] for gpu in gpus))
-    return float(hardware["memory_bytes"])
+def capacity_of(hardware: Mapping[str, Any], *, on_gpu: bool) -> float:
+    """Memory in bytes of the device that serves; hardware: as a run's manifest has it.
+
+    Infinite for a GPU of which nothing is known: no configuration can then be refused beforehand.
+    """
+    if not on_gpu:
+        return float(hardware["memory_bytes"])
+    known = [gpu["memory_bytes"] for gpu in hardware.get("gpus") or [] if gpu["memory_bytes"]]
+    return float(min(known)) if known else float("inf")

@@ -145,14 +145,13 @@ class _Tuner:
             startup_trials=tuning.startup_trials,
             seed=settings.seed,
         )
-        availability = ENGINES[engine].availability(settings.optimization)
-        device = availability.device or "cpu"
+        on_gpu = ENGINES[engine].availability(settings.optimization).on_gpu
         screen = memory_screen(
             engine,
             None if source.path is None else ModelShape.read(source.path),
-            capacity_of(self._hardware, device),
+            capacity_of(self._hardware, on_gpu=on_gpu),
             tuning.memory_fraction,
-            default_dtype="fp16" if device.startswith("cuda") else "fp32",
+            default_dtype="fp16" if on_gpu else "fp32",
         )
         watcher.stage(f"searching on {engine}: {len(space.parameters)} keys, study {study.name}")
         with self._arena(engine, space, bounds) as arena:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from types import SimpleNamespace
-
-import pytest
 from prometheus_client import CollectorRegistry
 
-from muai_lab.monitoring.machine import MachineMetrics, cpu_seconds, gpu_reader
+from muai_lab.monitoring.machine import MachineMetrics, cpu_seconds
 
 
 def registry_of(machine: MachineMetrics) -> CollectorRegistry:
@@ -46,47 +42,3 @@ def test_resident_memory_is_that_of_this_process() -> None:
 
     assert resident is not None
     assert resident > 1_000_000
-
-
-class NVMLError(Exception):
-    """As nvidia-ml-py's."""
-
-
-def driver(count: int, used: dict[int, int]) -> SimpleNamespace:
-    """nvidia-ml-py as it is on a machine with `count` GPUs, of which those in `used` answer."""
-
-    def memory(index: int) -> SimpleNamespace:
-        if index not in used:
-            raise NVMLError
-        return SimpleNamespace(used=used[index])
-
-    return SimpleNamespace(
-        NVMLError=NVMLError,
-        nvmlInit=lambda: None,
-        nvmlDeviceGetCount=lambda: count,
-        nvmlDeviceGetHandleByIndex=lambda index: index,
-        nvmlDeviceGetMemoryInfo=memory,
-    )
-
-
-def test_a_gpu_that_stops_answering_has_no_sample_and_the_others_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", driver(3, {0: 5, 2: 7}))
-    read = gpu_reader()
-
-    assert read is not None
-    assert read() == [("0", 5), ("2", 7)]
-
-
-def test_without_the_library_a_driver_or_a_gpu_there_is_no_reader(monkeypatch: pytest.MonkeyPatch) -> None:
-    no_driver = driver(0, {})
-
-    def fail() -> None:
-        raise NVMLError
-
-    no_driver.nvmlInit = fail
-    readers = []
-    for module in (None, no_driver, driver(0, {})):  # None: the import fails
-        monkeypatch.setitem(sys.modules, "pynvml", module)
-        readers.append(gpu_reader())
-
-    assert readers == [None, None, None]

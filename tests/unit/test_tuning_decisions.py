@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -18,7 +19,7 @@ from muai_lab.tuning.blocks import FRESH
 from muai_lab.tuning.confirmation import Pair, confirm, judge_pairs, pairs_to_tell
 from muai_lab.tuning.contribution import earn
 from muai_lab.tuning.measure import Switch
-from muai_lab.tuning.memory_model import ModelShape, memory_need, memory_screen
+from muai_lab.tuning.memory_model import ModelShape, capacity_of, memory_need, memory_screen
 from muai_lab.tuning.objective import Bounds, Objective, objectives_of, total_violation
 from muai_lab.tuning.pruning import Reference, behind, promise_lost
 from muai_lab.tuning.space_file import space_of
@@ -394,3 +395,30 @@ def test_a_late_load_generator_spoils_a_block_by_what_was_promised(
     late = GeneratorReport(cpu_share, 0.001, lag_ms / 1e3, 0.02, "client_saturated", "it was late")
 
     assert spoilt_by(late, slo) == ("it was late" if spoilt else None)
+
+
+def test_a_limited_context_takes_less_memory() -> None:
+    short = OptimizationSettings.model_validate({"pytorch": {"max_model_len": SHAPE.max_positions // 4}})
+
+    whole, limited = (
+        memory_need(optimization, "pytorch", SHAPE, default_dtype="fp32") for optimization in (PRESENT, short)
+    )
+
+    assert whole.slots == 4 * limited.slots
+
+
+@pytest.mark.parametrize(
+    ("gpus", "on_gpu", "capacity"),
+    [
+        ([], False, 8.0),
+        ([80, 40], False, 8.0),
+        ([80, 40], True, 40.0),
+        ([None, 40], True, 40.0),
+        ([None], True, math.inf),
+        ([], True, math.inf),
+    ],
+)
+def test_a_gpu_has_its_own_memory_not_the_machines(gpus: list[int | None], on_gpu: bool, capacity: float) -> None:
+    hardware = {"memory_bytes": 8, "gpus": [{"name": "a GPU", "memory_bytes": memory} for memory in gpus]}
+
+    assert capacity_of(hardware, on_gpu=on_gpu) == capacity

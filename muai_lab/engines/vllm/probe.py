@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from muai_lab.engines.availability import Availability
+from muai_lab.gpus import visible_gpus
 
 if TYPE_CHECKING:
     from muai_lab.models.registry import ModelSource
@@ -116,31 +117,13 @@ def _refusal(optimization: OptimizationSettings, kind: str, devices: int, dtypes
 
 def _gpus() -> tuple[str, int]:
     """Name of the first GPU that this process may use, and how many there are; NVIDIA's, else AMD's."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    found = visible_gpus()
+    if found:
+        return found[0].name, len(found)
+    visible = os.environ.get("HIP_VISIBLE_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES"))
     limit = None if visible is None else len([part for part in visible.split(",") if part.strip() not in ("", "-1")])
-    name, count = _nvidia_gpus()
-    if count == 0:
-        name, count = "rocm", _amd_gpus()
-    return name, count if limit is None else min(count, limit)
-
-
-def _nvidia_gpus() -> tuple[str, int]:
-    try:
-        import pynvml
-    except ImportError:
-        return "cuda", len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:  # no driver, or none that answers
-        return "cuda", 0
-    try:
-        count = int(pynvml.nvmlDeviceGetCount())
-        name = pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(0)) if count else "cuda"
-    except pynvml.NVMLError:
-        return "cuda", 0
-    finally:
-        pynvml.nvmlShutdown()
-    return name.decode() if isinstance(name, bytes) else str(name), count
+    count = _amd_gpus()
+    return "rocm", count if limit is None else min(count, limit)
 
 
 def _amd_gpus() -> int:

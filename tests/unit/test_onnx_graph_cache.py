@@ -60,7 +60,8 @@ def test_a_graph_is_exported_once(cache: Path, source: ModelSource) -> None:
     "other",
     [
         Recipe("decoder", "fp16", "cuda"),
-        Recipe("decoder", "fp32", "cpu", int8=True),
+        Recipe("decoder", "fp32", "cpu", int8="u8s8"),
+        Recipe("decoder", "fp32", "cpu", int8="u8u8"),
         Recipe("encoder_decoder", "fp32", "cpu"),
     ],
 )

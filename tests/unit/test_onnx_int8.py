@@ -10,7 +10,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from muai_lab.engines.onnx.int8 import quantize_rows
+from muai_lab.engines.onnx.int8_product import choose_product
 
+PRODUCT = choose_product()
 WEIGHTS = np.random.default_rng(0).normal(size=(64, 48)).astype(np.float32)
 ROWS = np.random.default_rng(1).normal(size=(5, 1, 64)).astype(np.float32)
 
@@ -43,7 +45,7 @@ def test_the_product_is_close_to_that_of_floats(level: str) -> None:
     model = product_graph(WEIGHTS)
     expected = ROWS @ WEIGHTS
 
-    assert quantize_rows(model) == 1
+    assert quantize_rows(model, PRODUCT) == 1
     (found,) = run(model, ROWS, level)
 
     assert np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
@@ -51,7 +53,7 @@ def test_the_product_is_close_to_that_of_floats(level: str) -> None:
 
 def test_a_row_gives_the_same_alone_and_in_any_company() -> None:
     model = product_graph(WEIGHTS)
-    quantize_rows(model)
+    quantize_rows(model, PRODUCT)
     loud_company = np.concatenate([ROWS, 1000 * ROWS])
 
     (together,) = run(model, loud_company)
@@ -62,7 +64,7 @@ def test_a_row_gives_the_same_alone_and_in_any_company() -> None:
 
 def test_a_row_of_zeros_gives_zeros() -> None:
     model = product_graph(WEIGHTS)
-    quantize_rows(model)
+    quantize_rows(model, PRODUCT)
     rows = ROWS.copy()
     rows[2] = 0
 
@@ -76,7 +78,7 @@ def test_a_column_of_zeros_gives_zeros() -> None:
     weights = WEIGHTS.copy()
     weights[:, 7] = 0
     model = product_graph(weights)
-    quantize_rows(model)
+    quantize_rows(model, PRODUCT)
 
     (found,) = run(model, ROWS)
 
@@ -87,7 +89,7 @@ def test_a_column_of_zeros_gives_zeros() -> None:
 def test_activations_and_weights_are_quantised_once_however_often_they_are_used() -> None:
     model = product_graph(WEIGHTS, twice=True)
 
-    assert quantize_rows(model) == 2
+    assert quantize_rows(model, PRODUCT) == 2
 
     assert [node.op_type for node in model.graph.node].count("QuantizeLinear") == 1
     y, z = run(model, ROWS)
@@ -96,7 +98,7 @@ def test_activations_and_weights_are_quantised_once_however_often_they_are_used(
 
 def test_the_weights_become_a_quarter_of_their_size() -> None:
     model = product_graph(WEIGHTS)
-    quantize_rows(model)
+    quantize_rows(model, PRODUCT)
 
     held = {entry.name: numpy_helper.to_array(entry) for entry in model.graph.initializer}
     assert "w" not in held
@@ -117,5 +119,5 @@ def test_products_of_two_activations_stay_as_they_are() -> None:
         )
     )
 
-    assert quantize_rows(model) == 0
+    assert quantize_rows(model, PRODUCT) == 0
     assert [node.op_type for node in model.graph.node] == ["Transpose", "MatMul"]

@@ -11,15 +11,18 @@ import onnxruntime
 
 from muai_lab.engines.base import EngineInfo
 from muai_lab.engines.onnx.graph_cache import NAME, graph_directory, read_facts
+from muai_lab.engines.onnx.int8_product import choose_product
 from muai_lab.engines.onnx.loading import DTYPES, SlotGraph, choose_dtype, open_graph
 from muai_lab.engines.onnx.probe import supports
-from muai_lab.engines.onnx.recipe import GraphFacts, Recipe
+from muai_lab.engines.onnx.recipe import GraphFacts, Int8, Recipe
 from muai_lab.engines.onnx.session import ProviderFailed, Providers, choose_providers, default_threads
 from muai_lab.engines.prefixes import prefix_refusal
 from muai_lab.engines.pytorch.slot_engine import SlotEngine
 from muai_lab.errors import EngineError
 
 if TYPE_CHECKING:
+    import torch
+
     from muai_lab.models.registry import ModelSource
     from muai_lab.settings.schema import OnnxSettings, OptimizationSettings
 
@@ -49,6 +52,7 @@ class OnnxEngine(SlotEngine):
             "graph": opened.directory.name,
         }
         if recipe.int8:
+            details["int8_product"] = None if recipe.int8 == "weights" else recipe.int8
             details["int8_greedy_agreement_with_fp32"] = facts.int8_agreement
             details["int8_agreement_positions"] = facts.int8_positions
         info = EngineInfo(
@@ -89,7 +93,7 @@ def _open(source: ModelSource, settings: OnnxSettings, slots: int) -> _Opened:
             kind="encoder_decoder" if source.encoder_decoder else "decoder",
             dtype=dtype,
             target="cuda" if device.type == "cuda" else "cpu",
-            int8=settings.enable_quantization,
+            int8=_int8(device) if settings.enable_quantization else None,
         )
         directory = graph_directory(source, recipe)
         facts = read_facts(directory)
@@ -117,7 +121,11 @@ def _told(providers: Providers) -> str:
     return "; ".join(f"{name}: {why}" for name, why in providers.skipped.items())
 
 
+def _int8(device: torch.device) -> Int8:
+    return "weights" if device.type == "cuda" else choose_product()
+
+
 def _quantization(recipe: Recipe) -> str | None:
-    if not recipe.int8:
+    if recipe.int8 is None:
         return None
-    return "int8 weights" if recipe.target == "cuda" else "dynamic int8"
+    return "int8 weights" if recipe.int8 == "weights" else "dynamic int8"

@@ -4,7 +4,7 @@ ONNX Runtime's own `quantize_dynamic` takes one scale for a whole activation ten
 result depend on the rows beside it, so that the same seed would not give the same tokens, and one large value costs all
 rows their precision. Here every row (token) has a scale of its own, its largest absolute value, as in LLM.int8()
 (Dettmers et al. 2022, https://arxiv.org/abs/2208.07339, section 2.1, "vector-wise"), and every column of the weights
-has one. The product itself is ONNX Runtime's int8 matrix multiplication.
+has one. The product itself is ONNX Runtime's int8 matrix multiplication, in the form that is exact on this processor.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from onnx import helper, numpy_helper
 
 from muai_lab.engines.onnx.decoder_graph import save_graph
 from muai_lab.engines.onnx.graph_cache import read_facts
-from muai_lab.engines.onnx.recipe import GraphFacts, Recipe
+from muai_lab.engines.onnx.int8_product import MIDDLE, product_node, weights_of, zero_point_of
+from muai_lab.engines.onnx.recipe import GraphFacts, Int8Product, Recipe
 
 if TYPE_CHECKING:
     from muai_lab.models.registry import ModelSource
 
 _LARGEST = 127
-_MIDDLE = 128  # activations are unsigned, shifted by this: what the int8 instructions of CPUs multiply
 _TINY = 1e-12  # keeps a column of zeros from dividing by zero
 
-_UNIT, _SHIFT, _LAST_AXIS = "int8/unit", "int8/shift", "int8/last_axis"
+_UNIT, _SHIFT, _ZERO, _LAST_AXIS = "int8/unit", "int8/shift", "int8/zero", "int8/last_axis"
 
 
 def quantize_entry(source: ModelSource, recipe: Recipe, base: Path, directory: Path) -> GraphFacts:
@@ -41,17 +41,18 @@ def quantize_entry(source: ModelSource, recipe: Recipe, base: Path, directory: P
     for path in sorted(base.iterdir()):
         if path.suffix == ".onnx":
             graph = onnx.load(path)
-            if recipe.target == "cuda":
+            if recipe.int8 == "weights":
                 quantize_weights(graph)
             else:
-                quantize_rows(graph)
+                assert recipe.int8 is not None
+                quantize_rows(graph, recipe.int8)
             save_graph(graph, directory / path.name)
-    if recipe.target == "cuda":
+    if recipe.int8 == "weights":
         return facts
     return with_agreement(source, recipe, facts, base=base, quantized=directory)
 
 
-def quantize_rows(model: Any) -> int:
+def quantize_rows(model: Any, product: Int8Product) -> int:
     """Make every product with constant weights an int8 one, in place; returns how many there were.
 
     The row's scale: x ≈ largest · (q - 128) / 127. A row of zeros has no scale; its quotient is not a number, and what
@@ -62,7 +63,8 @@ def quantize_rows(model: Any) -> int:
     graph.initializer.extend(
         [
             numpy_helper.from_array(np.array(1 / _LARGEST, np.float32), _UNIT),
-            numpy_helper.from_array(np.array(_MIDDLE, np.uint8), _SHIFT),
+            numpy_helper.from_array(np.array(MIDDLE, np.uint8), _SHIFT),
+            numpy_helper.from_array(zero_point_of(product), _ZERO),
             numpy_helper.from_array(np.array([-1], np.int64), _LAST_AXIS),
         ]
     )
@@ -82,7 +84,7 @@ def quantize_rows(model: Any) -> int:
             nodes += _quantized_rows(activation)
         if weight.name not in quantized:
             quantized.add(weight.name)
-            graph.initializer.extend(_quantized_columns(weight))
+            graph.initializer.extend(_quantized_columns(weight, product))
         nodes += _product(node, activation, weight.name)
     del graph.node[:]
     graph.node.extend(nodes)
@@ -108,21 +110,21 @@ def _quantized_rows(name: str) -> list[Any]:
     ]
 
 
-def _quantized_columns(weight: Any) -> list[Any]:
-    """int8 weights `[in, out]` and the scale `[out]` of each column."""
+def _quantized_columns(weight: Any, product: Int8Product) -> list[Any]:
+    """8-bit weights `[in, out]` and the scale `[out]` of each column."""
     values = numpy_helper.to_array(weight).astype(np.float32)
     scales = np.maximum(np.abs(values).max(axis=0), _TINY) / _LARGEST
     return [
-        numpy_helper.from_array(np.rint(values / scales).astype(np.int8), f"{weight.name}/int8/columns"),
+        numpy_helper.from_array(weights_of(np.rint(values / scales), product), f"{weight.name}/int8/columns"),
         numpy_helper.from_array(scales.astype(np.float32), f"{weight.name}/int8/scales"),
     ]
 
 
 def _product(node: Any, activation: str, weight: str) -> list[Any]:
     relative = f"{node.output[0]}/int8/relative"
-    inputs = [f"{activation}/int8/rows", f"{weight}/int8/columns", _UNIT, f"{weight}/int8/scales", _SHIFT]
+    inputs = (f"{activation}/int8/rows", f"{weight}/int8/columns", _UNIT, f"{weight}/int8/scales", _SHIFT, _ZERO)
     return [
-        helper.make_node("MatMulIntegerToFloat", inputs, [relative], domain="com.microsoft"),
+        product_node(inputs, relative),
         helper.make_node("Mul", [relative, f"{activation}/int8/largest"], [node.output[0]], name=node.name),
     ]
 

@@ -8,12 +8,16 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Literal
 
-RECIPE_VERSION = 1  # raise when the way of exporting changes; the exporting libraries are hashed by version
+RECIPE_VERSION = 2  # raise when the way of exporting changes; the exporting libraries are hashed by version
 
 _EXPORTERS = {
     "decoder": ("onnxruntime-genai", "onnxruntime-genai-cuda", "onnx", "transformers"),
     "encoder_decoder": ("torch", "onnxscript", "onnx", "transformers"),
 }
+
+Int8Product = Literal["u8s8", "u8u8"]
+"""Unsigned activations times signed, or unsigned, weights."""
+Int8 = Int8Product | Literal["weights"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +25,14 @@ class Recipe:
     """How a model is turned into a graph.
 
     kind: which exporter. dtype: of weights and of keys and values. target: device that the graph is shaped for.
-    int8: quantised, from the graph of the same recipe without (see `row_quantization`).
+    int8: quantised, from the graph of the same recipe without: for which product of activations and weights (see
+    `int8_product`), or `weights` alone.
     """
 
     kind: Literal["decoder", "encoder_decoder"]
     dtype: Literal["fp32", "fp16", "bf16"]
     target: Literal["cpu", "cuda"]
-    int8: bool = False
+    int8: Int8 | None = None
 
     def hash(self) -> str:
         """Short hash over the recipe and the versions of what carries it out."""

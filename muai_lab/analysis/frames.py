@@ -24,13 +24,23 @@ import pyarrow.parquet as pq
 import yaml
 
 from muai_lab.analysis.chunks import EMPTY_CHUNKS, Chunks, read_chunks
-from muai_lab.analysis.metrics import METRICS, NS_PER_S, due_ns, itl, output_tokens, seconds_between
+from muai_lab.analysis.metrics import (
+    METRICS,
+    NS_PER_S,
+    arrived_together,
+    due_ns,
+    itl,
+    output_tokens,
+    seconds_between,
+)
 from muai_lab.analysis.origins import read_origins
 from muai_lab.analysis.slo import Slo, slo_of
 from muai_lab.analysis.window import Window, due_in_window, window_of
 from muai_lab.errors import RunError
 
-STAMPS = ("intended_ns", "released_ns", "sent_ns", "first_content_ns", "last_token_ns", "stream_end_ns")
+STAMPS = (
+    "intended_ns", "released_ns", "sent_ns", "first_content_ns", "last_content_ns", "last_token_ns", "stream_end_ns",
+)  # fmt: skip
 INTEGERS = (
     "index",
     *STAMPS,
@@ -38,6 +48,10 @@ INTEGERS = (
     "prompt_tokens",
     "output_tokens",
     "client_output_tokens",
+    "decode_tokens",
+    "unseen_tokens",
+    "read_together",
+    "asked_prompt_tokens",
     "cached_prompt_tokens",
     "server_queue_ns",
     "server_prefill_ns",
@@ -46,7 +60,7 @@ INTEGERS = (
     "turn",
     "prefix_group",
 )
-TEXTS = ("phase", "status", "error", "finish_reason", "part")
+TEXTS = ("phase", "status", "error", "finish_reason", "note", "part")
 SERVER_COLUMNS = ("t_ns", "name", "labels", "value")
 
 
@@ -59,10 +73,10 @@ class Run:
     notes: what was missing or unreadable, in plain words.
 
     requests: one row per request. Raw columns as recorded (`*_ns`: monotonic nanoseconds, `Int64`), and in seconds from
-    the start of the load: `due_s`, `intended_s`, `released_s`, `sent_s`, `first_content_s`, `last_token_s`,
-    `stream_end_s`, `over_s` (the last stamp that the request has); in seconds: one column for each of
+    the start of the load: `due_s`, `intended_s`, `released_s`, `sent_s`, `first_content_s`, `last_content_s`,
+    `last_token_s`, `stream_end_s`, `over_s` (the last stamp that the request has); in seconds: one column for each of
     `muai_lab.analysis.metrics.METRICS` (NaN where missing); `tokens` (server's count, else the client's);
-    `in_window` (due in the measurement window).
+    `together` (the chunks arrived too close together to have times); `in_window` (due in the measurement window).
 
     server_metrics: long: `t_s` (seconds from the start of the load), `name`, `labels` (JSON), `value`.
     """
@@ -259,6 +273,9 @@ def _records_frame(table: pa.Table) -> pd.DataFrame:
     for name in TEXTS:
         values = frame[name] if frame is not None and name in frame else pd.Series(pd.NA, index=range(rows))
         columns[name] = values.astype("string")
+    if "decode_tokens" not in present:  # recorded before the client told seen from revealed tokens
+        columns["last_content_ns"] = columns["last_token_ns"]
+        columns["decode_tokens"] = columns["output_tokens"].fillna(columns["client_output_tokens"]) - 1
     return pd.DataFrame(columns)
 
 
@@ -283,6 +300,7 @@ def _derive(records: pd.DataFrame, window: Window | None, status: str) -> pd.Dat
     for metric in METRICS:
         if metric.compute is not None:
             requests[metric.column] = metric.compute(records)
+    requests["together"] = arrived_together(records)
     requests["in_window"] = due_in_window(records, window)
     requests.attrs["status"] = status
     return requests

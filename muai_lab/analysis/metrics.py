@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from muai_lab.visible import TOGETHER_S_PER_TOKEN
+
 NS_PER_S = 1_000_000_000
 
 
@@ -53,26 +55,34 @@ def ttft_from_intended(records: pd.DataFrame) -> pd.Series:
 
 
 def e2e(records: pd.DataFrame) -> pd.Series:
-    """End to end: last content chunk - `sent`. The trailing usage chunk does not count."""
+    """End to end: last token - `sent`. A trailing usage event counts only if it reveals tokens without a chunk."""
     return seconds_between(records["last_token_ns"], records["sent_ns"])
 
 
 def e2e_from_intended(records: pd.DataFrame) -> pd.Series:
-    """Last content chunk - `intended`. Missing in a closed loop."""
+    """Last token - `intended`. Missing in a closed loop."""
     return seconds_between(records["last_token_ns"], records["intended_ns"])
 
 
 def tpot(records: pd.DataFrame) -> pd.Series:
-    """Time per output token after the first: (last token - first token) / (output tokens - 1).
+    """Time per output token: (last chunk - first chunk) / (tokens of all chunks - tokens of the first chunk).
 
-    Missing for fewer than two tokens, and for an answer that arrived in a single chunk: its tokens have no time between
-    them that a client could see, and 0 would be a lie.
+    Only tokens whose arrival the client saw count. Missing for an answer of one chunk, for unknown token counts, and
+    for chunks that arrived together: 0 would be a lie.
     """
-    decode = seconds_between(records["last_token_ns"], records["first_content_ns"])
-    tokens = output_tokens(records).to_numpy(dtype="float64", na_value=np.nan)
+    decode_s = seconds_between(records["last_content_ns"], records["first_content_ns"]).to_numpy()
+    tokens = records["decode_tokens"].to_numpy(dtype="float64", na_value=np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
-        per_token = decode.to_numpy() / (tokens - 1.0)
-    return pd.Series(np.where((tokens >= 2.0) & (decode.to_numpy() > 0.0), per_token, np.nan), index=records.index)
+        per_token = decode_s / tokens
+    seen = (tokens >= 1.0) & (per_token > TOGETHER_S_PER_TOKEN)
+    return pd.Series(np.where(seen, per_token, np.nan), index=records.index)
+
+
+def arrived_together(records: pd.DataFrame) -> pd.Series:
+    """True for answers of several tokens whose chunks arrived too close together to be the pace of any server."""
+    decode_s = seconds_between(records["last_content_ns"], records["first_content_ns"]).to_numpy()
+    tokens = output_tokens(records).to_numpy(dtype="float64", na_value=np.nan)
+    return pd.Series((tokens >= 2.0) & (decode_s <= TOGETHER_S_PER_TOKEN * (tokens - 1.0)), index=records.index)
 
 
 def itl(chunk_rows: NDArray[np.int64], chunk_t_ns: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -130,8 +140,8 @@ METRICS: tuple[Metric, ...] = (
         "tpot",
         "tpot_s",
         "Time per output token (TPOT)",
-        "(last token - first token) ÷ (output tokens - 1)",
-        ("first_content_ns", "last_token_ns", "output_tokens"),
+        "(last chunk - first chunk) ÷ (tokens - tokens of the first chunk), over tokens that were seen to arrive",
+        ("first_content_ns", "last_content_ns", "decode_tokens"),
         compute=tpot,
     ),
     Metric(
@@ -146,7 +156,7 @@ METRICS: tuple[Metric, ...] = (
         "e2e",
         "e2e_s",
         "End-to-end latency (E2E)",
-        "last content chunk - sent",
+        "last token - sent",
         ("sent_ns", "last_token_ns"),
         compute=e2e,
     ),
@@ -154,7 +164,7 @@ METRICS: tuple[Metric, ...] = (
         "e2e_from_intended",
         "e2e_from_intended_s",
         "E2E from the intended time",
-        "last content chunk - intended",
+        "last token - intended",
         ("intended_ns", "last_token_ns"),
         open_loop_only=True,
         compute=e2e_from_intended,

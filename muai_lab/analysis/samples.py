@@ -37,7 +37,8 @@ def samples_of(run: Run, metric: Metric) -> Samples:
 
 def _gaps(run: Run) -> Samples:
     chunks = run.chunks
-    counts = (run.requests["in_window"] & (run.requests["status"] == "ok")).to_numpy(dtype=np.bool_)
+    requests = run.requests
+    counts = (requests["in_window"] & (requests["status"] == "ok") & ~requests["together"]).to_numpy(dtype=np.bool_)
     later = np.flatnonzero(chunks.row[1:] == chunks.row[:-1]) + 1
     row = chunks.row[later]
     chosen = counts[row]
@@ -46,7 +47,7 @@ def _gaps(run: Run) -> Samples:
     merged = float((tokens > 1.0).mean()) if row.size and chunks.counted[later][chosen].all() else None
     return Samples(
         values=itl(chunks.row, chunks.t_ns)[chosen],
-        t_s=run.requests["due_s"].to_numpy(dtype=np.float64)[row],
+        t_s=requests["due_s"].to_numpy(dtype=np.float64)[row],
         independent=int(np.count_nonzero(np.bincount(row))),
         merged_share=merged,
     )
@@ -82,7 +83,7 @@ def delivered_prompts(run: Run) -> Arrivals:
 def delivered_tokens(run: Run) -> Arrivals:
     """Output tokens of the successful requests that arrived in the window, a chunk each.
 
-    An answer without chunks counts at its end. Tokens of requests that failed in the end do not count.
+    Tokens without a chunk count when they were revealed. Tokens of requests that failed in the end do not count.
     """
     window = run.window
     if window is None:
@@ -94,10 +95,11 @@ def delivered_tokens(run: Run) -> Arrivals:
     t_s, tokens = (chunks.t_ns[inside] - window.load_start_ns) / NS_PER_S, chunks.tokens[inside]
     whole = ok.copy()
     whole[chunks.row] = False
-    if whole.any():
-        at_end = requests.loc[whole, "last_token_s"].fillna(requests.loc[whole, "stream_end_s"]).to_numpy()
-        count = requests.loc[whole, "tokens"].to_numpy(dtype="float64", na_value=np.nan)
-        t_s, tokens = np.concatenate([t_s, at_end]), np.concatenate([tokens, count])
+    late = np.where(whole, requests["tokens"].to_numpy("float64", na_value=np.nan), np.nan)
+    late = np.where(ok & ~whole, requests["unseen_tokens"].to_numpy("float64", na_value=np.nan), late)
+    if np.isfinite(late).any():
+        at_end = requests["last_token_s"].fillna(requests["stream_end_s"]).to_numpy()
+        t_s, tokens = np.concatenate([t_s, at_end]), np.concatenate([tokens, late])
     return _within_window(run, tokens, t_s)
 
 

@@ -1,7 +1,8 @@
 """The service-level objective: which requests met it.
 
 Attainment = requests that meet every bound ÷ all requests due in the window. An error, a timeout, a rejection, a
-cancellation is a miss. Goodput = requests that meet every bound ÷ window.
+cancellation is a miss. A bound on a time that the client could not see is not met: the request is not judgeable.
+Goodput = requests that meet every bound ÷ window.
 """
 
 from __future__ import annotations
@@ -50,20 +51,27 @@ def judged_column(requests: pd.DataFrame, metric: str) -> str:
     return f"{metric}_s"
 
 
-def misses(requests: pd.DataFrame, slo: Slo) -> dict[str, NDArray[np.bool_]]:
-    """Per reason, which requests missed: `failed` (status not ok), and each bounded metric by its name.
+NOT_JUDGEABLE = "not_judgeable"
 
-    A latency bound that cannot be shown for a successful request (no first token) is missed. TPOT does not apply to an
-    answer of one token or one chunk, so it cannot be missed there.
+
+def misses(requests: pd.DataFrame, slo: Slo) -> dict[str, NDArray[np.bool_]]:
+    """The requests that did not meet the SLO, by reason.
+
+    `failed` (status not ok), each bounded metric by its name (later than its bound), and `not_judgeable`: no bound was
+    seen to be broken, but one of them is on a time that the client could not see. TPOT does not apply to an answer of
+    one token, so it cannot be missed there.
     """
     ok = (requests["status"] == "ok").to_numpy(dtype=np.bool_)
     missed: dict[str, NDArray[np.bool_]] = {"failed": ~ok}
+    late, unseen = np.zeros_like(ok), np.zeros_like(ok)
+    single = (requests["tokens"] <= 1).fillna(False).to_numpy(dtype=np.bool_)
     for metric, bound_ms in slo.bounds_ms.items():
         value = requests[judged_column(requests, metric)].to_numpy(dtype=np.float64)
-        late = ~(value <= bound_ms / 1e3)
-        if metric == "tpot":
-            late &= np.isfinite(value)
-        missed[metric] = ok & late
+        missed[metric] = ok & (value > bound_ms / 1e3)
+        late |= missed[metric]
+        applies = ~single if metric == "tpot" else ok
+        unseen |= ok & applies & ~np.isfinite(value)
+    missed[NOT_JUDGEABLE] = unseen & ~late
     return missed
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from muai_lab.analysis.configuration import redacted
 from muai_lab.analysis.metrics import METRICS
 from muai_lab.analysis.sheet import Grid, Sheet
-from muai_lab.analysis.slo import Slo
+from muai_lab.analysis.slo import NOT_JUDGEABLE, Slo
 from muai_lab.analysis.summary import STATUSES
 from muai_lab.analysis.wording import (
     MISSING,
@@ -121,7 +121,11 @@ def _slo(summary: Mapping[str, Any]) -> Grid | None:
         ("attainment", percent(value_of(attainment)), kept, between),
         ("goodput", number(value_of(slo["goodput_rps"])), "requests/s", interval(slo["goodput_rps"])),
     ]
-    rows += [(f"missed: {reason}", str(missed), "requests", "") for reason, missed in (slo["missed"] or {}).items()]
+    missed = dict(slo["missed"] or {})
+    unseen = missed.pop(NOT_JUDGEABLE, 0)
+    rows += [(f"missed: {reason}", str(rows_missed), "requests", "") for reason, rows_missed in missed.items()]
+    if unseen:
+        rows.append(("not judgeable", str(unseen), "requests", ""))
     title = f"SLO: {promise} for {percent(slo['quantile'])} of the requests"
     return Grid(title, ("", "value", "unit", "95 % interval"), tuple(rows), "lrlr")
 

@@ -122,17 +122,22 @@ class _Watched:
 
 
 def meets(record: RequestRecord, slo: Slo) -> bool:
-    """Whether an open-loop request that is over met every bound: the rule of `muai_lab.analysis.slo` for one record."""
+    """True if an open-loop request that is over met every bound: the rule of `muai_lab.analysis.slo` for one record."""
     first, last, due = record.first_content_ns, record.last_token_ns, record.intended_ns
-    if record.status != "ok" or first is None or last is None or due is None:
+    if record.status != "ok" or last is None or due is None:
         return False
-    tokens = record.output_tokens or 0
-    tpot_ms = (last - first) / 1e6 / (tokens - 1) if tokens > 1 else 0.0
     return (
-        (slo.ttft_ms is None or (first - due) / 1e6 <= slo.ttft_ms)
+        (slo.ttft_ms is None or (first is not None and (first - due) / 1e6 <= slo.ttft_ms))
         and (slo.e2e_ms is None or (last - due) / 1e6 <= slo.e2e_ms)
-        and (slo.tpot_ms is None or tpot_ms <= slo.tpot_ms)
+        and (slo.tpot_ms is None or _in_pace(record, slo.tpot_ms))
     )
+
+
+def _in_pace(record: RequestRecord, bound_ms: float) -> bool:
+    if record.total_tokens is not None and record.total_tokens <= 1:
+        return True  # the bound does not apply
+    tpot_s = record.tpot_s
+    return tpot_s is not None and tpot_s * 1e3 <= bound_ms
 
 
 def longest_s(slo: Slo, tokens: int) -> float | None:

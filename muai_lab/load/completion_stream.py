@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-import orjson
-
+from muai_lab.load.foreign_values import count, nanoseconds, parse_object, word
 from muai_lab.load.records import RequestRecord
+from muai_lab.load.token_counts import NO_CLAIM, infer_counts
 
 # Fields of a chat delta that carry generated tokens; reasoning models stream their thoughts in the latter ones.
-_DELTA_CONTENT = ("content", "reasoning_content", "reasoning", "tool_calls")
+_DELTA_CONTENT = ("content", "reasoning_content", "reasoning", "tool_calls", "function_call", "refusal", "audio")
+_DELTA_SILENT = frozenset({"role", "name", "id", "type", "annotations", "provider_specific_fields", *_DELTA_CONTENT})
+_TOKEN_COUNTS = ("completion_tokens", "output_tokens")
+_ERRORS = ("error", "errors", "detail", "message", "error_message", "error_msg", "fault", "exception")
+# Parts of finish reasons by which servers report that an answer is not what the model would have said.
+_FAILED_ENDINGS = (
+    "error", "abort", "cancel", "fail", "filter", "timeout", "timed_out", "overload", "unavailable", "insufficient",
+    "sensitive", "safety", "recitation", "malformed", "blocklist", "prohibited", "spii", "interrupt", "disconnect",
+)  # fmt: skip
+_LENGTH_ENDINGS = ("length", "max_tokens")
 
 
 class StreamError(Exception):
@@ -19,18 +29,33 @@ class StreamError(Exception):
 class CompletionStream:
     """Reads the events of one response into its record; `/v1/completions` and `/v1/chat/completions` alike.
 
-    How many tokens a chunk carries is the difference between successive `usage.completion_tokens` (vLLM's
-    `continuous_usage_stats`). Where chunks have no usage, each counts as one token, until the final usage disagrees:
-    then the tokens per chunk are unknown. Without any usage the number of chunks is the client's count of the output.
+    An event is an arrival of tokens if it has content, or if the server's count of tokens grew with it (tokens in a
+    field that the client does not know). `token_counts` infers how many each carried. What only a later count reveals,
+    without a chunk, is kept apart: the client did not see those tokens arrive.
     """
 
-    __slots__ = ("_counted", "_done", "_events", "_record", "_uncounted", "_usage")
+    __slots__ = (
+        "_claims",
+        "_done",
+        "_events",
+        "_final",
+        "_finish",
+        "_grown",
+        "_highest",
+        "_record",
+        "_silent",
+        "_usage",
+    )
 
     def __init__(self, record: RequestRecord) -> None:
+        record.tokens_known = False
         self._record = record
         self._usage: dict[str, Any] | None = None
-        self._counted = 0  # completion tokens that chunks in the record account for
-        self._uncounted = False  # some content chunk came without usage
+        self._claims: list[int] = []  # the server's count that came with each arrival
+        self._silent: list[int] = []  # the arrivals without content: only the count grew
+        self._final: int | None = None  # a count that came after the last arrival
+        self._highest = 0
+        self._grown = 0  # when a later count last grew, in nanoseconds
         self._events = 0
         self._done = False
 
@@ -40,67 +65,172 @@ class CompletionStream:
             self._done = True
             return
         self._events += 1
-        try:
-            event = orjson.loads(payload)
-            choices = event.get("choices")
-            usage = event.get("usage")
-            if usage:
-                self._usage = usage
-            if choices:
-                self._take_choice(choices[0], usage, at_ns)
-            elif phases := event.get("x_muai"):
-                self._record.server_queue_ns = round(phases["queue_ms"] * 1e6)
-                self._record.server_prefill_ns = round(phases["prefill_ms"] * 1e6)
-            elif "error" in event:
-                raise StreamError(f"the server ended the stream with an error: {error_message(event)}")
-        except (orjson.JSONDecodeError, AttributeError, TypeError, LookupError) as error:
-            raise StreamError(f"event {self._events} of the stream is not a completion: {_excerpt(payload)}") from error
+        event = parse_object(payload)
+        if event is None:
+            raise StreamError(f"event {self._events} of the stream is not a completion: {_excerpt(payload)}")
+        if event.get("error"):
+            raise StreamError(f"the server ended the stream with an error: {error_message(event)}")
+        claim = self._claim(event["usage"]) if event.get("usage") else NO_CLAIM
+        shown, ends = self._take_choices(event, payload)
+        if shown:
+            self._record.chunk_t_ns.append(at_ns)
+            self._claims.append(claim)
+            self._final = None
+        elif claim != NO_CLAIM:
+            self._take_count(claim, at_ns, seen=not ends and bool(event.get("choices")))
+        if claim > self._highest:
+            self._highest = claim
 
-    def _take_choice(self, choice: dict[str, Any], usage: dict[str, Any] | None, at_ns: int) -> None:
-        record = self._record
-        if (delta := choice.get("delta")) is None:
-            text = content = choice.get("text")
-        else:
-            text = delta.get("content")
-            content = text or any(delta.get(name) for name in _DELTA_CONTENT)
-        if content:
-            if record.answer is not None and text:
-                record.answer.append(text)
-            if usage:
-                completed = usage["completion_tokens"]
-                tokens = completed - self._counted
-                self._counted = completed
-            else:
-                tokens = 1
-                self._uncounted = True
-            record.chunk_t_ns.append(at_ns)
-            record.chunk_tokens.append(tokens)
-        if finish_reason := choice.get("finish_reason"):
-            record.finish_reason = finish_reason
+    def _take_count(self, claim: int, at_ns: int, *, seen: bool) -> None:
+        """A count without content. seen: it came with a chunk of its own, not with the end of the answer."""
+        grew = claim > self._highest
+        if grew and seen:
+            self._silent.append(len(self._claims))
+            self._record.chunk_t_ns.append(at_ns)
+            self._claims.append(claim)
+            self._final = None
+            return
+        self._final = claim
+        if grew:
+            self._grown = at_ns
+
+    def _claim(self, usage: Any) -> int:
+        if type(usage) is not dict:
+            return NO_CLAIM
+        self._usage = usage
+        for name in _TOKEN_COUNTS:
+            if (claimed := count(usage.get(name))) is not None:
+                return claimed
+        return NO_CLAIM
+
+    def _take_choices(self, event: dict[str, Any], payload: bytes) -> tuple[bool, bool]:
+        """Whether the event has content, and whether it belongs to the end of the answer."""
+        choices = event.get("choices")
+        if not choices:
+            self._take_other(event)
+            return False, True
+        if type(choices) is not list or type(choices[0]) is not dict:
+            raise StreamError(f"event {self._events} of the stream is not a completion: {_excerpt(payload)}")
+        choice = choices[0]
+        content = self._content(choice)
+        if reason := word(choice.get("finish_reason")):
+            self._finish_with(reason, choice)
+        elif not content and choice.get("error"):
+            raise StreamError(f"the server ended the answer with an error: {error_message(choice)}")
+        return content, self._record.finish_reason is not None
+
+    def _content(self, choice: dict[str, Any]) -> bool:
+        """Whether the choice carries generated tokens; its text goes to the record if that keeps it."""
+        delta = choice.get("delta")
+        if delta is None:
+            if text := choice.get("text"):
+                self._keep(text)
+                return True
+            if choice.get("message"):
+                self._record.note = "events carry choices[0].message, which belongs to an answer that is not streamed"
+            return False
+        if type(delta) is not dict:
+            raise StreamError(f"event {self._events} of the stream has a delta that is no object")
+        if text := delta.get("content"):
+            self._keep(text)
+            return True
+        if any(delta.get(name) for name in _DELTA_CONTENT):
+            return True
+        self._note_unknown(delta)
+        return False
+
+    def _keep(self, content: Any) -> None:
+        if (answer := self._record.answer) is None:
+            return
+        parts = content if isinstance(content, list) else [content]
+        for part in parts:
+            text = part.get("text") if isinstance(part, dict) else part
+            if isinstance(text, str):
+                answer.append(text)
+
+    def _note_unknown(self, delta: dict[str, Any]) -> None:
+        unknown = [name for name, value in delta.items() if value and name not in _DELTA_SILENT]
+        if unknown:
+            self._record.note = f"the stream has a field that is not known: delta.{unknown[0][:40]}"
+
+    def _take_other(self, event: dict[str, Any]) -> None:
+        """An event without a choice: our server's phases, a final usage, a ping, or an error."""
+        phases = event.get("x_muai")
+        if type(phases) is dict:
+            self._record.server_queue_ns = nanoseconds(phases.get("queue_ms"))
+            self._record.server_prefill_ns = nanoseconds(phases.get("prefill_ms"))
+        elif event.get("choices") is None and any(event.get(name) for name in _ERRORS):
+            raise StreamError(f"the server ended the stream with an error: {error_message(event)}")
+
+    def _finish_with(self, reason: str, choice: dict[str, Any]) -> None:
+        self._record.finish_reason = reason
+        lowered = reason.lower()
+        if any(part in lowered for part in _FAILED_ENDINGS):
+            said = choice.get("error") or choice.get("message")
+            detail = f": {error_message(said)}" if said else ""
+            raise StreamError(f"the server ended the answer with finish_reason {reason}{detail}")
 
     def finish(self) -> None:
-        """The response has ended; fills in the token counts. Raises StreamError for half a stream."""
+        """The response has ended; fills in the token counts. Raises StreamError for an answer that is no success."""
         record = self._record
-        if self._usage is not None:
-            record.prompt_tokens = self._usage.get("prompt_tokens")
-            record.output_tokens = self._usage.get("completion_tokens")
-            record.cached_prompt_tokens = (self._usage.get("prompt_tokens_details") or {}).get("cached_tokens")
-        else:
-            record.client_output_tokens = len(record.chunk_tokens) or None
-        if self._uncounted and record.output_tokens != len(record.chunk_tokens):
-            record.tokens_known = False
         if not self._events and not self._done:
             raise StreamError("the answer holds no event of a stream")
         if not self._done and record.finish_reason is None:
             raise StreamError(f"the stream broke off after {self._events} events: neither finish_reason nor [DONE]")
+        self._fill_in_counts()
+        if not record.chunk_t_ns and not record.output_tokens:
+            raise StreamError(self._nothing_came())
+
+    def _fill_in_counts(self) -> None:
+        record, usage = self._record, self._usage or {}
+        details = usage.get("completion_tokens_details")
+        reasoning = count(details.get("reasoning_tokens")) if type(details) is dict else None
+        stopped = record.finish_reason is not None and record.finish_reason.lower() not in _LENGTH_ENDINGS
+        found = infer_counts(self._claims, self._final, ended_by_stop=stopped, reasoning=reasoning or 0)
+        if self._silent and found.per_chunk is None:  # the counts that made them arrivals are not believed
+            self._drop_silent()
+            found = infer_counts(self._claims, self._final, ended_by_stop=stopped, reasoning=reasoning or 0)
+        record.output_tokens = found.total
+        if found.note is not None:
+            record.note = found.note
+        if found.unseen and self._grown:
+            record.unseen_tokens, record.unseen_ns = found.unseen, self._grown
+        record.fill_chunks(found.per_chunk)
+        # No prompt is empty: a count of 0 is a placeholder.
+        record.prompt_tokens = count(usage.get("prompt_tokens")) or count(usage.get("input_tokens")) or None
+        prompt_details = usage.get("prompt_tokens_details")
+        if type(prompt_details) is dict:
+            record.cached_prompt_tokens = count(prompt_details.get("cached_tokens"))
+
+    def _drop_silent(self) -> None:
+        for position in reversed(self._silent):
+            del self._record.chunk_t_ns[position]
+            del self._claims[position]
+
+    def _nothing_came(self) -> str:
+        record = self._record
+        facts = [f"{record.max_tokens} asked"]
+        if record.finish_reason is not None:
+            facts.append(f"finish_reason {record.finish_reason}")
+        if self._final is not None:
+            facts.append(f"completion_tokens {self._final}")
+        if record.note is not None:
+            facts.append(record.note)
+        return f"the answer holds no token ({', '.join(facts)})"
 
 
 def error_message(body: Any) -> str:
     """The message inside OpenAI's error object (`{"error": {"message": ...}}`) or one of its common variants."""
-    error = body.get("error", body) if isinstance(body, dict) else body
+    error: Any = body
     if isinstance(error, dict):
-        error = error.get("message") or error.get("detail") or orjson.dumps(error).decode()
-    return str(error)
+        error = next((error[name] for name in ("error", "errors", "fault") if error.get(name)), error)
+    if isinstance(error, list) and error:
+        error = error[0]
+    if isinstance(error, dict):
+        named = ("message", "detail", "error_message", "error_msg", "msg", "faultstring", "exception")
+        found = next((error[name] for name in named if error.get(name)), None)
+        error = error if found is None else found
+    return error if isinstance(error, str) else json.dumps(error)
 
 
 def _excerpt(payload: bytes) -> str:

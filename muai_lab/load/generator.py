@@ -149,6 +149,7 @@ class _Load:
         self.giving_up: tuple[Status, str] = ("cancelled", "the run was interrupted")
         self.ran_out = asyncio.Event()
         self.unsent_after_failure = 0  # turns of sessions in which an earlier turn failed
+        self.unsent_without_text = 0  # turns of sessions in which an earlier answer had no text
         self.unsent_at_end = 0  # turns that were not due before the load ended
         self.clocks = ClockWatch(clock)
         self.start_ns = start_ns
@@ -220,7 +221,8 @@ class _Load:
     async def _send_session(self, row: int, request: ScheduledRequest, record: RequestRecord) -> RequestRecord:
         """Send a request and the later turns of its session, if it has one; returns the last record.
 
-        A turn that fails ends its session: nobody asks on after an error, and there is no answer to carry along.
+        A turn that fails ends its session: nobody asks on after an error, and there is no answer to carry along. So
+        does an answer without text (only reasoning, or a tool call): servers differ in how they want it back.
         """
         for left in range(self.schedule.later_turns(row), 0, -1):
             record.answer = []
@@ -229,8 +231,11 @@ class _Load:
                 self.unsent_after_failure += left
                 record.answer = None
                 return record
-            said = {"role": "assistant", "content": "".join(record.answer)}
-            earlier, record.answer = (*request.conversation(), said), None
+            said, record.answer = "".join(record.answer), None
+            if not said:
+                self.unsent_without_text += left
+                return record
+            earlier = (*request.conversation(), {"role": "assistant", "content": said})
             row += 1
             request = replace(self.schedule.request(row), earlier=earlier)
             due_ns = (record.stream_end_ns or self.clock()) + round((request.think_s or 0.0) * 1e9)
@@ -341,6 +346,11 @@ class _Load:
         notes = []
         if self.unsent_after_failure:
             notes.append(f"turns not sent because an earlier turn of theirs failed: {self.unsent_after_failure:,}")
+        if self.unsent_without_text:
+            notes.append(
+                "turns not sent because the answer before them had no text (reasoning or a tool call only): "
+                f"{self.unsent_without_text:,}"
+            )
         if self.unsent_at_end:
             notes.append(f"turns not sent because they were due after the end of the load: {self.unsent_at_end:,}")
         return (*notes, *self._end_notes(window))
@@ -349,7 +359,7 @@ class _Load:
         if not self.ran_out.is_set():
             return ()
         after_s = (self.end_ns - self.start_ns) / 1e9
-        unsent = self.unsent_after_failure + self.unsent_at_end
+        unsent = self.unsent_after_failure + self.unsent_without_text + self.unsent_at_end
         all_sent = f"all {len(self.schedule)} requests of the schedule were sent"
         after = f"{'no session of the schedule was left' if unsent else all_sent} after {after_s:.1f} s"
         if window.measured_s <= 0:
@@ -365,6 +375,7 @@ def _record_of(request: ScheduledRequest) -> RequestRecord:
         turn=request.turn,
         prefix_group=request.prefix_group,
         part=request.part,
+        asked_prompt_tokens=request.prompt_tokens,
     )
 
 

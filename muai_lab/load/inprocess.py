@@ -91,7 +91,6 @@ class InProcessTarget:
             record.end(_STATUS.get(error.status, "error"), self._clock(), str(error))
         else:
             record.prompt_tokens = len(asked.prompt)
-            record.client_output_tokens = record.output_tokens
             if generation.queue_s is not None and generation.prefill_s is not None:
                 record.server_queue_ns = round(generation.queue_s * 1e9)
                 record.server_prefill_ns = round(generation.prefill_s * 1e9)

@@ -9,15 +9,20 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
+from muai_lab.load.foreign_values import printable
+from muai_lab.visible import TOGETHER_S_PER_TOKEN
+
 Status = Literal["ok", "error", "rejected", "cancelled", "timeout"]
 Phase = Literal["warmup", "measure", "drain"]
 
 ERROR_TEXT_LIMIT = 300
+SPLIT_TOLERANCE = 0.05
 
 REQUESTS_SCHEMA = pa.schema(
     [
@@ -27,6 +32,7 @@ REQUESTS_SCHEMA = pa.schema(
         pa.field("released_ns", pa.int64()),
         pa.field("sent_ns", pa.int64()),
         pa.field("first_content_ns", pa.int64()),
+        pa.field("last_content_ns", pa.int64()),
         pa.field("last_token_ns", pa.int64()),
         pa.field("stream_end_ns", pa.int64()),
         pa.field("status", pa.string(), nullable=False),
@@ -36,9 +42,14 @@ REQUESTS_SCHEMA = pa.schema(
         pa.field("prompt_tokens", pa.int64()),
         pa.field("output_tokens", pa.int64()),
         pa.field("client_output_tokens", pa.int64()),
+        pa.field("decode_tokens", pa.int64()),
+        pa.field("unseen_tokens", pa.int64()),
+        pa.field("read_together", pa.int64(), nullable=False),
+        pa.field("note", pa.string()),
         pa.field("cached_prompt_tokens", pa.int64()),
         pa.field("server_queue_ns", pa.int64()),
         pa.field("server_prefill_ns", pa.int64()),
+        pa.field("asked_prompt_tokens", pa.int64()),
         pa.field("max_tokens", pa.int64()),
         pa.field("session", pa.int64()),
         pa.field("turn", pa.int64()),
@@ -81,7 +92,12 @@ class RequestRecord:
     (8 + 4 bytes per chunk instead of two boxed integers).
 
     status is None while the request is under way. chunk_tokens and chunk_t_ns hold the content chunks only.
-    tokens_known: False when the server does not say how many tokens a chunk carries; `chunk_tokens` is then null.
+    Events that one read of the socket brought are one chunk: the client cannot tell their times apart. read_together:
+    events that were merged into the chunk before them for that reason.
+    tokens_known: False if it is unknown how many tokens a chunk carries; `chunk_tokens` is then null.
+    unseen_tokens, unseen_ns: tokens of `output_tokens` that no chunk carried, and when a count revealed them.
+    note: an inference, or something in the answer that the client did not understand.
+    asked_prompt_tokens: length of the prompt by the tokenizer that drew it; `prompt_tokens` is the server's count.
     server_queue_ns, server_prefill_ns: how long the request waited in the server, and from there to its first token, as
     the server says itself; None where it does not.
     answer: the pieces of the answer's text, for the next turn of its session; None where nobody will need it.
@@ -89,6 +105,7 @@ class RequestRecord:
 
     __slots__ = (
         "answer",
+        "asked_prompt_tokens",
         "cached_prompt_tokens",
         "chunk_t_ns",
         "chunk_tokens",
@@ -99,10 +116,12 @@ class RequestRecord:
         "index",
         "intended_ns",
         "max_tokens",
+        "note",
         "output_tokens",
         "part",
         "prefix_group",
         "prompt_tokens",
+        "read_together",
         "released_ns",
         "sent_ns",
         "server_prefill_ns",
@@ -112,6 +131,8 @@ class RequestRecord:
         "stream_end_ns",
         "tokens_known",
         "turn",
+        "unseen_ns",
+        "unseen_tokens",
     )
 
     def __init__(
@@ -125,6 +146,7 @@ class RequestRecord:
         turn: int | None = None,
         prefix_group: int | None = None,
         part: str | None = None,
+        asked_prompt_tokens: int | None = None,
     ) -> None:
         self.index = index
         self.intended_ns = intended_ns
@@ -134,6 +156,7 @@ class RequestRecord:
         self.turn = turn
         self.prefix_group = prefix_group
         self.part = part
+        self.asked_prompt_tokens = asked_prompt_tokens
         self.sent_ns: int | None = None
         self.stream_end_ns: int | None = None
         self.status: Status | None = None
@@ -149,6 +172,10 @@ class RequestRecord:
         self.chunk_t_ns = array("q")
         self.chunk_tokens = array("i")
         self.tokens_known = True
+        self.unseen_tokens: int | None = None
+        self.unseen_ns: int | None = None
+        self.read_together = 0
+        self.note: str | None = None
         self.answer: list[str] | None = None
 
     @property
@@ -165,9 +192,56 @@ class RequestRecord:
         return self.chunk_t_ns[0] if self.chunk_t_ns else None
 
     @property
-    def last_token_ns(self) -> int | None:
+    def last_content_ns(self) -> int | None:
         """Arrival of the last chunk with content."""
         return self.chunk_t_ns[-1] if self.chunk_t_ns else None
+
+    @property
+    def last_token_ns(self) -> int | None:
+        """Arrival of the last token: of the last chunk, or of the count that revealed tokens without a chunk."""
+        return self.last_content_ns if self.unseen_ns is None else self.unseen_ns
+
+    @property
+    def decode_tokens(self) -> int | None:
+        """Tokens that arrived in chunks after the first one; None if unknown.
+
+        If the counts per chunk are unknown, the first chunk is taken to carry one token, as long as any other split
+        would change the result by at most `SPLIT_TOLERANCE`.
+        """
+        chunks = len(self.chunk_t_ns)
+        if self.tokens_known:
+            return sum(self.chunk_tokens[1:]) if chunks else None
+        total = self.total_tokens
+        if total is None or chunks < 2 or not chunks <= total <= 1 + (chunks - 1) * (1 + SPLIT_TOLERANCE):
+            return None
+        return total - 1
+
+    @property
+    def total_tokens(self) -> int | None:
+        """Output tokens by the server's count, else by the client's; None if neither has one."""
+        return self.output_tokens if self.output_tokens is not None else self.client_output_tokens
+
+    @property
+    def tpot_s(self) -> float | None:
+        """Seconds per output token after the first chunk, as `muai_lab.analysis.metrics.tpot` for one record."""
+        first, last, tokens = self.first_content_ns, self.last_content_ns, self.decode_tokens
+        if first is None or last is None or not tokens:
+            return None
+        per_token = (last - first) / 1e9 / tokens
+        return per_token if per_token > TOGETHER_S_PER_TOKEN else None
+
+    def fill_chunks(self, tokens: list[int] | None) -> None:
+        """Set the tokens of each chunk (None if unknown), and merge the chunks that one read brought."""
+        times = self.chunk_t_ns
+        events = len(times)
+        if len(set(times)) < events:
+            starts = [i for i in range(events) if i == 0 or times[i] != times[i - 1]]
+            if tokens is not None:
+                tokens = [sum(tokens[i:j]) for i, j in pairwise([*starts, events])]
+            self.chunk_t_ns = array("q", [times[i] for i in starts])
+            self.read_together = events - len(starts)
+        self.tokens_known = tokens is not None
+        self.chunk_tokens = array("i", tokens or ())
 
     def end(self, status: Status, at_ns: int, error: str | None = None) -> None:
         """Close the record; the first ending counts, a later one changes nothing."""
@@ -178,7 +252,7 @@ class RequestRecord:
 
 
 def _shortened(text: str) -> str:
-    text = " ".join(text.split())
+    text = printable(" ".join(text.split()))
     return text if len(text) <= ERROR_TEXT_LIMIT else text[: ERROR_TEXT_LIMIT - 1] + "…"
 
 

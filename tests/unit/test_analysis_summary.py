@@ -165,7 +165,7 @@ def test_attainment_counts_every_failure_as_a_miss(tmp_path: Path) -> None:
 
     assert slo["attainment"]["value"] == pytest.approx(0.6)
     assert slo["goodput_rps"]["value"] == pytest.approx(0.6)
-    assert slo["missed"] == {"failed": 3, "ttft": 1}
+    assert slo["missed"] == {"failed": 3, "ttft": 1, "not_judgeable": 0}
     assert slo["met"] is False
 
 
@@ -178,13 +178,14 @@ def test_the_slo_of_an_open_loop_counts_the_clients_lag(tmp_path: Path) -> None:
     assert met(requests, Slo(ttft_ms=700)).tolist() == [True]
 
 
-def test_tpot_cannot_be_missed_where_it_does_not_apply_but_a_first_token_can(tmp_path: Path) -> None:
+def test_tpot_does_not_apply_to_one_token_and_a_first_token_that_was_not_seen_is_not_judgeable(tmp_path: Path) -> None:
     rows = [record(0, sent=0.0, chunks=[0.1]), record(1, sent=0.0, chunks=[])]
 
     found = misses(load_run(write_run(tmp_path, rows)).requests, Slo(ttft_ms=500, tpot_ms=1))
 
     assert found["tpot"].tolist() == [False, False]
-    assert found["ttft"].tolist() == [False, True]
+    assert found["ttft"].tolist() == [False, False]
+    assert found["not_judgeable"].tolist() == [False, True]
 
 
 @pytest.mark.parametrize("section", [None, {}, {"quantile": 0.99}, {"ttft_ms": None, "quantile": 0.9}])

@@ -51,7 +51,7 @@ def test_tokens_per_chunk_come_from_the_usage_of_each_chunk() -> None:
     assert record.tokens_known
 
 
-def test_role_empty_and_usage_chunks_are_no_content() -> None:
+def test_role_and_usage_chunks_are_no_content_and_a_growing_count_is_an_arrival() -> None:
     record = read(
         delta({"role": "assistant", "content": ""}, 0),
         delta({"content": "a"}, 1),
@@ -62,8 +62,8 @@ def test_role_empty_and_usage_chunks_are_no_content() -> None:
         b"[DONE]",
     )
 
-    assert list(record.chunk_t_ns) == [200, 400]
-    assert list(record.chunk_tokens) == [1, 2]
+    assert list(record.chunk_t_ns) == [200, 300, 400]
+    assert list(record.chunk_tokens) == [1, 1, 1]
 
 
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
@@ -87,11 +87,11 @@ def test_without_usage_per_chunk_tokens_are_unknown_if_the_final_count_disagrees
     assert not record.tokens_known
 
 
-def test_without_any_usage_the_chunks_are_the_clients_own_count_and_no_more() -> None:
+def test_without_any_usage_nothing_is_known_but_the_times() -> None:
     record = read(text("a"), text("b", None, "stop"), b"[DONE]")
 
     assert record.output_tokens is None
-    assert record.client_output_tokens == 2
+    assert record.client_output_tokens is None
     assert not record.tokens_known
     assert record.last_token_ns == 200
 

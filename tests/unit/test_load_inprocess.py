@@ -82,7 +82,7 @@ def test_deltas_become_chunks() -> None:
     assert record.status == "ok"
     assert (record.sent_ns, list(record.chunk_t_ns), record.stream_end_ns) == (1, [2, 3, 4], 5)
     assert list(record.chunk_tokens) == [1, 2, 1]
-    assert (record.prompt_tokens, record.output_tokens, record.client_output_tokens) == (2, 4, 4)
+    assert (record.prompt_tokens, record.output_tokens, record.decode_tokens) == (2, 4, 3)
     assert (record.finish_reason, record.cached_prompt_tokens, record.http_status) == ("length", 16, None)
     assert (record.server_queue_ns, record.server_prefill_ns) == (250_000_000, 500_000_000)
 

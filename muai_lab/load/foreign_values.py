@@ -1,0 +1,61 @@
+"""Values that a server sent, checked where they enter: nothing behind this module meets a foreign type or range."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import orjson
+
+# Counts and times must fit the columns of the records; no answer comes near this.
+COUNT_LIMIT = 2**31 - 1
+_WORD_LIMIT = 100
+
+
+def parse_object(payload: bytes) -> dict[str, Any] | None:
+    """The JSON object in `payload`; None if it is no JSON or no object.
+
+    Tolerates what servers in the field send beyond the standard: half of a surrogate pair, from a text that is cut into
+    UTF-16 units, becomes a question mark; NaN and Infinity become null.
+    """
+    try:
+        value = orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        value = _parse_leniently(payload)
+    return value if type(value) is dict else None
+
+
+def _parse_leniently(payload: bytes) -> Any:
+    try:
+        value = json.loads(payload, parse_constant=lambda _: None)
+        return orjson.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return None
+
+
+def count(value: Any) -> int | None:
+    """A number of tokens; None if `value` is none: another type, negative, fractional, or too large."""
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    return value if type(value) is int and 0 <= value <= COUNT_LIMIT else None
+
+
+def nanoseconds(value_ms: Any) -> int | None:
+    """A duration given in milliseconds; None if `value_ms` is none."""
+    if type(value_ms) not in (int, float) or not math.isfinite(value_ms) or not 0 <= value_ms <= COUNT_LIMIT:
+        return None
+    return round(value_ms * 1e6)
+
+
+def word(value: Any) -> str | None:
+    """A short text such as a finish reason; anything else as JSON. None for what is empty."""
+    if not value:
+        return None
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text[:_WORD_LIMIT]
+
+
+def printable(text: str) -> str:
+    """The text without what cannot be stored as UTF-8."""
+    return text.encode("utf-8", "replace").decode()

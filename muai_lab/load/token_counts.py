@@ -1,0 +1,108 @@
+"""The number of tokens that each chunk of a streamed answer carries, inferred from what the server counts.
+
+One invariant decides: the counts of the chunks must sum to the count of the whole answer, else the counts per chunk are
+unknown. They are never believed in part. Servers fill `usage.completion_tokens` in four ways: with the count so far
+(vLLM's `continuous_usage_stats`), with the count of each chunk alone, only at the end, or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from operator import sub
+
+from muai_lab.load.foreign_values import COUNT_LIMIT
+
+NO_CLAIM = -1
+# A token rarely needs more than a few events of its own. A total this many times smaller than the number of chunks is
+# a placeholder (0 or 1), not a count.
+_CHUNKS_PER_TOKEN_LIMIT = 8
+
+PER_CHUNK = "usage counts the tokens of each chunk alone; the sum is the count of the answer"
+END_TOKEN = "one token per answer came without a chunk: taken as the end-of-sequence token"
+HIDDEN_REASONING = "hidden reasoning tokens are counted with the first chunk"
+CONTRADICTION = "the server's token counts contradict the chunks of the answer and are not used"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCounts:
+    """The tokens of one answer.
+
+    total: None if unknown. per_chunk: tokens of each chunk, None if unknown. unseen: tokens that no chunk carried and
+    only a later count revealed; `total` includes them. note: the inference in words, None if the server was explicit.
+    """
+
+    total: int | None
+    per_chunk: list[int] | None
+    unseen: int = 0
+    note: str | None = None
+
+
+UNKNOWN = TokenCounts(None, None)
+
+
+def infer_counts(
+    claims: Sequence[int], final: int | None, *, ended_by_stop: bool = False, reasoning: int = 0
+) -> TokenCounts:
+    """Infer the token counts of one answer.
+
+    Args:
+        claims: `completion_tokens` that came with each chunk, `NO_CLAIM` if none.
+        final: `completion_tokens` that came after the last chunk, None if none did.
+        ended_by_stop: True if the answer ended by itself, not by its length limit.
+        reasoning: `reasoning_tokens` of the final usage; 0 if not given.
+    """
+    chunks = len(claims)
+    if not chunks:
+        return TokenCounts(final, None, unseen=final) if final else UNKNOWN
+    if NO_CLAIM not in claims:
+        found = _each_alone(claims, final) or _so_far(claims, final)
+        if found is not None:
+            return found
+        total = final
+    else:
+        total = final if final is not None else (claims[-1] if claims[-1] != NO_CLAIM else None)
+        if total is None:
+            return UNKNOWN
+    if total is None or total * _CHUNKS_PER_TOKEN_LIMIT < chunks:
+        return TokenCounts(None, None, note=CONTRADICTION)
+    return _one_each(chunks, total, ended_by_stop, reasoning)
+
+
+def _each_alone(claims: Sequence[int], final: int | None) -> TokenCounts | None:
+    """The counts if each claim is that of its chunk alone."""
+    if len(claims) < 2 or min(claims) < 1 or sum(claims) > COUNT_LIMIT:
+        return None
+    if final is None:
+        return None if _grows(claims) else TokenCounts(sum(claims), list(claims), note=PER_CHUNK)
+    return TokenCounts(final, list(claims), note=PER_CHUNK) if sum(claims) == final else None
+
+
+def _so_far(claims: Sequence[int], final: int | None) -> TokenCounts | None:
+    """The counts if each claim is that of the answer so far."""
+    total = claims[-1] if final is None else final
+    if total < 1 or total < claims[-1] or not _grows(claims):
+        return None
+    return TokenCounts(total, [claims[0], *map(sub, claims[1:], claims)], unseen=total - claims[-1])
+
+
+def _grows(claims: Sequence[int]) -> bool:
+    """True if the claims never fall and most chunks add to them."""
+    if len(claims) == 1:
+        return claims[0] > 0
+    if claims[0] < 0 or any(later < earlier for earlier, later in pairwise(claims)):
+        return False
+    return len(set(claims) - {0}) * 2 > len(claims)
+
+
+def _one_each(chunks: int, total: int, ended_by_stop: bool, reasoning: int) -> TokenCounts:
+    """The counts if each chunk carries one token and that explains the total; else only the total is known."""
+    hidden = [(0, None)]
+    if 0 < reasoning < total:
+        hidden.append((reasoning, HIDDEN_REASONING))
+    for before, note in hidden:
+        unseen = total - before - chunks
+        if unseen == 0 or (unseen == 1 and ended_by_stop):
+            return TokenCounts(total, [1 + before, *[1] * (chunks - 1)], unseen, END_TOKEN if unseen else note)
+    return TokenCounts(total, None)

@@ -36,14 +36,18 @@ def _parse_leniently(payload: bytes) -> Any:
 
 def count(value: Any) -> int | None:
     """A number of tokens; None if `value` is none: another type, negative, fractional, or too large."""
-    if type(value) is float and value.is_integer():
+    if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return value if type(value) is int and 0 <= value <= COUNT_LIMIT else None
+    if isinstance(value, bool) or not isinstance(value, int):
+        return None
+    return value if 0 <= value <= COUNT_LIMIT else None
 
 
 def nanoseconds(value_ms: Any) -> int | None:
     """A duration given in milliseconds; None if `value_ms` is none."""
-    if type(value_ms) not in (int, float) or not math.isfinite(value_ms) or not 0 <= value_ms <= COUNT_LIMIT:
+    if isinstance(value_ms, bool) or not isinstance(value_ms, int | float):
+        return None
+    if not math.isfinite(value_ms) or not 0 <= value_ms <= COUNT_LIMIT:
         return None
     return round(value_ms * 1e6)
 

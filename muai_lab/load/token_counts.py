@@ -98,7 +98,7 @@ def _grows(claims: Sequence[int]) -> bool:
 
 def _one_each(chunks: int, total: int, ended_by_stop: bool, reasoning: int) -> TokenCounts:
     """The counts if each chunk carries one token and that explains the total; else only the total is known."""
-    hidden = [(0, None)]
+    hidden: list[tuple[int, str | None]] = [(0, None)]
     if 0 < reasoning < total:
         hidden.append((reasoning, HIDDEN_REASONING))
     for before, note in hidden:

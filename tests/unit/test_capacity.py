@@ -141,6 +141,7 @@ def test_one_record_is_judged_as_the_analysis_judges_all(tmp_path: Path, slo: Sl
     for row in rows:
         one = RequestRecord(row["index"], max_tokens=3, intended_ns=row["intended_ns"])
         one.chunk_t_ns.extend(row["chunk_t_ns"])
+        one.fill_chunks(row["chunk_tokens"])
         one.output_tokens = row["output_tokens"]
         one.end(row["status"], 0)
         records.append(one)

@@ -43,6 +43,7 @@ class CompletionStream:
         "_grown",
         "_highest",
         "_record",
+        "_settled",
         "_silent",
         "_usage",
     )
@@ -58,6 +59,7 @@ class CompletionStream:
         self._grown = 0  # when a later count last grew, in nanoseconds
         self._events = 0
         self._done = False
+        self._settled = False
 
     def take(self, payload: bytes, at_ns: int) -> None:
         """Take in one event that arrived at `at_ns`; raises StreamError."""
@@ -177,11 +179,15 @@ class CompletionStream:
             raise StreamError("the answer holds no event of a stream")
         if not self._done and record.finish_reason is None:
             raise StreamError(f"the stream broke off after {self._events} events: neither finish_reason nor [DONE]")
-        self._fill_in_counts()
+        self.settle()
         if not record.chunk_t_ns and not record.output_tokens:
             raise StreamError(self._nothing_came())
 
-    def _fill_in_counts(self) -> None:
+    def settle(self) -> None:
+        """Fill in the token counts, as far as the events so far tell them; a second call changes nothing."""
+        if self._settled:
+            return
+        self._settled = True
         record, usage = self._record, self._usage or {}
         details = usage.get("completion_tokens_details")
         reasoning = count(details.get("reasoning_tokens")) if type(details) is dict else None

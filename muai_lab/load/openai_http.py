@@ -91,6 +91,10 @@ class _StreamedAnswer:
             raise StreamError(f"{error} (content type {kind} instead of text/event-stream)") from error
         self._record.end("ok", at_ns)
 
+    def settle(self) -> None:
+        """Count the tokens that came; also of an answer that was cut short."""
+        self._stream.settle()
+
 
 class _WholeAnswer:
     """Keeps one response, for the few questions that are not measured."""
@@ -236,6 +240,8 @@ class HttpTarget:
         except (StreamError, ConnectionProblem) as error:
             record.end("error", self._clock(), self._without_key(str(error)))
             return
+        finally:
+            answer.settle()
         if (code := record.http_status) is not None and code != 200:
             status: Status = "rejected" if code in _REJECTED else "error"
             record.end(status, self._clock(), self._error_of(code, answer.content_type, answer.error_body))

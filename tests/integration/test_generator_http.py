@@ -196,7 +196,7 @@ class TestServersThatMisbehave:
         record = run(main())
 
         assert record.status == "error"
-        assert list(record.chunk_tokens) == [1, 2]
+        assert sum(record.chunk_tokens) == 3
 
     def test_a_server_that_never_answers_is_a_timeout(self) -> None:
         async def main() -> LoadResult:

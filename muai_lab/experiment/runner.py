@@ -169,6 +169,9 @@ def _run(
         raise RunCutShort(
             f"{'; '.join(result.lost)}: its requests are missing, and {directory.path} is marked as partial"
         )
+    if result.exhausted is not None:
+        _analyse(directory, PARTIAL, error=result.exhausted)
+        raise RunCutShort(f"{result.exhausted} ({directory.path} is marked as partial)")
     if offering.cut_short is not None:
         _analyse(directory, PARTIAL, error=offering.cut_short)
         raise RunCutShort(offering.cut_short)

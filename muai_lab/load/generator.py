@@ -12,16 +12,17 @@ between sessions (`Schedule.starts`), never within one.
 from __future__ import annotations
 
 import asyncio
-import gc
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from muai_lab.errors import RunError
 from muai_lab.load.clock_watch import ClockWatch
 from muai_lab.load.event_loop import run_on_fast_loop
+from muai_lab.load.garbage import rare_garbage_collection
+from muai_lab.load.own_limits import GeneratorExhausted
 from muai_lab.load.records import Phase, RequestRecord, Status, Window
 from muai_lab.load.self_report import GeneratorReport, report_on_generator
 from muai_lab.load.target import Target
@@ -78,7 +79,8 @@ class LoadResult:
 
     records: one per request that was sent or given up, all ended, in order of sending. interrupted: cancelled from
     outside before its end. lost: why records are missing, one entry for each generator that died; a result with any is
-    a part of one. notes: what a reader of the results must know.
+    a part of one. exhausted: what the generator ran out of, which ended the load. notes: what a reader of the results
+    must know.
     """
 
     records: tuple[RequestRecord, ...]
@@ -87,6 +89,7 @@ class LoadResult:
     interrupted: bool
     notes: tuple[str, ...]
     lost: tuple[str, ...] = ()
+    exhausted: str | None = None
 
 
 async def generate(
@@ -113,10 +116,9 @@ async def generate(
     try:
         main = asyncio.current_task()
         assert main is not None, "a coroutine runs in a task"
-        start_ns = clock() + _LEAD_NS if begin is None else await begin()
-        load = _Load(main, schedule, target, plan, clock, cpu_clock, progress, start_ns)
-        with _rare_garbage_collection():
-            return await load.run()
+        with rare_garbage_collection():
+            start_ns = clock() + _LEAD_NS if begin is None else await begin()
+            return await _Load(main, schedule, target, plan, clock, cpu_clock, progress, start_ns).run()
     finally:
         await target.close()
 
@@ -147,6 +149,7 @@ class _Load:
         self.ok = 0
         self.failed = 0
         self.giving_up: tuple[Status, str] = ("cancelled", "the run was interrupted")
+        self.exhausted: str | None = None
         self.ran_out = asyncio.Event()
         self.unsent_after_failure = 0  # turns of sessions in which an earlier turn failed
         self.unsent_without_text = 0  # turns of sessions in which an earlier answer had no text
@@ -169,7 +172,7 @@ class _Load:
             await self._drain()
         except asyncio.CancelledError:
             self.main.uncancel()
-            interrupted = True
+            interrupted = self.exhausted is None
             self.end_ns = min(self.end_ns, self.clock())
         finally:
             await self._give_up(watch)
@@ -182,6 +185,7 @@ class _Load:
             generator=report_on_generator(self.records, window, cpu_share, stall_s=self.clocks.longest_stall_s),
             interrupted=interrupted,
             notes=self.target.notes + self._notes(window) + self.clocks.notes(),
+            exhausted=self.exhausted,
         )
 
     async def _open_loop(self) -> None:
@@ -268,6 +272,9 @@ class _Load:
                 await self.target.send(request, record)
         except TimeoutError:
             record.end("timeout", self.clock(), f"no end within request_timeout_s = {self.plan.request_timeout_s:g} s")
+        except GeneratorExhausted as limit:
+            record.end("cancelled", self.clock(), str(limit))
+            self._exhaust(str(limit))
         except asyncio.CancelledError:
             status, why = self.giving_up
             record.end(status, self.clock(), why)
@@ -277,6 +284,13 @@ class _Load:
                 self.ok += 1
             else:
                 self.failed += 1
+
+    def _exhaust(self, limit: str) -> None:
+        """End the load: what could not be sent any more says nothing about the server."""
+        if self.exhausted is None:
+            self.exhausted = limit
+            self.giving_up = ("cancelled", limit)
+            self.main.cancel()
 
     def _start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.create_task(work)
@@ -377,25 +391,6 @@ def _record_of(request: ScheduledRequest) -> RequestRecord:
         part=request.part,
         asked_prompt_tokens=request.prompt_tokens,
     )
-
-
-@contextmanager
-def _rare_garbage_collection() -> Iterator[None]:
-    """Keep pauses of the cyclic garbage collector out of the measurement.
-
-    A full collection walks every live object: with many records that is tens of milliseconds in which no time is
-    stamped. What lives already is set aside; young generations are still collected, only less often, and a full
-    collection does not come up in a run of ordinary length.
-    """
-    thresholds = gc.get_threshold()
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 50, 1_000)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*thresholds)
-        gc.unfreeze()
 
 
 def run_load(

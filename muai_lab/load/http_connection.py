@@ -8,14 +8,19 @@ callback in which they arrive and are handed on from there; the task is woken on
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 import ssl
+from collections import Counter
 from collections.abc import Callable
+from ipaddress import ip_address
 from typing import Any, Protocol, cast
 
 import httptools
 from yarl import URL
+
+from muai_lab.load.own_limits import exhausted_by, raise_open_files_limit
 
 # A server may close a connection that idles (uvicorn after 5 s). Ours is dropped a little earlier, else a request
 # written into the closing connection would be lost.
@@ -26,14 +31,21 @@ class ConnectionProblem(Exception):
     """There is no answer, or only a part of one; str() says why in words for a reader of the results."""
 
 
+class Unanswered(ConnectionProblem):
+    """The server closed the connection before the first byte of an answer."""
+
+
 class Answer(Protocol):
     """Takes in one response as it arrives. What a method raises ends the exchange with that error."""
 
-    def sent(self, at_ns: int) -> None:
-        """A connection is there, and the request is about to be written."""
+    def connected(self, took_ns: int) -> None:
+        """A new connection was made for this request."""
 
-    def head(self, status: int, content_type: str) -> None:
-        """The status line and the headers are there; content_type is `""` when the server names none."""
+    def sent(self, at_ns: int) -> None:
+        """A connection is there, and the request is about to be written; again if it is sent a second time."""
+
+    def head(self, status: int, content_type: str, location: str) -> None:
+        """The status line and the headers are there; a header that the server does not send is `""`."""
 
     def body(self, data: bytes, at_ns: int) -> None:
         """A piece of the body, without HTTP's own framing; at_ns: when it was read."""
@@ -55,8 +67,8 @@ class HttpConnection(asyncio.Protocol):
         self._answer: Answer | None = None
         self._done: asyncio.Future[None] | None = None
         self._bytes_came = False
-        self._head: tuple[int, str] | None = None  # read, and not handed on yet
-        self._content_type = ""
+        self._head: tuple[int, str, str] | None = None  # read, and not handed on yet
+        self._content_type = self._location = ""
         self._framed = False  # the headers say where the body ends; otherwise the end of the connection does
         self._started = False  # the head of the final response was read
         self._complete = False
@@ -78,7 +90,7 @@ class HttpConnection(asyncio.Protocol):
         self._answer = answer
         self._parser = httptools.HttpResponseParser(self)
         self._pieces.clear()
-        self._head, self._content_type = None, ""
+        self._head, self._content_type, self._location = None, "", ""
         self._bytes_came = self._framed = self._started = self._complete = self._keep_alive = False
         answer.sent(self._clock())
         self._transport.write(request)
@@ -124,9 +136,11 @@ class HttpConnection(asyncio.Protocol):
         elif self._bytes_came:
             self._fail(ConnectionProblem("the connection broke off in the middle of the answer"))
         elif isinstance(exc, ConnectionError):
-            self._fail(ConnectionProblem("the server reset the connection without an answer"))
+            self._fail(Unanswered("the server reset the connection without an answer"))
+        elif isinstance(exc, OSError) and (exhausted := exhausted_by(exc, 1)) is not None:
+            self._fail(exhausted)
         else:
-            self._fail(ConnectionProblem("the server closed the connection without an answer"))
+            self._fail(Unanswered("the server closed the connection without an answer"))
 
     # What the parser calls, besides `on_body`.
 
@@ -134,6 +148,8 @@ class HttpConnection(asyncio.Protocol):
         match name.lower():
             case b"content-type":
                 self._content_type = value.decode("latin-1")
+            case b"location":
+                self._location = value.decode("latin-1")
             case b"content-length" | b"transfer-encoding":
                 self._framed = True
 
@@ -141,7 +157,7 @@ class HttpConnection(asyncio.Protocol):
         status = self._parser.get_status_code()
         if status >= 200:  # below: an interim response, the final one follows
             self._started = True
-            self._head = (status, self._content_type)
+            self._head = (status, self._content_type, self._location)
 
     def on_message_complete(self) -> None:
         if self._started:
@@ -183,7 +199,11 @@ class HttpConnection(asyncio.Protocol):
 
 
 class ConnectionPool:
-    """Connections to one server: one that idles is used again, the last one first; else a new one is opened."""
+    """Connections to one server: one that idles is used again, the last one first; else a new one is opened.
+
+    A name with several addresses has its new connections spread over them in turn. An address that refuses while
+    another one answers is left out from then on.
+    """
 
     def __init__(self, url: URL, clock: Callable[[], int]) -> None:
         assert url.host is not None, "an http address has a host"
@@ -192,11 +212,32 @@ class ConnectionPool:
         self._clock = clock
         self._tls = ssl.create_default_context() if url.scheme == "https" else None
         self._addresses: list[str] = []
+        self._left_out: dict[str, str] = {}  # with the reason
+        self._opened: Counter[str] = Counter()
+        self._resent = 0
+        self._connecting = 0
         self._idle: list[HttpConnection] = []
         self._busy: set[HttpConnection] = set()
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Where requests went, and which were sent twice, as far as a reader of the results must know."""
+        notes = []
+        if len(self._addresses) > 1 and not all(ip_address(address).is_loopback for address in self._addresses):
+            shares = ", ".join(f"{address} ({self._opened[address]:,})" for address in self._addresses)
+            notes.append(
+                f"{self._host} has {len(self._addresses)} addresses; connections were spread over them: {shares}"
+            )
+            notes += [f"{address} was left out: {why}" for address, why in self._left_out.items()]
+        if self._resent:
+            notes.append(
+                f"requests sent twice, because the server closed the idle connection of the first try: {self._resent:,}"
+            )
+        return tuple(notes)
+
     async def open(self) -> None:
         """Look the host's name up, once for the whole load; raises ConnectionProblem."""
+        raise_open_files_limit()
         try:
             found = await asyncio.get_running_loop().getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:  # UnicodeError: a label of the name is too long
@@ -205,8 +246,28 @@ class ConnectionPool:
         self._addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
     async def exchange(self, request: bytes, answer: Answer) -> None:
-        """Send one request and read its answer; raises ConnectionProblem or what the answer raised."""
-        connection = self._take() or await self._connect()
+        """Send one request and read its answer.
+
+        A reused connection that closes before the first byte has most likely idled too long for the server: the request
+        is sent once more, on a new one. Raises ConnectionProblem, GeneratorExhausted or what the answer raised.
+        """
+        if (reused := self._take()) is not None:
+            try:
+                await self._exchange_on(reused, request, answer)
+            except Unanswered:
+                self._resent += 1
+            else:
+                return
+        began_ns = self._clock()
+        self._connecting += 1
+        try:
+            connection = await self._connect()
+        finally:
+            self._connecting -= 1
+        answer.connected(self._clock() - began_ns)
+        await self._exchange_on(connection, request, answer)
+
+    async def _exchange_on(self, connection: HttpConnection, request: bytes, answer: Answer) -> None:
         self._busy.add(connection)
         try:
             await connection.exchange(request, answer)
@@ -237,24 +298,43 @@ class ConnectionPool:
         return None
 
     async def _connect(self) -> HttpConnection:
-        loop = asyncio.get_running_loop()
-        problem: Exception | None = None
-        for address in self._addresses:
+        problems: dict[str, OSError] = {}
+        for address in self._in_turn():
             try:
-                _, connection = await loop.create_connection(
-                    lambda: HttpConnection(self._clock),
-                    address,
-                    self._port,
-                    ssl=self._tls,
-                    server_hostname=self._host if self._tls else None,
-                )
+                connection = await self._connect_to(address)
             except OSError as error:
-                problem = error
+                self._check_own_limits(error, address)
+                problems[address] = error
             else:
-                if address != self._addresses[0]:  # the next one starts where this one succeeded
-                    self._addresses = [address, *(other for other in self._addresses if other != address)]
+                self._left_out |= {refusing: _why_not(error) for refusing, error in problems.items()}
+                self._left_out.pop(address, None)
+                self._opened[address] += 1
                 return connection
+        problem = next(iter(problems.values()))
         raise ConnectionProblem(f"cannot connect: {_why_not(problem)}") from problem
+
+    def _in_turn(self) -> list[str]:
+        """All addresses: the next one first, those that refused last time at the end."""
+        used = [address for address in self._addresses if address not in self._left_out]
+        first = self._opened.total() % len(used) if used else 0
+        return [*used[first:], *used[:first], *self._left_out]
+
+    async def _connect_to(self, address: str) -> HttpConnection:
+        _, connection = await asyncio.get_running_loop().create_connection(
+            lambda: HttpConnection(self._clock),
+            address,
+            self._port,
+            ssl=self._tls,
+            server_hostname=self._host if self._tls else None,
+        )
+        return connection
+
+    def _check_own_limits(self, error: OSError, address: str) -> None:
+        """Raise GeneratorExhausted if the reason lies on this side."""
+        if error.errno == errno.EADDRNOTAVAIL and not self._opened[address]:
+            return  # not reachable from here at all, as IPv6 on a machine without it
+        if (exhausted := exhausted_by(error, len(self._busy) + len(self._idle) + self._connecting)) is not None:
+            raise exhausted from error
 
 
 def _why_not(error: Exception | None) -> str:

@@ -50,6 +50,7 @@ def merge(parts: Sequence[Part], lost: Sequence[str] = ()) -> LoadResult:
         interrupted=any(part.result.interrupted for part in parts),
         notes=tuple(notes),
         lost=tuple(lost),
+        exhausted=next((part.result.exhausted for part in parts if part.result.exhausted), None),
     )
 
 

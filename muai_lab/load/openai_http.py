@@ -15,16 +15,15 @@ from yarl import URL
 from muai_lab import __version__
 from muai_lab.errors import RunError
 from muai_lab.load.completion_stream import CompletionStream, StreamError, error_message
+from muai_lab.load.endpoint_address import Api, EndpointAddress, host_header, redirected
 from muai_lab.load.http_connection import ConnectionPool, ConnectionProblem
 from muai_lab.load.records import RequestRecord, Status
 from muai_lab.load.sse import SseParser
 from muai_lab.settings.lab import LabSettings
 from muai_lab.workload.schedule import Schedule, ScheduledRequest
 
-Api = Literal["completions", "chat"]
 UsageSupport = Literal["continuous", "final", "none"]
 
-_PATHS: dict[Api, str] = {"completions": "completions", "chat": "chat/completions"}
 _STREAM_OPTIONS: dict[UsageSupport, dict[str, bool] | None] = {
     "continuous": {"include_usage": True, "continuous_usage_stats": True},
     "final": {"include_usage": True},
@@ -48,10 +47,10 @@ class Dialect:
 class _StreamedAnswer:
     """Reads one response into the record of its request."""
 
-    __slots__ = ("_error_body", "_events", "_record", "_stream", "content_type")
+    __slots__ = ("_error_body", "_events", "_record", "_stream", "content_type", "location")
 
     def __init__(self, record: RequestRecord) -> None:
-        self.content_type = ""
+        self.content_type = self.location = ""
         self._record = record
         self._events = SseParser()
         self._stream = CompletionStream(record)
@@ -62,12 +61,15 @@ class _StreamedAnswer:
         """The first bytes of an answer other than 200."""
         return self._error_body or b""
 
+    def connected(self, took_ns: int) -> None:
+        self._record.connect_ns = took_ns
+
     def sent(self, at_ns: int) -> None:
         self._record.sent_ns = at_ns
 
-    def head(self, status: int, content_type: str) -> None:
+    def head(self, status: int, content_type: str, location: str) -> None:
         self._record.http_status = status
-        self.content_type = content_type
+        self.content_type, self.location = content_type, location
         if status != 200:
             self._error_body = b""
 
@@ -101,14 +103,17 @@ class _WholeAnswer:
 
     def __init__(self) -> None:
         self.status = 0
-        self.content_type = ""
+        self.content_type = self.location = ""
         self.content = b""
+
+    def connected(self, took_ns: int) -> None:
+        pass
 
     def sent(self, at_ns: int) -> None:
         pass
 
-    def head(self, status: int, content_type: str) -> None:
-        self.status, self.content_type = status, content_type
+    def head(self, status: int, content_type: str, location: str) -> None:
+        self.status, self.content_type, self.location = status, content_type, location
 
     def body(self, data: bytes, at_ns: int) -> None:
         self.content += data
@@ -120,7 +125,7 @@ class _WholeAnswer:
 class HttpTarget:
     """`POST {base_url}/v1/completions` or `/v1/chat/completions`, one streamed answer per request.
 
-    base_url: with or without `/v1` at its end. model: None asks the server and takes its only one.
+    base_url: as `EndpointAddress.of` takes it. model: None asks the server and takes its only one.
     api_key: sent as a bearer token, and nowhere else. cache_salt: requests with another one share no cached prefix with
     these; for servers that know it. clock: monotonic nanoseconds.
     """
@@ -137,11 +142,8 @@ class HttpTarget:
         cache_salt: str | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        root = base_url.rstrip("/")
-        self._root = URL(root if root.endswith("/v1") else f"{root}/v1")
-        if self._root.scheme not in ("http", "https") or not self._root.host:
-            raise RunError(f"target.url={base_url!r} is not an HTTP address; write it as http://host:port")
-        self.url = self._root.joinpath(*_PATHS[api].split("/"))
+        self._address = EndpointAddress.of(base_url, api)
+        self.url = self._address.completions(api)
         self._api = api
         self._model = model
         self._temperature = temperature
@@ -155,6 +157,7 @@ class HttpTarget:
             )
         self._post_head = self._request_head("POST", self.url)
         self._pool: ConnectionPool | None = None
+        self._pool_notes: tuple[str, ...] = ()
         self._dialect = Dialect("continuous", ignore_eos)
         self._head: dict[str, Any] = {}
         self._body_head = b""
@@ -212,14 +215,14 @@ class HttpTarget:
             )
         if self._ignore_eos and not self._dialect.ignore_eos:
             notes.append("the server does not know ignore_eos: outputs may be shorter than the schedule asks for")
-        return tuple(notes)
+        return (*notes, *(self._pool_notes if self._pool is None else self._pool.notes))
 
     async def open(self, schedule: Schedule) -> None:
         """Look the server up and send probes of one token until its dialect is known.
 
         Raises RunError when the server cannot be reached or refuses even the plain request.
         """
-        self._pool = ConnectionPool(self._root, self._clock)
+        self._pool = ConnectionPool(self.url, self._clock)
         try:
             await self._find_server()
             if self._model is None:
@@ -244,12 +247,13 @@ class HttpTarget:
             answer.settle()
         if (code := record.http_status) is not None and code != 200:
             status: Status = "rejected" if code in _REJECTED else "error"
-            record.end(status, self._clock(), self._error_of(code, answer.content_type, answer.error_body))
+            record.end(status, self._clock(), self._error_of(code, answer, answer.error_body))
 
     async def close(self) -> None:
         """Close all connections."""
         pool, self._pool = self._pool, None
         if pool is not None:
+            self._pool_notes = pool.notes
             await pool.close()
 
     def _encode(self, request: ScheduledRequest) -> bytes:
@@ -298,13 +302,13 @@ class HttpTarget:
     async def _only_model(self) -> str:
         """Ask `/v1/models`; raises RunError unless the server has exactly one."""
         assert self._pool is not None
-        url = self._root / "models"
+        url = self._address.path("models")
         answer = _WholeAnswer()
         try:
             async with asyncio.timeout(_PROBE_TIMEOUT_S):
                 await self._pool.exchange(self._request_head("GET", url) + b"\r\n", answer)
             if answer.status != 200:
-                said = self._error_of(answer.status, answer.content_type, answer.content)
+                said = self._error_of(answer.status, answer, answer.content)
                 raise RunError(f"{url} answers {said}; set target.model")
             models = [str(model["id"]) for model in orjson.loads(answer.content)["data"]]
         except (orjson.JSONDecodeError, LookupError, TypeError) as error:
@@ -344,8 +348,12 @@ class HttpTarget:
             record.end("timeout", self._clock(), f"no answer to a first small request within {_PROBE_TIMEOUT_S:g} s")
         return record
 
-    def _error_of(self, status: int, content_type: str, body: bytes) -> str:
+    def _error_of(self, status: int, answer: _StreamedAnswer | _WholeAnswer, body: bytes) -> str:
         """What a response other than 200 says, in one line without the key."""
+        content_type = answer.content_type
+        if answer.location and 300 <= status < 400:
+            there = redirected(self.url, answer.location)
+            return self._without_key(f"HTTP {status}: redirects to {there}; set target.url to that")
         try:
             detail = error_message(orjson.loads(body))
         except orjson.JSONDecodeError:
@@ -357,7 +365,7 @@ class HttpTarget:
         """Request line and the headers that all requests share, without the empty line that ends them."""
         lines = [
             f"{method} {url.raw_path_qs} HTTP/1.1",
-            f"Host: {url.authority if url.explicit_port else url.raw_host}",
+            f"Host: {host_header(url)}",
             f"User-Agent: muai-lab/{__version__}",
             "Accept: text/event-stream, application/json",
         ]

@@ -100,6 +100,7 @@ class RequestRecord:
     asked_prompt_tokens: length of the prompt by the tokenizer that drew it; `prompt_tokens` is the server's count.
     server_queue_ns, server_prefill_ns: how long the request waited in the server, and from there to its first token, as
     the server says itself; None where it does not.
+    connect_ns: how long a new connection took, None if one was there.
     answer: the pieces of the answer's text, for the next turn of its session; None where nobody will need it.
     """
 
@@ -110,6 +111,7 @@ class RequestRecord:
         "chunk_t_ns",
         "chunk_tokens",
         "client_output_tokens",
+        "connect_ns",
         "error",
         "finish_reason",
         "http_status",
@@ -157,6 +159,7 @@ class RequestRecord:
         self.prefix_group = prefix_group
         self.part = part
         self.asked_prompt_tokens = asked_prompt_tokens
+        self.connect_ns: int | None = None
         self.sent_ns: int | None = None
         self.stream_end_ns: int | None = None
         self.status: Status | None = None

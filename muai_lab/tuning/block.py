@@ -84,7 +84,7 @@ def judge(result: LoadResult, slo: Slo | None, request_timeout_s: float) -> Bloc
         tokens=_tokens_in(result),
         latencies_s=tuple(np.where(ok & np.isfinite(latencies), latencies, request_timeout_s).tolist()),
         missed={} if slo is None else {why: int(rows.sum()) for why, rows in misses(due, slo).items()},
-        spoilt=spoilt_by(result.generator, slo),
+        spoilt=result.exhausted or spoilt_by(result.generator, slo),
     )
 
 

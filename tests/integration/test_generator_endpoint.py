@@ -120,3 +120,13 @@ class TestEndpoint:
 
         with pytest.raises(RunError, match=r"no TLS with this server .*is it an http:// address"):
             run(main())
+
+    def test_a_redirect_is_named_with_where_it_leads(self) -> None:
+        moved = b"HTTP/1.1 307 Moved\r\nLocation: /api/v1/completions\r\nContent-Length: 0\r\n\r\n"
+
+        async def main() -> None:
+            async with ScriptedServer([moved]) as server:
+                await generate(schedule_of(1), HttpTarget(server.url, model="m"), closed_plan())
+
+        with pytest.raises(RunError, match=r"HTTP 307: redirects to http://127.*/api/v1/completions; set target\.url"):
+            run(main())

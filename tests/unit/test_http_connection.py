@@ -48,7 +48,10 @@ class Answer:
     def sent(self, at_ns: int) -> None:
         self.sent_ns = at_ns
 
-    def head(self, status: int, content_type: str) -> None:
+    def connected(self, took_ns: int) -> None:
+        pass
+
+    def head(self, status: int, content_type: str, location: str) -> None:
         self.heads.append((status, content_type))
 
     def body(self, data: bytes, at_ns: int) -> None:

@@ -11,6 +11,7 @@ from virtual_time import VirtualTimeLoop, run_virtual
 
 from muai_lab.errors import RunError
 from muai_lab.load.generator import LoadPlan, LoadProgress, LoadResult, generate
+from muai_lab.load.own_limits import GeneratorExhausted
 from muai_lab.load.records import RequestRecord, records_table
 from muai_lab.workload.arrival import constant
 from muai_lab.workload.schedule import Schedule, ScheduledRequest
@@ -261,6 +262,55 @@ class TestEndings:
 
         with pytest.raises(KeyError):
             run_virtual(main)
+
+    def test_what_the_generator_itself_runs_out_of_ends_the_load_and_is_no_error_of_the_server(self) -> None:
+        class Exhausted(TimedTarget):
+            async def send(self, request: ScheduledRequest, record: RequestRecord) -> None:
+                if request.index >= 30:
+                    raise GeneratorExhausted("ran out of open files")
+                await super().send(request, record)
+
+        async def main(loop: VirtualTimeLoop) -> LoadResult:
+            return await generate(open_schedule(), Exhausted(loop, lambda index: 0.25), PLAN, clock=loop.now_ns)
+
+        result = run_virtual(main)
+
+        assert result.exhausted == "ran out of open files"
+        assert not result.interrupted
+        assert [record.status for record in result.records] == ["ok"] * 28 + ["cancelled"] * 3
+        assert {record.error for record in result.records[28:]} == {"ran out of open files"}
+        assert result.window.measure_end_ns - result.window.load_start_ns == pytest.approx(3e9, abs=MICROSECOND)
+
+    @pytest.mark.parametrize("coordinated", [False, True])
+    def test_garbage_is_collected_before_the_start_is_fixed(self, coordinated: bool) -> None:
+        collected: list[int] = []
+
+        def collecting(phase: str, info: dict[str, int]) -> None:
+            if phase == "start" and info["generation"] == 2:
+                collected.append(1)
+
+        async def main(loop: VirtualTimeLoop) -> list[int]:
+            seen: list[int] = []
+
+            def clock() -> int:
+                seen.append(len(collected))
+                return loop.now_ns()
+
+            async def begin() -> int:
+                seen.append(len(collected))
+                return loop.now_ns() + 1_000_000
+
+            target = TimedTarget(loop, lambda index: 0.1)
+            await generate(open_schedule(), target, PLAN, clock=clock, begin=begin if coordinated else None)
+            return seen
+
+        gc.callbacks.append(collecting)
+        try:
+            seen = run_virtual(main)
+        finally:
+            gc.callbacks.remove(collecting)
+        assert seen[0] == 1
+        assert len(collected) == 1
 
     def test_the_garbage_collector_is_as_it_was(self) -> None:
         before = gc.get_threshold()

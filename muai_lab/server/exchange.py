@@ -8,7 +8,7 @@ from typing import Protocol
 
 from starlette.types import Receive, Scope, Send
 
-from muai_lab.server.http_error import Headers, HttpError
+from muai_lab.server.http_error import Headers, HttpError, shown
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
 
@@ -22,6 +22,28 @@ class Cancellable(Protocol):
 
     def cancel(self) -> None:
         """Stop; harmless when it has ended."""
+
+
+def check_json(scope: Scope) -> None:
+    """Refuse a body that is not said to be JSON.
+
+    A web page of another origin may send text or forms anywhere without asking first, but not JSON; so JSON in disguise
+    is refused. A request without a content type is JSON, unless a browser sends it (they add `Origin`).
+
+    Raises:
+        HttpError: (415) the content type is another one.
+    """
+    headers = dict(scope["headers"])
+    given = headers.get(b"content-type")
+    media_type = (given or b"").split(b";")[0].strip().lower()
+    if media_type == b"application/json" or (media_type.startswith(b"application/") and media_type.endswith(b"+json")):
+        return
+    if given is None and b"origin" not in headers:
+        return
+    message = "the body must be JSON, sent with the header 'Content-Type: application/json'"
+    if given is not None:
+        message += f", not {shown(given.decode('latin-1'))}"
+    raise HttpError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, message, code="unsupported_media_type")
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int = MAX_BODY_BYTES) -> bytes:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic
 from starlette.types import Receive, Scope, Send
 
 from muai_lab.errors import MuaiError, RequestError
-from muai_lab.server.exchange import ClientGone, Disconnect, read_body, send_json
+from muai_lab.server.exchange import ClientGone, Disconnect, check_json, read_body, send_json
 from muai_lab.server.frames import (
     DONE,
     Answer,
@@ -72,6 +72,7 @@ class GenerationEndpoint(Generic[AnyRequest]):
             ClientGone: nobody waits for the answer any more.
         """
         self._host.check_welcome()
+        check_json(scope)
         body = await read_body(scope, receive)
         request = parse(self._kind, body)
         stack = await self._host.stack(request.model)

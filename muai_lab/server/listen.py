@@ -1,4 +1,4 @@
-"""Listening sockets and HTTP servers on them."""
+"""Listening sockets and HTTP servers on them; see `muai_lab.server.connection` for what a client may do."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import ipaddress
+import resource
 import socket
 from collections.abc import Iterator
 
@@ -13,9 +14,11 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from muai_lab.errors import RunError
+from muai_lab.server.connection import KEEP_ALIVE_S, Connection, ConnectionConfig
 
 BACKLOG = 2048
-KEEP_ALIVE_S = 75
+TICKS_PER_SWEEP = 10  # uvicorn ticks ten times a second
+SPARE_DESCRIPTORS = 128  # for model files, pipes, and what else the process has open
 
 
 def listen(host: str, port: int, key: str) -> socket.socket:
@@ -66,16 +69,38 @@ def is_exposed(listener: socket.socket) -> bool:
     return not ipaddress.ip_address(listener.getsockname()[0]).is_loopback
 
 
+def connections_allowed(wanted: int) -> int:
+    """Most connections that the process may have open: as many as wanted, if the system lets it have the descriptors.
+
+    The soft limit of open files is raised as far as the hard one allows.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + SPARE_DESCRIPTORS
+    if soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return max(1, min(wanted, soft - SPARE_DESCRIPTORS))
+
+
 class HttpServer(uvicorn.Server):
     """uvicorn on a socket and a loop of ours; signals are ours as well."""
 
-    def __init__(self, app: ASGIApp, listener: socket.socket, *, flush_s: int) -> None:
-        """flush_s: longest that `stop` waits for answers that are still being read."""
+    def __init__(
+        self,
+        app: ASGIApp,
+        listener: socket.socket,
+        *,
+        flush_s: int,
+        client_timeout_s: float = 30.0,
+        max_connections: int = 256,
+    ) -> None:
+        """flush_s: longest that `stop` waits for answers that are still being read. Others: see `ConnectionConfig`."""
         super().__init__(
-            uvicorn.Config(
+            ConnectionConfig(
                 app,
+                client_timeout_s=client_timeout_s,
+                max_connections=max_connections,
                 loop="none",
-                http="httptools",
                 ws="none",
                 lifespan="off",
                 interface="asgi3",
@@ -104,6 +129,17 @@ class HttpServer(uvicorn.Server):
         if self._task is not None:
             await self._task
         self._listener.close()
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % TICKS_PER_SWEEP == 0:
+            self.sweep(asyncio.get_running_loop().time())
+        return await super().on_tick(counter)
+
+    def sweep(self, now: float) -> None:
+        """Close the connections whose clients are too slow. now: time of the loop."""
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, Connection):
+                connection.end_if_overdue(now)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

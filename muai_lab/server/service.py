@@ -14,7 +14,7 @@ from muai_lab.monitoring.observers import observers_for, open_exporter
 from muai_lab.server.app import create_app
 from muai_lab.server.description import describe_model
 from muai_lab.server.host import ModelHost
-from muai_lab.server.listen import HttpServer, is_exposed, listen, url_of
+from muai_lab.server.listen import HttpServer, connections_allowed, is_exposed, listen, url_of
 from muai_lab.settings.lab import LabSettings
 from muai_lab.stack.serving import MakeObservers
 from muai_lab.stack.stack import InferenceStack
@@ -65,7 +65,9 @@ class InferenceService:
         self._metrics_listener = None
         if self._exporter is not None:
             try:
-                self._metrics_listener = listen(prometheus.host, prometheus.port, "monitoring.prometheus.port")
+                self._metrics_listener = listen(
+                    settings.monitoring.metrics_host, prometheus.port, "monitoring.prometheus.port"
+                )
             except BaseException:
                 self._listener.close()
                 raise
@@ -80,7 +82,15 @@ class InferenceService:
         """
         monitoring = self._settings.monitoring
         api = create_app(self.host, monitoring.server, created=int(time.time()), admin_token=self._admin_token)
-        self._servers.append(HttpServer(api, self._listener, flush_s=FLUSH_S))
+        self._servers.append(
+            HttpServer(
+                api,
+                self._listener,
+                flush_s=FLUSH_S,
+                client_timeout_s=monitoring.server.client_timeout_s,
+                max_connections=connections_allowed(monitoring.server.max_connections),
+            )
+        )
         if self._exporter is not None and self._metrics_listener is not None:
             metrics = metrics_app(self._exporter.registry, monitoring.prometheus.path)
             self._servers.append(HttpServer(metrics, self._metrics_listener, flush_s=METRICS_FLUSH_S))
@@ -125,10 +135,14 @@ class InferenceService:
         return stack
 
     def _tell_addresses(self) -> None:
-        server = self._settings.monitoring.server
         log.info("listening on %s, OpenAI API at %s/v1", self.url, self.url)
-        if is_exposed(self._listener):
-            log.info("%s is open to other machines, without authentication", server.host)
-            log.info("monitoring.server.host=127.0.0.1 keeps it to this machine")
         if self.metrics_url is not None:
             log.info("metrics at %s", self.metrics_url)
+        sockets = [("the API", self._listener, "server")]
+        if self._metrics_listener is not None:
+            sockets.append(("the metrics", self._metrics_listener, "prometheus"))
+        for what, listener, section in sockets:
+            if is_exposed(listener):
+                host, port = listener.getsockname()[:2]
+                log.warning("%s on %s, port %d, is open to other machines, without authentication", what, host, port)
+                log.warning("monitoring.%s.host=127.0.0.1 keeps it to this machine", section)

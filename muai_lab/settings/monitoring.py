@@ -25,7 +25,11 @@ class PrometheusSettings(Section):
 
     enabled: bool = setting(True, "Export metrics.")
     port: int = setting(9090, "HTTP port of the metrics; 0 takes any free port.", ge=0, le=65535)
-    host: Name = setting("0.0.0.0", "Address to bind; 127.0.0.1 for this machine only.")
+    host: Name = setting(
+        "0.0.0.0",
+        "Address to bind; 127.0.0.1 for this machine only. Unless it is set, the address of `monitoring.server.host`.",
+        unset_matters=True,
+    )
     path: HttpPath = setting("/metrics", "HTTP path of the metrics; other paths answer 404.")
 
 
@@ -106,6 +110,23 @@ class ServerSettings(Section):
         None, "Longest that one request may take, queueing included; null for no limit.", unit="s", extension=True, gt=0
     )
 
+    client_timeout_s: float = setting(
+        30.0,
+        "Longest that a client may take to send the head of a request, may stop within its body, or may leave its "
+        "answer unread. Slower clients lose their connection.",
+        unit="s",
+        extension=True,
+        gt=0,
+    )
+    max_connections: int = setting(
+        2048,
+        "Most open connections. One more ends the connection that has waited longest without a request; if all have "
+        "one, it is refused with HTTP 503.",
+        unit="connections",
+        extension=True,
+        ge=1,
+    )
+
     def conflicts(self) -> Iterator[Conflict]:
         if self.health_check_path == self.readiness_check_path:
             yield Conflict(
@@ -122,6 +143,11 @@ class MonitoringSettings(Section):
     tracing: TracingSettings = TracingSettings()
     anomaly: AnomalySettings = AnomalySettings()
     server: ServerSettings = ServerSettings()
+
+    @property
+    def metrics_host(self) -> str:
+        """Address of the metrics: their own if it is set, else the server's."""
+        return self.prometheus.host if "host" in self.prometheus.model_fields_set else self.server.host
 
     def conflicts(self) -> Iterator[Conflict]:
         metrics, server = self.prometheus, self.server

@@ -468,3 +468,31 @@ def test_fields_that_are_ignored_do_not_stay_in_memory() -> None:
     request = parse(CompletionRequest, orjson.dumps({"model": "parrot", "prompt": "a", "user": "x" * 100_000}))
 
     assert not request.model_extra
+
+
+BODY = orjson.dumps({"model": "parrot", "prompt": "a", "max_tokens": 1})
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"content-type": "application/json"}, 200),
+        ({"content-type": "Application/JSON; charset=utf-8", "origin": "http://example.org"}, 200),
+        ({"content-type": "application/vnd.api+json"}, 200),
+        ({"content-type": "text/plain"}, 415),
+        ({"content-type": "text/plain;application/json"}, 415),
+        ({"content-type": "application/x-www-form-urlencoded"}, 415),
+        ({"content-type": "multipart/form-data; boundary=x"}, 415),
+        ({"content-type": ""}, 415),
+        ({"origin": "http://example.org"}, 415),
+    ],
+)
+def test_a_body_must_not_be_said_to_be_anything_but_json(headers: dict[str, str], status: int) -> None:
+    """A web page may send text and forms to any address without being asked, but not JSON."""
+    answer = in_bench(lambda bench: bench.call("POST", COMPLETIONS, BODY, headers))
+
+    assert answer.status == status
+    if status == 415:
+        assert answer.error["code"] == "unsupported_media_type"
+        assert "'Content-Type: application/json'" in answer.error["message"]

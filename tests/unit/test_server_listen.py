@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import resource
 import socket
 
 import pytest
 
 from muai_lab.errors import RunError
-from muai_lab.server.listen import is_exposed, listen, url_of
+from muai_lab.server.listen import SPARE_DESCRIPTORS, connections_allowed, is_exposed, listen, url_of
+from muai_lab.server.service import InferenceService
+from muai_lab.settings.load import load_settings
 
 KEY = "monitoring.server.port"
 
@@ -48,3 +52,60 @@ def test_a_port_in_use_by_someone_who_listens_everywhere_is_in_use() -> None:
 def test_an_address_that_is_not_this_machines_is_refused(host: str) -> None:
     with pytest.raises(RunError, match=f"cannot listen on {host}:0"):
         listen(host, 0, KEY)
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "allowed", "raised"),
+    [
+        (1024, 1_000_000, 2048, 2048 + SPARE_DESCRIPTORS),
+        (1024, resource.RLIM_INFINITY, 2048, 2048 + SPARE_DESCRIPTORS),
+        (1024, 1024, 1024 - SPARE_DESCRIPTORS, 1024),
+        (100_000, 100_000, 2048, None),
+        (64, 64, 1, 64),
+    ],
+)
+def test_connections_are_allowed_as_far_as_there_are_descriptors(
+    monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, allowed: int, raised: int | None
+) -> None:
+    limits: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _what: (soft, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda _what, to: limits.append(to))
+
+    assert connections_allowed(2048) == allowed
+    assert limits == ([] if raised is None else [(raised, hard)])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "host"),
+    [
+        ({}, "0.0.0.0"),
+        ({"monitoring.server.host": "127.0.0.1"}, "127.0.0.1"),
+        ({"monitoring.server.host": "127.0.0.1", "monitoring.prometheus.host": "0.0.0.0"}, "0.0.0.0"),
+        ({"monitoring.prometheus.host": "127.0.0.1"}, "127.0.0.1"),
+    ],
+)
+def test_the_metrics_listen_where_the_server_does_unless_told_otherwise(overrides: dict[str, str], host: str) -> None:
+    assert load_settings(environ={}, overrides=overrides).settings.monitoring.metrics_host == host
+
+
+@pytest.mark.parametrize(
+    ("server", "metrics", "named"),
+    [
+        ("127.0.0.1", "127.0.0.1", []),
+        ("127.0.0.1", "0.0.0.0", ["monitoring.prometheus.host"]),
+        ("0.0.0.0", "127.0.0.1", ["monitoring.server.host"]),
+        ("0.0.0.0", "0.0.0.0", ["monitoring.server.host", "monitoring.prometheus.host"]),
+    ],
+)
+def test_every_socket_that_is_open_to_others_is_warned_of(
+    caplog: pytest.LogCaptureFixture, server: str, metrics: str, named: list[str]
+) -> None:
+    ports = {"monitoring.server.port": 0, "monitoring.prometheus.port": 0}
+    hosts = {"monitoring.server.host": server, "monitoring.prometheus.host": metrics}
+    service = InferenceService(load_settings(environ={}, overrides=ports | hosts).settings)
+
+    service._tell_addresses()
+    asyncio.run(service.stop())
+
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [key for key in hosts if any(f"{key}=127.0.0.1" in warning for warning in warnings)] == named

@@ -89,6 +89,8 @@ EXTENSIONS = {
     "optimization.tuner.state_directory",
     "monitoring.anomaly.alertmanager_url",
     "monitoring.server.request_timeout_s",
+    "monitoring.server.client_timeout_s",
+    "monitoring.server.max_connections",
 }
 
 

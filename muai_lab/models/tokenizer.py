@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _WORD_STARTS = ("Ġ", "▁")  # how byte-level and SentencePiece vocabularies write the space before a word
 _TRIES = 64
+_KEEPING = ("ByteLevel", "Digits", "Metaspace")  # steps before the tokenizer's own that drop no character
+_KEEPING_SPLITS = ("Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous")
 
 
 class ModelTokenizer:
@@ -36,7 +38,17 @@ class ModelTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, with the special tokens that the model expects around a prompt."""
-        return self._backend.encode(text).ids
+        return self._encode(text, add_special_tokens=True)
+
+    def at_least(self, text: str) -> int:
+        """Lower bound of the number of tokens of `text`, without encoding it; 0 if there is none.
+
+        No token has more characters than the longest of the vocabulary. That says nothing if the tokenizer drops parts
+        of a text, such as repeated spaces. Unicode's normal form NFC makes one character of at most four.
+        """
+        if not self._keeps_text:
+            return 0
+        return len(text) // (self._longest_token if text.isascii() else 4 * self._longest_token)
 
     def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """Token ids of a conversation (`role`, `content`), ready for the assistant's answer.
@@ -52,7 +64,27 @@ class ModelTokenizer:
             text = self._chat_template(list(messages))
         except TemplateError as error:
             raise InvalidRequest(f"the model's chat template refuses: {error}", param="messages") from error
-        return self._backend.encode(text, add_special_tokens=False).ids  # the template has written them
+        return self._encode(text, add_special_tokens=False)  # the template has written them
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        # `encode` would hold the interpreter all the while, and with it every other thread; a batch does not.
+        return self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+
+    @cached_property
+    def _longest_token(self) -> int:
+        return max(map(len, self._backend.get_vocab(with_added_tokens=True)))
+
+    @cached_property
+    def _keeps_text(self) -> bool:
+        """True if every character of a text is found again in its tokens."""
+        normalizer, pre_tokenizer = self._backend.normalizer, self._backend.pre_tokenizer
+        if normalizer is not None and type(normalizer).__name__ != "NFC":
+            return False
+        if pre_tokenizer is None or self._backend.truncation is not None:
+            return False
+        described = json.loads(pre_tokenizer.__getstate__())
+        steps = described.get("pretokenizers", [described])
+        return all(step["type"] in _KEEPING or step.get("behavior") in _KEEPING_SPLITS for step in steps)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids` without special tokens; bytes that form no character become U+FFFD."""

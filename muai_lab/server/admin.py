@@ -15,7 +15,8 @@ import orjson
 from starlette.types import Receive, Scope, Send
 
 from muai_lab.errors import SettingsError
-from muai_lab.server.exchange import read_body, send_json
+from muai_lab.server.body import read_body
+from muai_lab.server.exchange import send_json
 from muai_lab.server.host import ModelHost
 from muai_lab.server.http_error import HttpError, invalid, shown
 from muai_lab.settings.live import live_view

@@ -20,6 +20,7 @@ from muai_lab.server.generation import GenerationEndpoint
 from muai_lab.server.host import LOADING_RETRY_S, ModelHost, State
 from muai_lab.server.http_error import HttpError, http_error_of, internal_error, shown
 from muai_lab.server.protocol import ChatRequest, CompletionRequest
+from muai_lab.server.reading import RequestReader
 from muai_lab.settings.monitoring import ServerSettings
 
 log = logging.getLogger(__name__)
@@ -27,16 +28,21 @@ log = logging.getLogger(__name__)
 Handler = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
-def create_app(host: ModelHost, settings: ServerSettings, created: int, *, admin_token: str | None = None) -> ASGIApp:
+def create_app(
+    host: ModelHost, reader: RequestReader, settings: ServerSettings, created: int, *, admin_token: str | None = None
+) -> ASGIApp:
     """The OpenAI API and the health checks over `host`.
 
-    created: Unix time that `/v1/models` shows. admin_token: offer the admin call to who knows it; None: not at all.
+    reader: of the requests; the caller closes it. created: Unix time that `/v1/models` shows. admin_token: offer the
+    admin call to who knows it; None: not at all.
     """
     timeout_s = settings.request_timeout_s
+    completions = GenerationEndpoint(host, reader, CompletionRequest, COMPLETION, timeout_s)
+    chat = GenerationEndpoint(host, reader, ChatRequest, CHAT, timeout_s)
     status = _Status(host, created)
     routes = [
-        Route("/v1/completions", _on("POST", GenerationEndpoint(host, CompletionRequest, COMPLETION, timeout_s))),
-        Route("/v1/chat/completions", _on("POST", GenerationEndpoint(host, ChatRequest, CHAT, timeout_s))),
+        Route("/v1/completions", _on("POST", completions)),
+        Route("/v1/chat/completions", _on("POST", chat)),
         Route("/v1/models", _on("GET", status.models)),
         Route("/v1/models/{model:path}", _on("GET", status.model)),
         Route(settings.health_check_path, _on("GET", status.health)),

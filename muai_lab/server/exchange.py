@@ -1,4 +1,4 @@
-"""One HTTP exchange on bare ASGI: reading a bounded body, answering with JSON, noticing that the client has gone."""
+"""One HTTP exchange on bare ASGI: is it JSON, answering with JSON, noticing that the client has gone."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import Protocol
 from starlette.types import Receive, Scope, Send
 
 from muai_lab.server.http_error import Headers, HttpError, shown
-
-MAX_BODY_BYTES = 16 * 1024 * 1024
 
 
 class ClientGone(Exception):
@@ -44,38 +42,6 @@ def check_json(scope: Scope) -> None:
     if given is not None:
         message += f", not {shown(given.decode('latin-1'))}"
     raise HttpError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, message, code="unsupported_media_type")
-
-
-async def read_body(scope: Scope, receive: Receive, limit: int = MAX_BODY_BYTES) -> bytes:
-    """The whole body of the request, at most `limit` bytes.
-
-    Raises:
-        HttpError: (413) it is longer.
-        ClientGone: the client went away before the body was complete.
-    """
-    for name, value in scope["headers"]:
-        if name == b"content-length" and int(value) > limit:  # the HTTP parser has checked that it is a number
-            raise _too_large(limit)
-    message = await receive()
-    body: bytes = message.get("body", b"")
-    if not message.get("more_body", False) and message["type"] == "http.request" and len(body) <= limit:
-        return body
-    parts = [body]
-    size = len(body)
-    while message["type"] == "http.request" and size <= limit and message.get("more_body", False):
-        message = await receive()
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-    if size > limit:
-        raise _too_large(limit)
-    if message["type"] != "http.request":
-        raise ClientGone
-    return b"".join(parts)
-
-
-def _too_large(limit: int) -> HttpError:
-    message = f"the body is larger than {limit} bytes"
-    return HttpError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message, code="body_too_large", close=True)
 
 
 async def send_json(send: Send, body: bytes, *, status: int = HTTPStatus.OK, headers: Headers | None = None) -> None:

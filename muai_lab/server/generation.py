@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic
 from starlette.types import Receive, Scope, Send
 
 from muai_lab.errors import MuaiError, RequestError
-from muai_lab.server.exchange import ClientGone, Disconnect, check_json, read_body, send_json
+from muai_lab.server.exchange import ClientGone, Disconnect, check_json, send_json
 from muai_lab.server.frames import (
     DONE,
     Answer,
@@ -28,7 +28,8 @@ from muai_lab.server.frames import (
 )
 from muai_lab.server.host import ModelHost
 from muai_lab.server.http_error import Headers, http_error_of, internal_error
-from muai_lab.server.protocol import AnyRequest, GenerationFields, parse
+from muai_lab.server.protocol import AnyRequest, GenerationFields
+from muai_lab.server.reading import RequestReader
 from muai_lab.stack.request import GenerationRequest
 from muai_lab.stack.text import StopStrings
 
@@ -38,8 +39,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Longer bodies are tokenised in a thread: a megabyte of text would hold every stream up for tens of milliseconds.
-INLINE_TOKENIZE_BYTES = 16 * 1024
+TOKENS_PER_TURN = 32 * 1024  # prompt tokens that are submitted before others have their turn of the event loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +58,16 @@ class GenerationEndpoint(Generic[AnyRequest]):
     request_timeout_s: longest that one request may take in the stack, None for no limit.
     """
 
-    def __init__(self, host: ModelHost, kind: type[AnyRequest], shape: Shape, request_timeout_s: float | None) -> None:
+    def __init__(
+        self,
+        host: ModelHost,
+        reader: RequestReader,
+        kind: type[AnyRequest],
+        shape: Shape,
+        request_timeout_s: float | None,
+    ) -> None:
         self._host = host
+        self._reader = reader
         self._kind = kind
         self._shape = shape
         self._request_timeout_s = request_timeout_s
@@ -73,16 +81,13 @@ class GenerationEndpoint(Generic[AnyRequest]):
         """
         self._host.check_welcome()
         check_json(scope)
-        body = await read_body(scope, receive)
-        request = parse(self._kind, body)
-        stack = await self._host.stack(request.model)
-        stack.check_room(request.sequences)
-        if len(body) > INLINE_TOKENIZE_BYTES:
-            prompts = await asyncio.to_thread(request.token_ids, stack.tokenizer)
-        else:
-            prompts = request.token_ids(stack.tokenizer)
+        with self._reader.hold() as body:
+            request = await self._reader.parse(self._kind, body, scope, receive)
+            stack = await self._host.stack(request.model)
+            stack.check_room(request.sequences)
+            prompts = await self._reader.tokenize(request, stack.tokenizer, stack.info.engine.max_model_len)
         answer = Answer(id=f"{self._shape.id_prefix}{uuid.uuid4().hex}", model=request.model, created=int(time.time()))
-        choices = self._submit(stack, request, prompts, answer.id)
+        choices = await self._submit(stack, request, prompts, answer.id)
         disconnect = Disconnect(receive, [choice.generation for choice in choices])
         watcher = asyncio.create_task(disconnect.watch())
         try:
@@ -99,17 +104,22 @@ class GenerationEndpoint(Generic[AnyRequest]):
             for choice in choices:
                 choice.generation.cancel()
 
-    def _submit(
+    async def _submit(
         self, stack: InferenceStack, request: AnyRequest, prompts: Sequence[Sequence[int]], answer_id: str
     ) -> list[Choice]:
         """All sequences of the request, or none: one that is refused takes the others along."""
         choices: list[Choice] = []
         total = len(prompts) * request.choices
         stop = StopStrings(request.stop)
+        tokens = 0
         try:
             for prompt_index, prompt in enumerate(prompts):
                 max_tokens = request.token_limit() or max(1, stack.info.engine.max_model_len - len(prompt))
                 for number in range(request.choices):
+                    tokens += len(prompt)
+                    if tokens > TOKENS_PER_TURN:
+                        tokens = 0
+                        await asyncio.sleep(0)
                     index = len(choices)
                     generation = stack.submit(
                         GenerationRequest(
@@ -126,7 +136,7 @@ class GenerationEndpoint(Generic[AnyRequest]):
                         )
                     )
                     choices.append(Choice(index, prompt_index, len(prompt), generation))
-        except MuaiError:
+        except (MuaiError, asyncio.CancelledError):
             for choice in choices:
                 choice.generation.cancel()
             raise

@@ -13,8 +13,18 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from jinja2 import TemplateError
-from pydantic import BaseModel, ConfigDict, FailFast, Field, PlainValidator, ValidationError
-from pydantic_core import ErrorDetails, PydanticCustomError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    FailFast,
+    Field,
+    GetCoreSchemaHandler,
+    GetPydanticSchema,
+    PlainValidator,
+    ValidationError,
+)
+from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError
+from pydantic_core.core_schema import no_info_after_validator_function
 
 from muai_lab.engines.base import Sampling
 from muai_lab.server.http_error import HttpError, invalid, shown
@@ -32,11 +42,13 @@ MAX_PROMPTS = 2048
 MAX_MESSAGES = 4096
 MAX_STOP_STRINGS = 64
 MAX_STOP_CHARACTERS = 2048  # of all stop strings of a request together
+TEMPLATE_CHARACTERS = 16  # that a chat template writes around a message, about
 MAX_PROBLEMS = 5  # that one error reports
 
 UNSUPPORTED = "unsupported_parameter"
 
-Prompt = str | list[int]
+Prompt = str | Sequence[int]
+"""Text, or token ids: a list as JSON gives it, an array if it was parsed in another process."""
 
 
 def _is_id_list(value: Any) -> bool:
@@ -120,6 +132,7 @@ class GenerationFields(BaseModel, ABC):
     model_config = ConfigDict(strict=True, frozen=True, extra="allow")
 
     unsupported: ClassVar[Mapping[str, Neutral]]
+    prompt_field: ClassVar[str]
 
     model: str
     max_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -160,6 +173,15 @@ class GenerationFields(BaseModel, ABC):
         """Most output tokens, None for as many as the context holds."""
         return self.max_tokens
 
+    @property
+    @abstractmethod
+    def characters(self) -> int:
+        """Characters of text that `token_ids` tokenises."""
+
+    @abstractmethod
+    def fewest_tokens(self, tokenizer: ModelTokenizer) -> int:
+        """Lower bound of the tokens of the longest prompt, in no time."""
+
     @abstractmethod
     def token_ids(self, tokenizer: ModelTokenizer) -> Sequence[list[int]]:
         """The request's prompts, as the model reads them."""
@@ -185,6 +207,7 @@ class CompletionRequest(GenerationFields):
     """POST /v1/completions."""
 
     unsupported = COMPLETION_FIELDS
+    prompt_field = "prompt"
 
     prompt: Annotated[list[Prompt], PlainValidator(_prompts)]
 
@@ -199,7 +222,16 @@ class CompletionRequest(GenerationFields):
 
     def token_ids(self, tokenizer: ModelTokenizer) -> Sequence[list[int]]:
         """Text is tokenised, ids are taken as they are."""
-        return [tokenizer.encode(prompt) if isinstance(prompt, str) else prompt for prompt in self.prompt]
+        return [tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt) for prompt in self.prompt]
+
+    @property
+    def characters(self) -> int:
+        """See `GenerationFields.characters`."""
+        return sum(len(prompt) for prompt in self.prompt if isinstance(prompt, str))
+
+    def fewest_tokens(self, tokenizer: ModelTokenizer) -> int:
+        """See `GenerationFields.fewest_tokens`."""
+        return max(tokenizer.at_least(one) if isinstance(one, str) else len(one) for one in self.prompt)
 
 
 class Message(BaseModel):
@@ -219,13 +251,27 @@ class Message(BaseModel):
         return {"role": "system" if self.role == "developer" else self.role, "content": self.content}
 
 
+def _plain(messages: list[Message]) -> list[dict[str, str]]:
+    return [message.plain() for message in messages]
+
+
+def _conversation(_source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+    # FailFast: the list may hold hundreds of thousands of wrong items.
+    validated = handler.generate_schema(Annotated[list[Message], FailFast(), Field(max_length=MAX_MESSAGES)])
+    return no_info_after_validator_function(_plain, validated)
+
+
+Conversation = Annotated[list[dict[str, str]], GetPydanticSchema(_conversation)]
+"""Messages, validated as `Message`, in the form that chat templates take."""
+
+
 class ChatRequest(GenerationFields):
     """POST /v1/chat/completions. `max_completion_tokens` goes before its deprecated elder `max_tokens`."""
 
     unsupported = CHAT_FIELDS
+    prompt_field = "messages"
 
-    # FailFast: the list may hold hundreds of thousands of wrong items.
-    messages: Annotated[list[Message], FailFast(), Field(max_length=MAX_MESSAGES)]
+    messages: Conversation
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
 
     def token_limit(self) -> int | None:
@@ -235,9 +281,18 @@ class ChatRequest(GenerationFields):
     def token_ids(self, tokenizer: ModelTokenizer) -> Sequence[list[int]]:
         """One prompt: the conversation in the form of the model's chat template."""
         try:
-            return [tokenizer.encode_chat([message.plain() for message in self.messages])]
+            return [tokenizer.encode_chat(self.messages)]
         except TemplateError as error:  # the template of some models wants roles to alternate, or knows no system role
             raise invalid(f"the model's chat template refuses these messages: {error}", "messages") from error
+
+    @property
+    def characters(self) -> int:
+        """See `GenerationFields.characters`; a message's template counts for some."""
+        return sum(len(message["content"]) + TEMPLATE_CHARACTERS for message in self.messages)
+
+    def fewest_tokens(self, tokenizer: ModelTokenizer) -> int:
+        """See `GenerationFields.fewest_tokens`."""
+        return sum(tokenizer.at_least(message["content"]) for message in self.messages)
 
     def check(self) -> None:
         """As for every request; and a conversation has at least one message."""

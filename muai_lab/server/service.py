@@ -15,6 +15,7 @@ from muai_lab.server.app import create_app
 from muai_lab.server.description import describe_model
 from muai_lab.server.host import ModelHost
 from muai_lab.server.listen import HttpServer, connections_allowed, is_exposed, listen, url_of
+from muai_lab.server.reading import RequestReader
 from muai_lab.settings.lab import LabSettings
 from muai_lab.stack.serving import MakeObservers
 from muai_lab.stack.stack import InferenceStack
@@ -73,6 +74,7 @@ class InferenceService:
                 raise
             self.metrics_url = url_of(self._metrics_listener, prometheus.path)
         self._servers: list[HttpServer] = []
+        self._reader = RequestReader()
 
     async def start(self) -> None:
         """Answer health checks now, and requests once the models are loaded.
@@ -81,7 +83,8 @@ class InferenceService:
             MuaiError: a model cannot be loaded.
         """
         monitoring = self._settings.monitoring
-        api = create_app(self.host, monitoring.server, created=int(time.time()), admin_token=self._admin_token)
+        created = int(time.time())
+        api = create_app(self.host, self._reader, monitoring.server, created, admin_token=self._admin_token)
         self._servers.append(
             HttpServer(
                 api,
@@ -107,6 +110,7 @@ class InferenceService:
         await self.host.drain(self._settings.monitoring.server.graceful_shutdown_timeout)
         for server in self._servers:
             await server.stop()
+        self._reader.close()
         await self.host.close()
         self._listener.close()
         if self._metrics_listener is not None:

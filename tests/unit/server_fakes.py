@@ -15,6 +15,7 @@ from muai_lab.engines.selection import Candidate, EngineCandidates
 from muai_lab.models.registry import ModelSource
 from muai_lab.server.app import create_app
 from muai_lab.server.host import ModelHost
+from muai_lab.server.reading import RequestReader
 from muai_lab.settings.monitoring import ServerSettings
 from muai_lab.settings.schema import BatcherSettings, OptimizationSettings
 from muai_lab.stack.stack import InferenceStack
@@ -32,6 +33,9 @@ class ByteTokenizer:
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
+
+    def at_least(self, text: str) -> int:
+        return len(text)
 
     def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
         return self.encode("".join(f"{message['role']}:{message['content']}\n" for message in messages))
@@ -231,7 +235,8 @@ class Bench:
         self.engine = engine or ParrotEngine()
         self.stack = parrot_stack(self.engine, queue_capacity=queue_capacity, observers=observers)
         self.host = ModelHost(["parrot"], lambda name: self.stack)
-        self.app = create_app(self.host, settings or ServerSettings(), created=1, admin_token=admin_token)
+        self.reader = RequestReader()
+        self.app = create_app(self.host, self.reader, settings or ServerSettings(), created=1, admin_token=admin_token)
 
     async def __aenter__(self) -> Bench:
         await self.host.preload(["parrot"])
@@ -239,6 +244,7 @@ class Bench:
 
     async def __aexit__(self, *exc: object) -> None:
         self.engine.gate.set()
+        self.reader.close()
         await self.host.close()
 
     async def call(

@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
 from muai_lab.errors import InvalidRequest, ModelError
 from muai_lab.models.registry import resolve_model
@@ -188,3 +191,24 @@ def test_a_broken_tokenizer_file_is_named(embedded_cache: Path, tmp_path: Path) 
 
     with pytest.raises(ModelError, match=rf"tokenizer of copy from {copy}"):
         load_tokenizer(resolve_model(str(copy)))
+
+
+@given(text=st.text(max_size=400))
+def test_no_text_has_fewer_tokens_than_the_lower_bound(tokenizer: ModelTokenizer, text: str) -> None:
+    assert tokenizer.at_least(text) <= len(tokenizer.encode(text))
+
+
+@pytest.mark.parametrize("piece", ["the", " ", "e\u0302\u0301", "\u1112\u1161\u11ab", "\u03b1\u0313\u0300\u0345", "\n"])
+def test_the_lower_bound_holds_for_texts_that_become_short(tokenizer: ModelTokenizer, piece: str) -> None:
+    text = piece * 2000
+
+    assert 0 < tokenizer.at_least(text) <= len(tokenizer.encode(text))
+
+
+def test_a_tokenizer_that_drops_spaces_has_no_lower_bound(embedded_cache: Path) -> None:
+    summarizer = load_tokenizer(resolve_model("t5_summarizer"))
+    words = Tokenizer(WordLevel({"a": 0, "?": 1}, unk_token="?"))
+    words.pre_tokenizer = Whitespace()
+
+    for one in (summarizer, ModelTokenizer(words, frozenset(), None)):
+        assert one.at_least(" " * 100_000) <= len(one.encode(" " * 100_000))

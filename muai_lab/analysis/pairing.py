@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from muai_lab.analysis.configuration import differing
 from muai_lab.analysis.frames import Run, find_runs, load_run
+from muai_lab.analysis.machines import difference, unstated
 from muai_lab.analysis.summary import NOT_STEADY, NOTHING, VALID, validity_of
 from muai_lab.analysis.sweep import stored_summary
 from muai_lab.analysis.wording import plural, validity_line
@@ -27,7 +28,6 @@ PER_REPEAT = ("seed", "experiment.repeat", "experiment.repeats")
 """Settings in which the repeats of one configuration differ."""
 
 _WINDOW_TOLERANCE = 0.02
-_MEMORY_TOLERANCE = 0.05  # firmware and kernel reserve a little more or less from start to start
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +100,8 @@ def pair_runs(a: Group, b: Group, *, across: Collection[str] = ()) -> Pairing:
         pairs = list(zip(*usable, strict=False))
     elif (asked := _other_load(pairs)) is not None:
         obstacles.append(asked)
+    if note := unstated([*usable[0], *usable[1]]):
+        notes.append(note)
     unpaired = sum(map(len, usable)) - 2 * len(pairs)
     if unpaired:
         notes.append(f"{plural(unpaired, 'run')} without a counterpart over the same schedule left out")
@@ -165,22 +167,8 @@ def _other_model(a: Sequence[Run], b: Sequence[Run]) -> Obstacle | None:
 
 
 def _other_hardware(a: Sequence[Run], b: Sequence[Run]) -> Obstacle | None:
-    def machine(run: Run) -> tuple[Any, ...]:
-        stated = run.manifest.get("hardware") or {}
-        gpus = tuple(str(gpu.get("name")) for gpu in stated.get("gpus") or [])
-        return stated.get("cpu"), stated.get("cores"), gpus
-
-    def shown(value: tuple[Any, ...]) -> str:
-        cpu, cores, gpus = value
-        return ", ".join([f"{cpu} with {cores} cores", *gpus])
-
-    found = _differing_facts("hardware", a, b, machine, shown)
-    if found is None:
-        memory = [float((run.manifest.get("hardware") or {}).get("memory_bytes") or 0) for run in (*a, *b)]
-        if max(memory) - min(memory) > _MEMORY_TOLERANCE * max(memory):
-            sizes = ", ".join(f"{size / 2**30:.3g} GiB" for size in (memory[0], memory[-1]))
-            return Obstacle("hardware", f"other hardware: memory of {sizes}")
-    return found
+    found = difference(a, b)
+    return None if found is None else Obstacle("hardware", f"other hardware: {found}")
 
 
 def _differing_facts(

@@ -10,6 +10,7 @@ from muai_lab.analysis.comparison_sheet import verdict_text
 from muai_lab.analysis.configuration import redacted, short_names
 from muai_lab.analysis.configurations import CACHED, FIGURES, LATENCIES, Configuration, configurations, sweep_noise
 from muai_lab.analysis.frames import Run
+from muai_lab.analysis.machines import mixture
 from muai_lab.analysis.pairing import stated_validity
 from muai_lab.analysis.sheet import Grid, Sheet
 from muai_lab.analysis.sweep import summary_of
@@ -105,7 +106,8 @@ def noise_line(found: Sequence[Configuration]) -> str:
 
 
 def _notes(found: Sequence[Configuration], repeated: bool) -> list[str]:
-    notes = []
+    mixed = mixture([run for one in found for run in one.group.runs])
+    notes = [mixed] if mixed else []
     for one in found:
         for run in one.group.runs:
             name = f"{one.group.name}/{run.path.name}" if repeated else run.path.name

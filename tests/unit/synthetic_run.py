@@ -122,7 +122,10 @@ def write_run(
         },
         "versions": {"muai_lab": "0.1.0", "torch": "2.13.0", "python": "3.11.2"},
         "git": {"commit": "0123456789abcdef", "dirty": False},
-        "hardware": {"cpu": "Example CPU", "cores": 2, "memory_bytes": 8 * 2**30, "gpus": []},
+        "hardware": {
+            "cpu": "Example CPU", "cpu_family": "Example family 1 model 2", "instruction_sets": ["avx", "avx2"],
+            "instruction_limits": {}, "cores": 2, "memory_bytes": 8 * 2**30, "gpus": [],
+        },
         "seed": 7,
         "schedule_hash": "5c4ed01e" * 8,
         "engine": {

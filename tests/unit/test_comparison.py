@@ -28,6 +28,7 @@ from muai_lab.analysis.comparison import (
 from muai_lab.analysis.frames import Run
 from muai_lab.analysis.pairing import load_group
 from muai_lab.analysis.slo import Slo
+from muai_lab.analysis.sweep_table import comparison_table
 from muai_lab.errors import RunError
 
 Make = Callable[..., Run]
@@ -206,6 +207,65 @@ def test_a_declared_difference_is_a_note(make: Make) -> None:
 
     assert found.verdict == BETTER
     assert any(note.startswith("compared across hardware: other hardware") for note in found.notes)
+
+
+def on(**hardware: object) -> dict[str, dict[str, object]]:
+    """A manifest of the same machine but for these facts; None: not stated."""
+    machine = {
+        "cpu": "AMD EPYC", "cpu_family": "AuthenticAMD family 25 model 1", "instruction_sets": ["avx", "avx2"],
+        "instruction_limits": {}, "cores": 2, "memory_bytes": 8 * 2**30, "gpus": [],
+    }  # fmt: skip
+    return {"hardware": {name: value for name, value in {**machine, **hardware}.items() if value is not None}}
+
+
+@pytest.mark.parametrize(
+    ("hardware", "told"),
+    [
+        (
+            {"instruction_sets": ["avx", "avx2", "avx512_vnni", "amx_int8"]},
+            ["2 cores, without amx_int8 avx512_vnni in A", "2 cores, with amx_int8 avx512_vnni in B"],
+        ),
+        (
+            {"cpu_family": "AuthenticAMD family 23 model 49"},
+            ["(AuthenticAMD family 25 model 1) in A", "(AuthenticAMD family 23 model 49) in B"],
+        ),
+        (
+            {"instruction_limits": {"ONEDNN_MAX_CPU_ISA": "SSE41"}},
+            ["AMD EPYC with 2 cores in A", "2 cores, ONEDNN_MAX_CPU_ISA=SSE41 in B"],
+        ),
+        ({"memory_bytes": 16 * 2**30}, ["memory of 8 GiB, 16 GiB"]),
+    ],
+)
+def test_processors_of_one_name_that_compute_differently_are_not_compared(
+    make: Make, hardware: dict, told: list[str]
+) -> None:
+    runs = [make(manifest=on())], [make(manifest=on(**hardware), slower=0.5)]
+
+    (reason,) = compare(*runs).reasons
+    assert reason.startswith("other hardware: ")
+    assert all(text in reason for text in told), reason
+    assert any(reason in note for note in compare(*runs, across=("hardware",)).notes)
+
+
+def test_a_processor_of_unknown_instruction_sets_is_compared_with_a_note(make: Make) -> None:
+    old = make(manifest=on(instruction_sets=None, cpu_family=None))
+
+    found = compare([old], [make(manifest=on())])
+
+    assert not found.reasons
+    assert any("1 run does not state the instruction sets of the AMD EPYC" in note for note in found.notes)
+    assert not compare([make(manifest=on())], [make(manifest=on())]).notes
+
+
+def test_a_table_of_runs_from_several_machines_says_so(make: Make) -> None:
+    here, there = make(manifest=on()), make(manifest=on(instruction_sets=["avx"]))
+
+    note = comparison_table([here, there]).notes[0]
+
+    assert note.startswith(
+        "runs of different hardware (AMD EPYC with 2 cores, with avx2; AMD EPYC with 2 cores, without"
+    )
+    assert "hardware" not in str(comparison_table([here, make(manifest=on())]).notes)
 
 
 def test_an_invalid_repeat_is_left_out_with_its_counterpart(make: Make) -> None:

@@ -30,7 +30,7 @@ from muai_lab.analysis.key_figures import COMPARED, FIGURES, NEEDS_SLO, KeyFigur
 from muai_lab.analysis.pairing import Group, Pairing, pair_runs, stated_validity
 from muai_lab.analysis.slo import Slo
 from muai_lab.analysis.statistics import CONFIDENCE, Blocks, Estimate, Floats, make_blocks
-from muai_lab.analysis.summary import NOT_STEADY
+from muai_lab.analysis.validity import NOT_STEADY
 
 SIGNIFICANCE = 1.0 - CONFIDENCE
 ENOUGH_PAIRS = 3

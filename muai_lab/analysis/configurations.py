@@ -12,8 +12,8 @@ from muai_lab.analysis.configuration import differing, short_names
 from muai_lab.analysis.frames import Run
 from muai_lab.analysis.noise import Noise, run_noise
 from muai_lab.analysis.pairing import PER_REPEAT, Group, is_usable, stated_validity
-from muai_lab.analysis.summary import VALID
 from muai_lab.analysis.sweep import summary_of
+from muai_lab.analysis.validity import VALID
 from muai_lab.analysis.wording import estimate_of, judged, setting_text, value_of
 
 FIGURES = ("requests/s", "tokens/s", "TTFT p50", "TTFT p99", "TPOT p50", "goodput/s")

@@ -15,8 +15,8 @@ from typing import Any, Literal
 from muai_lab.analysis.configuration import differing
 from muai_lab.analysis.frames import Run, find_runs, load_run
 from muai_lab.analysis.machines import difference, unstated
-from muai_lab.analysis.summary import NOT_STEADY, NOTHING, VALID, validity_of
 from muai_lab.analysis.sweep import stored_summary
+from muai_lab.analysis.validity import NOT_STEADY, NOTHING, OVERLOADED, REQUESTS_FAILED, VALID, validity_of
 from muai_lab.analysis.wording import plural, validity_line
 from muai_lab.errors import RunError
 
@@ -117,9 +117,11 @@ def stated_validity(run: Run) -> Mapping[str, Any]:
 
 
 def is_usable(run: Run) -> bool:
-    """Whether a run says something about what it measured: it is valid, over its capacity, or without any success."""
+    """True if a run says something about what it measured: it is valid, over its capacity, or its requests failed."""
     verdict = stated_validity(run)["verdict"]
-    return verdict in (VALID, NOT_STEADY) or (verdict == NOTHING and not run.measured.empty)
+    return verdict in (VALID, NOT_STEADY, OVERLOADED, REQUESTS_FAILED) or (
+        verdict == NOTHING and not run.measured.empty
+    )
 
 
 def _by_schedule(a: Sequence[Run], b: Sequence[Run]) -> list[tuple[Run, Run]]:

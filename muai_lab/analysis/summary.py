@@ -20,29 +20,19 @@ from muai_lab.analysis.metrics import METRICS, Metric
 from muai_lab.analysis.samples import completed_requests, delivered_prompts, delivered_tokens, samples_of
 from muai_lab.analysis.slo import Slo, met, misses
 from muai_lab.analysis.statistics import (
-    QUANTILES,
     Blocks,
     Distribution,
     Estimate,
     describe,
     make_blocks,
-    min_samples,
-    quantile_name,
     rate,
     share,
 )
-from muai_lab.analysis.steadiness import UNKNOWN, Steadiness, steadiness
+from muai_lab.analysis.validity import cut_short, validity_of
+from muai_lab.analysis.visibility import asked_and_got, visibility
 
 SCHEMA_VERSION = 1
 STATUSES = ("ok", "error", "rejected", "cancelled", "timeout")
-
-VALID = "valid"
-PARTIAL = "partial"
-FAILED = "failed"
-SATURATED = "client_saturated"
-NOT_STEADY = "not steady"
-NOTHING = "nothing measured"
-ENGINE_CHANGED = "engine changed"
 
 
 def summarise(run: Run, *, seed: int = 0) -> dict[str, Any]:
@@ -65,8 +55,11 @@ def summarise(run: Run, *, seed: int = 0) -> dict[str, Any]:
             "end_s": window.end_s if window else None,
             "duration_s": window.duration_s if window else None,
             "drain_end_s": window.drain_end_s if window else None,
+            "cut_short": cut_short(run),
         },
         "requests": _counts(run.requests, measured),
+        "visibility": visibility(run),
+        "asked": asked_and_got(run),
         "throughput": _throughput(run, measured, blocks),
         "latency": {metric.column: _latency(run, metric, blocks) for metric in METRICS},
         "cached_share": cached_share(measured[measured["status"] == "ok"]),
@@ -91,59 +84,6 @@ def clean(value: Any) -> Any:
     return None if value is pd.NA else value
 
 
-def validity_of(run: Run) -> dict[str, Any]:
-    """The part `validity` of the summary: `verdict` names the worst problem, `valid` is true when there is none."""
-    measured = run.measured
-    ok = measured[measured["status"] == "ok"]
-    steady = steadiness(run.requests, server_series.series(run.server_metrics, server_series.WAITING), run.window)
-    generator = run.manifest.get("generator") or {}
-    saturated = generator.get("verdict") == SATURATED
-    if not run.complete:
-        verdict = FAILED if run.status == "failed" else PARTIAL
-        reason = run.notes[0] if run.notes else "the run did not end by itself"
-    elif change := run.manifest.get("engine_change"):
-        verdict, reason = ENGINE_CHANGED, str(change)
-    elif saturated:
-        verdict, reason = SATURATED, str(generator.get("reason") or "the load generator was the bottleneck")
-    elif ok.empty:
-        due = len(measured)
-        verdict = NOTHING
-        reason = f"none of {due} requests succeeded" if due else "no request was due in the measurement window"
-    elif steady.verdict == NOT_STEADY:
-        verdict, reason = NOT_STEADY, "; ".join(steady.reasons)
-    else:
-        verdict, reason = VALID, None
-    return {
-        "verdict": verdict,
-        "valid": verdict == VALID,
-        "reason": reason,
-        "status": run.status,
-        "generator": generator.get("verdict"),
-        "steadiness": str(steady),
-        "warnings": _warnings(run, measured, ok, steady, reason),
-    }
-
-
-def _warnings(run: Run, measured: pd.DataFrame, ok: pd.DataFrame, steady: Steadiness, reason: str | None) -> list[str]:
-    warnings = [note for note in run.notes if note != reason]
-    failed = len(measured) - len(ok)
-    if len(ok) and failed:
-        warnings.append(
-            f"{failed} of {len(measured)} requests in the window failed; latencies are those of the successful ones"
-        )
-    short = [quantile_name(q) for q in QUANTILES if 0 < len(ok) < min_samples(q)]
-    if short:
-        needed = ", ".join(f"{quantile_name(q)}: {min_samples(q)}" for q in QUANTILES if len(ok) < min_samples(q))
-        warnings.append(
-            f"too few successful requests in the window ({len(ok)}) for {', '.join(short)}; needed at least {needed}"
-        )
-    if steady.verdict == UNKNOWN and len(ok):
-        warnings.append(f"steadiness {steady}")
-    if len(ok) and ok["tokens"].isna().any():
-        warnings.append("the server did not report token counts for every request; token figures leave those out")
-    return warnings
-
-
 def _identity(run: Run) -> dict[str, Any]:
     engine = run.manifest.get("engine") or {}
     model = run.manifest.get("model") or {}
@@ -155,7 +95,8 @@ def _identity(run: Run) -> dict[str, Any]:
         "dtype": engine.get("dtype"),
         "engine_details": dict(engine.get("details") or {}),
         "skipped_engines": [list(entry) for entry in run.manifest.get("skipped_engines") or []],
-        "model": model.get("name"),
+        "model": load.get("asked_model") or model.get("name"),
+        "asked_model": load.get("asked_model"),
         "model_hash": model.get("content_hash"),
         "workload": load.get("workload"),
         "workload_kind": load.get("workload_kind"),

@@ -119,8 +119,11 @@ def validity_line(validity: Mapping[str, Any]) -> str:
         if validity["generator"]:
             facts.append(f"load generator {validity['generator']}")
         facts.append(str(validity["steadiness"]).split(":")[0].replace("unknown", "steadiness unknown"))
+        if failed := validity.get("failed"):
+            facts.append(f"{failed:,} of {plural(validity['due'], 'request')} failed")
         return f"valid: {', '.join(facts)}"
-    return f"NOT VALID, {validity['verdict']}: {validity['reason']}"
+    line = f"NOT VALID, {validity['verdict']}: {validity['reason']}"
+    return f"{line}; next: {validity['next_step']}" if validity.get("next_step") else line
 
 
 def engine_line(summary: Mapping[str, Any]) -> str:
@@ -164,22 +167,19 @@ def workload_line(summary: Mapping[str, Any]) -> str | None:
 
 def headline(summary: Mapping[str, Any]) -> str:
     """The result in two or three plain sentences."""
-    identity, throughput, counts = summary["identity"], summary["throughput"], summary["requests"]
-    engine = identity["engine"] or "The server"
-    served = value_of(throughput["requests_per_s"])
+    counts = summary["requests"]
     if not counts["due"]:
         return "No request was due in the measurement window, so nothing was measured."
     if not counts["ok"]:
         return f"None of the {plural(counts['due'], 'request')} in the measurement window succeeded."
-    sentences = [f"{engine} served {number(served)} requests per second"]
-    tokens = value_of(throughput["output_tokens_per_s"])
-    if tokens is not None:
-        sentences[0] += f" ({number(tokens)} output tokens per second)"
-    if identity["arrival"] not in (None, "closed"):
-        sentences[0] += f" of {number(throughput['offered_rps'])} offered"
-    elif identity["concurrency"]:
-        sentences[0] += f" to {plural(int(identity['concurrency']), 'client')} that each wait for their answer"
-    sentences[0] += "."
+    if counts["ok"] * 2 < counts["due"]:
+        return (
+            f"Only {counts['ok']:,} of {plural(counts['due'], 'request')} in the measurement window were answered. "
+            "The figures of these few do not describe the system under this load."
+        )
+    sentences = [_served(summary)]
+    if cut := summary["window"].get("cut_short"):
+        sentences.append(f"{cut[0].upper()}{cut[1:]}.")
     column = judged(summary, "ttft")
     half, tail = (value_of(estimate_of(summary, column, figure)) for figure in ("p50", "p99"))
     if half is not None:
@@ -187,13 +187,37 @@ def headline(summary: Mapping[str, Any]) -> str:
         sentence += f", 99 of 100 within {duration(tail)}." if tail is not None else "."
         sentences.append(sentence)
     if summary["slo"] and summary["slo"]["attainment"]:
-        slo = summary["slo"]
-        kept = "kept" if slo["met"] else "not kept"
-        sentences.append(
-            f"The promised latency was {kept}: {percent(value_of(slo['attainment']))} of the requests met it, "
-            f"{percent(slo['quantile'])} were to."
-        )
+        sentences.append(_kept(summary["slo"]))
     return " ".join(sentences)
+
+
+def _served(summary: Mapping[str, Any]) -> str:
+    identity, throughput, counts = summary["identity"], summary["throughput"], summary["requests"]
+    engine = identity["engine"] or "The server"
+    model = f", asked for {identity['asked_model']}," if identity.get("asked_model") else ""
+    sentence = f"{engine}{model} served {number(value_of(throughput['requests_per_s']))} requests per second"
+    tokens = value_of(throughput["output_tokens_per_s"])
+    if tokens is not None:
+        sentence += f" ({number(tokens)} output tokens per second)"
+    if identity["arrival"] not in (None, "closed"):
+        sentence += f" of {number(throughput['offered_rps'])} offered"
+    elif identity["concurrency"]:
+        sentence += f" to {plural(int(identity['concurrency']), 'client')} that each wait for their answer"
+    if failed := counts["due"] - counts["ok"]:
+        sentence += f"; {failed:,} of {plural(counts['due'], 'request')} failed"
+    return f"{sentence}."
+
+
+def _kept(slo: Mapping[str, Any]) -> str:
+    kept = "kept" if slo["met"] else "not kept"
+    sentence = (
+        f"The SLO was {kept}: {percent(value_of(slo['attainment']))} of the requests met it, "
+        f"{percent(slo['quantile'])} were to."
+    )
+    unseen = (slo.get("missed") or {}).get("not_judgeable", 0)
+    if unseen:
+        sentence += f" {plural(unseen, 'request')} could not be judged: the client did not see the times."
+    return sentence
 
 
 def setting_text(value: Any) -> str:

@@ -285,7 +285,7 @@ def judge_probe(run: Run, slo: Slo, number: int, rate: float, length_s: float, s
     Decided are those that ended, and those that were under way for longer than the SLO allows.
     """
     from muai_lab.analysis.slo import met
-    from muai_lab.analysis.summary import SATURATED, validity_of
+    from muai_lab.analysis.validity import SATURATED, validity_of
 
     measured = run.measured
     window = run.window

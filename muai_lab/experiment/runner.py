@@ -158,6 +158,7 @@ def _run(
         offering = _Offer(schedule, measured, settings, watcher, end_early)
         result = run_on_fast_loop(offering.run())
         death = measured.failure()
+        _note_asked_model(directory, measured)
         _keep(directory, schedule, result, measured)
         if death is None:
             _note_takeover(directory, before, measured.serving())
@@ -276,6 +277,12 @@ def _keep(directory: RunDirectory, schedule: Schedule, result: LoadResult, measu
         generator=asdict(result.generator),
         notes=[*schedule.notes, *result.notes, *measured.notes()],
     )
+
+
+def _note_asked_model(directory: RunDirectory, measured: Measured) -> None:
+    """Name the model that an endpoint was asked for; it may have been found out only when the target was opened."""
+    if (asked := getattr(measured.target, "model", None)) is not None and measured.serving().engine is None:
+        directory.update_manifest(load={**directory.manifest["load"], "asked_model": asked})
 
 
 def _note_takeover(directory: RunDirectory, before: ServedBy, after: ServedBy) -> None:

@@ -96,7 +96,7 @@ def test_a_good_run_is_valid(tmp_path: Path) -> None:
     ("rows", "reason"),
     [
         ([], "no request was due in the measurement window"),
-        ([record(0, status="error")], "none of 1 requests succeeded"),
+        ([record(0, status="error")], "none of 1 request succeeded"),
     ],
 )
 def test_nothing_measured_is_not_valid(tmp_path: Path, rows: list[dict[str, Any]], reason: str) -> None:

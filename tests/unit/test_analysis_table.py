@@ -15,7 +15,7 @@ from muai_lab.analysis.wording import duration, number, percent, size
 # By hand: requests 0..96 end before 10 s and one of them failed, 96 / 10 s; they and the two tokens of request 97 that
 # came in time are 290 tokens.
 GOLDEN = """\
-valid: run complete, load generator ok, steady
+valid: run complete, load generator ok, steady, 1 of 100 requests failed
 engine    pytorch 2.13.0 (cpu, fp32)
 skipped   vllm: the package vllm is not installed (pip install 'muai-lab[vllm]')
 model     qwen_chat
@@ -48,6 +48,7 @@ SLO: TTFT <= 250 ms for 99 % of the requests
   missed: ttft        0  requests
 
 note: no server metrics were recorded
+note: the window was cut short: 10.0 s of 26.0 s
 note: 1 of 100 requests in the window failed; latencies are those of the successful ones
 note: too few successful requests in the window (99) for p95, p99; needed at least p95: 100, p99: 500"""
 
@@ -79,7 +80,7 @@ def test_without_a_terminal_there_is_no_drawing(tmp_path: Path) -> None:
     result_table(summarise(load_run(example(tmp_path)))).show(console)
 
     lines = printed(console).splitlines()
-    assert lines[0] == "valid: run complete, load generator ok, steady"  # not wrapped at 20 columns
+    assert lines[0].endswith("1 of 100 requests failed")  # not wrapped at 20 columns
     assert not {"\x1b", "─", "│"} & set(printed(console))
 
 
@@ -97,7 +98,9 @@ def test_on_a_terminal_the_same_figures_are_drawn(tmp_path: Path) -> None:
 def test_a_run_that_did_not_end_says_so_first(tmp_path: Path, status: str) -> None:
     run = load_run(example(tmp_path, status=status, manifest={"error": "interrupted by Ctrl-C"}))
 
-    assert result_table(summarise(run)).plain().splitlines()[0] == f"NOT VALID, {status}: interrupted by Ctrl-C"
+    first = result_table(summarise(run)).plain().splitlines()[0]
+
+    assert first.startswith(f"NOT VALID, {status}: interrupted by Ctrl-C; next: ")
 
 
 def test_a_saturated_client_says_so_first(tmp_path: Path) -> None:
@@ -106,7 +109,7 @@ def test_a_saturated_client_says_so_first(tmp_path: Path) -> None:
 
     first = result_table(summarise(run)).plain().splitlines()[0]
 
-    assert first == "NOT VALID, client_saturated: send lag p99 is 80 ms"
+    assert first.startswith("NOT VALID, client_saturated: send lag p99 is 80 ms; next: ")
 
 
 def test_markup_in_a_reason_is_shown_as_it_is(tmp_path: Path) -> None:

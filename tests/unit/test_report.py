@@ -62,7 +62,7 @@ def report_of(path: Path, rows: list[dict[str, Any]], **written: Any) -> Page:
 @pytest.fixture(scope="module")
 def html(tmp_path_factory: pytest.TempPathFactory) -> str:
     slo = {"slo": {"ttft_ms": 200, "tpot_ms": 40}}
-    path = simulated(tmp_path_factory.mktemp("run") / "full", rate=22.0, failures=0.01, burst=2, config=slo)
+    path = simulated(tmp_path_factory.mktemp("run") / "full", rate=22.0, failures=0.005, burst=2, config=slo)
     return render_report(load_run(path))
 
 
@@ -115,7 +115,7 @@ def test_it_says_first_whether_the_run_is_valid_and_what_came_out(html: str) -> 
 
     assert text.index("pytorch served") < text.index("Valid: run complete") < text.index("What happened when")
     assert "Skipped: vllm" in text
-    assert "The promised latency was" in text
+    assert "The SLO was" in text
     assert "of the gaps stand for several tokens" in text
     assert "HTTP 500: engine died" in text
 

@@ -1,0 +1,229 @@
+"""Is the result of a run valid, and if not, why, and what to do next."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from muai_lab.analysis import server_series
+from muai_lab.analysis.frames import Run
+from muai_lab.analysis.samples import completed_requests
+from muai_lab.analysis.statistics import QUANTILES, min_samples, quantile_name
+from muai_lab.analysis.steadiness import NOT_STEADY, UNKNOWN, Steadiness, steadiness
+from muai_lab.analysis.visibility import asked_and_got, visibility, visibility_warnings
+from muai_lab.analysis.wording import duration, number, percent, plural
+
+VALID = "valid"
+PARTIAL = "partial"
+FAILED = "failed"
+SATURATED = "client_saturated"
+NOTHING = "nothing measured"
+ENGINE_CHANGED = "engine changed"
+OVERLOADED = "overloaded"
+REQUESTS_FAILED = "requests failed"
+TOO_SHORT = "window too short"
+
+FAILURE_LIMIT = 0.01
+"""Share of failed requests above which the successful ones do not speak for the run."""
+
+# A window of this many answers has few that begin and end in it; the length to set gives about as many.
+_ANSWERS_IN_WINDOW = 5
+_ANSWERS_TO_ADVISE = 20
+_REFUSALS = ("rejected", "timeout")
+
+__all__ = [
+    "ENGINE_CHANGED", "FAILED", "NOTHING", "NOT_STEADY", "OVERLOADED", "PARTIAL", "REQUESTS_FAILED", "SATURATED",
+    "TOO_SHORT", "VALID", "cut_short", "failed_share", "validity_of",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A problem of a run: its name, the reason in words, and the next step for the user."""
+
+    verdict: str
+    reason: str
+    next_step: str
+
+
+def validity_of(run: Run) -> dict[str, Any]:
+    """The part `validity` of the summary: `verdict` names the worst problem, `valid` is true if there is none."""
+    measured = run.measured
+    waiting = server_series.series(run.server_metrics, server_series.WAITING)
+    steady = steadiness(run.requests, waiting, run.window)
+    found = (
+        _ended_early(run)
+        or _engine_changed(run)
+        or _client_at_fault(run)
+        or _nothing_measured(run)
+        or _too_many_failed(run)
+        or _too_short(run)
+        or _not_steady(run, steady)
+    )
+    generator = run.manifest.get("generator") or {}
+    reason = None if found is None else found.reason
+    return {
+        "verdict": VALID if found is None else found.verdict,
+        "valid": found is None,
+        "reason": reason,
+        "next_step": None if found is None else found.next_step,
+        "status": run.status,
+        "failed": int((measured["status"] != "ok").sum()),
+        "due": len(measured),
+        "generator": generator.get("verdict"),
+        "steadiness": str(steady),
+        "warnings": _warnings(run, measured, steady, found),
+    }
+
+
+def _ended_early(run: Run) -> Finding | None:
+    if run.complete:
+        return None
+    reason = run.notes[0] if run.notes else "the run did not end by itself"
+    if run.status == "failed":
+        return Finding(FAILED, reason, "mend the cause, and give the same command again")
+    return Finding(PARTIAL, reason, "give the same command again, and let it end")
+
+
+def _engine_changed(run: Run) -> Finding | None:
+    if not (change := run.manifest.get("engine_change")):
+        return None
+    return Finding(ENGINE_CHANGED, str(change), "see server.log for the cause, or choose one engine with engine=…")
+
+
+def _client_at_fault(run: Run) -> Finding | None:
+    generator = run.manifest.get("generator") or {}
+    verdict = generator.get("verdict")
+    if verdict in (None, "ok"):
+        return None
+    reason = str(generator.get("reason") or "the load generator was the bottleneck")
+    advice = generator.get("advice") or (
+        "lower the load, raise load.processes, or run the load generator on a machine of its own"
+    )
+    return Finding(str(verdict), reason, str(advice))
+
+
+def _nothing_measured(run: Run) -> Finding | None:
+    measured = run.measured
+    if (measured["status"] == "ok").any():
+        return None
+    if measured.empty:
+        step = "raise load.duration_s, lower load.warmup_s, or raise load.requests"
+        answer_s = _answer_s(run.requests)
+        if answer_s is not None:
+            step = f"an answer takes {duration(answer_s)}: set load.duration_s={_advised_s(answer_s)}"
+        return Finding(NOTHING, "no request was due in the measurement window", step)
+    reason = f"none of {plural(len(measured), 'request')} succeeded{_commonest_error(measured)}"
+    return Finding(NOTHING, reason, "see the errors in report.html, and the server's log")
+
+
+def _too_many_failed(run: Run) -> Finding | None:
+    measured = run.measured
+    failed = measured[measured["status"] != "ok"]
+    if len(failed) <= FAILURE_LIMIT * len(measured):
+        return None
+    share = f"{len(failed):,} of {plural(len(measured), 'request')} failed ({percent(len(failed) / len(measured))})"
+    refused = int(failed["status"].isin(_REFUSALS).sum())
+    if refused * 2 >= len(failed):
+        served = _served_rps(run)
+        below = f"below {number(served)} requests/s" if served else "the load"
+        step = f"lower arrival.rate {below}, or find the limit with the command `capacity`"
+        if (run.manifest.get("load") or {}).get("kind") == "closed":
+            step = "lower arrival.concurrency, or raise load.request_timeout_s if the answers are wanted all the same"
+        return Finding(
+            OVERLOADED, f"{share}, {refused:,} of them refused or out of time{_commonest_error(failed)}", step
+        )
+    step = "see the failures in report.html and the server's log; the figures are those of the other requests only"
+    return Finding(REQUESTS_FAILED, f"{share}{_commonest_error(failed)}", step)
+
+
+def _too_short(run: Run) -> Finding | None:
+    answer_s = _answer_s(run.requests)
+    if run.window is None or answer_s is None or answer_s <= run.window.duration_s:
+        return None
+    reason = (
+        f"the window of {duration(run.window.duration_s)} is shorter than an answer ({duration(answer_s)}, median): "
+        "few requests begin and end in it"
+    )
+    return Finding(TOO_SHORT, reason, f"set load.duration_s={_advised_s(answer_s)}")
+
+
+def _not_steady(run: Run, steady: Steadiness) -> Finding | None:
+    if steady.verdict != NOT_STEADY:
+        return None
+    reason = "; ".join(steady.reasons)
+    if " rose " in f" {reason} ":
+        served = _served_rps(run)
+        limit = f" (it served {number(served)} requests/s)" if served else ""
+        step = f"lower arrival.rate{limit}, find the limit with the command `capacity`, or raise load.warmup_s"
+        if (run.manifest.get("load") or {}).get("kind") == "closed":
+            step = "raise load.warmup_s and load.duration_s, or look for what else runs on the server"
+        return Finding(NOT_STEADY, reason, step)
+    warmup_s = run.window.start_s if run.window else 0.0
+    return Finding(NOT_STEADY, reason, f"raise load.warmup_s to {max(10, math.ceil(2 * warmup_s))}")
+
+
+def _warnings(run: Run, measured: pd.DataFrame, steady: Steadiness, found: Finding | None) -> list[str]:
+    reason = None if found is None else found.reason
+    ok = measured[measured["status"] == "ok"]
+    warnings = [note for note in run.notes if note != reason]
+    if cut := cut_short(run):
+        warnings.append(cut)
+    failed = len(measured) - len(ok)
+    if len(ok) and failed:
+        warnings.append(
+            f"{failed} of {len(measured)} requests in the window failed; latencies are those of the successful ones"
+        )
+    answer_s = _answer_s(run.requests)
+    if found is None and run.window is not None and answer_s and run.window.duration_s < _ANSWERS_IN_WINDOW * answer_s:
+        warnings.append(
+            f"the window of {duration(run.window.duration_s)} holds few answers one after another (each takes "
+            f"{duration(answer_s)}); set load.duration_s={_advised_s(answer_s)}"
+        )
+    short = [quantile_name(q) for q in QUANTILES if 0 < len(ok) < min_samples(q)]
+    if short:
+        needed = ", ".join(f"{quantile_name(q)}: {min_samples(q)}" for q in QUANTILES if len(ok) < min_samples(q))
+        warnings.append(
+            f"too few successful requests in the window ({len(ok)}) for {', '.join(short)}; needed at least {needed}"
+        )
+    if steady.verdict == UNKNOWN and len(ok):
+        warnings.append(f"steadiness {steady}")
+    return [*warnings, *visibility_warnings(visibility(run), asked_and_got(run))]
+
+
+def cut_short(run: Run) -> str | None:
+    """The sentence for a window that is shorter than it was configured; None if it is whole."""
+    wanted_s = (run.config.get("load") or {}).get("duration_s")
+    if run.window is None or not isinstance(wanted_s, int | float) or run.window.duration_s >= 0.98 * wanted_s:
+        return None
+    return f"the window was cut short: {duration(run.window.duration_s)} of {duration(float(wanted_s))}"
+
+
+def _answer_s(requests: pd.DataFrame) -> float | None:
+    """Median time of an answer over all successful requests of the run, in seconds."""
+    answers = requests.loc[requests["status"] == "ok", "e2e_s"].dropna()
+    return float(answers.median()) if len(answers) else None
+
+
+def _advised_s(answer_s: float) -> int:
+    return max(10, math.ceil(_ANSWERS_TO_ADVISE * answer_s / 10.0) * 10)
+
+
+def _served_rps(run: Run) -> float | None:
+    if run.window is None or run.window.duration_s <= 0:
+        return None
+    return float(completed_requests(run).amounts.sum()) / run.window.duration_s
+
+
+def _commonest_error(failed: pd.DataFrame) -> str:
+    errors = failed["error"].dropna().value_counts()
+    return f", most often: {errors.index[0]}" if len(errors) else ""
+
+
+def failed_share(validity: Mapping[str, Any]) -> float:
+    """Share of the requests due in the window that failed; 0 if none was due."""
+    return validity.get("failed", 0) / validity["due"] if validity.get("due") else 0.0

@@ -8,7 +8,7 @@ at a time.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
@@ -39,6 +39,9 @@ class PrefillChunk:
 
     tokens: token ids at positions `start`, `start + 1`, ...; positions before `start` are already in the slot
     (from an earlier chunk or from the prefix cache). final: the prompt is complete, so a first token is sampled.
+    output: tokens that the sequence had produced before it lost its slot, on its final chunk: the token that is sampled
+    comes after them, and its random number is the one after theirs. An engine that takes prompts in pieces gets them as
+    the end of the prompt too; any other runs them through its decoder.
     """
 
     slot: int
@@ -46,6 +49,19 @@ class PrefillChunk:
     start: int = 0
     final: bool = True
     sampling: Sampling = GREEDY
+    output: Sequence[int] = ()
+
+
+class SlotFaults(Exception):
+    """A step went well except for some slots: their sequences end, and the others go on.
+
+    tokens: what the other slots of the call produced, by slot. faults: what each slot at fault ran into.
+    """
+
+    def __init__(self, tokens: Mapping[int, int], faults: Mapping[int, Exception]) -> None:
+        self.tokens = tokens
+        self.faults = faults
+        super().__init__(f"{len(faults)} slots failed")
 
 
 class PromptCompute(Enum):
@@ -113,17 +129,20 @@ class StepEngine(Engine):
     def prefill(self, chunks: Sequence[PrefillChunk]) -> list[int | None]:
         """Compute prompt tokens; returns per chunk the sampled token, or None where the chunk is not final.
 
+        Raises SlotFaults if only some slots failed. After any other error the engine is asked to release all slots, and
+        to compute a short sequence: if it can, it goes on serving.
+
         For an encoder-decoder model the prompt goes through the encoder (always in one chunk) and the returned token
         is the decoder's first.
         """
 
     @abstractmethod
     def decode(self, slots: Sequence[int]) -> list[int]:
-        """Append one token to each slot and return them, in the order given."""
+        """Append one token to each slot and return them, in the order given. Raises as `prefill` does."""
 
     @abstractmethod
     def release(self, slot: int) -> None:
-        """Forget the slot's sequence; the slot can be used again at once."""
+        """Forget the slot's sequence; the slot can be used again at once. For an empty slot nothing happens."""
 
     def prefix_refusal(self) -> str | None:
         """Why prefixes cannot be copied out of slots and into others, None where they can (see `copy_out`)."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from muai_lab.engines.base import Sampling
+from muai_lab.engines.base import Sampling, SlotFaults
 
 _COLDEST = 1e-30  # temperature below which fp32 would divide by 0
 _HEAD = 256  # tokens that are sorted at first
@@ -30,10 +30,12 @@ class SlotSampler:
     def __init__(self) -> None:
         self._states: dict[int, _SlotState] = {}
 
-    def open(self, slot: int, sampling: Sampling) -> None:
-        """Begin a sequence in `slot`."""
-        greedy = sampling.temperature <= 0.0
-        random = None if greedy else np.random.Generator(np.random.Philox(_entropy(sampling.seed)))
+    def open(self, slot: int, sampling: Sampling, *, drawn: int = 0) -> None:
+        """Begin a sequence in `slot`. drawn: tokens that it drew before it lost an earlier slot."""
+        random = None
+        if sampling.temperature > 0.0:
+            random = np.random.Generator(np.random.Philox(_entropy(sampling.seed)))
+            random.random(drawn)
         self._states[slot] = _SlotState(sampling, random)
 
     def release(self, slot: int) -> None:
@@ -41,15 +43,30 @@ class SlotSampler:
         self._states.pop(slot, None)
 
     def choose(self, logits: torch.Tensor, slots: Sequence[int]) -> list[int]:
-        """One token id for each row of `logits` [rows, vocabulary]; row i belongs to `slots[i]`."""
+        """One token id for each row of `logits` [rows, vocabulary]; row i belongs to `slots[i]`.
+
+        Raises SlotFaults if the tokens of some rows cannot be drawn.
+        """
         states = [self._states[slot] for slot in slots]
         drawn = [row for row, state in enumerate(states) if state.random is not None]
-        if len(drawn) == len(states):
-            return _draw(logits.float(), states)
-        tokens: list[int] = logits.argmax(dim=-1).tolist()
-        if drawn:
-            for row, token in zip(drawn, _draw(logits[drawn].float(), [states[row] for row in drawn]), strict=True):
-                tokens[row] = token
+        tokens: list[int] = logits.argmax(dim=-1).tolist() if len(drawn) < len(states) else [0] * len(states)
+        if not drawn:
+            return tokens
+        drawing = [states[row] for row in drawn]
+        rows = logits.float() if len(drawn) == len(states) else logits[drawn].float()
+        uniform = [state.random.random() for state in drawing if state.random is not None]
+        faults: dict[int, Exception] = {}
+        try:
+            found = _draw(rows, drawing, uniform)
+        except Exception as error:
+            found, faults = _draw_each(rows, drawing, uniform)
+            if len(faults) == len(drawn):
+                raise error
+        for row, token in zip(drawn, found, strict=True):
+            tokens[row] = token
+        if faults:
+            failed = {slots[drawn[at]]: error for at, error in faults.items()}
+            raise SlotFaults({slot: tokens[row] for row, slot in enumerate(slots) if slot not in failed}, failed)
         return tokens
 
 
@@ -58,14 +75,26 @@ def _entropy(seed: int | None) -> int | None:
     return None if seed is None else seed % 2**64
 
 
-def _draw(logits: torch.Tensor, states: Sequence[_SlotState]) -> list[int]:
+def _draw_each(
+    logits: torch.Tensor, states: Sequence[_SlotState], uniform: Sequence[float]
+) -> tuple[list[int], dict[int, Exception]]:
+    """The same row by row: the tokens, and what rows ran into for which there is none (0 stands in their place)."""
+    tokens, faults = [0] * len(states), {}
+    for row, state in enumerate(states):
+        try:
+            (tokens[row],) = _draw(logits[row : row + 1], [state], uniform[row : row + 1])
+        except Exception as error:  # noqa: BLE001 - told to the caller
+            faults[row] = error
+    return tokens, faults
+
+
+def _draw(logits: torch.Tensor, states: Sequence[_SlotState], uniform: Sequence[float]) -> list[int]:
     """One token a row: temperature, then top-k, then top-p (nucleus, Holtzman et al. 2019), then inverse CDF.
 
     The CDF runs over tokens from the likeliest down: small differences of logits, as another batch makes them, then
     hardly ever change the token. Sorting a whole vocabulary would take longer than the model, so the likeliest tokens
-    are tried first, and the rest is sorted only for rows that need it.
+    are tried first, and the rest is sorted only for rows that need it. uniform: each row's number in [0, 1).
     """
-    uniform = [state.random.random() for state in states if state.random is not None]
     rules = _Rules.of(states, uniform, logits)
     tokens, decided = _pick(logits, rules, head=min(_HEAD, logits.shape[1]))
     open_rows = (~decided).nonzero().squeeze(1)
@@ -91,13 +120,18 @@ class _Rules:
 
         return cls(
             column([max(state.sampling.temperature, _COLDEST) for state in states], torch.float64),
-            column([state.sampling.top_k or logits.shape[1] for state in states], torch.int64),
+            column([_kept(state.sampling.top_k, logits.shape[1]) for state in states], torch.int64),
             column([state.sampling.top_p for state in states], torch.float64),
             column(uniform, torch.float64),
         )
 
     def rows(self, index: torch.Tensor) -> _Rules:
         return _Rules(self.temperature[index], self.top_k[index], self.top_p[index], self.uniform[index])
+
+
+def _kept(top_k: int, vocabulary: int) -> int:
+    """Number of tokens that `top_k` keeps; any integer may be asked for, and more than a tensor can hold."""
+    return min(top_k, vocabulary) if top_k > 0 else vocabulary
 
 
 def _pick(logits: torch.Tensor, rules: _Rules, *, head: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -27,6 +27,17 @@ from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError
 from pydantic_core.core_schema import no_info_after_validator_function
 
 from muai_lab.engines.base import Sampling
+from muai_lab.engines.ranges import (
+    CHOICES,
+    INT64_MAX,
+    MAX_TOKENS,
+    PRIORITY,
+    SEED,
+    TEMPERATURE,
+    TOP_K_LEAST,
+    TOP_P,
+    Range,
+)
 from muai_lab.server.http_error import HttpError, invalid, shown
 from muai_lab.server.unsupported import CHAT_FIELDS, COMPLETION_FIELDS, Neutral, first_unsupported, is_neutral
 
@@ -34,10 +45,7 @@ if TYPE_CHECKING:
     from muai_lab.models.tokenizer import ModelTokenizer
 
 DEFAULT_COMPLETION_TOKENS = 16
-MAX_CHOICES = 128
-MAX_PRIORITY = 1000
 LONGEST_SALT = 256
-INT64_MAX = 2**63 - 1
 MAX_PROMPTS = 2048
 MAX_MESSAGES = 4096
 MAX_STOP_STRINGS = 64
@@ -49,6 +57,13 @@ UNSUPPORTED = "unsupported_parameter"
 
 Prompt = str | Sequence[int]
 """Text, or token ids: a list as JSON gives it, an array if it was parsed in another process."""
+
+
+def _within(numbers: Range) -> Any:
+    """The constraint of a field that holds one of these numbers; infinity and NaN are never among them."""
+    if numbers.above:
+        return Field(gt=numbers.least, le=numbers.most)
+    return Field(ge=numbers.least, le=numbers.most)
 
 
 def _is_id_list(value: Any) -> bool:
@@ -135,18 +150,18 @@ class GenerationFields(BaseModel, ABC):
     prompt_field: ClassVar[str]
 
     model: str
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] | None = None
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = None
-    seed: Annotated[int, Field(ge=-INT64_MAX - 1, le=INT64_MAX)] | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    max_tokens: Annotated[int, _within(MAX_TOKENS)] | None = None
+    temperature: Annotated[float, _within(TEMPERATURE)] | None = None
+    top_p: Annotated[float, _within(TOP_P)] | None = None
+    top_k: Annotated[int, Field(ge=TOP_K_LEAST)] | None = None
+    seed: Annotated[int, _within(SEED)] | None = None
+    n: Annotated[int, _within(CHOICES)] | None = None
     best_of: Annotated[int, Field(ge=1)] | None = None
     stop: Annotated[tuple[str, ...], PlainValidator(_stop_strings)] = ()
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     ignore_eos: bool | None = None
-    priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] | None = None
+    priority: Annotated[int, _within(PRIORITY)] | None = None
     cache_salt: Annotated[str, Field(max_length=LONGEST_SALT)] | None = None
 
     @property
@@ -165,7 +180,7 @@ class GenerationFields(BaseModel, ABC):
         return Sampling(
             temperature=1.0 if self.temperature is None else self.temperature,
             top_p=1.0 if self.top_p is None else self.top_p,
-            top_k=max(0, self.top_k or 0),  # -1 is vLLM's way to say "all"
+            top_k=max(0, self.top_k or 0),
             seed=seed,
         )
 
@@ -272,7 +287,7 @@ class ChatRequest(GenerationFields):
     prompt_field = "messages"
 
     messages: Conversation
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, _within(MAX_TOKENS)] | None = None
 
     def token_limit(self) -> int | None:
         """As many as the context holds, unless said otherwise."""

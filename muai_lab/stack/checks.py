@@ -2,23 +2,45 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from muai_lab.engines.base import Engine, Sampling
+from muai_lab.engines.ranges import MAX_TOKENS, PRIORITY, TEMPERATURE, TIMEOUT_S, TOP_P, Range
 from muai_lab.errors import InvalidRequest
 from muai_lab.stack.request import GenerationRequest
+
+_MOST_DIGITS = 40  # of a number that an error repeats
 
 
 def check_request(request: GenerationRequest, engine: Engine, *, vocabulary: int) -> None:
     """Raise InvalidRequest, naming the parameter, for a request that this engine can never serve."""
     _check_prompt(request.prompt, vocabulary)
     _check_sampling(request.sampling)
-    if request.timeout_s is not None and not request.timeout_s > 0:
-        raise InvalidRequest(f"timeout_s must be more than 0, not {request.timeout_s}", param="timeout_s")
-    if request.max_tokens < 1:
-        raise InvalidRequest(f"max_tokens must be at least 1, not {request.max_tokens}", param="max_tokens")
+    if request.timeout_s is not None:
+        _check_range("timeout_s", request.timeout_s, TIMEOUT_S)
+    _check_range("priority", request.priority, PRIORITY)
+    _check_range("max_tokens", request.max_tokens, MAX_TOKENS)
+    _check_salt(request.cache_salt)
     _check_length(len(request.prompt), request.max_tokens, engine)
+
+
+def _check_range(name: str, value: float, numbers: Range) -> None:
+    if not numbers.holds(value):
+        raise InvalidRequest(f"{name} must be {numbers}, not {_shown(value)}", param=name)
+
+
+def _shown(value: float) -> str:
+    """The number, cut short; Python prints no integer of more than some thousand digits."""
+    if isinstance(value, int) and abs(value) >= 10**_MOST_DIGITS:
+        return f"an integer of more than {_MOST_DIGITS} digits"
+    return str(value)
+
+
+def _check_salt(salt: str) -> None:
+    try:
+        salt.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"cache_salt is no valid Unicode: {error.reason}", param="cache_salt") from error
 
 
 def _check_prompt(prompt: Sequence[int], vocabulary: int) -> None:
@@ -46,9 +68,7 @@ def _check_length(prompt_tokens: int, max_tokens: int, engine: Engine) -> None:
 
 
 def _check_sampling(sampling: Sampling) -> None:
-    if not (math.isfinite(sampling.temperature) and sampling.temperature >= 0):
-        raise InvalidRequest(f"temperature must be 0 or more, not {sampling.temperature}", param="temperature")
-    if not 0 < sampling.top_p <= 1:
-        raise InvalidRequest(f"top_p must be above 0 and at most 1, not {sampling.top_p}", param="top_p")
+    _check_range("temperature", sampling.temperature, TEMPERATURE)
+    _check_range("top_p", sampling.top_p, TOP_P)
     if sampling.top_k < 0:
-        raise InvalidRequest(f"top_k must be 0 (all tokens) or more, not {sampling.top_k}", param="top_k")
+        raise InvalidRequest(f"top_k must be 0 (all tokens) or more, not {_shown(sampling.top_k)}", param="top_k")

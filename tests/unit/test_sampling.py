@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 
-from muai_lab.engines.base import GREEDY, Sampling
+from muai_lab.engines.base import GREEDY, Sampling, SlotFaults
 from muai_lab.engines.sampling import SlotSampler
 
 # Upper 0.1 % points of the chi-square distribution, by degrees of freedom (any statistics textbook's table).
@@ -206,3 +206,50 @@ def test_low_precision_logits_are_sampled_in_high_precision() -> None:
     sampler.open(0, Sampling(1.0, seed=1))
 
     assert sampler.choose(torch.tensor([[0.0, 80.0]], dtype=torch.bfloat16), [0]) == [1]
+
+
+class Unsampled(Sampling):
+    """Sampling that no check would let through: its temperature fails when it is read."""
+
+    @property
+    def temperature(self) -> float:  # type: ignore[override]
+        raise OverflowError("no such temperature")
+
+
+def test_a_row_that_cannot_be_drawn_leaves_the_others_their_own_tokens() -> None:
+    rows = torch.randn(5, 300, generator=torch.Generator().manual_seed(1))
+    kinds = [Sampling(1.0, seed=1), Sampling(1.3, 0.9, seed=2), GREEDY, Sampling(0.7, top_k=9, seed=3)]
+    alone, company = SlotSampler(), SlotSampler()
+    for slot, sampling in enumerate(kinds):
+        alone.open(slot, sampling)
+        company.open(slot, sampling)
+    company.open(4, Sampling(1.0))
+    company._states[4].sampling = object.__new__(Unsampled)
+
+    for _ in range(3):
+        expected = alone.choose(rows[:4], range(4))
+        with pytest.raises(SlotFaults) as caught:
+            company.choose(rows, range(5))
+
+        assert caught.value.tokens == dict(enumerate(expected))
+        assert {slot: str(error) for slot, error in caught.value.faults.items()} == {4: "no such temperature"}
+
+
+def test_when_no_row_can_be_drawn_the_step_itself_has_failed() -> None:
+    sampler = SlotSampler()
+    sampler.open(0, Sampling(1.0))
+    sampler._states[0].sampling = object.__new__(Unsampled)
+
+    with pytest.raises(OverflowError, match="no such temperature"):
+        sampler.choose(torch.zeros(1, 3), [0])
+
+
+def test_a_sequence_that_begins_again_goes_on_in_its_random_numbers() -> None:
+    rows = torch.randn(8, 1, 50, generator=torch.Generator().manual_seed(2))
+
+    def drawn(steps: range, already: int) -> list[int]:
+        sampler = SlotSampler()
+        sampler.open(0, Sampling(1.0, seed=11), drawn=already)
+        return [sampler.choose(rows[step], [0])[0] for step in steps]
+
+    assert drawn(range(5, 8), 5) == drawn(range(8), 0)[5:]

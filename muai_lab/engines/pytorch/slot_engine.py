@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from muai_lab.engines.base import EngineInfo, KVBlock, PrefillChunk, PromptCompute, StepEngine
+from muai_lab.engines.base import EngineInfo, KVBlock, PrefillChunk, PromptCompute, SlotFaults, StepEngine
 from muai_lab.engines.pytorch.decoder import DecoderModel
 from muai_lab.engines.pytorch.encoder_decoder import EncoderDecoderModel
 from muai_lab.engines.sampling import SlotSampler
@@ -91,10 +91,13 @@ class SlotEngine(StepEngine):
         """See `StepEngine.prefill`."""
         if not chunks:
             return []
-        logits = self._live().prefill(chunks)
+        model = self._live()
+        logits = model.prefill(chunks)
         final = [chunk for chunk in chunks if chunk.final]
-        for chunk in final:
-            self._sampler.open(chunk.slot, chunk.sampling)
+        for row, chunk in enumerate(final):
+            self._sampler.open(chunk.slot, chunk.sampling, drawn=len(chunk.output))
+            if chunk.output and self.prompts is not PromptCompute.PIECES:
+                logits[row] = _after_output(model, chunk)
         slots = [chunk.slot for chunk in final]
         chosen = iter(self._choose(logits, slots) if final else [])
         return [next(chosen) if chunk.final else None for chunk in chunks]
@@ -158,6 +161,17 @@ class SlotEngine(StepEngine):
         return model
 
     def _choose(self, logits: torch.Tensor, slots: Sequence[int]) -> list[int]:
-        tokens = self._sampler.choose(logits, slots)
+        try:
+            tokens = self._sampler.choose(logits, slots)
+        except SlotFaults as partly:
+            self._last.update(partly.tokens)
+            raise
         self._last.update(zip(slots, tokens, strict=True))
         return tokens
+
+
+def _after_output(model: SlotModel, chunk: PrefillChunk) -> torch.Tensor:
+    """Logits `[vocabulary]` after the tokens that the sequence had produced when it lost its slot."""
+    for token in chunk.output:
+        logits = model.decode([chunk.slot], [token])
+    return logits[0]

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from muai_lab.engines.base import Sampling
 from muai_lab.engines.vllm.probe import NAME
 from muai_lab.errors import EngineError
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 _MIB = 1 << 20
+_MOST_TOP_K = 2**31 - 1  # beyond any vocabulary; vLLM sends it in 64 bits, and keeps it in 32
+_SEEDS = 1 << 63  # vLLM's are 64 bits with a sign, and -1 means none
 _ADVICE = (
     (
         "larger than the available KV cache memory",
@@ -88,6 +91,16 @@ def engine_arguments(
     eos = _eos_token_ids(source.path, text)
     vocabulary = text.get("vocab_size")
     return EngineArguments(keywords, eos, vocabulary, effective, tuple(_warnings(optimization, cpu=cpu)))
+
+
+def sampling_keywords(sampling: Sampling) -> dict[str, Any]:
+    """Keywords of vLLM's `SamplingParams`; no number is more than its processes can pass on."""
+    return {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": min(sampling.top_k, _MOST_TOP_K),
+        "seed": None if sampling.seed is None else sampling.seed % _SEEDS,
+    }
 
 
 def advice(message: str) -> str:

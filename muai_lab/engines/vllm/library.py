@@ -15,6 +15,7 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 from vllm.v1.metrics.loggers import PrometheusStatLogger
 
 from muai_lab.engines.base import Sampling, StreamedTokens
+from muai_lab.engines.vllm.arguments import sampling_keywords
 
 __all__ = [
     "EngineDeadError",
@@ -29,7 +30,6 @@ __all__ = [
 ]
 
 _WATCH = "muai_lab.engines.vllm.server_watch.ServerWatch"
-_SEEDS = 1 << 63  # vLLM's are 64 bits with a sign, and -1 means none
 
 
 class StepClock(PrometheusStatLogger):
@@ -79,10 +79,7 @@ def prompt_input(prompt: Sequence[int], cache_salt: str) -> Any:
 def sampling_params(sampling: Sampling, *, max_tokens: int, stop_token_ids: Sequence[int]) -> Any:
     """One request's parameters. stop_token_ids: end the output (and belong to it); empty to ignore the end of text."""
     return SamplingParams(
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        seed=None if sampling.seed is None else sampling.seed % _SEEDS,
+        **sampling_keywords(sampling),
         max_tokens=max_tokens,
         stop_token_ids=list(stop_token_ids),
         # Said by stop_token_ids; what vLLM itself would take for the end of text depends on a tokenizer it has not got.

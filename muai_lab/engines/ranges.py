@@ -1,0 +1,36 @@
+"""Ranges of the numbers in a request, each stated once: what every engine can hold, so that all of them answer alike.
+
+The HTTP edge and the stack refuse what lies outside. A `top_k` above the vocabulary is no fault: it keeps every token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Numbers that a field of a request may hold, both ends included; above: `least` itself is left out."""
+
+    least: float
+    most: float
+    above: bool = False
+
+    def holds(self, value: float) -> bool:
+        """True if `value` lies in the range; NaN lies in none."""
+        return (value > self.least if self.above else value >= self.least) and value <= self.most
+
+    def __str__(self) -> str:
+        return f"{'above' if self.above else 'at least'} {self.least} and at most {self.most}"
+
+
+INT64_MAX = 2**63 - 1
+
+TEMPERATURE = Range(0, 2)  # OpenAI's, and all that vLLM takes
+TOP_P = Range(0, 1, above=True)
+TOP_K_LEAST = -1  # vLLM's way to say "all", beside 0
+SEED = Range(-INT64_MAX - 1, INT64_MAX)
+MAX_TOKENS = Range(1, 2**31 - 1)  # the model's context ends sooner
+CHOICES = Range(1, 128)
+PRIORITY = Range(-1000, 1000)
+TIMEOUT_S = Range(0, 1e9, above=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import ClassVar
 
-from muai_lab.settings.section import Conflict, Section, setting
+from muai_lab.settings.section import Order, Section, setting
 
 
 class CapacitySettings(Section):
@@ -26,9 +26,4 @@ class CapacitySettings(Section):
         None, "Begin no probe that would end later than this after the start; null for no limit.", unit="s", gt=0
     )
 
-    def conflicts(self) -> Iterator[Conflict]:
-        if self.lowest_rate >= self.highest_rate:
-            yield Conflict(
-                ("lowest_rate", "highest_rate"),
-                f"lowest_rate ({self.lowest_rate:g}) is not below highest_rate ({self.highest_rate:g})",
-            )
+    orders: ClassVar[tuple[Order, ...]] = (Order("lowest_rate", "highest_rate", apart=2.0, strict=True),)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -27,7 +27,7 @@ from muai_lab.errors import SettingsError
 from muai_lab.settings.catalogue import find_key
 from muai_lab.settings.hydra_groups import compose_config, hydra_message, hydra_session
 from muai_lab.settings.load import Resolved, flatten, load_settings
-from muai_lab.settings.origin import OVERRIDE, Layer, Origin
+from muai_lab.settings.origin import OVERRIDE, Given, Layer, Origin
 from muai_lab.settings.overrides import name_problems, parse_overrides
 
 # Above this many jobs not every combination is composed, only every value of every swept key once.
@@ -185,7 +185,10 @@ def _resolve(cfg: DictConfig, hydra: DictConfig) -> Resolved:
         if override.key_or_group not in choices and not override.is_hydra_override():
             given[override.key_or_group] = override.value()
     folders = [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
-    layers = _choice_layers(cfg, choices, folders)
+    named = {override.key_or_group for override in parsed}
+    # An experiment chooses options, too: those beside it cannot be told from the defaults of the groups.
+    chosen = named if choices.get("experiment") is None else choices.keys()
+    layers = _choice_layers(cfg, choices, folders, chosen)
     file = _select(cfg, "config_file")
     overrides = {path: _select(cfg, path) for path in flatten(given, OVERRIDE)}
     return load_settings(None if file is None else str(file), overrides=overrides, choices=layers)
@@ -199,8 +202,13 @@ def _select(cfg: DictConfig, path: str) -> object:
         raise SettingsError([f"{path}: {hydra_message(error)}"]) from None
 
 
-def _choice_layers(cfg: DictConfig, choices: Mapping[str, object], folders: Sequence[Path]) -> list[Layer]:
-    """What each chosen option sets, one layer each; an experiment lies above the other groups."""
+def _choice_layers(
+    cfg: DictConfig, choices: Mapping[str, object], folders: Sequence[Path], chosen: Set[str]
+) -> list[Layer]:
+    """What each option sets, one layer each; an experiment lies above the other groups.
+
+    Of an option that nobody chose only what differs from the default of its key counts: the rest may give way.
+    """
     layers = []
     for group in sorted(choices, key=lambda name: name == "experiment"):
         option = choices[group]
@@ -210,8 +218,17 @@ def _choice_layers(cfg: DictConfig, choices: Mapping[str, object], folders: Sequ
                 path: _select(cfg, path) if "${" in str(value) else value
                 for path, value in _option_values(name, option, package, folders).items()
             }
-            layers.append(flatten(values, Origin("group", f"{group}={option}")))
+            layer = flatten(values, Origin("group", f"{group}={option}"))
+            layers.append(
+                layer if group in chosen else {path: given for path, given in layer.items() if _moves(path, given)}
+            )
     return layers
+
+
+def _moves(path: str, given: Given) -> bool:
+    """True if the value is not the key's default."""
+    key = find_key(path)
+    return key is None or given.value != key.default
 
 
 def _option_values(group: str, option: str, package: str, folders: Sequence[Path]) -> dict[str, object]:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from muai_lab.settings.section import AnySequence, Conflict, Name, Section, setting
+from muai_lab.settings.section import AnySequence, Conflict, Name, Order, Section, setting
+
+
+def _check_weights(weights: tuple[float, ...]) -> tuple[float, ...]:
+    if weights and not any(weights):
+        raise ValueError("every weight is 0: nothing could be drawn")
+    return weights
 
 
 class FixedLength(Section):
@@ -24,9 +30,7 @@ class UniformLength(Section):
     low: int = setting(16, "Shortest length.", ge=1)
     high: int = setting(128, "Longest length.", ge=1)
 
-    def conflicts(self) -> Iterator[Conflict]:
-        if self.low > self.high:
-            yield Conflict(("low", "high"), f"low ({self.low}) is above high ({self.high})")
+    orders: ClassVar[tuple[Order, ...]] = (Order("low", "high"),)
 
 
 class _BoundedLength(Section):
@@ -35,9 +39,7 @@ class _BoundedLength(Section):
     low: int = setting(1, "Shortest length; shorter draws become this.", ge=1)
     high: int | None = setting(None, "Longest length; longer draws become this. null for none.", ge=1)
 
-    def conflicts(self) -> Iterator[Conflict]:
-        if self.high is not None and self.low > self.high:
-            yield Conflict(("low", "high"), f"low ({self.low}) is above high ({self.high})")
+    orders: ClassVar[tuple[Order, ...]] = (Order("low", "high"),)
 
 
 class NormalLength(_BoundedLength):
@@ -61,8 +63,8 @@ class EmpiricalLength(Section):
 
     distribution: Literal["empirical"] = setting("empirical", "Lengths that were observed.")
     values: Annotated[tuple[Annotated[int, Field(ge=1)], ...], AnySequence] = setting((), "The lengths.")
-    weights: Annotated[tuple[Annotated[float, Field(ge=0)], ...], AnySequence] = setting(
-        (), "How often each of `values` was seen; none for equally often."
+    weights: Annotated[tuple[Annotated[float, Field(ge=0)], ...], AnySequence, AfterValidator(_check_weights)] = (
+        setting((), "How often each of `values` was seen; none for equally often.")
     )
     path: Name | None = setting(
         None,
@@ -76,8 +78,6 @@ class EmpiricalLength(Section):
             yield Conflict(
                 ("weights", "values"), f"{len(self.weights)} weights for {len(self.values)} values: give one for each"
             )
-        elif self.weights and not any(self.weights):
-            yield Conflict(("weights",), "every weight is 0: nothing could be drawn")
 
 
 LengthDistribution = Annotated[

@@ -5,7 +5,8 @@ These come from the configuration groups and the command line, not from the serv
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
@@ -13,7 +14,18 @@ from pydantic import AfterValidator, Field
 from muai_lab.settings.capacity import CapacitySettings
 from muai_lab.settings.monitoring import MonitoringSettings
 from muai_lab.settings.schema import OptimizationSettings
-from muai_lab.settings.section import AnySequence, Conflict, Name, PlainUrl, Section, setting
+from muai_lab.settings.section import (
+    AnySequence,
+    Conflict,
+    GivesWay,
+    Name,
+    PlainUrl,
+    Section,
+    WasSet,
+    setting,
+    value_at,
+    was_set,
+)
 from muai_lab.settings.tuning import TuningSettings
 from muai_lab.settings.workload import TIMED_KINDS, SyntheticWorkload, WorkloadSettings
 
@@ -22,6 +34,12 @@ def _check_variable_name(value: str) -> str:
     if not value.isascii() or not value.isidentifier():
         raise ValueError("expected the name of an environment variable (not the key itself)")
     return value
+
+
+def _check_rates(rates: tuple[float, ...]) -> tuple[float, ...]:
+    if rates and not any(rates):
+        raise ValueError("every rate is 0: nothing would ever be sent")
+    return rates
 
 
 class ModelSettings(Section):
@@ -62,8 +80,13 @@ class ArrivalSettings(Section):
     )
     end_rate: float = setting(40.0, "ramp: rate at its end and after it.", unit="requests/s", ge=0)
     ramp_s: float = setting(30.0, "ramp: how long it takes.", unit="s", gt=0)
-    step_rates: Annotated[tuple[Annotated[float, Field(ge=0)], ...], AnySequence] = setting(
-        (5.0, 10.0, 20.0), "steps: the rates, one after another; the last one stays.", unit="requests/s", min_length=1
+    step_rates: Annotated[tuple[Annotated[float, Field(ge=0)], ...], AnySequence, AfterValidator(_check_rates)] = (
+        setting(
+            (5.0, 10.0, 20.0),
+            "steps: the rates, one after another; the last one stays.",
+            unit="requests/s",
+            min_length=1,
+        )
     )
     step_s: float = setting(10.0, "steps: how long each rate is held.", unit="s", gt=0)
     period_s: float = setting(60.0, "diurnal: length of a day.", unit="s", gt=0)
@@ -79,8 +102,6 @@ class ArrivalSettings(Section):
     def conflicts(self) -> Iterator[Conflict]:
         if self.trace_rate is not None and self.speed != 1.0:
             yield Conflict(("trace_rate", "speed"), "both say how fast a trace is replayed: set one of them")
-        if self.kind == "steps" and not any(self.step_rates):
-            yield Conflict(("step_rates", "kind"), "every rate is 0: nothing would ever be sent")
 
 
 class LoadSettings(Section):
@@ -137,6 +158,10 @@ class TargetSettings(Section):
     )
     model: Name | None = setting(None, "Model name that the endpoint knows; null asks it and takes its only one.")
 
+    def giving_way(self, was_set: WasSet) -> Iterator[GivesWay]:
+        if self.url is not None and self.kind != "endpoint" and not was_set("kind"):
+            yield GivesWay("kind", "endpoint", "url")
+
     def conflicts(self) -> Iterator[Conflict]:
         if self.kind == "endpoint":
             if self.url is None:
@@ -164,6 +189,26 @@ class ExperimentSettings(Section):
     )
 
 
+_ARRIVAL_OF: Mapping[str, str] = MappingProxyType(
+    {
+        "arrival.concurrency": "closed",
+        "load.requests": "closed",
+        "arrival.cv": "gamma",
+        "arrival.end_rate": "ramp",
+        "arrival.ramp_s": "ramp",
+        "arrival.step_rates": "steps",
+        "arrival.step_s": "steps",
+        "arrival.period_s": "diurnal",
+        "arrival.amplitude": "diurnal",
+        "arrival.speed": "trace",
+        "arrival.trace_rate": "trace",
+    }
+)
+"""Keys that mean something under one kind of arrivals only: set without a kind, they choose it."""
+_RATED = ("gamma", "ramp", "diurnal")
+"""Those of these kinds that `arrival.rate` means something under, too."""
+
+
 class LabSettings(Section):
     """Everything that one run or one server is made from."""
 
@@ -185,7 +230,16 @@ class LabSettings(Section):
     optimization: OptimizationSettings = OptimizationSettings()
     monitoring: MonitoringSettings = MonitoringSettings()
 
+    def giving_way(self, was_set: WasSet) -> Iterator[GivesWay]:
+        meant = self._arrivals_meant(was_set)
+        if len(set(meant.values())) == 1:
+            yield from (GivesWay("arrival.kind", kind, key) for key, kind in list(meant.items())[:1])
+
     def conflicts(self) -> Iterator[Conflict]:
+        meant = self._arrivals_meant(lambda path: was_set(self, path))
+        if len(set(meant.values())) > 1:
+            told = ", ".join(f"{key} means something with arrival={kind}" for key, kind in meant.items())
+            yield Conflict((*meant, "arrival.kind"), f"{told}: choose one of these")
         if self.arrival.kind == "trace" and self.workload.kind not in TIMED_KINDS:
             yield Conflict(
                 ("arrival.kind", "workload.kind"),
@@ -198,9 +252,20 @@ class LabSettings(Section):
                 f"load.backend=ray needs an endpoint that all machines reach, but the target is {self.target.kind}: "
                 "set target=endpoint and target.url",
             )
-        if self.load.requests is not None and self.arrival.kind != "closed":
+        if self.load.requests is not None and self.arrival.kind != "closed" and not meant:
             yield Conflict(
                 ("load.requests", "arrival.kind"),
                 f"load.requests needs the closed loop, but arrival.kind is {self.arrival.kind}: bound an open loop by "
                 "load.duration_s",
             )
+
+    def _arrivals_meant(self, was_set: WasSet) -> dict[str, str]:
+        """The kind of arrivals that each key which was set has a meaning under; empty if the kind itself was set."""
+        if was_set("arrival.kind"):
+            return {}
+        meant = {key: kind for key, kind in _ARRIVAL_OF.items() if was_set(key) and value_at(self, key) is not None}
+        if self.workload.kind not in TIMED_KINDS:  # it has no times that could be replayed
+            meant = {key: kind for key, kind in meant.items() if kind != "trace"}
+        if was_set("arrival.rate") and not set(_RATED).issuperset(meant.values()):
+            meant["arrival.rate"] = type(self.arrival).model_fields["kind"].default
+        return meant

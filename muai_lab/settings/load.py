@@ -22,12 +22,14 @@ from muai_lab.settings.catalogue import (
     sections,
     show,
 )
+from muai_lab.settings.choices import applicable_key, implied_kinds, kind_in, kinds_with, node_at
 from muai_lab.settings.environment import read_environment
 from muai_lab.settings.file import default_file, read_file
+from muai_lab.settings.giving_way import give_way, walk
 from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.nearest import did_you_mean, nearest_path
 from muai_lab.settings.origin import DEFAULT, OVERRIDE, Given, Layer, Origin
-from muai_lab.settings.section import UNCHECKED, Section
+from muai_lab.settings.section import UNCHECKED
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class Resolved:
     """The frozen tree and where each of its values comes from.
 
     file: the configuration file that was read, None without one. origins: dotted path -> origin, for every key that a
-    layer above the defaults set.
+    layer above the defaults set, and for every default that gave way to one.
     """
 
     settings: LabSettings
@@ -126,13 +128,16 @@ def _resolve(layers: Sequence[Layer], file: Path | None, problems: list[str]) ->
     for layer in layers:
         problems += [_unknown_key(path, given) for path, given in layer.items() if find_key(path) is None]
         _put(layer, merged)
+    merged.update(implied_kinds(merged))
     values, invalid = _check(merged, problems)
     problems += _hidden_problems(layers, merged)
     settings = LabSettings.model_validate(_build(catalogue(), values), context=UNCHECKED)
-    problems += _conflicts(settings, merged, invalid)
+    settings, moved = give_way(settings, values.keys())
+    origins = {**{path: merged[path].origin for path in values}, **moved}
+    problems += _conflicts(settings, origins, invalid)
     if problems:
         raise SettingsError(list(dict.fromkeys(problems)))
-    return Resolved(settings, file, {path: merged[path].origin for path in values})
+    return Resolved(settings, file, origins)
 
 
 def _unknown_key(path: str, given: Given) -> str:
@@ -145,10 +150,10 @@ def _unknown_key(path: str, given: Given) -> str:
 def _put(layer: Layer, merged: dict[str, Given]) -> None:
     """Lay `layer` over `merged`. Where it changes the kind of a choice, what lower layers said of the old kind goes."""
     for path, section in sections().items():  # an outer choice comes before those inside it
-        choice = _node_at(path, merged)[0] if isinstance(section, Choice) else None
+        choice = node_at(path, merged)[0] if isinstance(section, Choice) else None
         if isinstance(choice, Choice):
             discriminator = f"{path}.{choice.discriminator}"
-            if discriminator in layer and _kind_in(choice, merged) != layer[discriminator].value:
+            if discriminator in layer and kind_in(choice, merged) != layer[discriminator].value:
                 for name in [name for name in merged if name.startswith(f"{path}.")]:
                     del merged[name]
     merged.update({path: given for path, given in layer.items() if find_key(path) is not None})
@@ -160,11 +165,13 @@ def _check(merged: Mapping[str, Given], problems: list[str]) -> tuple[dict[str, 
     invalid: set[str] = set()
     entries: dict[str, dict[str, Given]] = {}
     for path, given in merged.items():
-        key, choice = _applicable_key(path, merged)
+        key, choice = applicable_key(path, merged)
         if key is None:
             assert choice is not None, "only the kind of a choice takes a key away"
-            kind = _kind_in(choice, merged)
-            problems.append(f"{path} ({given.origin}): does not apply to {choice.discriminator} {kind}")
+            kind = kind_in(choice, merged)
+            problems.append(
+                f"{path} ({given.origin}): does not apply to {choice.discriminator} {kind}{_fits(choice, path)}"
+            )
             invalid.add(path)
             continue
         if key.kind == "sections" and path != key.path:
@@ -183,6 +190,12 @@ def _check(merged: Mapping[str, Given], problems: list[str]) -> tuple[dict[str, 
         else:
             values.update({name: given.value for name, given in parts.items()})
     return values, invalid
+
+
+def _fits(choice: Choice, path: str) -> str:
+    """Where the key would belong: the end of the message that it does not apply."""
+    kinds = kinds_with(choice, {path.removeprefix(f"{choice.path}.").partition(".")[0]})
+    return f", but to {', '.join(kinds)}: set {choice.path}.{choice.discriminator}" if kinds else ""
 
 
 def _section_problems(path: str, entries: Mapping[str, Given]) -> Iterator[str]:
@@ -254,44 +267,6 @@ def _depends_on_a_choice(path: str) -> bool:
     return any(isinstance(sections().get(".".join(names[:end])), Choice) for end in range(1, len(names)))
 
 
-def _kind_in(choice: Choice, merged: Mapping[str, Given]) -> object:
-    """The kind of a choice that is in force."""
-    given = merged.get(f"{choice.path}.{choice.discriminator}")
-    return choice.default_kind if given is None else given.value
-
-
-def _node_at(path: str, merged: Mapping[str, Given]) -> tuple[Key | Group | Choice | None, Choice | None]:
-    """What the dotted path means under the kinds that are in force, and the innermost choice on the way to it.
-
-    None where the kind in force has no such child. An entry of an open mapping means the mapping. Where a kind does
-    not exist at all, which is a problem of its own, the first of its choice stands in.
-    """
-    node: Key | Group | Choice = catalogue()
-    innermost: Choice | None = None
-    for name in path.split("."):
-        if isinstance(node, Key):
-            return (node, innermost) if node.kind in ("mapping", "sections") else (None, innermost)
-        if isinstance(node, Choice):
-            innermost = node
-            kind = str(_kind_in(node, merged))
-            node = node.kinds.get(kind, next(iter(node.kinds.values())))
-        child = node.children.get(name)
-        if child is None:
-            return None, innermost
-        node = child
-    return node, innermost
-
-
-def _applicable_key(path: str, merged: Mapping[str, Given]) -> tuple[Key | None, Choice | None]:
-    """The key that `path` means under the kinds that are chosen, or None with the choice whose kind has no such key."""
-    node, choice = _node_at(path, merged)
-    if isinstance(node, Key):
-        return node, choice
-    if choice is not None and _kind_in(choice, merged) not in choice.kinds:
-        return find_key(path), choice
-    return None, choice
-
-
 def _build(group: Group, values: Mapping[str, object]) -> dict[str, object]:
     """Nested data for the models, holding only what was set (so that `model_fields_set` says what was)."""
     data: dict[str, object] = {}
@@ -316,23 +291,13 @@ def _build(group: Group, values: Mapping[str, object]) -> dict[str, object]:
     return data
 
 
-def _conflicts(settings: LabSettings, merged: Mapping[str, Given], invalid: set[str]) -> Iterator[str]:
-    for path, section in _walk("", settings):
+def _conflicts(settings: LabSettings, origins: Mapping[str, Origin], invalid: set[str]) -> Iterator[str]:
+    for path, section in walk("", settings, mappings=False):
         for conflict in section.conflicts():
             paths = {key: f"{path}.{key}" if path else key for key in conflict.keys}
             if invalid.isdisjoint(paths.values()):
-                origins = ", ".join(
-                    f"{key}: {merged[full].origin if full in merged else DEFAULT}" for key, full in paths.items()
-                )
-                yield f"{path + ': ' if path else ''}{conflict.message} ({origins})"
-
-
-def _walk(path: str, section: Section) -> Iterator[tuple[str, Section]]:
-    yield path, section
-    for name in type(section).model_fields:
-        child = getattr(section, name)
-        if isinstance(child, Section):
-            yield from _walk(f"{path}.{name}" if path else name, child)
+                named = ", ".join(f"{key}: {origins.get(full, DEFAULT)}" for key, full in paths.items())
+                yield f"{path + ': ' if path else ''}{conflict.message} ({named})"
 
 
 def _leaves(node: Group | Choice, section: BaseModel) -> Iterator[tuple[Key, object]]:

@@ -8,14 +8,18 @@ from typing import Annotated, Literal
 from muai_lab.settings.section import (
     AnySequence,
     Conflict,
+    GivesWay,
     HttpPath,
     Name,
     OtlpEndpoint,
     SecretUrl,
     Section,
     Unique,
+    WasSet,
     setting,
 )
+
+_LAST_PORT = 65535
 
 AlertDestination = Literal["log", "webhook", "alertmanager"]
 
@@ -127,6 +131,14 @@ class ServerSettings(Section):
         ge=1,
     )
 
+    def giving_way(self, was_set: WasSet) -> Iterator[GivesWay]:
+        if self.health_check_path == self.readiness_check_path:
+            health, ready = was_set("health_check_path"), was_set("readiness_check_path")
+            if health and not ready:
+                yield GivesWay("readiness_check_path", "/readyz", "health_check_path")
+            elif ready and not health:
+                yield GivesWay("health_check_path", "/healthz", "readiness_check_path")
+
     def conflicts(self) -> Iterator[Conflict]:
         if self.health_check_path == self.readiness_check_path:
             yield Conflict(
@@ -149,10 +161,21 @@ class MonitoringSettings(Section):
         """Address of the metrics: their own if it is set, else the server's."""
         return self.prometheus.host if "host" in self.prometheus.model_fields_set else self.server.host
 
+    def giving_way(self, was_set: WasSet) -> Iterator[GivesWay]:
+        ports = {"prometheus.port": self.prometheus.port, "server.port": self.server.port}
+        taken = [key for key in ports if was_set(key)]
+        if len(taken) == 1 and self._metrics_on_the_server_s_port():
+            (free,) = ports.keys() - taken
+            port = ports[free]
+            yield GivesWay(free, port + 1 if port < _LAST_PORT else port - 1, taken[0])
+
     def conflicts(self) -> Iterator[Conflict]:
-        metrics, server = self.prometheus, self.server
-        if self.enabled and metrics.enabled and server.enabled and metrics.port == server.port != 0:
+        if self.server.enabled and self._metrics_on_the_server_s_port():
             yield Conflict(
                 ("prometheus.port", "server.port"),
-                f"prometheus.port and server.port are both {server.port}: give each its own, or 0 for any free port",
+                f"prometheus.port and server.port are both {self.server.port}: give each its own, or 0 for any free "
+                "port",
             )
+
+    def _metrics_on_the_server_s_port(self) -> bool:
+        return self.enabled and self.prometheus.enabled and self.prometheus.port == self.server.port != 0

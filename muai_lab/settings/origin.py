@@ -27,6 +27,11 @@ DEFAULT = Origin("default", "default")
 OVERRIDE = Origin("override", "override")
 
 
+def gave_way(to: str) -> Origin:
+    """The origin of a default that follows the key `to`, which was set."""
+    return Origin("default", f"default, gives way to {to}")
+
+
 @dataclass(frozen=True, slots=True)
 class Given:
     """A value that one layer gives, not yet checked."""

@@ -30,6 +30,13 @@ groups, then environment variables, then the configuration file, then the defaul
 `python -m muai_lab config show --origin` prints every value with the layer that set it;
 `python -m muai_lab config check FILE` checks a file.
 
+A default gives way to a value that was set: `tuning.n_trials=6` lowers `tuning.startup_trials` to 3,
+`optimization.batcher.min_batch_size=64` raises `max_batch_size` to 64, `load.requests=100` chooses
+`arrival.kind=closed`,
+`target.url=…` chooses `target.kind=endpoint`, `workload.groups=4` chooses `workload.kind=shared_prefix`.
+`config show --origin` names the key that each of them follows. Values that contradict each other are an error only if
+both were set.
+
 ## The configuration file
 
 `config_file=PATH` names it. Without that, `config/optimization.yaml` is read if it exists, else the sections

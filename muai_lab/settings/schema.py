@@ -6,13 +6,12 @@ which every example of the specification stays valid. Short environment names ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 
 from muai_lab.settings.section import (
     AnySequence,
-    Conflict,
     Name,
+    Order,
     Section,
     Unique,
     setting,
@@ -169,19 +168,10 @@ class BatcherSettings(Section):
         ge=1,
     )
 
-    def conflicts(self) -> Iterator[Conflict]:
-        if self.max_slots is not None and self.max_slots < self.max_batch_size:
-            yield Conflict(
-                ("max_slots", "max_batch_size"),
-                f"max_slots ({self.max_slots}) is below max_batch_size ({self.max_batch_size}): "
-                "raise the one, lower the other, or leave max_slots at null",
-            )
-        if self.min_batch_size > self.max_batch_size:
-            yield Conflict(
-                ("min_batch_size", "max_batch_size"),
-                f"min_batch_size ({self.min_batch_size}) is above max_batch_size ({self.max_batch_size}): "
-                "lower the one or raise the other",
-            )
+    orders: ClassVar[tuple[Order, ...]] = (
+        Order("min_batch_size", "max_batch_size"),
+        Order("max_batch_size", "max_slots", "lower the one, raise the other, or leave max_slots at null"),
+    )
 
 
 class CacheSettings(Section):
@@ -236,14 +226,13 @@ class TunerSettings(Section):
         extension=True,
     )
 
-    def conflicts(self) -> Iterator[Conflict]:
-        if self.observation_window_seconds < self.tuning_interval_seconds:
-            yield Conflict(
-                ("observation_window_seconds", "tuning_interval_seconds"),
-                f"observation_window_seconds ({self.observation_window_seconds}) is shorter than "
-                f"tuning_interval_seconds ({self.tuning_interval_seconds}): a decision could not see what the last one "
-                "did; lengthen the window or shorten the interval",
-            )
+    orders: ClassVar[tuple[Order, ...]] = (
+        Order(
+            "tuning_interval_seconds",
+            "observation_window_seconds",
+            "a decision would not see the effect of the last one; lengthen the window or shorten the interval",
+        ),
+    )
 
 
 class OptimizationSettings(Section):
@@ -282,11 +271,10 @@ class OptimizationSettings(Section):
     cache: CacheSettings = CacheSettings()
     tuner: TunerSettings = TunerSettings()
 
-    def conflicts(self) -> Iterator[Conflict]:
-        bound, configured = self.tuner.cache_max_memory_mb, self.cache.max_memory_mb
-        if bound is not None and bound < configured:
-            yield Conflict(
-                ("tuner.cache_max_memory_mb", "cache.max_memory_mb"),
-                f"tuner.cache_max_memory_mb ({bound}) is below cache.max_memory_mb ({configured}): raise the one, "
-                "lower the other, or leave tuner.cache_max_memory_mb at null",
-            )
+    orders: ClassVar[tuple[Order, ...]] = (
+        Order(
+            "cache.max_memory_mb",
+            "tuner.cache_max_memory_mb",
+            "lower the one, raise the other, or leave tuner.cache_max_memory_mb at null",
+        ),
+    )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, model_validator
@@ -24,24 +25,123 @@ class Conflict:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class GivesWay:
+    """A default that would contradict a value that was set, and the value that replaces it.
+
+    key, to: the key that nobody set, and the one that was set; both relative to the section that reports it.
+    """
+
+    key: str
+    value: object
+    to: str
+
+
+WasSet = Callable[[str], bool]
+"""True for a key, relative to the section, that some layer above the defaults has set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Two numbers of a section, the first of which must not be above the second; null bounds nothing.
+
+    mend: the end of the error message, if both were set. If only one was, the default of the other gives way.
+    apart: the factor that a default keeps between them. strict: equal values are an error, too.
+    """
+
+    low: str
+    high: str
+    mend: str = "lower the one or raise the other"
+    apart: float = 1.0
+    strict: bool = False
+
+    def conflict(self, section: Section) -> Conflict | None:
+        """The error, if the values are not in order."""
+        low, high = value_at(section, self.low), value_at(section, self.high)
+        if low is None or high is None or low < high or (low == high and not self.strict):
+            return None
+        relation = "not below" if self.strict else "above"
+        message = f"{self.low} ({_shown(low)}) is {relation} {self.high} ({_shown(high)}): {self.mend}"
+        return Conflict((self.low, self.high), message)
+
+    def gives_way(self, section: Section, was_set: WasSet) -> GivesWay | None:
+        """The default that gives way, if only one of the two was set and the other is too close to it."""
+        low, high = value_at(section, self.low), value_at(section, self.high)
+        if low is None or high is None or low * self.apart <= high or was_set(self.low) == was_set(self.high):
+            return None
+        key, to = (self.high, self.low) if was_set(self.low) else (self.low, self.high)
+        value = _as_number(low * self.apart, like=high) if key == self.high else _as_number(high / self.apart, like=low)
+        return None if value == value_at(section, key) else GivesWay(key, value, to)
+
+
 class Section(BaseModel):
-    """A frozen group of settings. Types are strict (no "1" for 1, no true for 1); unknown keys are refused."""
+    """A frozen group of settings. Types are strict (no "1" for 1, no true for 1); unknown keys are refused.
+
+    A default gives way to what was set: values that follow others do not count as set (`model_fields_set`).
+    """
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=False, hide_input_in_errors=True
     )
+    orders: ClassVar[tuple[Order, ...]] = ()
 
     def conflicts(self) -> Iterator[Conflict]:
-        """Check what spans several keys of this section; overridden where there is something to check."""
-        yield from ()
+        """Check what spans several keys of this section; extended where there is more to check than `orders`."""
+        yield from (conflict for order in self.orders if (conflict := order.conflict(self)) is not None)
+
+    def giving_way(self, was_set: WasSet) -> Iterator[GivesWay]:
+        """The defaults that contradict what was set; extended where more than `orders` decides that."""
+        yield from (found for order in self.orders if (found := order.gives_way(self, was_set)) is not None)
 
     @model_validator(mode="after")
     def _check(self, info: ValidationInfo) -> Self:
         if info.context is not UNCHECKED:
+            for found in self.giving_way(lambda path: was_set(self, path)):
+                name = found.key.partition(".")[0]
+                # Straight into the dictionary: the model is frozen, and the key must not count as set.
+                self.__dict__[name] = with_default(self, found.key, found.value).__dict__[name]
             messages = [conflict.message for conflict in self.conflicts()]
             if messages:
                 raise ValueError("; ".join(messages))
         return self
+
+
+SectionT = TypeVar("SectionT", bound=Section)
+
+
+def value_at(section: Section, path: str) -> Any:
+    """The value of the key at the dotted path below the section."""
+    value: Any = section
+    for name in path.split("."):
+        value = value[name] if isinstance(value, Mapping) else getattr(value, name)
+    return value
+
+
+def with_default(section: SectionT, path: str, value: object) -> SectionT:
+    """A copy of the section in which the key at the dotted path has another value without counting as set."""
+    name, _, rest = path.partition(".")
+    copied = section.model_copy()
+    child = getattr(section, name)
+    if rest and isinstance(child, Mapping):
+        entry, _, below = rest.partition(".")
+        copied.__dict__[name] = {**child, entry: with_default(child[entry], below, value)}
+    else:
+        copied.__dict__[name] = with_default(child, rest, value) if rest else value
+    return copied
+
+
+def was_set(section: Section, path: str) -> bool:
+    """True if the key at the dotted path was set, not left at its default."""
+    name, _, rest = path.partition(".")
+    return name in section.model_fields_set and (not rest or was_set(getattr(section, name), rest))
+
+
+def _shown(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
+
+
+def _as_number(value: float, *, like: float) -> float:
+    return math.ceil(value) if isinstance(like, int) else value
 
 
 def setting(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator
 
-from muai_lab.settings.section import AnySequence, Conflict, Name, Section, Unique, setting
+from muai_lab.settings.section import AnySequence, Name, Order, Section, Unique, setting
 
 ObjectiveName = Literal["goodput", "throughput", "p99", "cost"]
 
@@ -62,7 +61,10 @@ class TuningSettings(Section):
         None, "Longest that the search of one engine may take; null for no limit.", unit="s", gt=0
     )
     startup_trials: int = setting(
-        8, "Random points that are measured before the sampler proposes.", unit="trials", ge=1
+        8,
+        "Random points that are measured before the sampler proposes; by default at most half of `n_trials`.",
+        unit="trials",
+        ge=1,
     )
     patience: int = setting(
         16, "Stop after so many trials of which none gained more than twice the noise.", unit="trials", ge=1
@@ -100,17 +102,11 @@ class TuningSettings(Section):
     )
     confirm: bool = setting(True, "Confirm the winner; off only searches, which helps a study of another process.")
 
-    def conflicts(self) -> Iterator[Conflict]:
-        if self.startup_trials > self.n_trials:
-            yield Conflict(
-                ("startup_trials", "n_trials"),
-                f"startup_trials ({self.startup_trials}) is above n_trials ({self.n_trials}): nothing would be learnt",
-            )
-        if self.confirm_most_pairs is not None and self.confirm_most_pairs < self.confirm_pairs:
-            yield Conflict(
-                ("confirm_most_pairs", "confirm_pairs"),
-                f"confirm_most_pairs ({self.confirm_most_pairs}) is below confirm_pairs ({self.confirm_pairs})",
-            )
+    orders: ClassVar[tuple[Order, ...]] = (
+        # Fewer random points than trials, else the sampler would propose nothing.
+        Order("startup_trials", "n_trials", "the sampler would never propose a point", apart=2.0),
+        Order("confirm_pairs", "confirm_most_pairs"),
+    )
 
     @property
     def most_pairs(self) -> int:

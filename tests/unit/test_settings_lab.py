@@ -62,10 +62,13 @@ def test_a_higher_choice_that_keeps_the_distribution_keeps_the_rest() -> None:
     assert settings.workload.prompt_tokens == FixedLength(value=5)
 
 
-def test_a_key_of_another_distribution_is_an_error() -> None:
-    problem = problem_of({"workload.prompt_tokens.value": 5})
+def test_a_key_of_another_distribution_is_an_error_if_the_distribution_was_set() -> None:
+    problem = problem_of({"workload.prompt_tokens.value": 5, "workload.prompt_tokens.distribution": "uniform"})
 
-    assert problem == "workload.prompt_tokens.value (override): does not apply to distribution uniform"
+    assert problem == (
+        "workload.prompt_tokens.value (override): does not apply to distribution uniform, but to fixed: "
+        "set workload.prompt_tokens.distribution"
+    )
 
 
 def test_an_unknown_distribution_is_named_with_the_known_ones() -> None:
@@ -77,9 +80,13 @@ def test_an_unknown_distribution_is_named_with_the_known_ones() -> None:
 @pytest.mark.parametrize(
     ("overrides", "part"),
     [
-        ({"workload.prompt_tokens.low": 200}, "low (200) is above high (128)"),
+        ({"workload.prompt_tokens.low": 200, "workload.prompt_tokens.high": 128}, "low (200) is above high (128)"),
         ({"target.kind": "endpoint"}, "needs target.url"),
-        ({"target.url": "http://localhost:1"}, "url belongs to target=endpoint, but the target is server"),
+        (
+            {"target.url": "http://localhost:1", "target.kind": "server"},
+            "url belongs to target=endpoint, but the target is server",
+        ),
+        ({"target.model": "mine"}, "model belongs to target=endpoint, but the target is server"),
         ({"arrival.kind": "poisson", "load.requests": 5}, "load.requests needs the closed loop"),
         ({"arrival.kind": "possion"}, "did you mean poisson?"),
         ({"load.duration_s": 0}, "above 0"),

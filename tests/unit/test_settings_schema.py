@@ -179,13 +179,13 @@ def test_values_that_do_not_go_together_are_refused_when_built_directly_too() ->
 def test_a_tuner_whose_window_is_shorter_than_its_interval_is_refused() -> None:
     conflicts = list(TunerSettings.model_construct(observation_window_seconds=30).conflicts())
 
-    assert [conflict.keys for conflict in conflicts] == [("observation_window_seconds", "tuning_interval_seconds")]
-    assert "observation_window_seconds (30) is shorter than tuning_interval_seconds (60)" in conflicts[0].message
+    assert [conflict.keys for conflict in conflicts] == [("tuning_interval_seconds", "observation_window_seconds")]
+    assert "tuning_interval_seconds (60) is above observation_window_seconds (30)" in conflicts[0].message
 
 
 def test_a_bound_of_the_cache_below_its_size_is_refused() -> None:
     with pytest.raises(
-        ValidationError, match=r"tuner.cache_max_memory_mb \(100\) is below cache.max_memory_mb \(200\)"
+        ValidationError, match=r"cache.max_memory_mb \(200\) is above tuner.cache_max_memory_mb \(100\)"
     ):
         OptimizationSettings(cache=CacheSettings(max_memory_mb=200), tuner=TunerSettings(cache_max_memory_mb=100))
 

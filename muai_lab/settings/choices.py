@@ -1,0 +1,69 @@
+"""Which keys there are: the kinds of choices that are in force, chosen or implied, and what a path means under them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Set
+
+from muai_lab.settings.catalogue import Choice, Group, Key, catalogue, find_key, sections
+from muai_lab.settings.origin import Given, Layer, gave_way
+
+
+def kind_in(choice: Choice, merged: Mapping[str, Given]) -> object:
+    """The kind of a choice that is in force."""
+    given = merged.get(f"{choice.path}.{choice.discriminator}")
+    return choice.default_kind if given is None else given.value
+
+
+def node_at(path: str, merged: Mapping[str, Given]) -> tuple[Key | Group | Choice | None, Choice | None]:
+    """What the dotted path means under the kinds that are in force, and the innermost choice on the way to it.
+
+    None where the kind in force has no such child. An entry of an open mapping means the mapping. Where a kind does
+    not exist at all, which is a problem of its own, the first of its choice stands in.
+    """
+    node: Key | Group | Choice = catalogue()
+    innermost: Choice | None = None
+    for name in path.split("."):
+        if isinstance(node, Key):
+            return (node, innermost) if node.kind in ("mapping", "sections") else (None, innermost)
+        if isinstance(node, Choice):
+            innermost = node
+            kind = str(kind_in(node, merged))
+            node = node.kinds.get(kind, next(iter(node.kinds.values())))
+        child = node.children.get(name)
+        if child is None:
+            return None, innermost
+        node = child
+    return node, innermost
+
+
+def applicable_key(path: str, merged: Mapping[str, Given]) -> tuple[Key | None, Choice | None]:
+    """The key that `path` means under the kinds that are chosen, or None with the choice whose kind has no such key."""
+    node, choice = node_at(path, merged)
+    if isinstance(node, Key):
+        return node, choice
+    if choice is not None and kind_in(choice, merged) not in choice.kinds:
+        return find_key(path), choice
+    return None, choice
+
+
+def implied_kinds(merged: Layer) -> dict[str, Given]:
+    """The kinds of choices (`workload.kind`) that follow from keys that only one kind has (`workload.groups`).
+
+    merged: what the layers above the defaults set. A kind that was set is left alone, even if a key does not fit it.
+    """
+    implied: dict[str, Given] = {}
+    for path, section in sections().items():  # an outer choice comes before those inside it
+        known = {**merged, **implied}
+        choice = node_at(path, known)[0] if isinstance(section, Choice) else None
+        if isinstance(choice, Choice) and f"{path}.{choice.discriminator}" not in known:
+            names = {name.removeprefix(f"{path}.").partition(".")[0] for name in merged if name.startswith(f"{path}.")}
+            foreign = sorted(names - choice.kinds[choice.default_kind].children.keys())
+            fitting = kinds_with(choice, names)
+            if foreign and len(fitting) == 1:
+                implied[f"{path}.{choice.discriminator}"] = Given(fitting[0], gave_way(f"{path}.{foreign[0]}"))
+    return implied
+
+
+def kinds_with(choice: Choice, names: Set[str]) -> list[str]:
+    """The kinds of the choice that have all of these keys."""
+    return [kind for kind, group in choice.kinds.items() if names <= group.children.keys()]

@@ -1,0 +1,42 @@
+"""Defaults that give way: what nobody set follows what was set, and says so in its origin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Set
+
+from muai_lab.settings.lab import LabSettings
+from muai_lab.settings.origin import Origin, gave_way
+from muai_lab.settings.section import Section, WasSet, value_at, with_default
+
+
+def give_way(settings: LabSettings, set_paths: Set[str]) -> tuple[LabSettings, dict[str, Origin]]:
+    """The settings with every default out of the way of what was set, and the origins of those that moved.
+
+    set_paths: dotted paths of the keys that a layer above the defaults set.
+    """
+    moved: dict[str, Origin] = {}
+
+    def below(prefix: str) -> WasSet:
+        return lambda key: prefix + key in set_paths or prefix + key in moved
+
+    for path in [path for path, _ in walk("", settings)]:
+        prefix = f"{path}." if path else ""
+        section = value_at(settings, path) if path else settings
+        for found in section.giving_way(below(prefix)):
+            settings = with_default(settings, prefix + found.key, found.value)
+            moved[prefix + found.key] = gave_way(prefix + found.to)
+    return settings, moved
+
+
+def walk(path: str, section: Section, *, mappings: bool = True) -> Iterator[tuple[str, Section]]:
+    """The section and all sections below it with their dotted paths; mappings: also those inside open mappings."""
+    yield path, section
+    prefix = f"{path}." if path else ""
+    for name in type(section).model_fields:
+        child = getattr(section, name)
+        if isinstance(child, Section):
+            yield from walk(f"{prefix}{name}", child, mappings=mappings)
+        elif isinstance(child, Mapping) and mappings:
+            for entry, value in child.items():
+                if isinstance(value, Section):
+                    yield from walk(f"{prefix}{name}.{entry}", value)

@@ -24,8 +24,11 @@ def main(argv: Sequence[str]) -> int:
     from muai_lab.tuning.export import export_study
 
     target, result = export_study(args.study, args.output, unconfirmed=args.unconfirmed)
+    lines = [f"{result.verdict}: {result.reason}", f"wrote {target}"]
+    if result.verdict in ("refused", "nothing better") and not args.unconfirmed:
+        lines.append("it is the present configuration; --unconfirmed writes the best that the search found")
     console = Console()
-    for line in (f"{result.verdict}: {result.reason}", f"wrote {target}"):
+    for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return 0
 
@@ -42,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--unconfirmed",
         action="store_true",
-        help="also write what was not confirmed; the file says so in its first line",
+        help="write the best that was found although nothing confirmed it (a search that was stopped, a winner that "
+        "was refused), by default as optimization.unconfirmed.yaml; its first line says so",
     )
     return parser

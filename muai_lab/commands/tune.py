@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -60,6 +61,8 @@ def main(argv: Sequence[str]) -> int:
     name = UNCONFIRMED if result.verdict == "unconfirmed" else EXPORTED
     if (directory / name).exists():
         lines.append(f"configuration: {directory / name}")
+    if result.verdict == "refused":
+        lines.append(f"the refused winner: python -m muai_lab export {shlex.quote(str(directory))} --unconfirmed")
     lines.append(f"report: {directory / REPORT}")
     for line in lines:
         output.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -26,18 +26,26 @@ def export_study(
     """Write the study's configuration again; returns where, and the result that it rests on.
 
     target: None writes `optimization.yaml` into the study, or `optimization.unconfirmed.yaml` for what was not
-    confirmed, which is written only with unconfirmed=True. Raises RunError.
+    confirmed. unconfirmed: write the best that was found even if nothing confirmed it, or if its confirmation failed;
+    without it, a study that ended without a better configuration gives the present one. Raises RunError.
     """
     result = read_result(directory)
-    open_end = result.verdict in ("searching", "unconfirmed")
-    if open_end and not unconfirmed:
+    if result.verdict in ("searching", "unconfirmed") and not unconfirmed:
         raise RunError(
             f"the study {directory} was not confirmed ({result.reason}): run the same `tune` again to its end, or take "
             "what is best so far as it is with --unconfirmed"
         )
     settings = read_present(directory)
-    target = target or directory / (UNCONFIRMED if open_end else EXPORTED)
-    text = configuration_text(settings, result)
+    if unconfirmed and result.verdict != "confirmed":
+        found = result.unconfirmed()
+        if found is None:
+            raise RunError(
+                f"the study {directory} found nothing that differs from the present configuration ({result.reason}): "
+                "export that without --unconfirmed"
+            )
+        target, text = target or directory / UNCONFIRMED, configuration_text(settings, found, unconfirmed=True)
+    else:
+        target, text = target or directory / EXPORTED, configuration_text(settings, result)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text, encoding="utf-8")
@@ -54,10 +62,13 @@ def read_present(directory: Path) -> LabSettings:
     return load_settings(directory / PRESENT, environ=environ).settings
 
 
-def configuration_text(present: LabSettings, result: TuningResult) -> str:
-    """The file: header, then the present configuration with the changes that earned their place."""
+def configuration_text(present: LabSettings, result: TuningResult, *, unconfirmed: bool = False) -> str:
+    """The file: header, then the present configuration with the changes of the result.
+
+    unconfirmed: no measurement supports these changes; the first line says so.
+    """
     changed = with_changes(present, result.changes, result.engine_preference)
-    header = "\n".join(_header(present, result))
+    header = "\n".join(_header(present, result, _verdict(result, unconfirmed=unconfirmed)))
     return f"{header}\n{dump_optimization_yaml(changed)}"
 
 
@@ -72,8 +83,8 @@ def with_changes(
     return present.model_copy(update={"optimization": optimization})
 
 
-def _header(present: LabSettings, result: TuningResult) -> list[str]:
-    lines = [_comment(f"Written by muai_lab tune: {_verdict(result)}")]
+def _header(present: LabSettings, result: TuningResult, verdict: str) -> list[str]:
+    lines = [_comment(f"Written by muai_lab tune: {verdict}")]
     confirmation = result.confirmation
     if confirmation is not None:
         interval = f"{confirmation.low:+.1%} to {confirmation.high:+.1%}, 95 % interval"
@@ -100,12 +111,16 @@ def _header(present: LabSettings, result: TuningResult) -> list[str]:
     return [*lines, "#"]
 
 
-def _verdict(result: TuningResult) -> str:
+def _verdict(result: TuningResult, *, unconfirmed: bool) -> str:
     match result.verdict:
         case "confirmed":
             return "a configuration that was confirmed by measurement."
         case "searching" | "unconfirmed":
             return f"UNCONFIRMED, the best so far: {result.reason}."
+        case "refused" if unconfirmed:
+            return f"UNCONFIRMED, the winner that was REFUSED: {result.reason}."
+        case _ if unconfirmed:
+            return f"UNCONFIRMED, the best of the search: {result.reason}."
         case _:
             return f"the present configuration, unchanged: {result.reason}."
 

@@ -41,8 +41,10 @@ class TuningResult:
     """The outcome of `tune`.
 
     changes: dotted path -> value in which the exported configuration differs from the present one; empty where nothing
-    better was shown. best_changes: those of the best configuration of the search, before any was put back. facts: what
-    a reader needs to judge it (objective, SLO, workload, noise, hardware, versions, date, …), in the order of the file.
+    better was shown. best_changes: those of the best configuration of the search, before any was put back.
+    refused_changes, refused_preference: the winner that was not confirmed, which only `export --unconfirmed` writes.
+    facts: what a reader needs to judge it (objective, SLO, workload, noise, hardware, versions, date, …), in the order
+    of the file.
     """
 
     verdict: Verdict
@@ -56,6 +58,8 @@ class TuningResult:
     changes: Mapping[str, Value] = field(default_factory=dict)
     best_changes: Mapping[str, Value] = field(default_factory=dict)
     engine_preference: tuple[str, ...] | None = None
+    refused_changes: Mapping[str, Value] = field(default_factory=dict)
+    refused_preference: tuple[str, ...] | None = None
     engines: tuple[EngineStudy, ...] = ()
     contributions: tuple[Contribution, ...] = ()
     confirmation: Confirmation | None = None
@@ -69,6 +73,27 @@ class TuningResult:
     def updated(self, **entries: Any) -> TuningResult:
         """The result with other entries."""
         return replace(self, **entries)
+
+    def refused(self) -> TuningResult:
+        """The result with the winner set aside: what is left is the present configuration."""
+        return self.updated(
+            verdict="refused",
+            refused_changes=self.changes,
+            refused_preference=self.engine_preference,
+            changes={},
+            engine_preference=None,
+        )
+
+    def unconfirmed(self) -> TuningResult | None:
+        """The result with the best that was found, whatever became of it; None if that is the present configuration.
+
+        A confirmed result stays as it is.
+        """
+        if self.verdict in ("confirmed", "searching", "unconfirmed"):
+            return self
+        if self.refused_changes or self.refused_preference is not None:
+            return self.updated(changes=self.refused_changes, engine_preference=self.refused_preference)
+        return self.updated(changes=self.best_changes) if self.best_changes else None
 
 
 def write_result(directory: Path, result: TuningResult) -> None:
@@ -94,12 +119,15 @@ def read_result(directory: Path) -> TuningResult:
                 for pair in confirmation["pairs"]
             )
             confirmation = Confirmation(**{**confirmation, "pairs": pairs})
-        preference = content["engine_preference"]
+        preferences = {
+            name: None if content.get(name) is None else tuple(content[name])
+            for name in ("engine_preference", "refused_preference")
+        }
         return TuningResult(
             **{
                 **content,
                 "confirmation": confirmation,
-                "engine_preference": None if preference is None else tuple(preference),
+                **preferences,
                 "engines": tuple(EngineStudy(**entry) for entry in content["engines"]),
                 "contributions": tuple(Contribution(**entry) for entry in content["contributions"]),
             }

@@ -205,7 +205,7 @@ class _Tuner:
         hopeless = standing.violation > 2.0 * noise.run or standing.runs[0].violations.get("agreement", 0.0) > 0.0
         if missed is not None and hopeless:
             reason = "nothing keeps every bound, so that nothing could be confirmed; lower the load or relax the slo"
-            return self._end("refused", reason, missed=missed, changes={}, engine_preference=None)
+            return self._refuse(reason, missed=missed)
         kept, contributions = found, list[Contribution]()
         if found:
             self._watcher.stage(f"what each of {plural(len(found), 'change')} is worth by itself")
@@ -264,13 +264,17 @@ class _Tuner:
                 after_pair=self._watcher.compared,
             )
         except (ConfigurationFailed, Unmeasurable) as error:
-            return self._end("refused", f"the confirmation failed: {error}", changes={}, engine_preference=None)
+            return self._refuse(f"the confirmation failed: {error}")
         finally:
             arena.close()
         if confirmation.accepted:
             return self._end("confirmed", confirmation.reason, confirmation=confirmation)
         reason = f"the winner of the search was not confirmed: {confirmation.reason}"
-        return self._end("refused", reason, confirmation=confirmation, changes={}, engine_preference=None)
+        return self._refuse(reason, confirmation=confirmation)
+
+    def _refuse(self, reason: str, **entries: Any) -> TuningResult:
+        self._result = self._result.refused()
+        return self._end("refused", reason, **entries)
 
     def _stop_early(self) -> TuningResult:
         """What can be said when somebody asked to stop."""

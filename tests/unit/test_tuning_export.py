@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -22,6 +23,7 @@ from muai_lab.tuning.measure import Switch
 from muai_lab.tuning.objective import Bounds, objectives_of
 from muai_lab.tuning.report import render_tuning
 from muai_lab.tuning.result import PRESENT, EngineStudy, TuningResult, read_result, write_result
+from muai_lab.tuning.result import RESULT as RESULT_FILE
 from muai_lab.tuning.search import Plan, Search
 from muai_lab.tuning.space_file import space_of
 from muai_lab.tuning.storage import IN_MEMORY
@@ -123,6 +125,54 @@ def test_what_was_not_confirmed_is_written_only_on_demand_and_says_so(study: Pat
 
     assert target == study / UNCONFIRMED
     assert target.read_text(encoding="utf-8").startswith("# Written by muai_lab tune: UNCONFIRMED")
+
+
+REFUSED = replace(RESULT, reason="the gain may be as low as -3%", engine_preference=("onnx", "pytorch")).refused()
+
+
+def test_a_refused_winner_is_written_on_demand_and_marked_in_the_first_line(study: Path) -> None:
+    write_result(study, REFUSED)
+
+    target, _ = export_study(study, unconfirmed=True)
+
+    first, *_ = target.read_text(encoding="utf-8").splitlines()
+    exported = load_settings(target, environ={}).settings.optimization
+    assert target == study / UNCONFIRMED
+    assert not (study / EXPORTED).exists()
+    assert "UNCONFIRMED, the winner that was REFUSED: the gain may be as low as -3%" in first
+    assert (exported.batcher.max_batch_size, exported.engine_preference) == (8, ("onnx", "pytorch"))
+
+
+def test_a_study_of_an_older_version_still_gives_the_best_of_its_search(study: Path) -> None:
+    content = json.loads((study / RESULT_FILE).read_text(encoding="utf-8"))
+    for name in ("refused_changes", "refused_preference"):
+        del content[name]
+    (study / RESULT_FILE).write_text(json.dumps({**content, "verdict": "refused", "changes": {}}), encoding="utf-8")
+
+    target, _ = export_study(study, unconfirmed=True)
+
+    assert load_settings(target, environ={}).settings.optimization.batcher.max_batch_size == 8
+
+
+def test_a_search_that_found_nothing_else_has_nothing_unconfirmed(study: Path) -> None:
+    write_result(study, replace(RESULT, verdict="nothing better", changes={}, best_changes={}))
+
+    with pytest.raises(RunError, match="without --unconfirmed"):
+        export_study(study, unconfirmed=True)
+
+
+def test_a_confirmed_study_exports_the_same_with_unconfirmed(study: Path) -> None:
+    target, _ = export_study(study, unconfirmed=True)
+
+    assert target == study / EXPORTED
+    assert "confirmed by measurement" in target.read_text(encoding="utf-8").splitlines()[0]
+
+
+def test_the_command_says_that_a_refused_winner_can_be_had(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_result(study, REFUSED)
+
+    assert export_command.main([str(study)]) == 0
+    assert "--unconfirmed writes the best" in capsys.readouterr().out
 
 
 def test_a_refused_winner_leaves_the_present_configuration_with_the_reason(study: Path) -> None:

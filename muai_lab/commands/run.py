@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
+from muai_lab.commands.show_composed import check_options, show_composed
 from muai_lab.errors import MuaiError, RunError, SettingsError
 from muai_lab.settings.compose import Jobs, check_overrides, resolve_job
 from muai_lab.settings.hydra_groups import PRIMARY, groups_folder, hydra_message, register_base_nodes
@@ -31,11 +32,15 @@ def main(argv: Sequence[str]) -> int:
     with _as_program(arguments):
         args = get_args_parser().parse_args(arguments)
     parsed, _ = parse_overrides(args.overrides)
+    check_options(args)
     jobs = Jobs()
     if not (args.help or args.hydra_help or args.shell_completion or args.info):
         jobs = check_overrides(args.overrides, multirun=args.multirun)
+    if args.cfg and not (args.help or args.hydra_help):
+        show_composed(args)
+        return 0
     register_base_nodes(parsed)
-    if jobs.sweep_dir is None or args.cfg:
+    if jobs.sweep_dir is None:
         _launch(_run_one, arguments)
         return 0
     for arguments_of_round in _rounds(arguments, jobs):

@@ -102,6 +102,22 @@ def check_overrides(argv: Sequence[str], *, multirun: bool = False) -> Jobs:
         return replace(_check_jobs(everything), sweep_dir=_sweep_dir(cfg))
 
 
+def composed_jobs(argv: Sequence[str], *, multirun: bool = False) -> Iterator[tuple[str, list[str], Resolved]]:
+    """Each configuration that `check_overrides` has passed: what tells it apart, its overrides, its settings.
+
+    A sweep that an experiment asks for counts, too. Repeats are not told apart.
+    """
+    parsed, _ = parse_overrides(argv)
+    with hydra_session(parsed):
+        cfg = compose_config([next(_lines(override)) for override in parsed])
+        if multirun or str(cfg.hydra.mode).endswith("MULTIRUN"):
+            parsed = _with_sweeper_params(parsed, cfg)
+        values = [list(_lines(override)) for override in parsed]
+        for job in itertools.product(*values):
+            labels = [line for line, lines in zip(job, values, strict=True) if len(lines) > 1]
+            yield " ".join(labels), list(job), _compose_job(job)
+
+
 def _repeats(resolved: Resolved) -> int:
     experiment = resolved.settings.experiment
     return experiment.repeats if experiment.repeat is None else 1

@@ -183,6 +183,67 @@ def test_the_composed_configuration_shown_is_what_holds(
     assert shown["seed"] == 3
 
 
+def test_a_default_that_gives_way_is_shown_with_the_key_that_it_follows(capsys: pytest.CaptureFixture[str]) -> None:
+    run.main(["--cfg", "job", "tuning.n_trials=6"])
+
+    assert "  startup_trials: 3  # default, gives way to tuning.n_trials\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("asked", [("job",), ("all", "--resolve"), ("hydra",)])
+def test_each_configuration_of_a_sweep_is_shown_as_a_document(
+    asked: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run.main(["-m", "arrival.rate=1,2", "seed=3", "--cfg", *asked]) == 0
+
+    shown = list(yaml.safe_load_all(capsys.readouterr().out))
+    for document, rate in zip(shown, (1.0, 2.0), strict=True):
+        assert ("hydra" in document, "arrival" in document) == (asked[0] != "job", asked[0] != "hydra")
+        assert document.get("arrival", {}).get("rate", rate) == rate
+    assert not Path("runs").exists()
+
+
+def test_the_sweep_of_an_experiment_is_shown_too(capsys: pytest.CaptureFixture[str]) -> None:
+    run.main(["--cfg", "all", "experiment=load_curve", "arrival.rate=1,2"])
+
+    assert [document["arrival"]["rate"] for document in yaml.safe_load_all(capsys.readouterr().out)] == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("package", "expected"),
+    [("arrival.rate", 7.0), ("hydra.job.name", "muai_lab"), ("optimization.cache", {"enabled": True})],
+)
+def test_a_package_of_the_configuration_is_shown_alone(
+    package: str, expected: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run.main(["--cfg", "all", "--package", package, "arrival.rate=7"])
+
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown == expected or expected.items() <= shown.items()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["--cfg", "job", "--package", "nosuch"], "--package nosuch: no such section"),
+        (["--cfg", "job", "--package", "arrival.rate.more"], "no such section"),
+        (["--resolve"], "--resolve: it belongs to --cfg"),
+        (["--package", "arrival"], "--package: it belongs to --cfg"),
+        (["-m", "--info", "all"], "--multirun, --info: choose one"),
+        (["--run", "--cfg", "job"], "--run, --cfg: choose one"),
+        (["--run", "-m"], "--multirun, --run: choose one"),
+        (["--shell-completion"], "--shell-completion: it needs"),
+        (["--experimental-rerun", "nope.pickle"], "--experimental-rerun: not supported"),
+        (["--cfg", "job", "arrival.rate=1,2"], "several values need -m"),
+        (["-m", "--cfg", "job", "arrival.rate=1,none"], "arrival.rate=none"),
+    ],
+)
+def test_options_that_do_not_go_together_are_named(arguments: list[str], part: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        run.main(arguments)
+
+    assert part in str(caught.value)
+
+
 def test_help_lists_the_groups_with_their_options(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         run.main(["--help"])

@@ -90,6 +90,7 @@ class MultiTurnWorkload(Workload):
 
 
 OnError = Literal["fail", "skip"]
+TimeUnit = Literal["s", "ms", "us", "ns"]
 
 
 class FileWorkload(Workload):
@@ -102,6 +103,11 @@ class FileWorkload(Workload):
     skip: int = setting(0, "Leave out this many at the beginning of the file.", unit="requests", ge=0)
     limit: int | None = setting(
         None, "Take at most this many of the file; null takes all. Where more are needed, they come again.", ge=1
+    )
+    request_fields: Literal["send", "ignore"] = setting(
+        "send",
+        "Fields of a row that belong to the request, such as temperature, stop, seed, tools or response_format: send "
+        "them along with it, in place of the workload's own, or ignore and count them.",
     )
 
     def conflicts(self) -> Iterator[Conflict]:
@@ -121,6 +127,11 @@ class TraceWorkload(FileWorkload):
     )
     output_scale: float | None = setting(
         None, "Outputs are this many times as long as recorded; null for as many as length_scale says.", gt=0
+    )
+    time_unit: TimeUnit | None = setting(
+        None,
+        "Unit of the recorded times that are numbers; null takes that of the format (mooncake: ms, others: s), or the "
+        "one that makes them times since 1970. Dates need none.",
     )
 
 
@@ -177,41 +188,62 @@ class TextWorkload(PromptSetWorkload):
     name: Name = setting("text", "Label of the workload in results.")
 
 
-class OpenAiJsonlWorkload(PromptSetWorkload):
-    """JSON lines as OpenAI's batches and fine-tuning have them: `messages` or `prompt`, also inside a `body`.
+class ConversationSetWorkload(PromptSetWorkload):
+    """What sets of written conversations have.
 
-    `max_tokens` (or `max_completion_tokens`) of a line is the length of its answer; else the length of the assistant's
-    message at the end is, where there is one.
+    Both kinds read the same rows (JSON lines, a JSON list, CSV or Parquet) with `messages`, `conversations`, `turns` or
+    `prompt`, also inside a `body`. They differ in their defaults.
     """
 
-    kind: Literal["openai_jsonl"] = setting("openai_jsonl", "JSON lines with messages or prompt.")
-    name: Name = setting("openai_jsonl", "Label of the workload in results.")
     api: Api = setting("chat", "OpenAI endpoint that the requests go to; completions joins messages by line ends.")
+    max_turns: int | None = setting(
+        None, "Most turns of a conversation that are asked; null asks all.", unit="turns", ge=1
+    )
+    think_time: TimeDistribution = setting(
+        ExponentialTime(mean_s=1.0), "From the end of an answer to the next turn, where the file does not say."
+    )
 
 
-class ShareGptWorkload(PromptSetWorkload):
+class OpenAiJsonlWorkload(ConversationSetWorkload):
+    """JSON lines as OpenAI's batches and fine-tuning, and other benchmarks, have them: `messages` or `prompt`.
+
+    `max_tokens` of a row, or a length under another usual name, is the length of its answer; else the length of the
+    assistant's message at the end is, if there is one.
+    """
+
+    kind: Literal["openai_jsonl"] = setting("openai_jsonl", "JSON lines with messages, turns or prompt.")
+    name: Name = setting("openai_jsonl", "Label of the workload in results.")
+
+
+class ShareGptWorkload(ConversationSetWorkload):
     """ShareGPT's JSON: a list of `conversations`, each a list of `from` (human, gpt) and `value`.
 
-    What a human said is asked again; the recorded answers only give their lengths, since conversations go on with the
-    answers of the server under test.
+    The messages of the human are asked again; the recorded answers only give their lengths, since conversations go on
+    with the answers of the server under test.
     """
 
     kind: Literal["sharegpt"] = setting("sharegpt", "ShareGPT conversations (JSON).")
     name: Name = setting("sharegpt", "Label of the workload in results.")
-    api: Api = setting("chat", "OpenAI endpoint that the requests go to; completions joins what was said by line ends.")
-    max_turns: int = setting(1, "Most turns of a conversation that are asked.", unit="turns", ge=1)
-    think_time: TimeDistribution = setting(ExponentialTime(mean_s=1.0), "From the end of an answer to the next turn.")
+    max_turns: int | None = setting(
+        1, "Most turns of a conversation that are asked; null asks all.", unit="turns", ge=1
+    )
 
 
 class TableWorkload(PromptSetWorkload):
-    """A table of prompts: a CSV or Parquet file, told apart by its name's ending."""
+    """A table of prompts: a CSV, Parquet or JSON file, told apart by its name's ending."""
 
     kind: Literal["table"] = setting("table", "CSV or Parquet table with a column of prompts.")
     name: Name = setting("table", "Label of the workload in results.")
-    prompt_column: Name = setting("prompt", "Column of the prompts.")
-    system_column: Name | None = setting(None, "Column of system prompts; null for none.")
+    prompt_column: Name | None = setting(
+        None, "Column of the prompts; null takes the first of the usual names, such as prompt, question or text."
+    )
+    system_column: Name | None = setting(
+        None, "Column of system prompts; null takes `system` or `system_prompt` if there is one."
+    )
     output_tokens_column: Name | None = setting(
-        None, "Column of the answers' lengths in tokens; null draws them from output_tokens."
+        None,
+        "Column of the answers' lengths in tokens; null takes one of the usual names, such as output_tokens or "
+        "max_tokens, and draws the lengths from output_tokens if there is none.",
     )
 
 

@@ -32,22 +32,18 @@ from muai_lab.workload.arrival import (
     poisson,
     replayed,
 )
-from muai_lab.workload.azure import azure_source
-from muai_lab.workload.burstgpt import burstgpt_source
 from muai_lab.workload.mix import mix_source
-from muai_lab.workload.mooncake import mooncake_source
 from muai_lab.workload.multi_turn import multi_turn_units
-from muai_lab.workload.openai_jsonl import openai_jsonl_source
 from muai_lab.workload.prompts import Context, PromptMaker, PromptTokenizer
 from muai_lab.workload.randomness import RandomStreams
+from muai_lab.workload.recorded import recorded_source
 from muai_lab.workload.replay import schedule_source
+from muai_lab.workload.row_set import row_set_source
 from muai_lab.workload.rows import ScheduleRows, Unit
 from muai_lab.workload.schedule import Schedule
 from muai_lab.workload.shared_prefix import shared_prefix_units
-from muai_lab.workload.sharegpt import sharegpt_source
 from muai_lab.workload.source import Source
 from muai_lab.workload.synthetic import synthetic_units
-from muai_lab.workload.table import table_source
 from muai_lab.workload.text import text_source
 
 # A closed loop asks as fast as it is answered. Enough requests are drawn for this many answers per slot and second;
@@ -82,7 +78,7 @@ def draw_schedule(settings: LabSettings, tokenizer: PromptTokenizer, context_tok
         notes = _fill_open_loop(rows, source.units, offsets, settings, recorded)
     if len(rows) == 0:
         raise EmptySchedule(_nothing_due(settings))
-    return rows.schedule((*source.notes(), *context.notes(), *notes))
+    return rows.schedule((*source.notes(), *_time_notes(source, settings.arrival), *context.notes(), *notes))
 
 
 def open_source(workload: WorkloadSettings, streams: RandomStreams, maker: PromptMaker) -> Source:
@@ -96,22 +92,22 @@ def open_source(workload: WorkloadSettings, streams: RandomStreams, maker: Promp
             return Source(multi_turn_units(workload, streams, maker))
         case MixWorkload():
             return mix_source(workload, streams, lambda part, below: open_source(part, below, maker))
-        case AzureWorkload():
-            return azure_source(workload, streams, maker)
-        case BurstGptWorkload():
-            return burstgpt_source(workload, streams, maker)
-        case MooncakeWorkload():
-            return mooncake_source(workload, streams, maker)
+        case AzureWorkload() | BurstGptWorkload() | MooncakeWorkload():
+            return recorded_source(workload, streams, maker)
         case TextWorkload():
             return text_source(workload, streams, maker)
-        case OpenAiJsonlWorkload():
-            return openai_jsonl_source(workload, streams, maker)
-        case ShareGptWorkload():
-            return sharegpt_source(workload, streams, maker)
-        case TableWorkload():
-            return table_source(workload, streams, maker)
+        case OpenAiJsonlWorkload() | ShareGptWorkload() | TableWorkload():
+            return row_set_source(workload, streams, maker)
         case ScheduleWorkload():
             return schedule_source(workload)
+
+
+def _time_notes(source: Source, arrival: ArrivalSettings) -> tuple[str, ...]:
+    if source.times_s is None:
+        return ()
+    if arrival.kind != "trace":
+        return (f"recorded times are not used, since arrival.kind is {arrival.kind}: arrival=trace replays them",)
+    return source.time_notes if arrival.trace_rate is not None else (*source.time_notes, *source.unit_doubts)
 
 
 def draw_arrivals(

@@ -4,36 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
+from muai_lab.errors import InvalidRequest
 from muai_lab.settings.distributions import FixedTime, TimeDistribution
 from muai_lab.settings.workload import PromptSetWorkload
 from muai_lab.workload.lengths import endless_lengths
 from muai_lab.workload.multi_turn import between_turns
 from muai_lab.workload.prompts import PromptMaker
 from muai_lab.workload.randomness import RandomStreams, endless_seeds
-from muai_lab.workload.reading import Reading
+from muai_lab.workload.reading import Reading, counted
 from muai_lab.workload.rows import Unit
-from muai_lab.workload.schedule import Message, ScheduledRequest
+from muai_lab.workload.schedule import Message, ScheduledRequest, message_text
 from muai_lab.workload.source import Rounds, Source
 from muai_lab.workload.times import endless_times
+from muai_lab.workload.written import Written, WrittenTurn
 
-
-@dataclass(frozen=True, slots=True)
-class WrittenTurn:
-    """What is asked in one turn.
-
-    messages: what is new in it, at least one. output_tokens: length of its answer, None where the file does not say;
-    answer: a recorded answer, which only lends its length.
-    """
-
-    messages: tuple[Message, ...]
-    output_tokens: int | None = None
-    answer: str | None = None
-
-
-Written = tuple[WrittenTurn, ...]
-"""A prompt, or the turns of a conversation."""
+_PROMPT_TOOLS = ("tools", "functions")
+"""Fields of a request that the chat template writes into the prompt."""
 
 
 def prompt_set_source(
@@ -56,17 +43,17 @@ def prompt_set_source(
     if workload.order == "shuffled":
         order = streams.stream("order").permutation(len(chosen)).tolist()
     rounds = Rounds(len(chosen), "prompt", reading.path.name)
+    scripts = Scripts(maker, reading.path.name)
     too_long: set[int] = set()
 
     def units() -> Iterator[Unit]:
         outputs = endless_lengths(workload.output_tokens, streams.stream("output lengths"))
         pauses = endless_times(think_time or FixedTime(value_s=0.0), streams.stream("think times"))
         seeds = endless_seeds(streams)
-        between = between_turns(maker)
         for place in rounds.places():
             number = order[place]
-            if number not in too_long and _fits(chosen[number], maker):
-                yield _unit(chosen[number], maker, between, outputs, pauses, seeds)
+            if number not in too_long and scripts.fits(chosen[number], number):
+                yield scripts.unit(chosen[number], number, outputs, pauses, seeds)
                 continue
             rounds.pass_over()
             too_long.add(number)
@@ -74,7 +61,7 @@ def prompt_set_source(
             if len(too_long) == len(chosen):
                 raise reading.nothing(f"prompt that fits into the model's context of {maker.context.tokens} tokens")
 
-    return Source(units(), notes=lambda: (*reading.notes(), *rounds.notes()))
+    return Source(units(), notes=lambda: (*reading.notes(), *scripts.notes(), *rounds.notes()))
 
 
 def _chosen(workload: PromptSetWorkload, written: Iterable[Written]) -> list[Written]:
@@ -87,55 +74,112 @@ def _chosen(workload: PromptSetWorkload, written: Iterable[Written]) -> list[Wri
     return chosen
 
 
-def _fits(entry: Written, maker: PromptMaker) -> bool:
-    return maker.context.tokens is None or maker.context.holds(maker.count_conversation(entry[0].messages), 1)
+class Scripts:
+    """Makes requests of written prompts and conversations, and counts where their lengths are not the file's own.
 
+    name: of the file. Entries have numbers, so that one that comes again counts once.
+    """
 
-def _unit(
-    entry: Written,
-    maker: PromptMaker,
-    between: int,
-    outputs: Iterator[int],
-    pauses: Iterator[float],
-    seeds: Iterator[int],
-) -> Unit:
-    unit: list[ScheduledRequest] = []
-    known_tokens = 0  # of the conversation before this turn
-    for place, turn in enumerate(entry):
-        drawn, pause_s, seed = next(outputs), next(pauses), next(seeds)
-        wanted = turn.output_tokens or (_tokens_of(turn.answer, maker) if turn.answer else drawn)
-        own_tokens = maker.count_conversation(turn.messages)
-        tokens = known_tokens + between + own_tokens - maker.template_tokens if place else own_tokens
-        if place and not maker.context.holds(tokens, wanted):
-            maker.context.turns_dropped += len(entry) - place
-            break
-        output = maker.context.fit(tokens, wanted, tokens)[1]
-        prompt, messages = _columns(turn.messages, chat=maker.api == "chat")
-        several = len(entry) > 1
-        unit.append(
-            ScheduledRequest(
-                -1,
-                None,
-                prompt,
-                None,
-                tokens,
-                output,
-                turn=place if several else None,
-                seed=seed,
-                messages=messages,
-                think_s=pause_s if place else None,
+    def __init__(self, maker: PromptMaker, name: str) -> None:
+        self._maker = maker
+        self._name = name
+        self._between = between_turns(maker)
+        self._told: set[int] = set()
+        self._drawn: set[int] = set()
+        self._refused: set[int] = set()
+        self._with_tools: set[int] = set()
+
+    def fits(self, entry: Written, number: int) -> bool:
+        """True if the first turn and one token of answer fit into the model's context."""
+        context = self._maker.context
+        return context.tokens is None or context.holds(self._tokens(entry[0], number), 1)
+
+    def unit(
+        self, entry: Written, number: int, outputs: Iterator[int], pauses: Iterator[float], seeds: Iterator[int]
+    ) -> Unit:
+        """The requests of an entry, up to the first later turn that does not fit.
+
+        outputs, pauses (seconds): taken where the file does not say them; each turn takes one of each.
+        """
+        maker = self._maker
+        unit: list[ScheduledRequest] = []
+        known_tokens = 0  # of the conversation before this turn
+        for place, turn in enumerate(entry):
+            drawn, pause_s, seed = next(outputs), next(pauses), next(seeds)
+            wanted = self._output(turn, drawn, number)
+            own_tokens = self._tokens(turn, number)
+            tokens = known_tokens + self._between + own_tokens - maker.template_tokens if place else own_tokens
+            if place and not maker.context.holds(tokens, wanted):
+                maker.context.turns_dropped += len(entry) - place
+                break
+            output = maker.context.fit(tokens, wanted, tokens)[1]
+            prompt, messages = _columns(turn.messages, chat=maker.api == "chat")
+            think_s = pause_s if turn.think_s is None else turn.think_s
+            unit.append(
+                ScheduledRequest(
+                    -1,
+                    None,
+                    prompt,
+                    None,
+                    tokens,
+                    output,
+                    turn=place if len(entry) > 1 else None,
+                    seed=seed,
+                    messages=messages,
+                    think_s=think_s if place else None,
+                    extra=turn.extra,
+                )
             )
-        )
-        known_tokens = tokens + output
-    return unit
+            known_tokens = tokens + output
+        return unit
 
+    def notes(self) -> tuple[str, ...]:
+        """Lengths that are drawn although other rows have theirs, and lengths that are estimates."""
+        notes = []
+        if self._told and self._drawn:
+            rows = counted(len(self._drawn), "row")
+            notes.append(f"{self._name}: {rows} without a length of the answer: drawn from workload.output_tokens")
+        for numbers, why in (
+            (self._with_tools, "tools are counted as their JSON text"),
+            (self._refused, "the model's chat template refuses their order of roles, and so may the server"),
+        ):
+            if numbers:
+                notes.append(f"{self._name}: prompt lengths of {counted(len(numbers), 'row')} are estimates: {why}")
+        return tuple(notes)
 
-def _tokens_of(text: str, maker: PromptMaker) -> int:
-    return max(1, len(maker.tokenizer.encode(text)))
+    def _output(self, turn: WrittenTurn, drawn: int, number: int) -> int:
+        if turn.output_tokens is not None:
+            wanted = turn.output_tokens
+        elif turn.answer:
+            wanted = max(1, len(self._maker.tokenizer.encode(turn.answer)))
+        else:
+            self._drawn.add(number)
+            return drawn
+        self._told.add(number)
+        return wanted
+
+    def _tokens(self, turn: WrittenTurn, number: int) -> int:
+        """Tokens of the messages of a turn, and of its tools."""
+        extra = {} if turn.extra is None else json.loads(turn.extra)
+        tools = [extra[name] for name in _PROMPT_TOOLS if extra.get(name)]
+        if tools:
+            self._with_tools.add(number)
+        encode = self._maker.tokenizer.encode
+        return self._messages(turn.messages, number) + sum(len(encode(json.dumps(tool))) for tool in tools)
+
+    def _messages(self, messages: Sequence[Message], number: int) -> int:
+        maker = self._maker
+        try:
+            return maker.count_conversation(messages)
+        except InvalidRequest:
+            self._refused.add(number)
+            return sum(maker.template_tokens + len(maker.tokenizer.encode(message_text(each))) for each in messages)
 
 
 def _columns(messages: Sequence[Message], *, chat: bool) -> tuple[str | None, str | None]:
     """The columns prompt and messages of a schedule, of which one is None."""
-    if len(messages) == 1 and (not chat or messages[0]["role"] == "user"):
-        return messages[0]["content"], None
+    first = messages[0]
+    plain = set(first) == {"role", "content"} and isinstance(first["content"], str)
+    if len(messages) == 1 and plain and (not chat or first["role"] == "user"):
+        return first["content"], None
     return None, json.dumps([dict(message) for message in messages], ensure_ascii=False)

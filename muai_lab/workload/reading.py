@@ -1,16 +1,26 @@
-"""Reading files of others: every line that makes no sense is named by its number, or left out and counted."""
+"""Reading files of others: each bad line is named by its number, and all that is left out or ignored is counted."""
 
 from __future__ import annotations
 
+import gzip
 import math
+import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from muai_lab.errors import RunError
 from muai_lab.settings.workload import FileWorkload, OnError
 
 _SHOWN = 60
+_FIELDS_SHOWN = 12
+_GZIP = b"\x1f\x8b"
+_UTF8_MARK = b"\xef\xbb\xbf"
+
+MOST_TOKENS = 100_000_000
+"""No prompt and no answer is longer: a larger count is of something else, such as bytes, or damaged."""
 
 
 class Reading:
@@ -19,8 +29,11 @@ class Reading:
     def __init__(self, path: Path, on_error: OnError = "fail") -> None:
         self.path = path
         self._on_error = on_error
-        self._left_out = 0
+        self._bad = 0
         self._first: str | None = None
+        self._left_out: Counter[str] = Counter()
+        self._remarks: Counter[str] = Counter()
+        self._ignored: Counter[str] = Counter()
 
     @classmethod
     def of(cls, workload: FileWorkload) -> Reading:
@@ -35,33 +48,63 @@ class Reading:
             raise RunError(
                 f"{self.path}:{line}: {problem}; mend it, or leave such lines out with workload.on_error=skip"
             )
-        self._left_out += 1
+        self._bad += 1
         self._first = self._first or f"line {line}: {problem}"
 
+    def leave_out(self, reason: str) -> None:
+        """Count a row that is sound and cannot be asked; reason: completes "left out of FILE: 3 rows …"."""
+        self._left_out[reason] += 1
+
+    def remark(self, remark: str) -> None:
+        """Count a row that is used otherwise than it was recorded; remark: completes "FILE: 3 rows …"."""
+        self._remarks[remark] += 1
+
+    def ignore(self, field: str) -> None:
+        """Count a field of a row that has no use here."""
+        self._ignored[field] += 1
+
     def notes(self) -> tuple[str, ...]:
-        """What was left out."""
-        if not self._left_out:
-            return ()
-        lines = counted(self._left_out, "line")
-        return (f"left out of {self.path.name}, since they cannot be read: {lines}, first {self._first}",)
+        """All that was left out, used otherwise or ignored; no content."""
+        name = self.path.name
+        notes = []
+        if self._bad:
+            lines = counted(self._bad, "line")
+            notes.append(f"left out of {name}, since they cannot be read: {lines}, first {self._first}")
+        notes += [f"left out of {name}: {counted(count, 'row')} {reason}" for reason, count in self._left_out.items()]
+        notes += [f"{name}: {counted(count, 'row')} {remark}" for remark, count in self._remarks.items()]
+        if self._ignored:
+            notes.append(f"fields of {name} without a use here, ignored: {_listed(self._ignored)}")
+        return tuple(notes)
+
+    def head(self, size: int) -> bytes:
+        """The first bytes of the content, decompressed. Raises RunError without the file."""
+        try:
+            with self._open() as file:
+                return file.read(size)
+        except (OSError, EOFError, zlib.error) as error:
+            raise self.unreadable(error) from error
 
     def lines(self) -> Iterator[tuple[int, str]]:
         """Number and text of every line, without its end; what is no UTF-8 is bad. Raises RunError without the file."""
+        number = 0
         try:
-            with self.path.open("rb") as file:
+            with self._open() as file:
                 for number, raw in enumerate(file, 1):
                     if number == 1:
-                        raw = raw.removeprefix(b"\xef\xbb\xbf")
+                        raw = raw.removeprefix(_UTF8_MARK)
                     try:
                         yield number, raw.decode("utf-8").rstrip("\r\n")
                     except UnicodeDecodeError as error:
                         self.bad(number, f"no UTF-8 text (byte {error.start + 1})")
+        except (EOFError, zlib.error) as error:
+            self.bad(number + 1, f"the compressed file breaks off or is damaged ({error})")
         except OSError as error:
             raise self.unreadable(error) from error
 
-    def unreadable(self, error: OSError) -> RunError:
+    def unreadable(self, error: Exception) -> RunError:
         """The error for a file that cannot be opened."""
-        return RunError(f"cannot read {self.path}: {error.strerror or error}; check workload.path")
+        reason = getattr(error, "strerror", None) or error
+        return RunError(f"cannot read {self.path}: {reason}; check workload.path")
 
     def wrong_columns(self, missing: Sequence[str], there: Sequence[str]) -> RunError:
         """The error for a table without the columns that are needed."""
@@ -75,23 +118,59 @@ class Reading:
         left_out = "; ".join(self.notes())
         return RunError(f"{self.path} holds no {what}{f' ({left_out})' if left_out else ''}: check workload.path")
 
+    def _open(self) -> IO[bytes]:
+        file = self.path.open("rb")
+        try:
+            packed = file.read(len(_GZIP)) == _GZIP
+            file.seek(0)
+        except BaseException:
+            file.close()
+            raise
+        return cast("IO[bytes]", _Gunzipped(file)) if packed else file
+
+
+class _Gunzipped(gzip.GzipFile):
+    """The content of a compressed file; closes the file too."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(fileobj=file, mode="rb")
+        self._file = file
+
+    def close(self) -> None:
+        super().close()
+        self._file.close()
+
 
 def tokens(value: Any, name: str) -> int:
-    """A count of tokens from a field; raises ValueError saying what is wrong with it."""
+    """A count of tokens from a field; 472.0 is 472. Raises ValueError that names what is wrong with it."""
+    problem = f"{name} is {shown(value)}, expected a whole number of tokens"
+    if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
+        raise ValueError(problem)
     try:
-        number = value if isinstance(value, int) and not isinstance(value, bool) else int(str(value).strip())
-    except ValueError:
-        raise ValueError(f"{name} is {shown(value)}, expected a whole number of tokens") from None
-    if number < 0:
-        raise ValueError(f"{name} is {number}, expected a number of tokens from 0")
-    return number
+        count = value if isinstance(value, int) else _whole(value)
+    except (ValueError, OverflowError):
+        raise ValueError(problem) from None
+    if count < 0:
+        raise ValueError(f"{name} is {count}, expected a number of tokens from 0")
+    if count > MOST_TOKENS:
+        raise ValueError(f"{name} is {shown(count)}, expected at most {MOST_TOKENS:,} tokens")
+    return count
+
+
+def _whole(value: float | str | Decimal) -> int:
+    if isinstance(value, str) and value.strip().isdecimal() and len(value) < _SHOWN:
+        return int(value)
+    parsed = float(value)
+    if not parsed.is_integer():
+        raise ValueError(value)
+    return int(parsed)
 
 
 def number(value: Any, name: str) -> float:
-    """A finite number from a field; raises ValueError saying what is wrong with it."""
+    """A finite number from a field; raises ValueError that names what is wrong with it."""
     try:
         parsed = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{name} is {shown(value)}, expected a number") from None
     if isinstance(value, bool) or not math.isfinite(parsed):
         raise ValueError(f"{name} is {shown(value)}, expected a finite number")
@@ -100,10 +179,19 @@ def number(value: Any, name: str) -> float:
 
 def shown(value: Any) -> str:
     """A value as an error message quotes it."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        text = "a number of thousands of digits"
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
 
 
 def counted(count: int, noun: str) -> str:
     """`1 line`, `2 lines`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def _listed(counts: Counter[str]) -> str:
+    named = [f"{name if len(name) <= _SHOWN else f'{name[:_SHOWN]}…'} ({count:,})" for name, count in counts.items()]
+    more = [f"and {len(named) - _FIELDS_SHOWN} more"] if len(named) > _FIELDS_SHOWN else []
+    return ", ".join(named[:_FIELDS_SHOWN] + more)

@@ -16,11 +16,14 @@ class Source:
 
     units: endless, or what there is. times_s: when each of them was due where they come from, in seconds, ascending;
     None where they have no times. notes: what a reader of the results must know, asked when all units were taken.
+    time_notes: the same of the times, if they are used. unit_doubts: reasons to think that their unit is another.
     """
 
     units: Iterator[Unit]
     times_s: Offsets | None = None
     notes: Callable[[], tuple[str, ...]] = tuple
+    time_notes: tuple[str, ...] = ()
+    unit_doubts: tuple[str, ...] = ()
 
 
 class Rounds:

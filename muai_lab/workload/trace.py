@@ -1,157 +1,163 @@
-"""Recorded traces: when somebody asked, how long the prompt was and how long the answer."""
+"""Recorded requests: times, lengths of prompts and answers, and in some formats texts and sessions."""
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from muai_lab.settings.workload import TraceWorkload
 from muai_lab.workload.arrival import Offsets
-from muai_lab.workload.prompts import PromptMaker
-from muai_lab.workload.randomness import RandomStreams, endless_seeds
-from muai_lab.workload.reading import Reading, counted
-from muai_lab.workload.rows import Unit
-from muai_lab.workload.schedule import ScheduledRequest
-from muai_lab.workload.source import Rounds, Source
+from muai_lab.workload.reading import Reading
+from muai_lab.workload.schedule import Message, message_text
+from muai_lab.workload.written import Written, WrittenTurn
 
 Blocks = list[int]
 
-PromptOf = Callable[[int, int, np.random.Generator], tuple[str, int]]
-"""Makes the prompt of the request at a place of the trace, of so many tokens: text and real count."""
+
+@dataclass(frozen=True, slots=True)
+class TraceRow:
+    """One recorded request.
+
+    time_s: seconds, of any origin; None if the row has no time. prompt_tokens: 0 for a written prompt. blocks: ids of
+    the blocks that the prompt is made of, None where the format has none. session: its name. pause_s: seconds from the
+    answer before it in its session. written: its prompt or conversation. new_only: the prompt holds only what is new in
+    its session; otherwise a written prompt holds the session from its beginning. follows: the prompt makes no sense
+    without the turns before it. extra: as in `WrittenTurn`.
+    """
+
+    time_s: float | None
+    prompt_tokens: int
+    output_tokens: int
+    blocks: Blocks | None = None
+    session: str | None = None
+    pause_s: float | None = None
+    written: Written | None = None
+    new_only: bool = True
+    follows: bool = False
+    extra: str | None = None
 
 
 class Trace:
     """The requests of a trace, as columns.
 
-    times_s: seconds, of any origin. blocks: per request the ids of the blocks that its prompt is made of, where the
-    format has them. without_output: requests that were left out because nothing had been answered.
+    Places are numbered in the order of the file. starts: places that wait for no answer: single requests, and the first
+    turns of sessions. later: places of the later turns of a session, by the place of its first. blocks, written, extra,
+    pauses_s: by place, of the requests that have them. timed: True if requests have times.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, reading: Reading) -> None:
         self.times_s = array("d")
         self.prompt_tokens = array("q")
         self.output_tokens = array("q")
-        self.blocks: list[Blocks] = []
-        self.without_output = 0
+        self.starts = array("q")
+        self.later: dict[int, list[int]] = {}
+        self.blocks: dict[int, Blocks] = {}
+        self.written: dict[int, Written] = {}
+        self.extra: dict[int, str] = {}
+        self.pauses_s: dict[int, float] = {}
+        self.timed = False
+        self._reading = reading
+        self._sessions: dict[str, int] = {}
+        self._said: dict[str, list[Message]] = {}
 
     def __len__(self) -> int:
-        return len(self.times_s)
+        return len(self.prompt_tokens)
 
-    def add(self, time_s: float, prompt_tokens: int, output_tokens: int, blocks: Blocks | None = None) -> None:
-        """Append one request."""
-        if output_tokens == 0:
-            self.without_output += 1
-            return
-        self.times_s.append(time_s)
-        self.prompt_tokens.append(prompt_tokens)
-        self.output_tokens.append(output_tokens)
-        if blocks is not None:
-            self.blocks.append(blocks)
+    def add(self, row: TraceRow) -> None:
+        """Append a request, unless there is nothing to ask; raises ValueError if it contradicts those before it."""
+        if row.output_tokens == 0:
+            self._reading.leave_out("without an answer")
+        elif row.prompt_tokens == 0 and row.written is None:
+            self._reading.leave_out("with a prompt of 0 tokens")
+        elif (first := self._first_of(row)) is None:
+            self._add_start(row)
+        else:
+            self._add_later(row, first)
 
     def in_order(self) -> list[int]:
-        """Places by time; requests of the same time stay in the order of the file."""
-        order: list[int] = np.argsort(np.array(self.times_s), kind="stable").tolist()
+        """Starts by time; requests of the same time stay in the order of the file."""
+        starts = np.array(self.starts)
+        if not self.timed:
+            return list(map(int, starts))
+        order: list[int] = starts[np.argsort(np.array(self.times_s), kind="stable")].tolist()
         return order
 
+    def sorted_times_s(self) -> Offsets | None:
+        """The times of the starts, ascending; None if they have none."""
+        return np.sort(np.array(self.times_s)) if self.timed else None
 
-Row = tuple[float, int, int, Blocks | None]
+    def _first_of(self, row: TraceRow) -> int | None:
+        """The place of the first turn of the session that the row goes on with; None for a request of its own."""
+        first = None if row.session is None else self._sessions.get(row.session)
+        if first is None or row.follows or row.time_s is None or row.pause_s is not None:
+            return first
+        self._reading.remark("of a session with a time of their own: sent at it, not after the answer before")
+        return None
 
+    def _add_start(self, row: TraceRow) -> None:
+        if len(self.starts) == 0:
+            self.timed = row.time_s is not None
+        if self.timed and row.time_s is None:
+            raise ValueError("the time is missing, which the first request has")
+        if not self.timed and row.time_s is not None:
+            self._reading.remark("with a time that has no use, since the first request has none")
+        if row.pause_s is not None:
+            self._reading.remark("with a delay and no turn before it: it has no effect")
+        place = self._append(row, row.written)
+        self.starts.append(place)
+        if self.timed and row.time_s is not None:
+            self.times_s.append(row.time_s)
+        if row.session is not None:
+            self._sessions[row.session] = place
+            self._said[row.session] = list(row.written[0].messages) if row.written else []
 
-def read_trace(reading: Reading, workload: TraceWorkload, rows: Iterable[Row]) -> Trace:
-    """Collect what a format's reader finds, from `workload.skip` on and at most `workload.limit`.
+    def _add_later(self, row: TraceRow, first: int) -> None:
+        assert row.session is not None, "the row goes on with a session"
+        written = row.written
+        if written is not None and not row.new_only:
+            written = self._new_in(written, row.session)
+        if row.time_s is not None:
+            self._reading.remark("of a session: sent after the answer before, not at a time of their own")
+        place = self._append(row, written)
+        self.later.setdefault(first, []).append(place)
+        self.pauses_s[place] = row.pause_s or 0.0
 
-    Nothing beyond the limit is read. Raises RunError when nothing is left.
-    """
-    trace = Trace()
-    for number, row in enumerate(rows):
-        if number >= workload.skip:
-            trace.add(*row)
-        if len(trace) == workload.limit:
-            break
-    if len(trace) == 0:
-        raise reading.nothing("request to replay")
-    return trace
+    def _new_in(self, written: Written, session: str) -> Written:
+        """The turn without the messages that the turns before it held; the recorded answer goes with them."""
+        messages = list(written[0].messages)
+        before = self._said[session]
+        if len(messages) <= len(before) or not _alike(messages[: len(before)], before):
+            raise ValueError("messages do not begin with those of the turn before in its session")
+        self._said[session] = messages
+        new = messages[len(before) :]
+        if new[0]["role"] == "assistant":
+            self._reading.remark("with a recorded answer inside a session: the server's own takes its place")
+            new = new[1:]
+        if not new:
+            raise ValueError("messages hold an answer and no further question")
+        return (replace(written[0], messages=tuple(new)), *written[1:])
 
-
-def csv_rows(
-    reading: Reading, columns: tuple[str, ...], parse: Callable[[dict[str, str]], Row | None]
-) -> Iterator[Row]:
-    """Rows of a CSV file with a header and no commas inside fields; `parse` returns None for a row to pass over.
-
-    Raises RunError when a column is missing.
-    """
-    header: list[str] | None = None
-    for number, line in reading.lines():
-        if not line.strip():
-            continue
-        fields = [field.strip() for field in line.split(",")]
-        if header is None:
-            header = fields
-            if missing := [column for column in columns if column not in header]:
-                raise reading.wrong_columns(missing, header)
-            continue
-        if len(fields) != len(header):
-            reading.bad(number, f"{len(fields)} fields instead of {len(header)}")
-            continue
-        try:
-            row = parse(dict(zip(header, fields, strict=True)))
-        except ValueError as error:
-            reading.bad(number, str(error))
-        else:
-            if row is not None:
-                yield row
-
-
-def trace_source(
-    workload: TraceWorkload,
-    reading: Reading,
-    trace: Trace,
-    streams: RandomStreams,
-    maker: PromptMaker,
-    prompt_of: PromptOf | None = None,
-) -> Source:
-    """The trace's requests in order of time, without end: after the last comes the first again.
-
-    prompt_of: makes the prompts; None makes them up, each for itself.
-    """
-    order = trace.in_order()
-    output_scale = workload.length_scale if workload.output_scale is None else workload.output_scale
-    rounds = Rounds(len(trace), "request", reading.path.name)
-
-    def units() -> Iterator[Unit]:
-        words, seeds = streams.stream("prompts"), endless_seeds(streams)
-        for place in rounds.places():
-            row = order[place]
-            length, output = maker.context.fit(
-                max(scaled(trace.prompt_tokens[row], workload.length_scale), maker.template_tokens + 1),
-                scaled(trace.output_tokens[row], output_scale),
-                maker.template_tokens + 1,
-            )
-            prompt, tokens = maker.prompt(length, words) if prompt_of is None else prompt_of(row, length, words)
-            group = trace.blocks[row][0] if trace.blocks and trace.blocks[row] else None
-            yield [ScheduledRequest(-1, None, prompt, None, tokens, output, prefix_group=group, seed=next(seeds))]
-
-    def notes() -> tuple[str, ...]:
-        failed: tuple[str, ...] = ()
-        if trace.without_output:
-            requests = counted(trace.without_output, "request")
-            failed = (f"left out of {reading.path.name}, since they have no answer: {requests}",)
-        return (*reading.notes(), *failed, *rounds.notes())
-
-    times: Offsets = np.array(trace.times_s)[order]
-    return Source(units(), times, notes)
+    def _append(self, row: TraceRow, written: Written | None) -> int:
+        place = len(self)
+        self.prompt_tokens.append(row.prompt_tokens)
+        self.output_tokens.append(row.output_tokens)
+        if row.blocks:
+            self.blocks[place] = row.blocks
+        if written is not None:
+            self.written[place] = written
+        if row.extra is not None:
+            self.extra[place] = row.extra
+        return place
 
 
-def scaled(length: int, scale: float) -> int:
-    """A recorded length, scaled, and at least one token."""
-    return max(1, round(length * scale))
+def _alike(messages: Sequence[Message], before: Iterable[Message]) -> bool:
+    pairs = zip(messages, before, strict=True)
+    return all(one["role"] == other["role"] and message_text(one) == message_text(other) for one, other in pairs)
 
 
-def field_of(entry: dict[str, Any], name: str) -> Any:
-    """A field of a JSON object; raises ValueError when it is not there."""
-    if name not in entry:
-        raise ValueError(f"{name} is missing")
-    return entry[name]
+def turn_of(trace: Trace, place: int, messages: tuple[Message, ...], output_tokens: int) -> WrittenTurn:
+    """A turn with a made-up prompt and what the trace says of it."""
+    pause_s = trace.pauses_s.get(place)
+    return WrittenTurn(messages, output_tokens, think_s=pause_s, extra=trace.extra.get(place))

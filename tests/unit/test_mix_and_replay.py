@@ -114,7 +114,8 @@ class TestReplay:
         assert not closed.open_loop
         assert len(closed) == 3
         assert [request.prompt for request in faster] == [request.prompt for request in drawn]
-        assert faster.notes[0].startswith(f"the schedule has only {len(drawn.starts)} arrivals: none come after")
+        assert faster.notes[0].startswith("recorded times are not used")
+        assert faster.notes[1].startswith(f"the schedule has only {len(drawn.starts)} arrivals: none come after")
 
     def test_the_notes_of_the_drawing_come_along(self, tmp_path: Path) -> None:
         text = {"kind": "text", "path": written(tmp_path / "p.txt", "why")}

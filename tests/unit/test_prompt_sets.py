@@ -106,9 +106,13 @@ class TestOpenAiJsonl:
         ("line", "problem"),
         [
             ('{"prompt": "cut of', r"set\.jsonl:2: no JSON"),
-            ({"question": "why"}, r"set\.jsonl:2: expected a JSON object with messages or prompt"),
+            (
+                {"question_id": "why"},
+                r"set\.jsonl:2: expected messages, conversations, turns or prompt, found question_id",
+            ),
             ({"prompt": 5}, r"prompt is 5, expected a text"),
-            ({"messages": []}, r"expected a list with at least one message"),
+            ([1, 2], r"set\.jsonl:2: expected a JSON object, found \[1, 2\]"),
+            ({"messages": {}}, r"messages is {}, expected a list"),
             ({"messages": [{"role": "user"}]}, r"has no role or no text"),
             ({"messages": [{"role": "assistant", "content": "hm"}]}, r"holds an answer and no question"),
             ({"prompt": "a", "max_tokens": "many"}, r"max_tokens is 'many', expected a whole number"),
@@ -176,9 +180,9 @@ class TestShareGpt:
     @pytest.mark.parametrize(
         ("content", "problem"),
         [
-            ('{"a": 1}', r"sg\.json:1: expected a JSON list"),
-            ('[{"conversations": 5}]', r"sg\.json:1: expected an object with conversations"),
-            ('[{"conversations": [{"from": "human"}]}]', r"has no from or no value"),
+            ('{"a": 1}', r"sg\.json:1: expected messages, conversations, turns or prompt, found a"),
+            ('[{"conversations": 5}]', r"sg\.json:1: conversations is 5, expected a list"),
+            ('[{"conversations": [{"from": "human"}]}]', r"has no role or no text"),
             ("[" + json.dumps(conversation("a", "b")), r"the list has no end: the file was cut off"),
             ("", r"holds no prompt"),
         ],
@@ -222,7 +226,7 @@ class TestTable:
         [
             ("set.csv", b"a,b\n1,2\n", r"has no column prompt, but a, b: check workload\.path"),
             ("set.parquet", b"no parquet", r"is no Parquet file, or a damaged one"),
-            ("set.xlsx", b"", r"a table is a \.csv or \.parquet file, not \.xlsx"),
+            ("set.xlsx", b"PK\0\0", r"is neither CSV nor Parquet nor JSON"),
             ("set.csv", b"", r"holds no prompt"),
         ],
     )

@@ -1,0 +1,185 @@
+"""Fields of a row by the names that tools give them, and a record of which were used."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from itertools import islice
+from typing import Any
+
+from muai_lab.workload.reading import Reading, shown, tokens
+
+# Names are compared without case, spaces, hyphens and underscores: `Request tokens` is `request_tokens`.
+TIME = ("timestamp", "arrivaltime", "arrivedat", "arrival", "time")
+PROMPT_TOKENS = (
+    "inputlength", "inputtokens", "inputlen", "prompttokens", "promptlen", "promptlength", "requesttokens",
+    "contexttokens", "numinputtokens", "numprompttokens", "numprefilltokens", "prompttokenscount", "inputtokenscount",
+    "isl",
+)  # fmt: skip
+OUTPUT_TOKENS = (
+    "outputlength", "outputtokens", "outputlen", "expectedoutputlen", "generatedtokens", "responsetokens",
+    "completiontokens", "numoutputtokens", "numgeneratedtokens", "numcompletiontokens", "numdecodetokens",
+    "outputtokenscount", "completiontokenscount", "outputsequencelength", "osl",
+)  # fmt: skip
+"""Lengths that answers had, or are to have."""
+OUTPUT_LIMITS = ("maxcompletiontokens", "maxtokens", "maxnewtokens", "maxoutputtokens", "numpredict", "npredict")
+"""Limits of answers; a length beside them comes first."""
+
+
+_SHOWN = 8
+
+
+class Row:
+    """The fields of one row (or of an object inside it).
+
+    A field that is null or an empty text is no field. name: of the field that holds the object. prefix: put before
+    names in messages and notes. texts: values are texts of a CSV file.
+    """
+
+    def __init__(
+        self, fields: Mapping[str, Any], *, name: str | None = None, prefix: str = "", texts: bool = False
+    ) -> None:
+        self.name = name
+        self.texts = texts
+        self._fields = fields
+        self._layout = _layout(tuple(fields))
+        self._used: set[str] = set()
+        self._prefix = prefix
+        self._inner: dict[str, Row] = {}
+        self._elements: list[Row] = []
+
+    def __contains__(self, name: str) -> bool:
+        return self._fields.get(name) not in (None, "")
+
+    def has(self, names: tuple[str, ...]) -> bool:
+        """True if there is a field known under one of these names, with or without a value."""
+        return bool(self._layout.known_as(names))
+
+    def has_field(self, name: str) -> bool:
+        """True if there is a field of exactly this name, with or without a value."""
+        return name in self._fields
+
+    def names(self) -> list[str]:
+        """Names of all fields."""
+        return [str(name) for name in self._fields]
+
+    def listed(self) -> str:
+        """The names of the first fields, for a message."""
+        names = list(islice(self._fields, _SHOWN))
+        return ", ".join(str(name)[:40] for name in names) + (", …" if len(self._fields) > _SHOWN else "") or "none"
+
+    def named(self, name: str) -> str:
+        """The name as messages show it."""
+        return f"{self._prefix}{name}"
+
+    def take(self, name: str) -> Any:
+        """The value of the field of exactly this name, None if it is missing; it counts as used."""
+        self._used.add(name)
+        value = self._fields.get(name)
+        return None if isinstance(value, str) and not value else value
+
+    def find(self, names: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+        """Fields known under one of these names (see above), in the order of `names`; those that are taken are used."""
+        for name in self._layout.known_as(names):
+            if (value := self.take(name)) is not None:
+                yield name, value
+
+    def inner(self, name: str) -> Row | None:
+        """The object in a field, as fields whose use counts for themselves; None if there is no object."""
+        if name not in self._inner:
+            value = self._fields.get(name)
+            if not isinstance(value, dict):
+                return None
+            self._used.add(name)
+            self._inner[name] = Row(value, name=name, prefix=f"{self._prefix}{name}.")
+        return self._inner[name]
+
+    def element(self, name: str, value: Mapping[str, Any]) -> Row:
+        """An object in the list that a field holds, as fields whose use counts for themselves."""
+        self._elements.append(Row(value, name=name, prefix=f"{self._prefix}{name}[]."))
+        return self._elements[-1]
+
+    def unused(self) -> Iterator[str]:
+        """Names of the fields that hold something and were not used."""
+        for name, value in self._fields.items():
+            if name not in self._used and not (value is None or value == ""):
+                yield self.named(str(name))
+        for row in (*self._inner.values(), *self._elements):
+            yield from row.unused()
+
+    def among(self, names: frozenset[str]) -> tuple[str, ...]:
+        """The fields of exactly these names, with or without values."""
+        return self._layout.among(names)
+
+    def left(self) -> Iterator[tuple[str, Any]]:
+        """Fields that were not used yet, without those of inner objects."""
+        return ((name, value) for name, value in self._fields.items() if name not in self._used and value is not None)
+
+
+def name_unused(reading: Reading, row: Row) -> None:
+    """Count what was not used of a row whose reading is over."""
+    for name in row.unused():
+        reading.ignore(name)
+
+
+def length(row: Row, names: tuple[str, ...]) -> int | None:
+    """A number of tokens known under one of these names, None if there is none; -1, "no limit", is none.
+
+    Raises ValueError for what is no number, and for two names with different numbers.
+    """
+    found: tuple[str, int] | None = None
+    for name, value in row.find(names):
+        count = limit(value, row.named(name))
+        if count is None:
+            continue
+        if found is not None and found[1] != count:
+            raise ValueError(f"{row.named(found[0])} is {found[1]}, but {row.named(name)} is {count}")
+        found = found or (name, count)
+    return None if found is None else found[1]
+
+
+def limit(value: Any, name: str) -> int | None:
+    """A number of tokens; None for null and for -1, which means no limit. Raises ValueError for anything else."""
+    return None if value is None or value in (-1, "-1") else tokens(value, name)
+
+
+def text(value: Any, name: str) -> str:
+    """A text that is not blank; raises ValueError otherwise."""
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{name} is {shown(value)}, expected a text")
+    return value
+
+
+def squeezed(name: str) -> str:
+    """A name as the lists above spell it."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+class _Layout:
+    """The names of the fields of many rows, and what was found out about them."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self._names = names
+        self._squeezed: dict[str, str] = {}
+        for name in names:
+            self._squeezed.setdefault(squeezed(str(name)), name)
+        self._known: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self._among: dict[frozenset[str], tuple[str, ...]] = {}
+
+    def known_as(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Fields whose squeezed names are among these, in their order."""
+        if names not in self._known:
+            self._known[names] = tuple(self._squeezed[name] for name in names if name in self._squeezed)
+        return self._known[names]
+
+    def among(self, names: frozenset[str]) -> tuple[str, ...]:
+        """Fields of exactly these names."""
+        if names not in self._among:
+            self._among[names] = tuple(name for name in self._names if name in names)
+        return self._among[names]
+
+
+@lru_cache(maxsize=1024)
+def _layout(names: tuple[str, ...]) -> _Layout:
+    return _Layout(names)

@@ -1,0 +1,136 @@
+"""Rows of a file, whatever its format: CSV, Parquet, JSON lines or a JSON list."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from muai_lab.errors import RunError
+from muai_lab.workload.json_entries import json_entries, row_of
+from muai_lab.workload.reading import Reading
+
+# A field may hold a whole document; the csv module's own limit is 128 KiB.
+_LONGEST_FIELD = 1 << 27
+_DELIMITERS = ",;\t|"
+_SNIFFED_BYTES = 4096
+
+NumberedRow = tuple[int, dict[str, Any]]
+"""Line (of Parquet: row), from 1, and fields of a row; fields of a CSV file are texts."""
+
+
+def rows_of(reading: Reading) -> Iterator[NumberedRow]:
+    """The rows of the file, one after another; its name's ending decides on the format, else its beginning.
+
+    Raises RunError for a file that cannot be opened or has no such format, and for its first bad row unless
+    `workload.on_error` is skip.
+    """
+    match format_of(reading):
+        case "csv":
+            return _csv_rows(reading)
+        case "parquet":
+            return _parquet_rows(reading)
+        case _:
+            return _json_rows(reading)
+
+
+def format_of(reading: Reading) -> str:
+    """`csv`, `parquet` or `json`; raises RunError for a binary file of another kind."""
+    path = reading.path
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
+        suffix = Path(path.stem).suffix.lower()
+    known = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".pq": "parquet"}
+    known |= dict.fromkeys((".json", ".jsonl", ".ndjson"), "json")
+    if suffix in known:
+        return known[suffix]
+    head = reading.head(_SNIFFED_BYTES)
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    if b"\0" in head:
+        raise RunError(f"{path} is neither CSV nor Parquet nor JSON: check workload.path")
+    return "json" if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[") else "csv"
+
+
+def _json_rows(reading: Reading) -> Iterator[NumberedRow]:
+    for line, entry in json_entries(reading):
+        try:
+            yield line, row_of(entry)
+        except ValueError as error:
+            reading.bad(line, str(error))
+
+
+def _csv_rows(reading: Reading) -> Iterator[NumberedRow]:
+    """Rows under a header. Fields beyond the header are accepted while they are empty, as a trailing comma makes them.
+
+    The delimiter is the one of comma, semicolon, tab and bar that the header has most of.
+    """
+    csv.field_size_limit(_LONGEST_FIELD)
+    lines = _Lines(reading)
+    first = next((line for line in lines if line.strip()), None)
+    if first is None:
+        return
+    delimiter = max(_DELIMITERS, key=first.count)
+    header = _names(next(csv.reader([first], delimiter=delimiter)))
+    if twice := sorted({name for name in header if header.count(name) > 1}):
+        raise RunError(f"{reading.path}:{lines.number}: several columns are called {', '.join(map(repr, twice))}")
+    rows = csv.reader(lines, delimiter=delimiter, strict=True)
+    while True:
+        lines.begins = None
+        try:
+            fields = next(rows, None)
+        except csv.Error as error:
+            reading.bad(lines.begins or lines.number, f"no CSV: {error}")
+            continue
+        if fields is None:
+            return
+        line = lines.begins or lines.number
+        if not any(field.strip() for field in fields):
+            continue
+        if len(fields) < len(header) or any(field.strip() for field in fields[len(header) :]):
+            reading.bad(line, f"{len(fields)} fields instead of {len(header)}")
+        else:
+            yield line, dict(zip(header, fields, strict=False))
+
+
+class _Lines:
+    """The lines of a file with their ends, and the number of the first and last that a row took."""
+
+    def __init__(self, reading: Reading) -> None:
+        self._lines = reading.lines()
+        self.begins: int | None = None
+        self.number = 1
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        self.number, line = next(self._lines)
+        self.begins = self.begins or self.number
+        return f"{line}\n"
+
+
+def _names(header: Sequence[str]) -> list[str]:
+    """The columns' names up to the last that is not empty; a nameless one before it, such as an index, is numbered."""
+    names = [name.strip() for name in header]
+    while names and not names[-1]:
+        names.pop()
+    return [name or f"column {place}" for place, name in enumerate(names, 1)]
+
+
+def _parquet_rows(reading: Reading) -> Iterator[NumberedRow]:
+    try:
+        with pq.ParquetFile(reading.path) as file:
+            number = 0
+            for batch in file.iter_batches():
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise RunError(f"{reading.path} is no Parquet file, or a damaged one: {error}; check workload.path") from error
+    except OSError as error:
+        raise reading.unreadable(error) from error

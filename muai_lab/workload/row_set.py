@@ -1,0 +1,71 @@
+"""Prompts and conversations from rows of a file: `openai_jsonl`, `sharegpt` and `table`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from muai_lab.settings.workload import ConversationSetWorkload, TableWorkload
+from muai_lab.workload.fields import Row, name_unused
+from muai_lab.workload.prompt_set import prompt_set_source
+from muai_lab.workload.prompts import PromptMaker
+from muai_lab.workload.randomness import RandomStreams
+from muai_lab.workload.reading import Reading
+from muai_lab.workload.row_files import format_of, rows_of
+from muai_lab.workload.source import Source
+from muai_lab.workload.written import USUAL, Form, RowReader, Written
+
+_SEVERAL = "payloads"
+
+
+def row_set_source(
+    workload: ConversationSetWorkload | TableWorkload, streams: RandomStreams, maker: PromptMaker
+) -> Source:
+    """The prompts of the file. Raises RunError for a file without any, and for its first row that makes no sense."""
+    reading = Reading.of(workload)
+    send = workload.request_fields == "send"
+    if isinstance(workload, TableWorkload):
+        columns = (workload.prompt_column, workload.system_column, workload.output_tokens_column)
+        form = Form(workload.api, send, 1, *columns)
+        _check_columns(reading, form)
+        return prompt_set_source(workload, reading, _written(reading, form), streams, maker)
+    form = Form(workload.api, send, workload.max_turns)
+    return prompt_set_source(workload, reading, _written(reading, form), streams, maker, workload.think_time)
+
+
+def _written(reading: Reading, form: Form) -> Iterator[Written]:
+    reader = RowReader(reading, form)
+    texts = format_of(reading) == "csv"
+    for line, fields in rows_of(reading):
+        for each in _requests(fields):
+            row = Row(each, texts=texts)
+            try:
+                written = reader.read(row)
+            except ValueError as error:
+                reading.bad(line, str(error))
+                continue
+            name_unused(reading, row)
+            if written is not None:
+                yield written
+
+
+def _check_columns(reading: Reading, form: Form) -> None:
+    """Raises RunError if the table's first row lacks a column that is named, or any column of prompts."""
+    for _, fields in rows_of(Reading(reading.path, "skip")):
+        missing = [name for name in (form.prompt, form.system, form.output) if name and name not in fields]
+        if form.prompt is None and not any(name in fields for name in USUAL):
+            missing.insert(0, "prompt")
+        if missing:
+            raise reading.wrong_columns(missing, list(map(str, fields)))
+        return
+
+
+def _requests(fields: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The requests of a row: one, unless it holds a list of whole bodies (aiperf's inputs.json)."""
+    bodies = fields.get(_SEVERAL)
+    if not isinstance(bodies, list):
+        yield fields
+        return
+    shared = {name: value for name, value in fields.items() if name != _SEVERAL}
+    for body in bodies:
+        yield {**shared, "payload": body}

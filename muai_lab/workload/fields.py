@@ -52,10 +52,6 @@ class Row:
     def __contains__(self, name: str) -> bool:
         return self._fields.get(name) not in (None, "")
 
-    def has(self, names: tuple[str, ...]) -> bool:
-        """True if there is a field known under one of these names, with or without a value."""
-        return bool(self._layout.known_as(names))
-
     def has_field(self, name: str) -> bool:
         """True if there is a field of exactly this name, with or without a value."""
         return name in self._fields
@@ -79,11 +75,9 @@ class Row:
         value = self._fields.get(name)
         return None if isinstance(value, str) and not value else value
 
-    def find(self, names: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-        """Fields known under one of these names (see above), in the order of `names`; those that are taken are used."""
-        for name in self._layout.known_as(names):
-            if (value := self.take(name)) is not None:
-                yield name, value
+    def known_as(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """The fields known under one of these names (see above), in the order of `names`, with or without values."""
+        return self._layout.known_as(names)
 
     def inner(self, name: str) -> Row | None:
         """The object in a field, as fields whose use counts for themselves; None if there is no object."""
@@ -102,9 +96,10 @@ class Row:
 
     def unused(self) -> Iterator[str]:
         """Names of the fields that hold something and were not used."""
+        used, prefix = self._used, self._prefix
         for name, value in self._fields.items():
-            if name not in self._used and not (value is None or value == ""):
-                yield self.named(str(name))
+            if name not in used and value is not None and value != "":
+                yield f"{prefix}{name}"
         for row in (*self._inner.values(), *self._elements):
             yield from row.unused()
 
@@ -114,7 +109,9 @@ class Row:
 
     def left(self) -> Iterator[tuple[str, Any]]:
         """Fields that were not used yet, without those of inner objects."""
-        return ((name, value) for name, value in self._fields.items() if name not in self._used and value is not None)
+        for name, value in self._fields.items():
+            if name not in self._used and value is not None and value != "":
+                yield name, value
 
 
 def name_unused(reading: Reading, row: Row) -> None:
@@ -129,8 +126,8 @@ def length(row: Row, names: tuple[str, ...]) -> int | None:
     Raises ValueError for what is no number, and for two names with different numbers.
     """
     found: tuple[str, int] | None = None
-    for name, value in row.find(names):
-        count = limit(value, row.named(name))
+    for name in row.known_as(names):
+        count = limit(row.take(name), row.named(name))
         if count is None:
             continue
         if found is not None and found[1] != count:

@@ -143,13 +143,10 @@ class _Gunzipped(gzip.GzipFile):
 
 def tokens(value: Any, name: str) -> int:
     """A count of tokens from a field; 472.0 is 472. Raises ValueError that names what is wrong with it."""
-    problem = f"{name} is {shown(value)}, expected a whole number of tokens"
-    if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
-        raise ValueError(problem)
     try:
-        count = value if isinstance(value, int) else _whole(value)
+        count = _whole(value)
     except (ValueError, OverflowError):
-        raise ValueError(problem) from None
+        raise ValueError(f"{name} is {shown(value)}, expected a whole number of tokens") from None
     if count < 0:
         raise ValueError(f"{name} is {count}, expected a number of tokens from 0")
     if count > MOST_TOKENS:
@@ -157,9 +154,13 @@ def tokens(value: Any, name: str) -> int:
     return count
 
 
-def _whole(value: float | str | Decimal) -> int:
-    if isinstance(value, str) and value.strip().isdecimal() and len(value) < _SHOWN:
+def _whole(value: Any) -> int:
+    if isinstance(value, str) and value.isdecimal() and len(value) < _SHOWN:
         return int(value)
+    if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
+        raise ValueError(value)
+    if isinstance(value, int):
+        return value
     parsed = float(value)
     if not parsed.is_integer():
         raise ValueError(value)

@@ -109,7 +109,7 @@ def _table_rows(
 
 def _check_columns(reading: Reading, row: Row, columns: tuple[str, ...], chosen: _Chosen) -> None:
     needed = zip(columns, (TIME, PROMPT_TOKENS, OUTPUT_TOKENS), strict=True)
-    missing = [column for column, names in needed if not row.has(names)]
+    missing = [column for column, names in needed if not row.known_as(names)]
     missing += [column for column in chosen.wanted if not row.has_field(column)]
     if missing:
         raise reading.wrong_columns(missing, row.names())
@@ -188,8 +188,10 @@ class _Mooncake:
 
 
 def _time_s(row: Row, clock: Timestamps) -> float | None:
-    found = next(row.find(TIME), None)
-    return None if found is None else clock.seconds(found[1], row.named(found[0]))
+    for name in row.known_as(TIME):
+        if (value := row.take(name)) is not None:
+            return clock.seconds(value, row.named(name))
+    return None
 
 
 def _needed(count: int | None, name: str) -> int:

@@ -32,6 +32,7 @@ from muai_lab.stack.events import (
     Queued,
     Rejected,
     Step,
+    StepFailed,
     Token,
     Tuned,
     TunerNoted,
@@ -63,6 +64,7 @@ class PrometheusObserver:
         self.cached_tokens = 0
         self.cache: CacheState | None = None  # the last one told
         self.evicted_blocks = 0
+        self.failed_steps = 0
         # Sets, not counters: a request that is run again on the next engine is admitted twice but counts once.
         self.waiting: set[str] = set()
         self.running: set[str] = set()
@@ -102,6 +104,8 @@ class PrometheusObserver:
                     self._left(event.request_id)  # not an end yet: it is run again, or `Failed` follows
                 elif isinstance(event, Rejected):
                     self.requests["rejected"] += 1
+                elif isinstance(event, StepFailed):
+                    self.failed_steps += 1
                 elif isinstance(event, Tuned):
                     self._tuned(event)
                 elif isinstance(event, TunerNoted):
@@ -204,6 +208,9 @@ class ServingMetrics(Collector):
         cache_budget = GaugeMetricFamily(
             "muai_prefix_cache_budget_bytes", "Most bytes that the prefix cache may hold", labels=by_engine
         )
+        failed_steps = CounterMetricFamily(
+            "muai_failed_steps", "Engine steps that raised and were made again", labels=by_engine
+        )
         evictions = CounterMetricFamily(
             "muai_prefix_cache_evictions", "Blocks that the prefix cache gave up for others", labels=by_engine
         )
@@ -256,6 +263,7 @@ class ServingMetrics(Collector):
             cache_bytes,
             cache_budget,
             evictions,
+            failed_steps,
             value,
             decisions,
             notes,

@@ -11,14 +11,15 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 
-from muai_lab.engines.base import StepEngine
+from muai_lab.engines.base import PrefillChunk, SlotFaults, StepEngine
 from muai_lab.stack.change import Change, PendingChange
 from muai_lab.stack.events import Event, Observer
 from muai_lab.stack.observers import ObserverList
 from muai_lab.stack.plan import Plan
+from muai_lab.stack.recovery import recover
 from muai_lab.stack.request import GenerationRequest
 from muai_lab.stack.scheduler import Scheduler
 
@@ -35,7 +36,8 @@ class StepDriver:
 
     deliver: gets every batch of events, in order, on the engine's thread; it must only pass them on. Whatever engine,
     scheduler or observers do, every request ends with an event (`Lost` when the engine died under it), and a failure is
-    told in `failure` and in the log.
+    told in `failure` and in the log. A step that raises ends the engine only if it cannot compute anything any more
+    (see `recover`); else the scheduler finds the request that is to blame.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class StepDriver:
         self._closing = False
         self._abandoned = False
         self._step_began: float | None = None
+        self._plan = Plan()  # of the present step
         self.failure: str | None = None  # why the engine can no longer run, once it cannot
         self._thread = threading.Thread(target=self._run, name=f"engine-{engine.info.name}", daemon=True)
         self._thread.start()
@@ -65,9 +68,9 @@ class StepDriver:
         """True while the engine thread runs and its engine has not failed."""
         return self._thread.is_alive() and self.failure is None
 
-    def add(self, request: GenerationRequest) -> None:
-        """Queue a request; its events follow."""
-        self._inbox.put(lambda now: self._add(request, now))
+    def add(self, request: GenerationRequest, *, suspect: bool = False) -> None:
+        """Queue a request; its events follow. suspect: see `Scheduler.add`."""
+        self._inbox.put(lambda now: self._add(request, now, suspect=suspect))
 
     def finish(self, request_id: str) -> None:
         """End a request with success: its text met a stop string."""
@@ -95,6 +98,11 @@ class StepDriver:
         began = self._step_began
         return 0.0 if began is None else max(0.0, self._clock() - began)
 
+    def computing(self) -> frozenset[str]:
+        """Requests that the present step computes; for a step that does not return."""
+        slots = (*self._plan.decode, *(chunk.slot for chunk in self._plan.prefill))
+        return frozenset(self._scheduler.names_in(slots))
+
     def abandon(self, reason: str) -> None:
         """Give up an engine whose step does not return: `failure` says why, and nothing is delivered any more.
 
@@ -121,8 +129,8 @@ class StepDriver:
         self._closing = True
         self._scheduler.fail_all(now, status="cancelled", message="the stack was closed")
 
-    def _add(self, request: GenerationRequest, now: float) -> None:
-        self._scheduler.add(request, now)
+    def _add(self, request: GenerationRequest, now: float, *, suspect: bool) -> None:
+        self._scheduler.add(request, now, suspect=suspect)
         if self._closing:
             self._scheduler.fail(request.request_id, now, status="cancelled", message="the stack was closed")
         elif self.failure is not None:
@@ -150,15 +158,23 @@ class StepDriver:
             return Plan()
         plan = self._scheduler.plan(self._clock())
         self._flush()
-        self._step_began = self._clock()
+        self._plan, self._step_began = plan, self._clock()
         try:
-            self._copy_and_release(plan)
-            if not plan.empty:
-                self._step(plan, self._step_began)
+            self._carry_out(plan, self._step_began)
         finally:
             self._step_began = None
         self._flush()
         return plan
+
+    def _carry_out(self, plan: Plan, began: float) -> None:
+        try:
+            self._copy_and_release(plan)
+        except Exception as error:  # noqa: BLE001 - as for a step
+            # Without copies it was a release that failed: then nothing is left to try.
+            self._recover((), error, began, hopeless=not (plan.copy_out or plan.copy_in))
+            return
+        if not plan.empty:
+            self._step(plan, began)
 
     def _copy_and_release(self, plan: Plan) -> None:
         for out in plan.copy_out:
@@ -183,21 +199,78 @@ class StepDriver:
 
     def _step(self, plan: Plan, began: float) -> None:
         tokens: dict[int, int] = {}
-        # Decode first: sequences that join would only look on. Both results are handed over at the end of the step.
-        if plan.decode:
-            tokens.update(zip(plan.decode, self._engine.decode(plan.decode), strict=True))
-        if plan.prefill:
-            for chunk, token in zip(plan.prefill, self._engine.prefill(plan.prefill), strict=True):
-                if token is not None:
-                    tokens[chunk.slot] = token
+        faults: dict[int, Exception] = {}
+        computed: Sequence[int] = plan.decode
+        try:
+            # Decode first: sequences that join would only look on. Both results are handed over at the end of the step.
+            if plan.decode:
+                tokens.update(self._decode(plan.decode, faults))
+            if plan.prefill:
+                computed = [chunk.slot for chunk in plan.prefill]
+                tokens.update(self._prefill(plan.prefill, faults))
+        except Exception as error:  # noqa: BLE001 - an engine may fail in any way
+            self._recover(computed, error, began)
+            return
         self._scheduler.complete(tokens, began=began, now=self._clock())
+        for slot, fault in faults.items():
+            self._fail_one(slot, fault)
+
+    def _decode(self, slots: Sequence[int], faults: dict[int, Exception]) -> Mapping[int, int]:
+        """Tokens by slot; those that failed are added to `faults`."""
+        try:
+            return dict(zip(slots, self._engine.decode(slots), strict=True))
+        except SlotFaults as partly:
+            faults.update(partly.faults)
+            return partly.tokens
+
+    def _prefill(self, chunks: Sequence[PrefillChunk], faults: dict[int, Exception]) -> Mapping[int, int]:
+        """The same for prompts; those that are not complete have no token."""
+        try:
+            tokens = self._engine.prefill(chunks)
+        except SlotFaults as partly:
+            faults.update(partly.faults)
+            return partly.tokens
+        paired = zip(chunks, tokens, strict=True)
+        return {chunk.slot: token for chunk, token in paired if token is not None}
+
+    def _fail_one(self, slot: int, error: Exception) -> None:
+        """A step failed for one slot, and the engine has told which."""
+        name = self._engine.info.name
+        request_id = self._scheduler.request_in(slot).request_id
+        log.error("engine %s failed for request %s", name, request_id, exc_info=error)
+        message = f"engine {name} failed for this request: {_told(error)}"
+        self._scheduler.fail(request_id, self._clock(), status="error", message=message)
+
+    def _recover(self, computed: Sequence[int], error: Exception, began: float, *, hopeless: bool = False) -> None:
+        """A step, or its copies, raised: go on without the request that is to blame, or end the engine."""
+        name = self._engine.info.name
+        tested = self._scheduler.on_trial  # then it fails as it is expected to, and the log has said why
+        log.error("engine %s failed in a step of %d sequences", name, len(computed), exc_info=None if tested else error)
+        message = f"engine {name} failed in a step: {_told(error)}"
+        try:
+            if hopeless:
+                raise error
+            recover(self._engine)
+        except Exception as fatal:  # noqa: BLE001 - whatever it is, no step can be made any more
+            if fatal is not error:
+                log.error("engine %s cannot go on: %s", name, _told(fatal))
+            self._die(message, computed)
+            return
+        self._scheduler.step_failed(computed, began=began, now=self._clock(), message=message)
 
     def _fail(self, error: Exception) -> None:
-        """The engine is done for: every request is lost, and so is every later one."""
+        """The scheduler itself has failed: nothing can be relied on."""
         name = self._engine.info.name
         log.error("engine %s failed in a step", name, exc_info=error)
-        self.failure = f"engine {name} failed in a step: {type(error).__name__}: {error}"
-        self._scheduler.lose_all(self._clock(), message=self.failure)
+        self._die(f"engine {name} failed in a step: {_told(error)}", None)
+
+    def _die(self, message: str, computed: Sequence[int] | None) -> None:
+        """The engine is done for: every request is lost, and so is every later one.
+
+        computed: slots of the fatal step, None if there was none.
+        """
+        self.failure = message
+        self._scheduler.lose_all(self._clock(), message=message, computed=computed)
         self._flush()
         self._deliver([])  # word of the failure, also when no request was under way
 
@@ -208,3 +281,7 @@ class StepDriver:
         # Observers first: who has seen a request end finds it counted.
         self._observers.show(events)
         self._deliver(events)
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -78,6 +78,20 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
+class StepFailed:
+    """An engine step raised, and the engine goes on: its culprit fails, the others are computed again.
+
+    batch: sequences that it computed. culprit: the request that is to blame, None while it is not known.
+    """
+
+    at: float
+    began: float
+    batch: int
+    message: str
+    culprit: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class LimitMoved:
     """The running limit of sequences moved from `before` to `after`: adaptive batching, or other settings."""
 
@@ -127,12 +141,16 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The engine died under a request; the stack runs it again on the next engine, or ends it (`Failed` follows)."""
+    """The engine died under a request; the stack runs it again on the next engine, or ends it (`Failed` follows).
+
+    suspect: the engine was computing it, so that it may be the reason.
+    """
 
     request_id: str
     at: float
     message: str
     queued_at: float
+    suspect: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +188,7 @@ Event = (
     | CacheLookup
     | CacheState
     | Step
+    | StepFailed
     | LimitMoved
     | Token
     | Finished

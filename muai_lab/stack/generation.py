@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from muai_lab.errors import RequestCancelled, RequestError
 from muai_lab.stack.request import Delta, GenerationRequest
+from muai_lab.stack.suspects import PROOF_TOKENS
 from muai_lab.stack.text import OutputText
 
 log = logging.getLogger(__name__)
@@ -21,7 +22,7 @@ class Generation:
 
     The stack feeds it: `push`, `finish`, `fail`, `give_up`, `restart`. text: makes the text of one attempt. deadline:
     monotonic seconds, None for never. stopped: called when the text met a stop string. abandoned: called when the
-    request is given up before its end.
+    request is given up before its end. deaths: engines that died while they computed it.
     """
 
     def __init__(
@@ -36,6 +37,8 @@ class Generation:
         self.request_id = request.request_id
         self.request = request
         self.deadline = deadline
+        self.deaths = 0
+        self._hold_back = 0  # tokens at the beginning that are not handed out by themselves
         self.cached_tokens: int | None = None
         self.queue_s: float | None = None  # from queued to admitted, known once admitted
         self.admitted_at: float | None = None
@@ -60,13 +63,18 @@ class Generation:
     @property
     def can_restart(self) -> bool:
         """True while nothing of the output can have reached the consumer, so that another engine may begin anew."""
-        return not self.ended and (self._output_tokens == 0 or not self.request.stream)
+        return not self.ended and (self._output_tokens <= self._hold_back or not self.request.stream)
 
     def restart(self) -> None:
-        """Forget the output so far: another engine begins anew."""
+        """Forget the output so far: another engine begins anew.
+
+        If an engine has died under the request, the tokens of its test (see `Suspects`) are handed out only with what
+        follows: until then the next engine may die too, of another request, and this one can begin once more.
+        """
         self._text = self._make_text()
         self._pieces.clear()
         self._new_tokens = self._output_tokens = 0
+        self._hold_back = PROOF_TOKENS if self.deaths else 0
         self.cached_tokens = None
         self.queue_s = self.admitted_at = self.prefill_s = None
 
@@ -81,7 +89,7 @@ class Generation:
     async def __anext__(self) -> Delta:
         if self._over:
             raise StopAsyncIteration
-        while not self.ended and not (self._new_tokens and self.request.stream):
+        while not (self.ended or (self._output_tokens > self._hold_back and self._new_tokens and self.request.stream)):
             self._wakeup = asyncio.get_running_loop().create_future()
             await self._wakeup
         if self._error is not None:

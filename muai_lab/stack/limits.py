@@ -33,6 +33,12 @@ class BatchLimits:
         if self.max_prefill_tokens < 1:
             raise ValueError(f"max_prefill_tokens must be at least 1, not {self.max_prefill_tokens}")
 
+    def checked(self, slots: int) -> BatchLimits:
+        """The same. Raises ValueError if the engine has fewer slots."""
+        if self.max_batch_size > slots:
+            raise ValueError(f"max_batch_size {self.max_batch_size} is more than the engine's {slots} slots")
+        return self
+
     def within(self, slots: int) -> BatchLimits:
         """The same for an engine that has no more than `slots` slots."""
         return replace(

@@ -176,6 +176,12 @@ class PrefixCache:
             store.blocks[-1].pins -= 1
             self._shrink_to(self._budget)
 
+    def clear(self) -> None:
+        """Forget everything, what is pinned too: its matches and stores are of no more use."""
+        self._evicted += len(self._blocks)
+        self._blocks.clear()
+        self._leaves.clear()
+
     def resize(self, budget_bytes: int) -> None:
         """Change the budget; what is too much is evicted at once, pinned blocks when they are released."""
         self._budget = budget_bytes

@@ -38,7 +38,7 @@ class CopyIn:
         return [block.payload for block in self.match.blocks if block.payload is not None]
 
 
-_NOTHING = Match((), 0)
+NO_MATCH = Match((), 0)
 
 
 class PrefixReuse:
@@ -66,7 +66,7 @@ class PrefixReuse:
     def find(self, request: GenerationRequest) -> Match:
         """The longest prefix of a prompt that is cached; `use` it or `drop` it."""
         if self.cache is None or not self.cache.on:
-            return _NOTHING
+            return NO_MATCH
         return self.cache.match(request.prompt, request.cache_salt)
 
     def drop(self, match: Match) -> None:
@@ -108,6 +108,20 @@ class PrefixReuse:
         for match in self._copying:
             self.drop(match)
         self._copying = []
+
+    def forget(self) -> None:
+        """The engine has lost its slots in a failed step: copies that were planned are not made any more.
+
+        What was kept before is dropped with them, since nobody knows what a step that failed has written.
+        """
+        self._outs, self._ins, self._copying = [], [], []
+        if self.cache is not None:
+            self.cache.clear()
+
+    def turn_off(self) -> None:
+        """Keep and find nothing any more, until another budget is set."""
+        if self.cache is not None:
+            self.cache.resize(0)
 
     def set_cache(self, budget_bytes: int, policy: Policy) -> None:
         """Change budget and policy of the cache; what is too much is evicted. Without a cache nothing happens."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from muai_lab.engines.base import PrefillChunk
@@ -13,8 +14,11 @@ from muai_lab.stack.request import GenerationRequest
 class SequenceState:
     """One request on its way.
 
-    computed: prompt tokens that its slot holds, computed or copied. output: tokens so far; the slot does not hold the
-    last one yet. last_token_at: 0 before the first.
+    prompt: what its slot must hold before the next token is sampled; after a failed step the output so far belongs to
+    it. computed: tokens of it that the slot holds, computed or copied. output: tokens so far; the slot does not hold
+    the last one yet. last_token_at: 0 before the first. reruns: times that it lost its slot to a failed step. kept:
+    output tokens that it had the last time. unexplained: failed steps that it was in, and of which no request is the
+    culprit.
     """
 
     request: GenerationRequest
@@ -26,6 +30,13 @@ class SequenceState:
     first_token_at: float = 0.0
     last_token_at: float = 0.0
     output: list[int] = field(default_factory=list)
+    prompt: Sequence[int] = field(init=False)
+    reruns: int = 0
+    kept: int = 0
+    unexplained: int = 0
+
+    def __post_init__(self) -> None:
+        self.prompt = self.request.prompt
 
     @property
     def priority(self) -> int:
@@ -35,12 +46,19 @@ class SequenceState:
     def chunk(self, budget: int) -> PrefillChunk:
         """The next piece of the prompt, of at most `budget` tokens."""
         assert self.slot is not None
-        request, start = self.request, self.computed
-        if len(request.prompt) - start <= budget:
-            tokens = request.prompt[start:] if start else request.prompt
-            return PrefillChunk(self.slot, tokens, start, sampling=request.sampling)
-        tokens = request.prompt[start : start + budget]
-        return PrefillChunk(self.slot, tokens, start, final=False, sampling=request.sampling)
+        prompt, start, sampling = self.prompt, self.computed, self.request.sampling
+        if len(prompt) - start <= budget:
+            tokens = prompt[start:] if start else prompt
+            return PrefillChunk(self.slot, tokens, start, sampling=sampling, output=self.output[: self.kept])
+        return PrefillChunk(self.slot, prompt[start : start + budget], start, final=False, sampling=sampling)
+
+    def begin_again(self, *, in_prompt: bool) -> None:
+        """Have everything computed anew, in another slot. in_prompt: the engine computes output as a prompt's end."""
+        self.reruns += 1
+        self.computed = 0
+        self.kept = len(self.output)
+        if in_prompt:
+            self.prompt = [*self.request.prompt, *self.output]
 
     def finished(self, reason: str, now: float) -> Finished:
         """The event of its end."""

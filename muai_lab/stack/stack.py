@@ -30,6 +30,7 @@ from muai_lab.stack.admission import RETRY_AFTER_S, check_room
 from muai_lab.stack.checks import check_request
 from muai_lab.stack.events import Admitted, CacheLookup, Event, Failed, Finished, Lost, Observer, Rejected, Token
 from muai_lab.stack.generation import Generation
+from muai_lab.stack.hang_watch import HangWatch
 from muai_lab.stack.info import StackCounts, StackInfo
 from muai_lab.stack.limits import engine_slots
 from muai_lab.stack.live_settings import LiveSettings
@@ -42,9 +43,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_WATCH_S = 0.5  # how often a stack with open requests looks after its engine
+_MOST_DEATHS = 2  # of engines, after which a request that they computed is not run again
 
-_FAILURES: dict[str, type[RequestError]] = {"cancelled": RequestCancelled, "timeout": RequestTimeout}
+_FAILURES: dict[str, type[RequestError]] = {
+    "cancelled": RequestCancelled,
+    "timeout": RequestTimeout,
+    "rejected": InvalidRequest,
+}
 
 
 class InferenceStack:
@@ -83,8 +88,14 @@ class InferenceStack:
         self._idle: asyncio.Event | None = None
         self._watch: asyncio.Task[None] | None = None
         self._settings = LiveSettings(model, optimization, lambda: self._serving)
-        self._overdue: list[Failed] = []  # ended here because their engine hangs, and not yet told to observers
         self._abandoned: set[object] = set()  # sources of events that nobody listens to any more
+        self._hang_watch = HangWatch(
+            self._open,
+            lambda: self._serving if self._takeover is None else None,
+            limit_s=lambda: self._settings.in_force.step_timeout_s,
+            end=self._end_here,
+            give_up=self._give_up_engine,
+        )
         self._serving, self._source_of_events = self._open_serving()
 
     @classmethod
@@ -146,8 +157,8 @@ class InferenceStack:
             self._serving.driver.add(request)
         else:
             self._orphan(generation)
-        if self._watch is None:
-            self._watch = asyncio.get_running_loop().create_task(self._look_after_engine())
+        if self._watch is None or self._watch.done():
+            self._watch = asyncio.get_running_loop().create_task(self._hang_watch.run())
         if not self._settings.tuning:
             self._settings.tune_anew()
         return generation
@@ -290,48 +301,35 @@ class InferenceStack:
 
     # When an engine dies or hangs
 
-    async def _look_after_engine(self) -> None:
-        """While requests are open, see whether a step hangs: then nobody else can end them at their deadlines."""
-        while self._open:
-            await asyncio.sleep(_WATCH_S)
-            stalled_s = self._serving.driver.stalled_s()
-            if stalled_s < _WATCH_S or self._takeover is not None:
-                self._overdue.clear()  # its thread tells of them itself
-                continue
-            limit_s = self._settings.in_force.step_timeout_s
-            if limit_s is not None and stalled_s > limit_s:
-                self._give_up_engine(f"a step has not returned for {stalled_s:.0f} s")
-            else:
-                self._end_overdue()
-        self._watch = None
+    def _end_here(self, generation: Generation, error: RequestError) -> None:
+        self._close_one(generation.request_id)
+        generation.fail(error)
 
-    def _end_overdue(self) -> None:
-        now = time.monotonic()
-        for generation in list(self._open.values()):
-            if generation.deadline is not None and now > generation.deadline + _WATCH_S:
-                error = RequestTimeout("the request was not finished before its deadline: the engine hangs in a step")
-                self._overdue.append(Failed(generation.request_id, now, error.status, str(error), now))
-                self._close_one(generation.request_id)
-                generation.fail(error)
-
-    def _give_up_engine(self, reason: str) -> None:
+    def _give_up_engine(self, reason: str, overdue: Sequence[Failed]) -> None:
         driver, now = self._serving.driver, time.monotonic()
+        suspects = driver.computing()
         driver.abandon(reason)
         self._abandoned.add(self._source_of_events)
-        lost = [Lost(name, now, reason, now) for name in self._open if name not in self._orphans]
-        driver.tell([*self._overdue, *lost])
-        self._overdue.clear()
+        names = [name for name in self._open if name not in self._orphans]
+        lost = [Lost(name, now, reason, now, suspect=name in suspects) for name in names]
+        driver.tell([*overdue, *lost])
         for event in lost:
             self._lose(event.request_id, event)
         self._take_over_if_dead()
 
     def _lose(self, request_id: str, event: Lost) -> None:
-        """Keep a request for the next engine if nothing of it was streamed, else end it."""
+        """Keep a request for the next engine if nothing of it was streamed, else end it.
+
+        One that was computed when an engine died may be the reason, so it is run again once at most.
+        """
         generation = self._open.get(request_id)
         if generation is None:
             return
+        generation.deaths += event.suspect
         if not generation.can_restart:
             self._bury(request_id, RequestError(f"{event.message}, after part of the output was streamed"))
+        elif generation.deaths >= _MOST_DEATHS:
+            self._bury(request_id, RequestError(f"{event.message}; it is the second engine that failed under it"))
         elif not self._may_take_over():
             self._bury(request_id, RequestError(event.message))
         elif self._takeover is None and self._serving.driver.alive:
@@ -352,7 +350,8 @@ class InferenceStack:
     def _hand_over(self, generation: Generation) -> None:
         """Queue a request again on the engine that serves now; its deadline stays where it was."""
         left_s = None if generation.deadline is None else max(0.001, generation.deadline - time.monotonic())
-        self._serving.driver.add(replace(generation.request, timeout_s=left_s))
+        request = replace(generation.request, timeout_s=left_s)
+        self._serving.driver.add(request, suspect=generation.deaths > 0)
 
     def _expire_orphan(self, generation: Generation) -> None:
         if generation.request_id in self._orphans and self._open.get(generation.request_id) is generation:

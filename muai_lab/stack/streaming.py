@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from muai_lab.engines.base import EngineInfo, StreamedTokens, StreamingEngine
-from muai_lab.errors import EngineError
+from muai_lab.errors import EngineError, RequestError
 from muai_lab.stack.change import Change, PendingChange
 from muai_lab.stack.events import Event, Failed, Observer, Step
 from muai_lab.stack.observers import ObserverList
@@ -68,9 +68,9 @@ class StreamingDriver:
         """True while the engine's thread runs and its engine has not failed."""
         return self._thread.is_alive() and self.failure is None
 
-    def add(self, request: GenerationRequest) -> None:
-        """Queue a request; its events follow."""
-        self._call(self._add, request)
+    def add(self, request: GenerationRequest, *, suspect: bool = False) -> None:
+        """Queue a request; its events follow. suspect: see `Scheduler.add`."""
+        self._call(self._add, request, suspect)
 
     def finish(self, request_id: str) -> None:
         """End a request with success: its text met a stop string."""
@@ -93,6 +93,10 @@ class StreamingDriver:
     def stalled_s(self) -> float:
         """Always 0: its engine tells by `check` that it hangs."""
         return 0.0
+
+    def computing(self) -> frozenset[str]:
+        """Always empty: see `stalled_s`."""
+        return frozenset()
 
     def abandon(self, reason: str) -> None:
         """Take the engine for dead; it ends at `close`."""
@@ -152,9 +156,9 @@ class StreamingDriver:
             except Exception as error:  # noqa: BLE001 - an engine that cannot even be asked counts as dead
                 self._die(EngineError(self._engine.info.name, f"its check failed: {type(error).__name__}: {error}"))
 
-    def _add(self, request: GenerationRequest) -> None:
+    def _add(self, request: GenerationRequest, suspect: bool) -> None:
         now = self._clock()
-        self._scheduler.add(request, now)
+        self._scheduler.add(request, now, suspect=suspect)
         if self._closed.is_set():
             self._scheduler.fail(request.request_id, now, status="cancelled", message="the stack was closed")
         elif self.failure is not None:
@@ -218,6 +222,8 @@ class StreamingDriver:
                 raise EngineError(self._engine.info.name, "a stream ended without a finish reason")
         except EngineError as error:
             self._die(error)
+        except RequestError as error:
+            self._scheduler.fail(name, self._clock(), status=error.status, message=str(error))
         except Exception as error:  # noqa: BLE001 - a request must end, whatever an engine does to it
             message = f"engine {self._engine.info.name}: {type(error).__name__}: {error}"
             self._scheduler.fail(name, self._clock(), status="error", message=message)
@@ -238,6 +244,8 @@ class StreamingDriver:
         self._scheduler.take(name, report.tokens, at)
         if report.finish_reason is not None:
             self._scheduler.finish(name, at, reason=report.finish_reason)
+        if self._scheduler.on_trial:
+            self._admit()  # the next suspect, perhaps
         self._flush_soon()
 
     def _abort(self, request_id: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Generic, Protocol, TypeVar
 
 AGING_S = 10.0
@@ -35,6 +35,7 @@ class WaitingQueue(Generic[T]):
         self._heap: list[tuple[float, int, str]] = []
         self._places: dict[str, int] = {}
         self._count = 0
+        self._first = 0
 
     def __len__(self) -> int:
         return len(self._by_age)
@@ -54,8 +55,16 @@ class WaitingQueue(Generic[T]):
         """Put an entry in; `queued_at` must not go back from one to the next."""
         self._count += 1
         self._by_age[name] = entry
-        self._places[name] = self._count
-        heapq.heappush(self._heap, (entry.queued_at + entry.priority * AGING_S, self._count, name))
+        self._push(name, entry, self._count)
+
+    def put_back(self, entries: Iterable[tuple[str, T]]) -> None:
+        """Put entries in again that were taken out; each has the place that it had."""
+        back = sorted(entries, key=lambda item: item[1].queued_at)
+        old, self._by_age = self._by_age, OrderedDict()
+        self._by_age.update(heapq.merge(back, old.items(), key=lambda item: item[1].queued_at))
+        for name, entry in reversed(back):
+            self._first -= 1  # before those of the same age
+            self._push(name, entry, self._first)
 
     def pop(self, name: str) -> T | None:
         """Take an entry out, wherever it stands; None if it is not here."""
@@ -80,6 +89,10 @@ class WaitingQueue(Generic[T]):
         for entry in self._by_age.values():
             return entry
         raise KeyError("nobody waits")
+
+    def _push(self, name: str, entry: T, place: int) -> None:
+        self._places[name] = place
+        heapq.heappush(self._heap, (entry.queued_at + entry.priority * AGING_S, place, name))
 
     def _is_live(self, place: tuple[float, int, str]) -> bool:
         return self._places.get(place[2]) == place[1]

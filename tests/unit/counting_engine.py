@@ -57,7 +57,7 @@ class CountingEngine(StepEngine):
         self.threads.add(threading.get_ident())
         if self.fail_release is not None:
             raise self.fail_release
-        del self._computed[slot]
+        self._computed.pop(slot, None)
         self._last.pop(slot, None)
 
     def close(self) -> None:

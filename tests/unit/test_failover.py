@@ -155,10 +155,39 @@ async def test_a_second_death_is_survived_by_a_third_engine() -> None:
     engines[0].broken = engines[1].broken = True
     stack, _ = stack_of(*engines)
 
-    assert await text_of(stack.submit(ask("a"))) == "ABAB"
+    with pytest.raises(RequestError, match="it is the second engine that failed under it"):
+        await text_of(stack.submit(ask("a")))
+    assert await text_of(stack.submit(ask("b"))) == "ABAB"
 
     assert stack.info.engine.name == "third"
     assert [name for name, _ in stack.info.skipped] == ["first", "second"]
+    await stack.close()
+
+
+class Mortal(Named):
+    """Dies of a prompt with an exclamation mark."""
+
+    def speak(self, slots: Sequence[int]) -> list[int]:
+        self.broken = self.broken or any(b"!" in self._said[slot][0] for slot in slots)
+        return super().speak(slots)
+
+
+@pytest.mark.parametrize("fatal", range(4))
+async def test_a_request_of_which_engines_die_takes_two_with_it_and_no_other_request(fatal: int) -> None:
+    engines = [Mortal("first"), Mortal("second"), Mortal("third")]
+    stack, log = stack_of(*engines)
+    engines[0].gate.clear()
+    prompts = [b"x!" if number == fatal else b"ab" for number in range(7)]
+    asked = [stack.submit(ask(str(number), prompt)) for number, prompt in enumerate(prompts)]
+    engines[0].gate.set()
+
+    texts = await asyncio.gather(*(text_of(generation) for generation in asked), return_exceptions=True)
+
+    assert isinstance(texts.pop(fatal), RequestError)
+    assert texts == ["ABAB"] * 6
+    assert stack.info.engine.name == "third"
+    assert stack.healthy()
+    assert [(name, kind) for _, name, kind in log.ends if kind == "Failed"] == [(str(fatal), "Failed")]
     await stack.close()
 
 

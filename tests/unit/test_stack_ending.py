@@ -118,7 +118,7 @@ def test_a_stack_outlives_an_event_loop_that_ended_in_the_middle() -> None:
 
 @pytest.fixture
 def quick_watch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("muai_lab.stack.stack._WATCH_S", 0.01)
+    monkeypatch.setattr("muai_lab.stack.hang_watch.WATCH_S", 0.01)
 
 
 @pytest.mark.usefixtures("quick_watch")

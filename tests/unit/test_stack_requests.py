@@ -263,7 +263,7 @@ async def test_an_engine_that_dies_without_a_successor_ends_everything_with_its_
     engine.wait_until_entered()
 
     engine.fail_next = RuntimeError("out of memory")
-    engine.allow.release()
+    engine.allow.release(2)
 
     for generation in generations:
         with pytest.raises(RequestError, match="engine counting failed in a step: RuntimeError: out of memory"):

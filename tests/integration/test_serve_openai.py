@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 import urllib.error
@@ -209,3 +210,62 @@ def _until(condition: Any, deadline_s: float = 20.0) -> None:
     deadline = time.monotonic() + deadline_s
     while not condition():
         assert time.monotonic() < deadline
+
+
+HUGE = 1180591620717411303424  # 2^70
+HOSTILE = [
+    ({"top_k": HUGE}, 200),
+    ({"top_k": 10**400}, 200),
+    ({"top_k": -2}, 400),
+    ({"temperature": 1e300}, 400),
+    ({"temperature": 5e-324, "top_p": 5e-324, "seed": -(2**63)}, 200),
+    ({"temperature": HUGE}, 400),
+    ({"temperature": float("nan")}, 400),
+    ({"temperature": float("inf")}, 400),
+    ({"temperature": True}, 400),
+    ({"top_p": 0}, 400),
+    ({"top_p": 1e-300}, 200),
+    ({"seed": 2**63 - 1, "n": 3}, 200),
+    ({"seed": 2**63}, 400),
+    ({"n": HUGE}, 400),
+    ({"n": True}, 400),
+    ({"max_tokens": HUGE}, 400),
+    ({"max_tokens": 2**31 - 1}, 400),
+    ({"priority": -HUGE}, 400),
+    ({"best_of": HUGE}, 400),
+    ({"min_tokens": HUGE}, 400),
+    ({"repetition_penalty": 1e300}, 400),
+    ({"presence_penalty": float("-inf")}, 400),
+    ({"logit_bias": {"0": 1e300}}, 400),
+    ({"logprobs": HUGE}, 400),
+    ({"stop_token_ids": [HUGE]}, 400),
+    ({"prompt": [HUGE]}, 400),
+    ({"prompt": [-1]}, 400),
+    ({"prompt": [10**6]}, 400),
+    ({"prompt": [1.5]}, 400),
+]
+
+
+def test_no_number_of_a_request_harms_the_server_or_the_requests_beside_it(
+    server: Served, client: openai.OpenAI
+) -> None:
+    def completion(**fields: object) -> int:
+        body = {"model": MODEL, "prompt": "Tell me", "max_tokens": 4, **IGNORE_EOS, **fields}
+        request = urllib.request.Request(f"{server.url}/v1/completions", json.dumps(body).encode())
+        request.add_header("content-type", "application/json")
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as refusal:
+            return refusal.code
+
+    beside = client.completions.create(
+        model=MODEL, prompt="Once", max_tokens=400, temperature=0, stream=True, extra_body=IGNORE_EOS
+    )
+    next(iter(beside))
+
+    for fields, status in HOSTILE:
+        assert completion(**fields) == status, fields
+        with urllib.request.urlopen(f"{server.url}/health", timeout=10) as health:
+            assert health.status == 200
+    assert sum(1 for _ in beside) > 100

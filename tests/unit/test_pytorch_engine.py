@@ -20,6 +20,7 @@ from muai_lab.engines.pytorch.linear import PackedLinear, pack_linears, padded_r
 from muai_lab.engines.pytorch.loading import choose_device, choose_dtype
 from muai_lab.errors import EngineError
 from muai_lab.models.registry import ModelSource
+from muai_lab.stack.recovery import recover
 
 CPU = torch.device("cpu")
 DEVICE = os.environ["MUAI_TEST_DEVICE"]  # conftest.py sees to it
@@ -159,6 +160,43 @@ def test_a_seed_gives_the_same_tokens_in_any_company(model: Model) -> None:
 
     assert tokens == alone
     assert len(set(tokens)) > 1
+
+
+@pytest.mark.parametrize("name", ["qwen2", "t5"])
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(temperature=1.0, top_p=0.9, seed=11)], ids=["greedy", "seeded"])
+def test_a_sequence_that_lost_its_slot_goes_on_as_if_nothing_had_happened(
+    name: str, sampling: Sampling, model: Model
+) -> None:
+    engine = load(model(name))
+    text = prompt(12)
+    whole = run(engine, text, 10, sampling=sampling)
+    so_far = whole[:6]
+
+    again = text if name == "t5" else [*text, *so_far]
+    engine.prefill([PrefillChunk(0, prompt(30))])
+    tokens = [engine.prefill([PrefillChunk(2, again, sampling=sampling, output=so_far)])[0]]
+    tokens += [engine.decode([0, 2])[1] for _ in range(3)]
+
+    assert tokens == whole[6:]
+
+
+def test_an_engine_recovers_in_the_middle_of_its_work(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = load(model("qwen2"))
+    engine.prefill([PrefillChunk(slot, prompt(5 + slot)) for slot in range(3)])
+    alone = run(engine, prompt(12), 5, slot=3)
+    choose = engine._sampler.choose
+    monkeypatch.setattr(engine._sampler, "choose", lambda *_: raise_half_way())
+    with pytest.raises(RuntimeError, match="half-way"):
+        engine.decode([0, 1, 2])
+    monkeypatch.setattr(engine._sampler, "choose", choose)
+
+    recover(engine)
+
+    assert run(engine, prompt(12), 5, slot=1) == alone
+
+
+def raise_half_way() -> list[int]:
+    raise RuntimeError("half-way")
 
 
 def test_no_work_is_no_tokens(model: Model) -> None:

@@ -315,8 +315,7 @@ class Scheduler:
         if not self._waiting or room <= 0:
             return False
         # Where fewer than min_batch_size fit, the batch is as large as it can get once these wait.
-        enough = min(self._limits.min_batch_size, room)
-        return len(self._waiting) >= enough or now >= self._hold_end()
+        return len(self._waiting) >= min(self._limits.min_batch_size, room) or now >= self._hold_end()
 
     def _hold_end(self) -> float:
         """When the oldest waiting request has been held back for as long as is allowed."""

@@ -134,11 +134,31 @@ def _kept(top_k: int, vocabulary: int) -> int:
     return min(top_k, vocabulary) if top_k > 0 else vocabulary
 
 
+def _likeliest(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `count` largest logits of each row, largest first, and their tokens.
+
+    On a CPU the order of equal ones depends on the row alone. On a GPU it depends on the kernel, which depends on the
+    number of rows, and 16-bit logits are often equal: there they come in the order of tokens, or else a seed would give
+    other tokens in other company.
+    """
+    if logits.device.type == "cpu":
+        largest = logits.topk(count)
+        return largest.values, largest.indices
+    return _in_order_of_tokens(logits, logits.topk(count).indices)
+
+
+def _in_order_of_tokens(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of these tokens `[rows, count]`, largest first, equal ones in the order of tokens; and the tokens."""
+    tokens = tokens.sort(dim=-1).values
+    ordered, places = logits.gather(1, tokens).sort(dim=-1, descending=True, stable=True)
+    return ordered, tokens.gather(1, places)
+
+
 def _pick(logits: torch.Tensor, rules: _Rules, *, head: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Token of each row `[rows]`, and whether the `head` likeliest tokens were enough to tell it `[rows]`."""
     whole = head == logits.shape[1]
     # A stable sort keeps ties in the order of tokens.
-    ordered, order = logits.sort(dim=-1, descending=True, stable=True) if whole else logits.topk(head)
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True) if whole else _likeliest(logits, head)
     # Less the largest first: a tiny temperature then ends in argmax, not in inf / inf.
     weights = ((ordered.double() - ordered[:, :1]) / rules.temperature).exp()
     rank = torch.arange(head, device=logits.device)

@@ -15,9 +15,10 @@ from hypothesis import given
 from tiny_models import CONTEXT, SERVED, VOCABULARY, built_once, load, prompt, reference
 
 from muai_lab.engines.base import GREEDY, PrefillChunk, Sampling
+from muai_lab.engines.pytorch import attention
+from muai_lab.engines.pytorch.device import choose_device, choose_dtype
 from muai_lab.engines.pytorch.engine import PyTorchEngine
 from muai_lab.engines.pytorch.linear import PackedLinear, pack_linears, padded_rows
-from muai_lab.engines.pytorch.loading import choose_device, choose_dtype
 from muai_lab.errors import EngineError
 from muai_lab.models.registry import ModelSource
 from muai_lab.stack.recovery import recover
@@ -72,6 +73,27 @@ def test_ragged_sequences_that_join_and_leave_get_the_tokens_of_transformers(nam
 
     for at, tokens in out.items():
         assert tokens == reference(source, texts[at], len(tokens)), f"sequence {at}"
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_heads_that_share_keys_may_be_attended_as_a_gpu_does(
+    name: str, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = model(name)
+    monkeypatch.setattr(attention, "_groups_pay", lambda query, keys: query.shape[1] > keys.shape[1])
+    monkeypatch.setattr(attention, "_takes_shared_heads", lambda *_: False)
+    engine = load(source)
+    texts = {0: prompt(40), 1: prompt(11), 2: prompt(130)}
+    engine.prefill([PrefillChunk(2, texts[2][:100], final=False)])
+    first = engine.prefill([PrefillChunk(0, texts[0]), PrefillChunk(1, texts[1])])
+    third = engine.prefill([PrefillChunk(2, texts[2][100:], start=100)])
+    out = [[token] for token in (*first, *third)]
+
+    for _ in range(3):
+        for tokens, token in zip(out, engine.decode([0, 1, 2]), strict=True):
+            tokens.append(token)
+
+    assert out == [reference(source, texts[slot], 4) for slot in range(3)]
 
 
 @pytest.mark.parametrize("name", SERVED)

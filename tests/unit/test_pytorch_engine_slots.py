@@ -8,6 +8,7 @@ import torch
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from muai_lab.engines.pytorch import slots
 from muai_lab.engines.pytorch.slots import KVRows, KVShape, KVSlots
 
 CPU = torch.device("cpu")
@@ -160,3 +161,37 @@ def test_keys_and_values_have_the_dtype_of_the_model(dtype: torch.dtype) -> None
     assert {tensor.dtype for tensor in (*memory.keys, *memory.values)} == {dtype}
     assert memory.keys[0].shape == (1, 2, 8, 3)
     assert memory.values[0].shape == (1, 2, 8, 1)
+
+
+def test_a_growth_for_which_a_gpu_has_no_room_leaves_everything_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    kv = KVSlots(LAYERS, slots=64, max_len=LONGEST, dtype=torch.float32, device=CPU)
+    kv.fit(0, 100)
+    kv.set_length(0, 100)
+    group, row = kv.place(0)
+    group.keys[0][row, :, :100] = 7.0
+    monkeypatch.setattr(slots, "_free_bytes", lambda _device: 1024.0)
+
+    for _ in range(3):
+        with pytest.raises(torch.OutOfMemoryError, match=r"lower optimization\.batcher\.max_batch_size"):
+            kv.fit(0, 500)
+        with pytest.raises(torch.OutOfMemoryError):
+            kv.fit(1, 500)
+
+    assert (kv.slots(), kv.length(0)) == ([0], 100)
+    assert [group.slots for group in kv.groups()] == [[0]]
+    group, row = kv.place(0)
+    assert group.keys[0][row, :, :100].eq(7.0).all()
+    monkeypatch.undo()
+    kv.fit(0, 500)
+    group, row = kv.place(0)
+    assert group.keys[0][row, :, :100].eq(7.0).all()
+
+
+def test_room_that_is_there_already_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    kv = KVSlots(LAYERS, slots=64, max_len=LONGEST, dtype=torch.float32, device=CPU)
+    kv.fit(0, 100)
+    monkeypatch.setattr(slots, "_free_bytes", lambda _device: 0.0)
+
+    kv.fit(1, 100)
+
+    assert kv.slots() == [0, 1]

@@ -9,7 +9,7 @@ import torch
 from hypothesis import example, given, settings
 
 from muai_lab.engines.base import GREEDY, Sampling, SlotFaults
-from muai_lab.engines.sampling import SlotSampler
+from muai_lab.engines.sampling import SlotSampler, _in_order_of_tokens
 
 # Upper 0.1 % points of the chi-square distribution, by degrees of freedom (any statistics textbook's table).
 CHI_SQUARE_999 = {3: 16.27, 5: 20.52, 9: 27.88}
@@ -253,3 +253,18 @@ def test_a_sequence_that_begins_again_goes_on_in_its_random_numbers() -> None:
         return [sampler.choose(rows[step], [0])[0] for step in steps]
 
     assert drawn(range(5, 8), 5) == drawn(range(8), 0)[5:]
+
+
+@given(seed=st.integers(0, 2**32), steps=st.integers(1, 6), count=st.integers(1, 40))
+def test_equal_logits_come_in_the_order_of_tokens_however_a_kernel_finds_them(
+    seed: int, steps: int, count: int
+) -> None:
+    random = np.random.default_rng(seed)
+    logits = torch.from_numpy(random.integers(0, steps, size=(3, 40)).astype(np.float32))
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    found = torch.stack([tokens[torch.from_numpy(random.permutation(count))] for tokens in order[:, :count]])
+
+    values, tokens = _in_order_of_tokens(logits, found)
+
+    assert torch.equal(values, ordered[:, :count])
+    assert torch.equal(tokens, order[:, :count])

@@ -11,8 +11,9 @@ import torch
 from muai_lab.engines.base import PrefillChunk
 from muai_lab.engines.deepspeed.library import init_inference
 from muai_lab.engines.deepspeed.probe import NAME
+from muai_lab.engines.pytorch.device import DTYPES
 from muai_lab.engines.pytorch.linear import pack_linears
-from muai_lab.engines.pytorch.loading import DTYPES, load_model, max_model_len
+from muai_lab.engines.pytorch.loading import load_model, max_model_len
 from muai_lab.engines.pytorch.slot_engine import SlotModel, over_slots
 from muai_lab.errors import EngineError
 

@@ -34,6 +34,7 @@ class DecoderModel:
         """Raises ValueError, TypeError, AttributeError or RuntimeError for a model that cannot run over slots."""
         self._model = model
         self._device: torch.device = model.device
+        self._slots = slots
         layers = self._survey()
         self._kv = KVSlots(layers, slots=slots, max_len=max_len, dtype=model.dtype, device=self._device)
         self._prove()
@@ -42,6 +43,11 @@ class DecoderModel:
     def kv_bytes(self) -> int:
         """Memory that keys and values take, in bytes."""
         return self._kv.bytes
+
+    @property
+    def most_kv_bytes(self) -> int:
+        """Memory that keys and values take if every slot fills all of its positions, in bytes."""
+        return self._slots * self._kv.max_len * self._kv.position_bytes
 
     def prefill(self, chunks: Sequence[PrefillChunk]) -> torch.Tensor:
         """Compute the chunks' tokens; returns each final chunk's last logits `[final chunks, vocabulary]`."""
@@ -107,9 +113,11 @@ class DecoderModel:
 
     def _forward(self, tokens: list[int], positions: list[int], step: AttentionStep, wanted: list[int]) -> torch.Tensor:
         device = self._device
+        # One copy to the device for both, since each waits until it is there.
+        packed = torch.tensor([[tokens], [positions]], device=device)
         output = self._model(
-            input_ids=torch.tensor([tokens], device=device),
-            position_ids=torch.tensor([positions], device=device),
+            input_ids=packed[0],
+            position_ids=packed[1],
             use_cache=False,
             logits_to_keep=torch.tensor(wanted, dtype=torch.long, device=device),
             slot_step=step,

@@ -26,6 +26,7 @@ class EncoderDecoderModel:
         self._model = model
         config = model.config
         self._device: torch.device = model.device
+        self._slots = slots
         self._start: int = config.decoder_start_token_id
         self._scale = config.d_model**-0.5 if getattr(config, "scale_decoder_outputs", False) else 1.0
         # As many heads as this process holds: fewer than the configuration says when the layers are sharded.
@@ -34,6 +35,11 @@ class EncoderDecoderModel:
         self.kv = KVRows(layers, **memory)  # the decoder's own tokens
         self.encoded = KVRows(layers, **memory)  # the prompt, for cross-attention; rows move in step with `kv`
         self._bucket: Callable[..., torch.Tensor] = self._first_attention._relative_position_bucket
+
+    @property
+    def most_kv_bytes(self) -> int:
+        """Memory that keys and values take if every slot fills all of its positions, in bytes."""
+        return self._slots * self.kv.max_len * (self.kv.position_bytes + self.encoded.position_bytes)
 
     @property
     def _first_attention(self) -> Any:

@@ -1,4 +1,4 @@
-"""From a checkpoint on disk to a Hugging Face model in memory: device, dtype, and errors a person can act on."""
+"""From a checkpoint on disk to a Hugging Face model in memory, and errors a person can act on."""
 
 from __future__ import annotations
 
@@ -9,44 +9,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from muai_lab.engines.pytorch.attention import ATTENTION_NAME, slot_attention
+from muai_lab.engines.pytorch.device import NAME, device_failures
 from muai_lab.errors import EngineError
 
 if TYPE_CHECKING:
     from muai_lab.models.registry import ModelSource
 
-NAME = "pytorch"
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 ENCODER_DECODER_TYPES = ("t5", "mt5")
 
 _DEFAULT_POSITIONS = 512  # T5 has relative positions and names no limit; it was trained on 512
-
-
-def choose_device(wanted: str) -> torch.device:
-    """`auto` takes CUDA where there is one. Raises EngineError for a device that this machine lacks."""
-    if wanted == "cpu":
-        return torch.device("cpu")
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    if wanted == "auto":
-        return torch.device("cpu")
-    built = "is built without CUDA" if torch.version.cuda is None else "sees no CUDA device"
-    raise EngineError(
-        NAME, f"device {wanted} was asked for, but PyTorch {built}: set optimization.pytorch.device to auto or cpu"
-    )
-
-
-def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """`auto`: fp32 on a CPU; bf16 on a GPU that has it, else fp16. Raises EngineError where the device lacks it."""
-    if wanted == "auto":
-        if device.type == "cpu":
-            return torch.float32
-        return torch.bfloat16 if _has_bf16() else torch.float16
-    dtype = DTYPES[wanted]
-    if dtype is torch.float16 and device.type == "cpu":
-        raise EngineError(NAME, "fp16 does not run on a CPU: set optimization.pytorch.dtype to auto, bf16 or fp32")
-    if dtype is torch.bfloat16 and device.type == "cuda" and not _has_bf16():
-        raise EngineError(NAME, "this GPU has no bf16: set optimization.pytorch.dtype to auto, fp16 or fp32")
-    return dtype
 
 
 def load_model(source: ModelSource, dtype: torch.dtype, device: torch.device) -> Any:
@@ -84,10 +55,8 @@ def load_model(source: ModelSource, dtype: torch.dtype, device: torch.device) ->
         # Transformers raises any of these for missing, truncated or foreign files and unknown architectures.
         raise EngineError(NAME, f"cannot load {source.name} from {source.path}: {_reason(error)}") from error
     _check_complete(source, report)
-    try:
+    with device_failures(source.name):
         return model.to(device).eval()
-    except torch.OutOfMemoryError as error:
-        raise EngineError(NAME, f"{source.name} does not fit into the memory of the GPU: {error}") from error
 
 
 def max_model_len(config: Any, wanted: int | None) -> int:
@@ -115,10 +84,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, KeyError) and ATTENTION_NAME in str(error):
         return "the attention of its architecture cannot be replaced"
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _has_bf16() -> bool:
-    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 @contextmanager

@@ -29,9 +29,7 @@ def availability(optimization: OptimizationSettings) -> Availability:
         version = metadata.version("torch")
     except metadata.PackageNotFoundError:
         return Availability("PyTorch is not installed: pip install torch")
-    import torch
-
-    from muai_lab.engines.pytorch.loading import choose_device, choose_dtype
+    from muai_lab.engines.pytorch.device import choose_device, choose_dtype, device_name, has_bf16
     from muai_lab.errors import EngineError
 
     settings = optimization.pytorch
@@ -42,10 +40,8 @@ def availability(optimization: OptimizationSettings) -> Availability:
         return Availability(error.reason, version)
     if device.type == "cpu":
         return Availability(None, version, "cpu", ("fp32", "bf16"))
-    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    return Availability(
-        None, version, torch.cuda.get_device_name(device), ("fp32", "fp16", "bf16") if has_bf16 else ("fp32", "fp16")
-    )
+    dtypes = ("fp32", "fp16", "bf16") if has_bf16() else ("fp32", "fp16")
+    return Availability(None, version, device_name(device), dtypes)
 
 
 def supports(optimization: OptimizationSettings, source: ModelSource) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -9,6 +10,7 @@ import torch
 
 from muai_lab.engines.base import EngineInfo, KVBlock, PrefillChunk, PromptCompute, SlotFaults, StepEngine
 from muai_lab.engines.pytorch.decoder import DecoderModel
+from muai_lab.engines.pytorch.device import device_failures
 from muai_lab.engines.pytorch.encoder_decoder import EncoderDecoderModel
 from muai_lab.engines.sampling import SlotSampler
 from muai_lab.errors import EngineError
@@ -53,7 +55,8 @@ def over_slots(
     """
     kind = EncoderDecoderModel if encoder_decoder else DecoderModel
     try:
-        return kind(model, slots=slots, max_len=max_len)
+        with device_failures(type(model).__name__, engine):
+            return kind(model, slots=slots, max_len=max_len)
     except (ValueError, TypeError, AttributeError, RuntimeError, IndexError) as error:
         # What a foreign architecture makes of our calls cannot be told beforehand.
         name = type(model).__name__
@@ -138,7 +141,8 @@ class SlotEngine(StepEngine):
     def close(self) -> None:
         """Drop the model and its memory."""
         self._model = None
-        if torch.cuda.is_available():
+        if torch.cuda.is_initialized():
+            gc.collect()  # what failed steps left in cycles still holds memory that the next engine wants
             torch.cuda.empty_cache()
 
     def prompt_limit(self) -> int:

@@ -104,7 +104,11 @@ class KVRows:
             self.keys, self.values, self._row_capacity, self._position_capacity = [], [], 0, 0
 
     def reserve(self, positions: int) -> None:
-        """Make room for `positions` positions in every live row. Raises ValueError for more than `max_len`."""
+        """Make room for `positions` positions in every live row.
+
+        Raises ValueError for more than `max_len`. Raises torch.OutOfMemoryError on a GPU that has no room, which leaves
+        all rows as they were.
+        """
         if positions > self.max_len:
             raise ValueError(f"{positions} positions asked of rows that hold at most {self.max_len}")
         rows, capacity = self._row_capacity, self._position_capacity
@@ -114,9 +118,22 @@ class KVRows:
             capacity = min(max(_FIRST_POSITIONS, 2 * capacity), self.max_len)
         if (rows, capacity) == (self._row_capacity, self._position_capacity):
             return
+        self._check_room(rows * capacity * self.position_bytes)
         self.keys = self._grown(self.keys, rows, capacity, [layer.key_dim for layer in self._layers])
         self.values = self._grown(self.values, rows, capacity, [layer.value_dim for layer in self._layers])
         self._row_capacity, self._position_capacity = rows, capacity
+
+    def _check_room(self, wanted: int) -> None:
+        """Raise before anything is given up: a growth that fails halfway would lose rows that other sequences need."""
+        # Layer by layer the old tensors give way to the new ones, so that one more layer is there at a time.
+        peak = wanted - self.bytes + wanted // len(self._layers)
+        free = _free_bytes(self._device)
+        if peak > free:
+            raise torch.OutOfMemoryError(
+                f"keys and values of {self.rows} sequences of up to {self.max_len} positions need {peak / 2**20:.0f} "
+                f"MiB more, and {free / 2**20:.0f} MiB are free: lower optimization.batcher.max_batch_size or the "
+                "engine's max_model_len"
+            )
 
     def _first_rows(self) -> int:
         return min(max(1, _FIRST_BLOCK // self.max_len), self._most_rows)
@@ -183,7 +200,11 @@ class KVSlots:
         return group, group.row(slot)
 
     def fit(self, slot: int, positions: int) -> None:
-        """Make room for `positions` positions, opening the slot if it is not. Raises ValueError beyond `max_len`."""
+        """Make room for `positions` positions, opening the slot if it is not.
+
+        Raises ValueError beyond `max_len`, and torch.OutOfMemoryError as `KVRows.reserve` does: the slot then holds
+        what it held.
+        """
         if positions > self.max_len:
             raise ValueError(f"slot {slot}: {positions} positions asked, and a sequence has at most {self.max_len}")
         old = self._group_of.get(slot)
@@ -191,7 +212,11 @@ class KVSlots:
             return
         new = self._groups[bisect_left(self._limits, positions)]
         row = new.open(slot)
-        new.reserve(new.max_len)
+        try:
+            new.reserve(new.max_len)
+        except torch.OutOfMemoryError:
+            new.release(slot)
+            raise
         self._group_of[slot] = new
         if old is not None:
             old_row = old.row(slot)
@@ -206,6 +231,14 @@ class KVSlots:
         group = self._group_of.pop(slot, None)
         if group is not None:
             group.release(slot)
+
+
+def _free_bytes(device: torch.device) -> float:
+    """Bytes that new tensors can take: what a GPU has free, and what PyTorch holds of it without using it."""
+    if device.type != "cuda":
+        return math.inf  # a CPU's pages are taken when they are first written, see `_zeros`
+    free, _total = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

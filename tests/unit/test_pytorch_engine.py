@@ -151,11 +151,11 @@ def test_long_prompts_are_computed_in_several_packs(model: Model) -> None:
 
 def test_a_prompt_longer_than_a_pack_is_cut(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     source = model("mistral_window")
+    monkeypatch.setattr("muai_lab.engines.pytorch.decoder._PACK_TOKENS", {"cpu": 64, "cuda": 64})
     engine = load(source)
     texts = [prompt(5), prompt(200), prompt(30)]
     expected = [reference(source, text, 2) for text in texts]
 
-    monkeypatch.setattr("muai_lab.engines.pytorch.decoder._PACK_TOKENS", 64)
     first = engine.prefill([PrefillChunk(slot, text) for slot, text in enumerate(texts)])
 
     assert list(zip(first, engine.decode([0, 1, 2]), strict=True)) == [tuple(tokens) for tokens in expected]

@@ -20,9 +20,9 @@ from muai_lab.engines.pytorch.slots import KVShape, KVSlots
 
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
-# Tokens that one forward pass of a prefill computes at most: more would leave the CPU's caches between one layer's
-# operations.
-_PACK_TOKENS = 1024
+# Tokens that one forward pass of a prefill computes at most. On a CPU more would leave its caches between one layer's
+# operations; a GPU wants many, since launching the operations of one pass takes it as long as computing thousands.
+_PACK_TOKENS = {"cpu": 1024, "cuda": 8192}
 
 
 class DecoderModel:
@@ -35,6 +35,7 @@ class DecoderModel:
         self._model = model
         self._device: torch.device = model.device
         self._slots = slots
+        self._pack_tokens = _PACK_TOKENS.get(self._device.type, max(_PACK_TOKENS.values()))
         layers = self._survey()
         self._kv = KVSlots(layers, slots=slots, max_len=max_len, dtype=model.dtype, device=self._device)
         self._prove()
@@ -53,7 +54,7 @@ class DecoderModel:
         """Compute the chunks' tokens; returns each final chunk's last logits `[final chunks, vocabulary]`."""
         for chunk in chunks:
             self._kv.fit(chunk.slot, chunk.start + len(chunk.tokens))
-        logits = [self._prefill_pack(pack) for pack in _packs(chunks)]
+        logits = [self._prefill_pack(pack) for pack in _packs(chunks, self._pack_tokens)]
         return logits[0] if len(logits) == 1 else torch.cat(logits)
 
     def decode(self, slots: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
@@ -156,13 +157,13 @@ class DecoderModel:
             raise ValueError(f"a step and a whole prompt differ (cosine {likeness:.3f}): it keeps state of its own")
 
 
-def _packs(chunks: Sequence[PrefillChunk]) -> Iterator[Sequence[PrefillChunk]]:
-    """The chunks in order, in packs of at most `_PACK_TOKENS` tokens; longer chunks are cut."""
+def _packs(chunks: Sequence[PrefillChunk], most: int) -> Iterator[Sequence[PrefillChunk]]:
+    """The chunks in order, in packs of at most `most` tokens; longer chunks are cut."""
     pack: list[PrefillChunk] = []
     size = 0
     for chunk in chunks:
-        for piece in _pieces(chunk):
-            if pack and size + len(piece.tokens) > _PACK_TOKENS:
+        for piece in _pieces(chunk, most):
+            if pack and size + len(piece.tokens) > most:
                 yield pack
                 pack, size = [], 0
             pack.append(piece)
@@ -170,9 +171,9 @@ def _packs(chunks: Sequence[PrefillChunk]) -> Iterator[Sequence[PrefillChunk]]:
     yield pack
 
 
-def _pieces(chunk: PrefillChunk) -> Iterator[PrefillChunk]:
+def _pieces(chunk: PrefillChunk, most: int) -> Iterator[PrefillChunk]:
     count = len(chunk.tokens)
-    for begin in range(0, count, _PACK_TOKENS):
-        end = min(begin + _PACK_TOKENS, count)
+    for begin in range(0, count, most):
+        end = min(begin + most, count)
         tokens = chunk.tokens[begin:end]
         yield replace(chunk, tokens=tokens, start=chunk.start + begin, final=chunk.final and end == count)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
@@ -159,3 +160,10 @@ def test_a_top_k_of_the_vocabulary_or_more_keeps_every_token(top_k: int) -> None
         return [sampler.choose(torch.zeros(1, VOCABULARY), [0])[0] for _ in range(50)]
 
     assert tokens(top_k) == tokens(0)
+
+
+def test_the_documentation_states_the_ranges() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "server.md").read_text()
+
+    for name, numbers in RANGES.items():
+        assert any(f"`{name}`" in line and str(numbers) in line for line in page.splitlines()), name

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 _MIB = 1 << 20
+_COLDEST = 1e-5  # what is colder means greedy; vLLM would raise it to 0.01
 _MOST_TOP_K = 2**31 - 1  # beyond any vocabulary; vLLM sends it in 64 bits, and keeps it in 32
 _SEEDS = 1 << 63  # vLLM's are 64 bits with a sign, and -1 means none
 _ADVICE = (
@@ -96,7 +97,7 @@ def engine_arguments(
 def sampling_keywords(sampling: Sampling) -> dict[str, Any]:
     """Keywords of vLLM's `SamplingParams`; no number is more than its processes can pass on."""
     return {
-        "temperature": sampling.temperature,
+        "temperature": sampling.temperature if sampling.temperature >= _COLDEST else 0.0,
         "top_p": sampling.top_p,
         "top_k": min(sampling.top_k, _MOST_TOP_K),
         "seed": None if sampling.seed is None else sampling.seed % _SEEDS,

@@ -326,9 +326,9 @@ class Scheduler:
         budget = self._limits.max_prefill_tokens
         chunks: list[PrefillChunk] = []
         slots = self._prefilling if self._suspects.trial is None else self._suspects.tested(self._prefilling)
-        for sequence in [self._prefilling[slot] for slot in slots]:
+        for slot in slots:
             if budget > 0:
-                chunks.append(sequence.chunk(budget))
+                chunks.append(self._prefilling[slot].chunk(budget))
                 budget -= len(chunks[-1].tokens)
         if self._may_admit(now):
             longest = 0

@@ -92,16 +92,26 @@ def _run_one(cfg: DictConfig) -> None:
     """One job of the invocation. Hydra calls it once for a run and once for each job of a sweep."""
     from muai_lab.analysis import result_table
     from muai_lab.commands.progress import watching
+    from muai_lab.experiment.directory import is_finished, unfinished
     from muai_lab.experiment.runner import run_experiment
+    from muai_lab.settings.dump import dump_config_yaml
 
     hydra_config = HydraConfig.get()
     directory = Path(hydra_config.runtime.output_dir)
     messages = Console(stderr=True)
+    sweeping = hydra_config.mode is RunMode.MULTIRUN
     try:
+        resolved = resolve_job(cfg)
+        if sweeping and is_finished(directory, dump_config_yaml(resolved)):
+            messages.print(f"{directory}: finished before, and kept", markup=False, highlight=False, soft_wrap=True)
+            return
+        if (ended := unfinished(directory)) is not None:
+            replacing = f"{directory}: replacing a run that did not finish ({ended})"
+            messages.print(replacing, markup=False, highlight=False, soft_wrap=True)
         with watching(messages) as watcher:
-            summary = run_experiment(resolve_job(cfg), directory, watcher)
+            summary = run_experiment(resolved, directory, watcher)
     except MuaiError as error:
-        if hydra_config.mode is not RunMode.MULTIRUN:
+        if not sweeping:
             raise
         # One job that fails does not take the rest of the sweep with it; end_sweep counts it.
         messages.print(f"muai-lab: {directory.name}: {error}", style="red", markup=False, highlight=False)
@@ -120,7 +130,10 @@ def end_sweep(sweep: Path) -> None:
     _say(f"report: {_short(write_sweep_report(runs, sweep))}")
     failed = [str(run.path.relative_to(sweep)) for run in runs if not run.complete]
     if failed:
-        raise RunError(f"{len(failed)} of {len(runs)} runs did not complete: {', '.join(failed)}")
+        raise RunError(
+            f"{len(failed)} of {len(runs)} runs did not complete: {', '.join(failed)}; the same command with "
+            f"hydra.sweep.dir={_short(sweep)} makes these again and keeps the others"
+        )
 
 
 def _say(line: str) -> None:

@@ -22,11 +22,11 @@ import numpy as np
 
 from muai_lab.errors import MuaiError, RunError, SettingsError
 from muai_lab.experiment.capacity_search import CapacitySearch, Outcome, SearchPlan
-from muai_lab.experiment.directory import COMPLETE, PARTIAL, RunDirectory
+from muai_lab.experiment.directory import COMPLETE, PARTIAL, RunDirectory, is_finished
 from muai_lab.experiment.loss_watch import LossWatch, longest_s
 from muai_lab.experiment.measured import Measured, open_measured
 from muai_lab.experiment.runner import RunCutShort, RunWatcher, run_experiment
-from muai_lab.settings.dump import dump_optimization_yaml
+from muai_lab.settings.dump import dump_config_yaml, dump_optimization_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,6 +80,7 @@ def find_capacity(resolve: Resolve, path: Path, watcher: CapacityWatcher) -> Map
     """Search the capacity in directory `path`; returns what `capacity.json` says.
 
     Ctrl-C ends the search: what the finished probes say is written, marked as partial, and KeyboardInterrupt goes on.
+    A study that did not finish goes on in its directory: its finished probes are kept.
     Raises SettingsError without an SLO or with arrivals that have no single rate, and what `run_experiment` raises.
     """
     settings = resolve({}).settings
@@ -147,8 +148,11 @@ class _Study:
     def kept(self) -> Iterator[None]:
         """Write what is known however the study ends; the error that ended it goes on."""
         self._path.mkdir(parents=True, exist_ok=True)
-        if (self._path / RESULT).exists():
-            raise RunError(f"{self._path} already holds a capacity study: choose another directory with --dir")
+        if _is_complete(self._path / RESULT):
+            raise RunError(
+                f"{self._path} already holds a finished capacity study, which is not written over: choose another "
+                "directory with --dir, or delete this one"
+            )
         status = PARTIAL
         try:
             yield
@@ -198,14 +202,10 @@ class _Study:
         directory = self._path / f"probe-{number:02d}"
         self._watcher.probe(number, rate, length_s)
         stopped = None
-        watch = LossWatch(self._slo, rate, start_s=self._settings.load.warmup_s, length_s=length_s)
-        watched = replace(measured, target=watch.over(measured.target))
-        try:
-            run_experiment(resolved, directory, self._watcher, measured=watched, end_early=watch.look)
-        except RunCutShort as cut:
-            if watch.lost is None:
-                raise
-            stopped = str(cut)
+        if is_finished(directory, dump_config_yaml(resolved)):
+            self._watcher.stage(f"probe {number} was finished before, and is kept")
+        else:
+            stopped = self._offer(resolved, directory, measured, rate, length_s)
         probe = judge_probe(load_run(directory), self._slo, number, rate, length_s, stopped)
         self._probes.append(probe)
         if self._counts(probe):
@@ -214,6 +214,20 @@ class _Study:
             self._search.cannot_offer(rate)
             self._ended = f"the load generator could not offer {rate:.3g} requests/s, so nothing above was tried"
         self._watcher.judged(probe)
+
+    def _offer(
+        self, resolved: Resolved, directory: Path, measured: Measured, rate: float, length_s: float
+    ) -> str | None:
+        """Make a probe's run; returns why it was ended early, None if it was not."""
+        watch = LossWatch(self._slo, rate, start_s=self._settings.load.warmup_s, length_s=length_s)
+        watched = replace(measured, target=watch.over(measured.target))
+        try:
+            run_experiment(resolved, directory, self._watcher, measured=watched, end_early=watch.look)
+        except RunCutShort as cut:
+            if watch.lost is None:
+                raise
+            return str(cut)
+        return None
 
     def _counts(self, probe: Probe) -> bool:
         """Whether a probe says something about the server: all do but lost ones of a load generator that was late."""
@@ -277,6 +291,13 @@ class _Study:
         from muai_lab.analysis import load_run
 
         return load_run(self._probes[-1].directory).manifest.get("engine") if self._probes else None
+
+
+def _is_complete(result: Path) -> bool:
+    try:
+        return bool(json.loads(result.read_text(encoding="utf-8"))["status"] == COMPLETE)
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
 
 
 def judge_probe(run: Run, slo: Slo, number: int, rate: float, length_s: float, stopped: str | None) -> Probe:

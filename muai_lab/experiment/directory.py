@@ -1,4 +1,7 @@
-"""A run is a directory: written atomically, so that a run that was killed is told from one that is done."""
+"""A run is a directory: written atomically, so that a run that was killed is told from one that is done.
+
+A run that did not finish may be made again in the same directory, which it replaces; a finished one is never touched.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from muai_lab.errors import RunError
+import yaml
 
-MANIFEST = "manifest.json"
+from muai_lab.errors import RunError
+from muai_lab.experiment.worker import is_gone, worker
+
+CONFIG, MANIFEST = "config.yaml", "manifest.json"
 
 # `running` is also what a killed run says for ever: nothing but a finished run replaces it by `complete`.
 RUNNING, COMPLETE, PARTIAL, FAILED = "running", "complete", "partial", "failed"
+
+# What a run writes near its end: of an earlier one, it must not stand beside the new one's beginnings.
+_RESULTS = ("requests.parquet", "server_metrics.parquet", "summary.json", "report.html")
 
 
 # Held back so that a run on a disk that fills up can still say so.
@@ -34,11 +43,18 @@ def disk_is_full(error: BaseException | None) -> bool:
 
 
 class RunDirectory:
-    """The files of one run. The manifest's `status` is the last thing that a finished run writes."""
+    """The files of one run. The manifest's `status` is the last thing that a finished run writes.
+
+    replaced: how the run ended that was here before and did not finish; None if there was none.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Make the directory. Raises RunError when it cannot be written or already holds a run."""
+        """Make the directory, or empty it of a run that did not finish.
+
+        Raises RunError when it cannot be written, holds a finished run, or one that another process is writing.
+        """
         self.path = path
+        self.replaced: str | None = None
         self._manifest: dict[str, Any] = {}
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -49,7 +65,9 @@ class RunDirectory:
                 f"the run directory {path} cannot be written ({error.strerror}): choose another with hydra.run.dir=PATH"
             ) from error
         if (path / MANIFEST).exists():
-            raise RunError(f"{path} already holds a run: choose another directory with hydra.run.dir=PATH")
+            self.replaced = _replaceable(path)
+            for name in (MANIFEST, *_RESULTS):
+                (path / name).unlink(missing_ok=True)
 
     @property
     def manifest(self) -> Mapping[str, Any]:
@@ -63,6 +81,7 @@ class RunDirectory:
         """
         self._manifest.update(entries)
         if entries.get("status") == RUNNING:
+            self._manifest["process"] = worker()
             self.write_text(_RESERVE, os.urandom(_RESERVE_BYTES).hex())  # random: zeros may take no space
         try:
             self.write_json(MANIFEST, self._manifest)
@@ -94,6 +113,59 @@ class RunDirectory:
             raise RunError(
                 f"cannot write {target}: {error.strerror}; free space or choose another directory (hydra.run.dir=PATH)"
             ) from error
+
+
+def status_in(path: Path) -> tuple[str | None, Mapping[str, Any]]:
+    """The status of the run in a directory, and its manifest; None without a run."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None, {}
+    except (OSError, ValueError):
+        return FAILED, {}  # manifests are written whole: this one was damaged later
+    return (manifest.get("status", FAILED), manifest) if isinstance(manifest, dict) else (FAILED, {})
+
+
+def is_finished(path: Path, config_yaml: str) -> bool:
+    """True if the directory holds a finished run of this very configuration, as `config.yaml` would have it.
+
+    Raises RunError if it holds a finished run of another configuration.
+    """
+    if status_in(path)[0] != COMPLETE:
+        return False
+    try:
+        same = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8")) == yaml.safe_load(config_yaml)
+    except (OSError, yaml.YAMLError):
+        same = False
+    if not same:
+        raise RunError(f"{path} already holds a finished run of another configuration: choose another directory")
+    return True
+
+
+def unfinished(path: Path) -> str | None:
+    """How the run in the directory ended, if it did not finish; None without a run, or with one that did."""
+    status, manifest = status_in(path)
+    if status in (None, COMPLETE):
+        return None
+    return "killed" if status == RUNNING else str(manifest.get("error") or status)
+
+
+def _replaceable(path: Path) -> str | None:
+    """How the run ended that may be replaced. Raises RunError if it finished, or if it still goes on."""
+    status, manifest = status_in(path)
+    if status == COMPLETE:
+        raise RunError(
+            f"{path} already holds a finished run, which is not written over: choose another directory with "
+            "hydra.run.dir=PATH, or delete this one"
+        )
+    process = manifest.get("process")
+    if status == RUNNING and process is not None and not is_gone(process):
+        where = "" if process == worker() else f" on {process.get('host')}, process {process.get('pid')}"
+        raise RunError(
+            f"{path} holds a run that is being made now{where}: wait for its end, or choose another directory with "
+            "hydra.run.dir=PATH; if that process is gone, delete the directory"
+        )
+    return unfinished(path)
 
 
 def _write_whole(target: Path, text: str) -> None:

@@ -80,6 +80,7 @@ def run_experiment(
         finished=None,
         clock={"monotonic_ns": time.monotonic_ns(), "unix_ns": time.time_ns()},
         seed=resolved.settings.seed,
+        replaced=directory.replaced,
     )
     with _marking(directory):
         return _run(resolved, directory, watcher, measured, end_early)

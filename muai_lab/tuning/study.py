@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import threading
 import time
 import warnings
@@ -20,10 +19,10 @@ from typing import Any
 
 import numpy as np
 import optuna
-import psutil
 from optuna.trial import TrialState
 
 from muai_lab.errors import RunError
+from muai_lab.experiment.worker import is_gone, worker
 from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.tuning.block import BlockResult
 from muai_lab.tuning.identity import Identity, check_same
@@ -264,21 +263,6 @@ def make_sampler(name: str, startup_trials: int, seed: int) -> optuna.samplers.B
             case "random":
                 return optuna.samplers.RandomSampler(seed=seed)
     raise RunError(f"tuning.sampler={name}: no such sampler; there are tpe, gp, cmaes and random")
-
-
-def worker() -> dict[str, Any]:
-    """Who measures: enough to know later whether this process still lives."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
-
-
-def is_gone(who: Mapping[str, Any] | None) -> bool:
-    """Whether a process of this machine has ended; False for one of another machine, of which nothing is known."""
-    if not who or who.get("host") != socket.gethostname():
-        return False
-    try:
-        return abs(psutil.Process(int(who["pid"])).create_time() - float(who["started"])) > 1.0
-    except psutil.NoSuchProcess:
-        return True
 
 
 def _is_lost(trial: optuna.trial.FrozenTrial) -> bool:

@@ -13,6 +13,7 @@ from muai_lab.analysis.wording import plural
 from muai_lab.engines.catalogue import ENGINES
 from muai_lab.errors import RunError
 from muai_lab.experiment.provenance import hardware
+from muai_lab.experiment.worker import is_gone, worker
 from muai_lab.models.registry import ModelSource, context_tokens, resolve_model
 from muai_lab.models.tokenizer import load_tokenizer
 from muai_lab.settings.dump import dump_optimization_yaml
@@ -35,7 +36,7 @@ from muai_lab.tuning.search import EngineUnmeasurable, Plan, Search
 from muai_lab.tuning.search_space import Point, SearchSpace
 from muai_lab.tuning.server_arena import ServerArena, reference_tokens
 from muai_lab.tuning.storage import shown, storage_url
-from muai_lab.tuning.study import TuningStudy, is_gone, worker
+from muai_lab.tuning.study import TuningStudy
 from muai_lab.tuning.trials import Standing, missed_bounds, noise_of, standings
 from muai_lab.tuning.watcher import Noting, TuneWatcher
 

@@ -238,7 +238,7 @@ def test_a_directory_that_holds_a_run_is_not_written_over(start) -> None:
     second = start("target=inprocess")
 
     assert second.end() == 2
-    assert "already holds a run" in second.errors
+    assert "already holds a finished run" in second.errors
 
 
 def test_a_sweep_over_two_batchers_gives_two_comparable_runs_and_one_table(tmp_path: Path) -> None:

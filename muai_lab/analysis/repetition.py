@@ -32,7 +32,7 @@ def repeat_commands(run: Run) -> list[str]:
             overrides.append(f"{entry.key}={_written(entry.value)}")
     named = run.config.get("config_file")
     if named and not any(override.startswith("config_file=") for override in overrides):
-        overrides.insert(0, f"config_file={named}")
+        overrides.insert(0, f"config_file={_written(named)}")
     before = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
     command = " ".join([*before, shlex.join([*_COMMAND, *groups, *overrides])])
     program = (
@@ -50,4 +50,13 @@ def _written(value: Any) -> str:
         return f"[{','.join(_written(item) for item in value)}]"
     if isinstance(value, dict):
         return f"{{{','.join(f'{key}:{_written(item)}' for key, item in value.items())}}}"
-    return str(value)
+    return _text(value) if isinstance(value, str) else str(value)
+
+
+def _text(value: str) -> str:
+    """A text as it is if an override may hold it so, else in quotes."""
+    from muai_lab.settings.overrides import parse_overrides, quoted
+
+    parsed, _ = parse_overrides([f"key={value}"])
+    plain = bool(parsed) and not parsed[0].is_sweep_override() and parsed[0].value() == value and "${" not in value
+    return value if plain else quoted(value)

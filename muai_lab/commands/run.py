@@ -21,7 +21,7 @@ from muai_lab.commands.show_composed import check_options, show_composed
 from muai_lab.errors import MuaiError, RunError, SettingsError
 from muai_lab.settings.compose import Jobs, check_overrides, resolve_job
 from muai_lab.settings.hydra_groups import PRIMARY, groups_folder, hydra_message, register_base_nodes
-from muai_lab.settings.overrides import parse_overrides
+from muai_lab.settings.overrides import parse_overrides, quoted
 
 _PROGRAM = "python -m muai_lab run"
 
@@ -63,7 +63,7 @@ def _rounds(arguments: Sequence[str], jobs: Jobs) -> Iterator[list[str]]:
             swept = {values[0].partition("=")[0]: values for values in jobs.swept}
             given = [argument for argument in kept if argument.lstrip("+").partition("=")[0] not in swept]
             given += [f"{key}={','.join(_value(line) for line in reversed(lines))}" for key, lines in swept.items()]
-        given += [f"hydra.sweep.dir='{jobs.sweep_dir}'", "hydra.mode=MULTIRUN"]
+        given += [f"hydra.sweep.dir={quoted(str(jobs.sweep_dir))}", "hydra.mode=MULTIRUN"]
         if jobs.repeats > 1:
             given += [f"experiment.repeat={number}", f"hydra.sweep.subdir='{f'{folder}/repeat-{number}'.lstrip('/')}'"]
         elif folder:

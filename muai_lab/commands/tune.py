@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from muai_lab.settings.compose import compose
+from muai_lab.settings.overrides import quoted
 
 if TYPE_CHECKING:
     from muai_lab.tuning.measure import Switch
@@ -38,7 +39,7 @@ examples:
 def main(argv: Sequence[str]) -> int:
     """Tune; returns the exit status: 0 at the end, 130 when it was interrupted (the study is kept)."""
     args = _parser().parse_intermixed_args(argv)
-    baseline = [] if args.baseline is None else [f"config_file={_quoted(args.baseline)}"]
+    baseline = [] if args.baseline is None else [f"config_file={quoted(str(args.baseline))}"]
     resolved = compose([*args.overrides, *baseline])
     from muai_lab.commands.tune_progress import TuneProgress, forecast
     from muai_lab.tuning.export import EXPORTED, UNCONFIRMED
@@ -108,7 +109,3 @@ def _stopped_by_interrupt(switch: Switch, messages: Console) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _quoted(path: Path) -> str:
-    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"

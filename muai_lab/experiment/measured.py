@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from muai_lab.experiment.scrape import MetricsScraper, find_metrics
 from muai_lab.experiment.server_process import ServerProcess
 from muai_lab.load.crew import HttpRecipe
 from muai_lab.load.target import Target
+from muai_lab.settings.overrides import quoted
 
 if TYPE_CHECKING:
     from muai_lab.experiment.directory import RunDirectory
@@ -68,17 +68,17 @@ def open_measured(settings: LabSettings, directory: RunDirectory, environ: Mappi
 def server_arguments(settings: LabSettings, config: Path) -> list[str]:
     """What `serve` is told for a measurement. config: the very file that production would run, an absolute path."""
     arguments = [
-        f"config_file={_quoted(config)}",
-        f"model.name={_quoted(settings.model.name)}",
+        f"config_file={quoted(str(config))}",
+        f"model.name={quoted(settings.model.name)}",
         # The file stays what production runs; only where it listens is the run's own affair.
         "monitoring.server.host=127.0.0.1",
         "monitoring.server.port=0",
         "monitoring.prometheus.host=127.0.0.1",
         "monitoring.prometheus.port=0",
-        f"monitoring.server.preload_models=[{_quoted(settings.model.name)}]",
+        f"monitoring.server.preload_models=[{quoted(settings.model.name)}]",
     ]
     if settings.model.checkpoint is not None:
-        arguments.append(f"model.checkpoint={_quoted(settings.model.checkpoint)}")
+        arguments.append(f"model.checkpoint={quoted(settings.model.checkpoint)}")
     return arguments
 
 
@@ -167,9 +167,3 @@ def _scrape_notes(scraper: MetricsScraper | None) -> list[str]:
     if scraper is None:
         return ["the server's metrics are switched off: there is no server side in this result"]
     return [f"{scraper.failures} scrapes of the server's metrics failed"] if scraper.failures else []
-
-
-def _quoted(value: str | os.PathLike[str]) -> str:
-    """A value in single quotes, as the grammar of Hydra's overrides wants it for any text."""
-    text = str(Path(value)) if isinstance(value, Path) else str(value)
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

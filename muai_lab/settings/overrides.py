@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from hydra.core.config_loader import ConfigLoader
@@ -13,6 +14,16 @@ from hydra.errors import HydraException
 from muai_lab.settings.catalogue import catalogue, find_key, keys_by_path, mapping_paths, sections
 from muai_lab.settings.hydra_groups import SEARCH_SPACES
 from muai_lab.settings.nearest import did_you_mean, nearest, nearest_path
+
+
+def quoted(text: str) -> str:
+    """A text as the value of an override, whatever is in it.
+
+    Hydra reads a backslash as one only before a quote (or at the end), and OmegaConf one before `${`; elsewhere it is
+    itself.
+    """
+    literal = re.sub(r"(\\*)\$\{", lambda found: f"{found[1] * 2}\\${{", text)
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: f"{found[1] * 2}{found[2] and chr(92) + found[2]}", literal) + "'"
 
 
 def parse_overrides(lines: Sequence[str]) -> tuple[list[Override], list[str]]:

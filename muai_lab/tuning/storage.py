@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote
 
 from filelock import FileLock
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 DATABASE = "study.db"
 IN_MEMORY = "memory:"
 """A study that ends with its process: for searches in virtual time."""
+
+_ESCAPED = "file:"
 
 # Several processes may write to one database, and open one study: each waits this long for its turn.
 _PATIENCE_S = 60
@@ -38,9 +41,23 @@ def study_directory(configured: str | None, now: datetime | None = None) -> Path
 def storage_url(directory: Path, configured: str | None) -> str:
     """The database's address for SQLAlchemy; configured: `tuning.storage`."""
     if configured is None:
-        return f"sqlite:///{(directory / DATABASE).resolve()}"
+        return _sqlite_url((directory / DATABASE).resolve())
     # Psycopg 3 is the driver that the extra brings; without a driver SQLAlchemy would look for its own default.
     return re.sub(r"^postgres(ql)?://", "postgresql+psycopg://", configured)
+
+
+def _sqlite_url(path: Path) -> str:
+    """The address of a local database.
+
+    A name that an address, or the template that Optuna makes of it, would read otherwise goes into SQLite's own form of
+    address, where it can be written with escapes. SQLAlchemy writes it, since its versions differ in what they escape.
+    """
+    escaped = quote(str(path))
+    if escaped == str(path):
+        return f"sqlite:///{path}"
+    from sqlalchemy import URL
+
+    return URL.create("sqlite", database=f"{_ESCAPED}{escaped}", query={"uri": "true"}).render_as_string()
 
 
 def open_storage(url: str) -> optuna.storages.BaseStorage:
@@ -131,6 +148,10 @@ def storage_errors(url: str) -> Iterator[None]:
 
 def shown(url: str) -> str:
     """The address as people should see it: without credentials, a local file by its path."""
+    if url.startswith("sqlite:///") and url.endswith("?uri=true"):
+        from sqlalchemy import make_url
+
+        return unquote((make_url(url).database or "").removeprefix(_ESCAPED))
     if url.startswith("sqlite:///"):
         return url.removeprefix("sqlite:///")
     return re.sub(r"//[^@/]*@", "//", url.replace("+psycopg", ""))

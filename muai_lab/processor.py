@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import platform
 import subprocess
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,9 +56,10 @@ class Processor:
 
 def this_processor() -> Processor:
     """Return the processor of this machine, as far as its system describes it."""
-    if sys.platform == "linux":
+    system = platform.system()
+    if system == "Linux":
         return of_cpuinfo(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
-    if sys.platform == "darwin":
+    if system == "Darwin":
         return of_sysctl(_sysctl("machdep.cpu", "hw.optional", "hw.cpufamily"))
     return Processor(_platform_name(), None, None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from muai_lab.analysis.frames import Run
 from muai_lab.analysis.wording import plural
@@ -104,5 +105,5 @@ def _listed(names: Iterable[str]) -> str:
     return " ".join(sorted(names))
 
 
-def _mapping(value: object) -> Mapping[str, object]:
+def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}

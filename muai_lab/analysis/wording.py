@@ -137,11 +137,13 @@ def engine_line(summary: Mapping[str, Any]) -> str:
 
 
 def agreement_line(summary: Mapping[str, Any]) -> str | None:
-    """How often the greedy token is still that of fp32, for an engine in less than fp32; None where it is silent."""
+    """How often the greedy token is still that of fp32, for an engine in int8; None for others."""
     details = summary["identity"]["engine_details"]
-    found = details.get("int8_greedy_agreement_with_fp32")
-    if found is None:
+    if "int8_greedy_agreement_with_fp32" not in details:
         return None
+    found = details["int8_greedy_agreement_with_fp32"]
+    if found is None:
+        return f"not measured: how many greedy tokens are those of fp32 is not known ({details.get('quantization')})"
     return (
         f"{percent(found)} of greedy tokens are those of fp32 (int8, {details['int8_agreement_positions']} positions)"
     )

@@ -18,6 +18,7 @@ from muai_lab.engines.base import PrefillChunk, Sampling, StepEngine
 from muai_lab.engines.onnx.decoder import DecoderGraph
 from muai_lab.engines.onnx.engine import OnnxEngine
 from muai_lab.engines.onnx.graph_cache import graph_directory, read_facts
+from muai_lab.engines.onnx.int8_product import choose_product
 from muai_lab.engines.onnx.loading import open_graph
 from muai_lab.engines.onnx.recipe import Recipe
 from muai_lab.engines.pytorch.engine import PyTorchEngine
@@ -266,6 +267,7 @@ def test_int8_says_how_often_it_agrees_with_fp32(small: OnnxEngine, chat: OnnxEn
     details = small.info.details
 
     assert details["quantization"] == "dynamic int8"
+    assert details["int8_product"] == choose_product()
     agreement, positions = details["int8_greedy_agreement_with_fp32"], details["int8_agreement_positions"]
     assert isinstance(agreement, float)
     assert 0.85 < agreement < 1.0
@@ -279,6 +281,9 @@ def test_t5_in_int8_serves_too() -> None:
 
     assert len(generate(engine, [prompt(40), prompt(7)], 10, [0, 1])[1]) == 10
     assert engine.info.details["quantization"] == "dynamic int8"
+    agreement = engine.info.details["int8_greedy_agreement_with_fp32"]
+    assert isinstance(agreement, float)
+    assert 0.8 < agreement < 1.0
 
 
 def test_providers_that_are_missing_are_skipped_and_told(caplog: pytest.LogCaptureFixture) -> None:

@@ -198,7 +198,7 @@ def test_a_share_is_never_rounded_to_all_or_nothing() -> None:
 
 
 def test_a_quantised_engine_tells_how_far_it_agrees_with_fp32(tmp_path: Path) -> None:
-    details = {"int8_greedy_agreement_with_fp32": 0.934, "int8_agreement_positions": 288}
+    details: dict[str, float | None] = {"int8_greedy_agreement_with_fp32": 0.934, "int8_agreement_positions": 288}
     summary = summarise(load_run(write_run(tmp_path, [record(0)])))
     assert "agreement" not in dict(result_table(summary).facts)
 
@@ -207,3 +207,6 @@ def test_a_quantised_engine_tells_how_far_it_agrees_with_fp32(tmp_path: Path) ->
     assert dict(result_table(summary).facts)["agreement"] == (
         "93.4 % of greedy tokens are those of fp32 (int8, 288 positions)"
     )
+
+    details["int8_greedy_agreement_with_fp32"] = None
+    assert dict(result_table(summary).facts)["agreement"].startswith("not measured")

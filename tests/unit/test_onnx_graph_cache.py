@@ -159,7 +159,7 @@ def test_a_cache_that_cannot_be_written_is_told_with_what_to_do(
 
 
 def test_facts_survive_being_written() -> None:
-    facts = GraphFacts(4, 2, 64, 2048, 8192, (0, 2), int8_agreement=0.9, int8_positions=10)
+    facts = GraphFacts(4, 2, 64, 2048, 8192, (0, 2), start_token=1)
     fields = {name: getattr(facts, name) for name in facts.__dataclass_fields__}
 
     assert GraphFacts.of({**fields, "eos_token_ids": [0, 2]}) == facts

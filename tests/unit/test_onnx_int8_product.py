@@ -29,12 +29,12 @@ HERE = choose_product()
     ],
 )
 def test_the_fastest_exact_product_is_chosen(exact: Mapping[Int8Product, bool], chosen: Int8Product) -> None:
-    assert choose_product(exact.__getitem__) == chosen
+    assert choose_product(is_exact=exact.__getitem__) == chosen
 
 
 def test_a_processor_without_an_exact_product_gets_no_int8() -> None:
     with pytest.raises(EngineError, match=r"optimization\.onnx\.enable_quantization=false"):
-        choose_product(lambda product: False)
+        choose_product(is_exact=lambda product: False)
 
 
 def test_a_saturating_kernel_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,7 +47,7 @@ def test_a_saturating_kernel_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None
             sums = np.clip(pairs[:, ::2] + pairs[:, 1::2], -(2**15), 2**15 - 1).sum(axis=1)
             return [(sums - 128 * self.columns.sum(axis=0)).astype(np.float32)]
 
-        def __init__(self, columns: np.ndarray, product: Int8Product) -> None:
+        def __init__(self, columns: np.ndarray, product: Int8Product, providers: object) -> None:
             self.columns = columns
 
     monkeypatch.setattr("muai_lab.engines.onnx.int8_product._ROWS", (1, 4))

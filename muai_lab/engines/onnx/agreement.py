@@ -1,65 +1,145 @@
-"""How often an int8 graph chooses the token that the graph it was made from chooses."""
+"""How often an int8 graph chooses the token of the graph it was made from: a figure of the machine that serves.
+
+Kernels differ from processor to processor, and so does the figure. It is measured where it is asked for, in a process
+of its own, and kept for this kind of processor: a cache that comes from another kind does not bring its figure along.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Literal
 
-import torch
+import onnxruntime
+from filelock import FileLock
 
-from muai_lab.engines.base import PrefillChunk
-from muai_lab.engines.onnx.loading import SlotGraph, open_graph
-from muai_lab.engines.onnx.recipe import GraphFacts, Recipe
-from muai_lab.models.tokenizer import load_tokenizer
-from muai_lab.settings.schema import OnnxSettings
+from muai_lab.engines.onnx.elsewhere import carry_out
+from muai_lab.engines.onnx.graph_cache import graph_directory, source_order
+from muai_lab.engines.onnx.recipe import Recipe
+from muai_lab.errors import EngineError
+from muai_lab.models.embedded import cache_dir
+from muai_lab.models.registry import ModelSource
+from muai_lab.processor import Processor, this_processor
 
-if TYPE_CHECKING:
-    from muai_lab.models.registry import ModelSource
+AGREEMENT_FILE = "agreement.json"
 
-_TOKENS = 48  # of each prompt's continuation
-_PROMPTS = (
-    "The capital of France is",
-    "A recipe for bread: mix flour, water, salt and yeast, then",
-    "def fibonacci(n):\n    if n < 2:\n        return n\n    return",
-    "In 1905 a clerk at the patent office in Bern wrote four papers. The first of them explains why light",
-    "Summarise: the river rose after three days of rain, the bridge was closed, and the school moved its lessons.",
-    "Question: how many legs do seven spiders have? Answer:",
-)
+_VERSION = 1  # raise when the way of measuring changes
+
+log = logging.getLogger(__name__)
 
 
-def with_agreement(
-    source: ModelSource, recipe: Recipe, facts: GraphFacts, *, base: Path, quantized: Path
-) -> GraphFacts:
-    """The facts with the share of positions at which both graphs choose the same token.
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """share: of the positions at which both graphs choose the same greedy token, over `positions` of them."""
 
-    The base graph continues fixed prompts greedily; the int8 graph reads the same text (teacher forcing), so that one
-    difference does not count for all that follow. Measured on a CPU.
+    share: float
+    positions: int
+
+
+@dataclass(frozen=True, slots=True)
+class SessionKind:
+    """The facts of a session that choose its kernels: execution providers in order, and the level of optimisation."""
+
+    providers: tuple[str, ...]
+    optimization_level: Literal["none", "basic", "extended", "all"]
+
+
+Measure = Callable[[ModelSource, Recipe, Path, SessionKind], Agreement]
+
+
+def agreement_here(
+    source: ModelSource,
+    recipe: Recipe,
+    quantized: Path,
+    session: SessionKind,
+    *,
+    measure: Measure | None = None,
+    processor: Processor | None = None,
+) -> Agreement | None:
+    """Return the figure of this kind of processor, measured if it is not known yet (seconds to minutes, once).
+
+    Args:
+        source: The model.
+        recipe: The recipe of the int8 graph.
+        quantized: Directory of the int8 graph.
+        session: The session that serves.
+        measure: Measures, in place of a process of its own.
+        processor: The processor, by default that of this machine.
+
+    Returns:
+        None, with a warning, if it cannot be measured, as without memory for both graphs.
     """
-    tokenizer = load_tokenizer(source)
-    room = facts.max_len - _TOKENS
-    prompts = [tokenizer.encode(text)[:room] for text in _PROMPTS]
-    settings = OnnxSettings(execution_providers=("CPUExecutionProvider",))
-    plain, small = (
-        open_graph(directory, recipe.kind, facts, settings, ("CPUExecutionProvider",), slots=len(prompts))
-        for directory in (base, quantized)
-    )
-    text = _greedy(plain, prompts, None)
-    chosen = _greedy(small, prompts, text)
-    return replace(
-        facts,
-        int8_agreement=round((text == chosen).float().mean().item(), 4),
-        int8_positions=text.numel(),
-    )
+    measured_under = {
+        "version": _VERSION,
+        "onnxruntime": onnxruntime.__version__,
+        "session": asdict(session),
+        "processor": asdict(processor or this_processor()),
+    }
+    key = hashlib.sha256(json.dumps(measured_under, sort_keys=True).encode()).hexdigest()[:12]
+    kept = cache_dir() / "onnx_agreement" / f"{quantized.name}-{key}.json"
+    if (known := _read(kept)) is not None:
+        return known
+    try:
+        with _turn(kept):
+            if (known := _read(kept)) is not None:
+                return known  # another process measured it while this one waited
+            found = (measure or _measure_elsewhere)(source, recipe, quantized, session)
+            _keep(kept, {**asdict(found), **measured_under})
+            return found
+    except (OSError, EngineError) as error:
+        reason = error.reason if isinstance(error, EngineError) else str(error)
+        log.warning("cannot measure how often int8 chooses the tokens of %s: %s", recipe.dtype, reason)
+        return None
 
 
-def _greedy(graph: SlotGraph, prompts: Sequence[Sequence[int]], text: torch.Tensor | None) -> torch.Tensor:
-    """Greedy tokens `[prompts, _TOKENS]` behind the prompts and, where given, behind `text` instead of their own."""
-    slots = list(range(len(prompts)))
-    logits = graph.prefill([PrefillChunk(slot, prompt) for slot, prompt in zip(slots, prompts, strict=True)])
-    chosen = [logits.argmax(dim=-1)]
-    for step in range(_TOKENS - 1):
-        behind = chosen[-1] if text is None else text[:, step]
-        chosen.append(graph.decode(slots, behind.tolist()).argmax(dim=-1))
-    return torch.stack(chosen, dim=1)
+def _measure_elsewhere(source: ModelSource, recipe: Recipe, quantized: Path, session: SessionKind) -> Agreement:
+    order = {
+        "source": source_order(source),
+        "recipe": asdict(recipe),
+        "base": str(graph_directory(source, recipe.without_int8())),
+        "quantized": str(quantized),
+        "session": asdict(session),
+    }
+    log.info("measuring on this processor how often int8 chooses the tokens of %s", recipe.dtype)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        directory = Path(scratch)
+        carry_out("muai_lab.engines.onnx.agreement_process", order, directory, task=f"compare int8 with {recipe.dtype}")
+        found = _read(directory / AGREEMENT_FILE)
+    assert found is not None, "the process ended well without a result"
+    return found
+
+
+@contextmanager
+def _turn(kept: Path) -> Iterator[None]:
+    """Let one process at a time measure, if the cache can be written."""
+    with ExitStack() as held:
+        with suppress(OSError):
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            held.enter_context(FileLock(f"{kept}.lock"))
+        yield
+
+
+def _read(file: Path) -> Agreement | None:
+    """The figure in the file; None if there is none that can be one."""
+    try:
+        fields: Any = json.loads(file.read_text(encoding="utf-8"))
+        share, positions = float(fields["share"]), int(fields["positions"])
+    except (OSError, ValueError, TypeError, LookupError, OverflowError):
+        return None
+    return Agreement(share, positions) if 0.0 <= share <= 1.0 and positions > 0 else None
+
+
+def _keep(file: Path, fields: Mapping[str, Any]) -> None:
+    fresh = file.with_suffix(f".{os.getpid()}")
+    try:
+        fresh.write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
+        fresh.replace(file)
+    except OSError as error:
+        log.warning("cannot keep int8's agreement in %s (%s): it is measured at each start", file.parent, error)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 from onnx import TensorProto, helper
 
-from muai_lab.engines.onnx.graph_cache import NAME
+from muai_lab.engines.onnx.elsewhere import NAME
 from muai_lab.engines.onnx.recipe import GraphFacts, Recipe
 from muai_lab.errors import EngineError
 

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import onnxruntime
 
 from muai_lab.engines.base import EngineInfo
-from muai_lab.engines.onnx.graph_cache import NAME, graph_directory, read_facts
+from muai_lab.engines.onnx.agreement import Agreement, SessionKind, agreement_here
+from muai_lab.engines.onnx.elsewhere import NAME
+from muai_lab.engines.onnx.graph_cache import graph_directory, read_facts
 from muai_lab.engines.onnx.int8_product import choose_product
 from muai_lab.engines.onnx.loading import DTYPES, SlotGraph, choose_dtype, open_graph
 from muai_lab.engines.onnx.probe import supports
@@ -21,8 +23,6 @@ from muai_lab.engines.pytorch.slot_engine import SlotEngine
 from muai_lab.errors import EngineError
 
 if TYPE_CHECKING:
-    import torch
-
     from muai_lab.models.registry import ModelSource
     from muai_lab.settings.schema import OnnxSettings, OptimizationSettings
 
@@ -53,8 +53,9 @@ class OnnxEngine(SlotEngine):
         }
         if recipe.int8:
             details["int8_product"] = None if recipe.int8 == "weights" else recipe.int8
-            details["int8_greedy_agreement_with_fp32"] = facts.int8_agreement
-            details["int8_agreement_positions"] = facts.int8_positions
+            agreement = opened.agreement
+            details["int8_greedy_agreement_with_fp32"] = None if agreement is None else agreement.share
+            details["int8_agreement_positions"] = None if agreement is None else agreement.positions
         info = EngineInfo(
             name=NAME,
             version=onnxruntime.__version__,
@@ -81,6 +82,7 @@ class _Opened:
     facts: GraphFacts
     directory: Path
     providers: Providers
+    agreement: Agreement | None  # of int8 on a CPU with fp32, measured on this kind of processor
 
 
 def _open(source: ModelSource, settings: OnnxSettings, slots: int) -> _Opened:
@@ -93,10 +95,14 @@ def _open(source: ModelSource, settings: OnnxSettings, slots: int) -> _Opened:
             kind="encoder_decoder" if source.encoder_decoder else "decoder",
             dtype=dtype,
             target="cuda" if device.type == "cuda" else "cpu",
-            int8=_int8(device) if settings.enable_quantization else None,
+            int8=_int8(providers) if settings.enable_quantization else None,
         )
         directory = graph_directory(source, recipe)
         facts = read_facts(directory)
+        agreement = None
+        if recipe.int8 not in (None, "weights"):
+            session = SessionKind(providers.serving, settings.optimization_level)
+            agreement = agreement_here(source, recipe, directory, session)
         try:
             graph = open_graph(
                 directory,
@@ -113,7 +119,7 @@ def _open(source: ModelSource, settings: OnnxSettings, slots: int) -> _Opened:
             continue
         if providers.skipped:
             log.warning("ONNX Runtime skips %s", _told(providers))
-        return _Opened(graph, recipe, facts, directory, providers)
+        return _Opened(graph, recipe, facts, directory, providers, agreement)
     raise EngineError(NAME, f"none of optimization.onnx.execution_providers can serve ({_told(providers)})")
 
 
@@ -121,8 +127,8 @@ def _told(providers: Providers) -> str:
     return "; ".join(f"{name}: {why}" for name, why in providers.skipped.items())
 
 
-def _int8(device: torch.device) -> Int8:
-    return "weights" if device.type == "cuda" else choose_product()
+def _int8(providers: Providers) -> Int8:
+    return "weights" if providers.device.type == "cuda" else choose_product(providers.serving)
 
 
 def _quantization(recipe: Recipe) -> str | None:

@@ -1,18 +1,15 @@
-"""The process that exports one graph: `python -m muai_lab.engines.onnx.export_process <order as JSON>`.
-
-Whatever it prints is kept by the process that started it, and shown only if it fails. A reason that is the user's to
-mend goes into a file of the target directory.
-"""
+"""The process that exports one graph: `python -m muai_lab.engines.onnx.export_process <order as JSON>`."""
 
 from __future__ import annotations
 
-import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from muai_lab.engines.onnx.graph_cache import FAILURE_FILE, NAME, write_facts
+from muai_lab.engines.onnx.elsewhere import NAME, obey
+from muai_lab.engines.onnx.graph_cache import source_of, write_facts
 from muai_lab.engines.onnx.recipe import GraphFacts, Recipe
-from muai_lab.errors import EngineError, MuaiError
 from muai_lab.models.registry import ModelSource
 
 
@@ -25,7 +22,7 @@ def export(source: ModelSource, recipe: Recipe, directory: Path, base: Path | No
     if base is not None:
         from muai_lab.engines.onnx.int8 import quantize_entry
 
-        return quantize_entry(source, recipe, base, directory)
+        return quantize_entry(recipe, base, directory)
     import torch
 
     from muai_lab.engines.onnx.decoder_graph import export_decoder
@@ -53,22 +50,10 @@ def export(source: ModelSource, recipe: Recipe, directory: Path, base: Path | No
     return facts
 
 
-def main(order: str) -> int:
-    """Carry out one order; the exit status says whether the graph is complete."""
-    fields = json.loads(order)
-    path = Path(fields["source"].pop("path"))
-    source = ModelSource(path=path, **fields["source"])
-    directory = Path(fields["directory"])
-    base = None if fields["base"] is None else Path(fields["base"])
-    try:
-        facts = export(source, Recipe(**fields["recipe"]), directory, base)
-    except MuaiError as error:
-        reason = error.reason if isinstance(error, EngineError) else str(error)
-        (directory / FAILURE_FILE).write_text(json.dumps(reason), encoding="utf-8")
-        return 2
-    write_facts(directory, facts)
-    return 0
+def _work(order: Mapping[str, Any], directory: Path) -> None:
+    base = None if order["base"] is None else Path(order["base"])
+    write_facts(directory, export(source_of(order["source"]), Recipe(**order["recipe"]), directory, base))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(obey(sys.argv[1], _work))

@@ -10,27 +10,24 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
+from muai_lab.engines.onnx.elsewhere import NAME, carry_out
 from muai_lab.engines.onnx.recipe import GraphFacts, Recipe
 from muai_lab.errors import EngineError
 from muai_lab.models.content import content_hash
 from muai_lab.models.embedded import cache_dir
 from muai_lab.models.registry import ModelSource
 
-NAME = "onnx"
 ENTRY_FILE = "entry.json"
 FACTS_FILE = "facts.json"
-FAILURE_FILE = "failure.json"
 
 log = logging.getLogger(__name__)
 
@@ -103,37 +100,22 @@ def _make(entry: Path, source: ModelSource, recipe: Recipe, build: Build) -> Non
 
 
 def _build_elsewhere(source: ModelSource, recipe: Recipe, directory: Path) -> None:
-    """Export in a process of its own: exporters print, patch libraries, hold the weights twice, and may be killed."""
     order = {
-        "source": {**asdict(source), "path": str(source.path)},
+        "source": source_order(source),
         "recipe": asdict(recipe),
-        "directory": str(directory),
-        "base": str(graph_directory(source, _without_int8(recipe))) if recipe.int8 else None,
+        "base": str(graph_directory(source, recipe.without_int8())) if recipe.int8 else None,
     }
-    command = [sys.executable, "-m", "muai_lab.engines.onnx.export_process", json.dumps(order)]
-    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        command,
-        env=os.environ | offline,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-    failure = directory / FAILURE_FILE
-    if failure.exists():
-        raise EngineError(NAME, json.loads(failure.read_text(encoding="utf-8")))
-    if done.returncode != 0:
-        lines = done.stdout.strip().splitlines()
-        last = lines[-1] if lines else f"the exporting process ended with status {done.returncode}"
-        log.error("the export of %s failed:\n%s", source.name, done.stdout)
-        raise EngineError(NAME, f"cannot export {source.name} to a graph: {last}")
+    carry_out("muai_lab.engines.onnx.export_process", order, directory, task=f"export {source.name} to a graph")
 
 
-def _without_int8(recipe: Recipe) -> Recipe:
-    return Recipe(recipe.kind, recipe.dtype, recipe.target)
+def source_order(source: ModelSource) -> dict[str, Any]:
+    """Return the source as plain data, for an order to another process."""
+    return {**asdict(source), "path": str(source.path)}
+
+
+def source_of(order: Mapping[str, Any]) -> ModelSource:
+    """Return the source that `source_order` described."""
+    return ModelSource(**{**order, "path": Path(order["path"])})
 
 
 def _file_hashes(directory: Path) -> dict[str, str]:

@@ -14,20 +14,21 @@ first: it has dedicated instructions (VNNI, AMX) on the processors that compute 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from muai_lab.engines.onnx.graph_cache import NAME
+from muai_lab.engines.onnx.elsewhere import NAME
 from muai_lab.engines.onnx.recipe import Int8Product
 from muai_lab.errors import EngineError
 
 MIDDLE = 128
 """Zero point of unsigned values."""
 
+_CPU = ("CPUExecutionProvider",)
 _PREFERENCE: tuple[Int8Product, ...] = ("u8s8", "u8u8")
 # Kernels differ in the rows, columns and summands that they compute at once, and in their remainders. With this depth
 # the largest sum, depth × 127², is still exact in fp32.
@@ -39,17 +40,18 @@ ProductInputs = tuple[str, str, str, str, str, str]
 """Names of activations, weights, the scale of each, and the zero point of each."""
 
 
-def choose_product(is_exact: IsExact | None = None) -> Int8Product:
+def choose_product(providers: Sequence[str] = _CPU, is_exact: IsExact | None = None) -> Int8Product:
     """Choose the fastest product that is exact on this processor.
 
     Args:
+        providers: Execution providers of the session that serves.
         is_exact: True if the product is exact; by default, the product is tried here.
 
     Raises:
         EngineError: If ONNX Runtime computes neither product exactly.
     """
     for product in _PREFERENCE:
-        if (is_exact or computes_exactly)(product):
+        if is_exact(product) if is_exact else computes_exactly(product, providers):
             return product
     raise EngineError(
         NAME,
@@ -58,7 +60,7 @@ def choose_product(is_exact: IsExact | None = None) -> Int8Product:
     )
 
 
-def computes_exactly(product: Int8Product) -> bool:
+def computes_exactly(product: Int8Product, providers: Sequence[str] = _CPU) -> bool:
     """Return True if the product equals that of integers, for the largest values and for random ones."""
     random = np.random.default_rng(0)
     rows = random.integers(-127, 128, (max(_ROWS), _DEPTH))
@@ -66,7 +68,7 @@ def computes_exactly(product: Int8Product) -> bool:
     rows[::3], columns[:, ::3] = 127, 127
     rows[1::3], columns[:, 1::3] = random.choice([-127, 127], rows[1::3].shape), -127
     expected = (rows @ columns).astype(np.float32)
-    session, activations = _session(columns, product), (rows + MIDDLE).astype(np.uint8)
+    session, activations = _session(columns, product, providers), (rows + MIDDLE).astype(np.uint8)
     return all(
         np.array_equal(session.run(None, {"rows": activations[-count:]})[0], expected[-count:]) for count in _ROWS
     )
@@ -87,7 +89,7 @@ def product_node(inputs: ProductInputs, output: str) -> Any:
     return helper.make_node("MatMulIntegerToFloat", list(inputs), [output], domain="com.microsoft")
 
 
-def _session(columns: np.ndarray, product: Int8Product) -> onnxruntime.InferenceSession:
+def _session(columns: np.ndarray, product: Int8Product, providers: Sequence[str]) -> onnxruntime.InferenceSession:
     constants = {
         "columns": weights_of(columns, product),
         "unit": np.array(1, np.float32),
@@ -107,4 +109,4 @@ def _session(columns: np.ndarray, product: Int8Product) -> onnxruntime.Inference
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=list(providers))

@@ -10,8 +10,8 @@ import torch
 
 from muai_lab.engines.onnx.decoder import DecoderGraph
 from muai_lab.engines.onnx.decoder_graph import GRAPH_FILE
+from muai_lab.engines.onnx.elsewhere import NAME
 from muai_lab.engines.onnx.encoder_decoder import EncoderDecoderGraph
-from muai_lab.engines.onnx.graph_cache import NAME
 from muai_lab.engines.onnx.recipe import GraphFacts
 from muai_lab.engines.onnx.session import open_session
 from muai_lab.engines.onnx.t5_graph import DECODER_FILE, ENCODER_FILE

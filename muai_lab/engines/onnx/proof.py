@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from muai_lab.engines.base import PrefillChunk
-from muai_lab.engines.onnx.graph_cache import NAME
+from muai_lab.engines.onnx.elsewhere import NAME
 from muai_lab.errors import EngineError
 
 if TYPE_CHECKING:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from typing import Literal
 
-RECIPE_VERSION = 2  # raise when the way of exporting changes; the exporting libraries are hashed by version
+RECIPE_VERSION = 3  # raise when the way of exporting changes; the exporting libraries are hashed by version
 
 _EXPORTERS = {
     "decoder": ("onnxruntime-genai", "onnxruntime-genai-cuda", "onnx", "transformers"),
@@ -34,6 +34,10 @@ class Recipe:
     target: Literal["cpu", "cuda"]
     int8: Int8 | None = None
 
+    def without_int8(self) -> Recipe:
+        """Return the recipe of the graph that this one is quantised from."""
+        return replace(self, int8=None)
+
     def hash(self) -> str:
         """Short hash over the recipe and the versions of what carries it out."""
         return hashlib.sha256(json.dumps(self.described(), sort_keys=True).encode()).hexdigest()[:12]
@@ -49,8 +53,7 @@ class GraphFacts:
     """What an engine must know of a graph to run it; written beside it by the export.
 
     layers, kv_heads, head_dim: of the key/value memory. max_len: most positions. start_token: the first token of a
-    decoder that has an encoder. int8_agreement: share of positions at which the int8 graph chooses fp32's greedy token,
-    over int8_positions positions of fp32's own text.
+    decoder that has an encoder.
     """
 
     layers: int
@@ -60,8 +63,6 @@ class GraphFacts:
     max_len: int
     eos_token_ids: tuple[int, ...]
     start_token: int | None = None
-    int8_agreement: float | None = None
-    int8_positions: int | None = None
 
     @classmethod
     def of(cls, fields: dict[str, object]) -> GraphFacts:

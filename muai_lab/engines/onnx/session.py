@@ -13,7 +13,7 @@ import onnxruntime
 import psutil
 import torch
 
-from muai_lab.engines.onnx.graph_cache import NAME
+from muai_lab.engines.onnx.elsewhere import NAME
 from muai_lab.errors import EngineError
 
 if TYPE_CHECKING:

@@ -150,6 +150,13 @@ def _other_load(pairs: Sequence[tuple[Run, Run]]) -> Obstacle | None:
             ours, theirs = ((run.manifest.get("load") or {}).get(key) for run in (a, b))
             if ours != theirs:
                 return Obstacle("workload", f"other load: {key} is {ours} in A and {theirs} in B")
+        bodies = [(run.config.get("target") or {}).get("extra_body") or {} for run in (a, b)]
+        if bodies[0] != bodies[1]:
+            return Obstacle("workload", f"other request: target.extra_body is {bodies[0]} in A and {bodies[1]} in B")
+        honoured = [((stored_summary(run) or {}).get("asked") or {}).get("comparable", True) for run in (a, b)]
+        if honoured[0] != honoured[1]:
+            side = "A" if honoured[1] else "B"
+            return Obstacle("workload", f"the server of {side} did not give what was asked (see its warnings)")
         windows = [run.window.duration_s if run.window else 0.0 for run in (a, b)]
         open_loop = (a.manifest.get("load") or {}).get("kind") != "closed"
         if open_loop and abs(windows[0] - windows[1]) > _WINDOW_TOLERANCE * max(windows):

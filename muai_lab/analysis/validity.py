@@ -192,7 +192,24 @@ def _warnings(run: Run, measured: pd.DataFrame, steady: Steadiness, found: Findi
         )
     if steady.verdict == UNKNOWN and len(ok):
         warnings.append(f"steadiness {steady}")
+    if known := prompts_known(run):
+        warnings.append(known)
     return [*warnings, *visibility_warnings(visibility(run), asked_and_got(run))]
+
+
+def prompts_known(run: Run) -> str | None:
+    """The sentence on what a server's cache may have known of the prompts; None if it can only know this run's own."""
+    load = run.manifest.get("load") or {}
+    prompts = load.get("prompts") or {}
+    if load.get("target") != "endpoint" or not prompts:
+        return None
+    if prompts.get("reused"):
+        return "load.reuse_prompts: the endpoint's cache may know all prompts from earlier runs"
+    unsalted = prompts.get("unsalted") or 0
+    if unsalted:
+        short = plural(unsalted, "prompt")
+        return f"{short} too short to be changed: the endpoint's cache may know them from earlier runs"
+    return None
 
 
 def cut_short(run: Run) -> str | None:

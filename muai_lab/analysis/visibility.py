@@ -127,7 +127,7 @@ def _asked_warnings(asked: Mapping[str, Any]) -> Iterator[str]:
         yield (
             f"prompts of {prompts['asked_median']:.0f} tokens (median) were asked, and the server counts "
             f"{prompts['got_median']:.0f}, in {_of(prompts['less'] + prompts['more'], prompts['requests'])}: it has "
-            "another tokenizer, or a limit; name its tokenizer with model.checkpoint"
+            "another tokenizer, or a limit; name its tokenizer with target.tokenizer"
         )
     outputs = asked.get("output_tokens")
     for key, why in (("less", "ignore_eos is not honoured"), ("more", "max_tokens is not honoured")):

@@ -21,12 +21,15 @@ from muai_lab.experiment.provenance import git_revision, hardware, versions
 from muai_lab.load.event_loop import run_on_fast_loop
 from muai_lab.load.generator import LoadPlan, LoadProgress, LoadResult
 from muai_lab.load.offer import offer
+from muai_lab.load.openai_http import HttpTarget
 from muai_lab.load.records import records_table
-from muai_lab.models.registry import context_tokens, resolve_model
-from muai_lab.models.tokenizer import load_tokenizer
+from muai_lab.load.token_counting import count_tokens
+from muai_lab.models.registry import ModelSource, context_tokens, resolve_model
+from muai_lab.models.tokenizer import ModelTokenizer, load_tokenizer
 from muai_lab.settings.dump import dump_config_yaml, dump_optimization_yaml
 from muai_lab.workload.draw import arrival_rate, draw_schedule
 from muai_lab.workload.parquet import write_parquet
+from muai_lab.workload.salt import new_salt, repeated_share, salted
 from muai_lab.workload.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -124,11 +127,11 @@ def _run(
     )
     watcher.stage("preparing the model and the schedule")
     # An endpoint's model is its own affair; ours only lends its tokenizer to make prompts of known length.
-    source = resolve_model(
-        settings.model.name, settings.model.checkpoint or settings.optimization.models.get(settings.model.name)
-    )
-    schedule = draw_schedule(settings, load_tokenizer(source), context_tokens=context_tokens(source))
+    source = _model_source(settings)
+    tokenizer = load_tokenizer(source)
+    schedule = draw_schedule(settings, tokenizer, context_tokens=context_tokens(source))
     schedule.write(directory.path / "schedule.parquet")
+    offered, prompts = _prompts_to_send(settings, schedule, tokenizer)
     directory.update_manifest(
         schedule_hash=schedule.hash,
         load={
@@ -139,6 +142,7 @@ def _run(
             "workload": settings.workload.name,
             "workload_kind": settings.workload.kind,
             "sessions": len(schedule.starts) < len(schedule),
+            "prompts": prompts,
         },
         model={
             "name": settings.model.name,
@@ -156,8 +160,11 @@ def _run(
         before = measured.serving()
         directory.update_manifest(engine=before.engine, skipped_engines=before.skipped)
         watcher.stage("offering load")
-        offering = _Offer(schedule, measured, settings, watcher, end_early)
+        if isinstance(measured.target, HttpTarget):
+            measured.target.waiting = lambda reason: watcher.stage(f"waiting for the endpoint ({reason})")
+        offering = _Offer(offered, measured, settings, watcher, end_early)
         result = run_on_fast_loop(offering.run())
+        count_tokens(result.records, tokenizer)
         death = measured.failure()
         _note_asked_model(directory, measured)
         _keep(directory, schedule, result, measured)
@@ -181,6 +188,30 @@ def _run(
         _analyse(directory, PARTIAL, error="interrupted")
         raise SystemExit(_TERMINATED) if offering.terminated else KeyboardInterrupt
     return _analyse(directory, COMPLETE)
+
+
+def _model_source(settings: LabSettings) -> ModelSource:
+    """The model whose tokenizer makes the prompts, and counts tokens if the server does not."""
+    name = settings.model.name
+    checkpoint = settings.model.checkpoint or settings.optimization.models.get(name)
+    return resolve_model(name, settings.target.tokenizer or checkpoint)
+
+
+def _prompts_to_send(
+    settings: LabSettings, schedule: Schedule, tokenizer: ModelTokenizer
+) -> tuple[Schedule, Mapping[str, Any]]:
+    """The schedule whose prompts are sent, and what a server's cache may know of them, for the manifest.
+
+    A server that the run starts knows no prompt. An endpoint may know those of earlier runs, unless they are salted.
+    """
+    facts: dict[str, Any] = {"repeated_share": repeated_share(schedule), "salt": None}
+    if settings.target.kind != "endpoint" or settings.load.reuse_prompts:
+        return schedule, facts | {"reused": settings.load.reuse_prompts}
+    salt = new_salt()
+    sent = salted(schedule, salt, tokenizer)
+    return sent.schedule, facts | {
+        "salt": salt, "reused": False, "unsalted": sent.unsalted, "other_length": sent.other_length,
+    }  # fmt: skip
 
 
 class _Offer:
@@ -233,8 +264,10 @@ class _Offer:
                     except asyncio.CancelledError:
                         # Ctrl-C cancelled us: pass it on, and wait for the records that the generator saves.
                         load.cancel()
-            if load.cancelled() and (death := self._measured.failure()) is not None:
-                raise RunError(death)
+            if load.cancelled():  # before there was any record to save
+                if (death := self._measured.failure()) is not None:
+                    raise RunError(death)
+                raise SystemExit(_TERMINATED) if self.terminated else KeyboardInterrupt
             return load.result()
         finally:
             for task in beside:

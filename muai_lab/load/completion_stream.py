@@ -45,6 +45,7 @@ class CompletionStream:
         "_record",
         "_settled",
         "_silent",
+        "_text",
         "_usage",
     )
 
@@ -60,6 +61,7 @@ class CompletionStream:
         self._events = 0
         self._done = False
         self._settled = False
+        self._text = ""  # of the event at hand
 
     def take(self, payload: bytes, at_ns: int) -> None:
         """Take in one event that arrived at `at_ns`; raises StreamError."""
@@ -78,6 +80,9 @@ class CompletionStream:
             self._record.chunk_t_ns.append(at_ns)
             self._claims.append(claim)
             self._final = None
+            if self._record.texts is not None:
+                self._record.texts.append(self._text)
+                self._text = ""
         elif claim != NO_CLAIM:
             self._take_count(claim, at_ns, seen=not ends and bool(event.get("choices")))
         if claim > self._highest:
@@ -88,6 +93,8 @@ class CompletionStream:
         grew = claim > self._highest
         if grew and seen:
             self._silent.append(len(self._claims))
+            if self._record.texts is not None:
+                self._record.texts.append("")
             self._record.chunk_t_ns.append(at_ns)
             self._claims.append(claim)
             self._final = None
@@ -136,19 +143,22 @@ class CompletionStream:
         if text := delta.get("content"):
             self._keep(text)
             return True
-        if any(delta.get(name) for name in _DELTA_CONTENT):
+        found = [value for name in _DELTA_CONTENT if (value := delta.get(name))]
+        if found:
+            self._text = "".join(value if isinstance(value, str) else "" for value in found)
             return True
         self._note_unknown(delta)
         return False
 
     def _keep(self, content: Any) -> None:
-        if (answer := self._record.answer) is None:
+        record = self._record
+        if record.answer is None and record.texts is None:
             return
         parts = content if isinstance(content, list) else [content]
-        for part in parts:
-            text = part.get("text") if isinstance(part, dict) else part
-            if isinstance(text, str):
-                answer.append(text)
+        texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
+        self._text = "".join(text for text in texts if isinstance(text, str))
+        if record.answer is not None and self._text:
+            record.answer.append(self._text)
 
     def _note_unknown(self, delta: dict[str, Any]) -> None:
         unknown = [name for name, value in delta.items() if value and name not in _DELTA_SILENT]
@@ -171,6 +181,11 @@ class CompletionStream:
             said = choice.get("error") or choice.get("message")
             detail = f": {error_message(said)}" if said else ""
             raise StreamError(f"the server ended the answer with finish_reason {reason}{detail}")
+
+    @property
+    def usage_per_chunk(self) -> bool:
+        """True if the server counted the tokens of every chunk so far."""
+        return bool(self._claims) and NO_CLAIM not in self._claims
 
     def finish(self) -> None:
         """The response has ended; fills in the token counts. Raises StreamError for an answer that is no success."""
@@ -212,6 +227,8 @@ class CompletionStream:
         for position in reversed(self._silent):
             del self._record.chunk_t_ns[position]
             del self._claims[position]
+            if self._record.texts is not None:
+                del self._record.texts[position]
 
     def _nothing_came(self) -> str:
         record = self._record

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from muai_lab.errors import RunError
 from muai_lab.load.clock_offset import ClockOffset
+from muai_lab.load.endpoint_access import secret_variables
 from muai_lab.load.generator import LoadPlan, LoadProgress, LoadResult
 from muai_lab.load.merge import Part, merge
 from muai_lab.load.openai_http import HttpTarget
@@ -36,9 +37,8 @@ class HttpRecipe:
         return HttpTarget.of(self.settings, self.url, environ)
 
     def variables(self, environ: Mapping[str, str]) -> dict[str, str]:
-        """Those of the environment that the target needs: the one with the endpoint's key, if there is one."""
-        name = self.settings.target.api_key_env
-        return {name: environ[name]} if name is not None and name in environ else {}
+        """Those of the environment that the target needs: the ones with the endpoint's secrets."""
+        return {name: environ[name] for name in secret_variables(self.settings.target) if name in environ}
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from muai_lab.errors import RunError
+from muai_lab.load.cap import CappedTarget
 from muai_lab.load.clock_watch import ClockWatch
 from muai_lab.load.event_loop import run_on_fast_loop
 from muai_lab.load.garbage import rare_garbage_collection
@@ -38,7 +39,8 @@ _WATCH_INTERVAL_NS = 250_000_000
 class LoadPlan:
     """How long load is offered, and how long answers are awaited; seconds.
 
-    concurrency: slots of the closed loop; not used in the open loop, where the schedule has the times.
+    concurrency: slots of the closed loop; not used in the open loop, where the schedule has the times. max_in_flight:
+    most requests in flight in the open loop; None does not bound them.
     """
 
     warmup_s: float
@@ -46,6 +48,7 @@ class LoadPlan:
     drain_s: float
     request_timeout_s: float
     concurrency: int = 1
+    max_in_flight: int | None = None
 
     @classmethod
     def of(cls, settings: LabSettings) -> LoadPlan:
@@ -57,6 +60,7 @@ class LoadPlan:
             drain_s=load.drain_s,
             request_timeout_s=load.request_timeout_s,
             concurrency=settings.arrival.concurrency,
+            max_in_flight=load.max_in_flight,
         )
 
 
@@ -112,6 +116,8 @@ async def generate(
     """
     if len(schedule) == 0:
         raise RunError("the schedule is empty: nothing to send; raise arrival.rate, load.duration_s or load.requests")
+    if plan.max_in_flight is not None and schedule.open_loop:
+        target = CappedTarget(target, plan.max_in_flight, clock)
     await target.open(schedule)
     try:
         main = asyncio.current_task()

@@ -25,6 +25,8 @@ from muai_lab.load.own_limits import exhausted_by, raise_open_files_limit
 # A server may close a connection that idles (uvicorn after 5 s). Ours is dropped a little earlier, else a request
 # written into the closing connection would be lost.
 _IDLE_CONNECTION_NS = 4_000_000_000
+# Servers send a few hundred bytes of headers; what is sent without end must not fill the client's memory.
+_HEAD_BYTES = 256 << 10
 
 
 class ConnectionProblem(Exception):
@@ -33,6 +35,10 @@ class ConnectionProblem(Exception):
 
 class Unanswered(ConnectionProblem):
     """The server closed the connection before the first byte of an answer."""
+
+
+class Unreachable(ConnectionProblem):
+    """No connection could be made to any address of the server."""
 
 
 class Answer(Protocol):
@@ -67,6 +73,7 @@ class HttpConnection(asyncio.Protocol):
         self._answer: Answer | None = None
         self._done: asyncio.Future[None] | None = None
         self._bytes_came = False
+        self._head_bytes = 0  # read before the headers were complete
         self._head: tuple[int, str, str] | None = None  # read, and not handed on yet
         self._content_type = self._location = ""
         self._framed = False  # the headers say where the body ends; otherwise the end of the connection does
@@ -92,6 +99,7 @@ class HttpConnection(asyncio.Protocol):
         self._pieces.clear()
         self._head, self._content_type, self._location = None, "", ""
         self._bytes_came = self._framed = self._started = self._complete = self._keep_alive = False
+        self._head_bytes = 0
         answer.sent(self._clock())
         self._transport.write(request)
         return done
@@ -112,6 +120,11 @@ class HttpConnection(asyncio.Protocol):
             self.close()  # bytes that nobody asked for: no further answer on this connection can be trusted
             return
         self._bytes_came = True
+        if not self._started:
+            self._head_bytes += len(data)
+            if self._head_bytes > _HEAD_BYTES:
+                self._fail(ConnectionProblem(f"the headers of the answer are longer than {_HEAD_BYTES >> 10} KiB"))
+                return
         try:
             try:
                 self._parser.feed_data(data)
@@ -205,12 +218,13 @@ class ConnectionPool:
     another one answers is left out from then on.
     """
 
-    def __init__(self, url: URL, clock: Callable[[], int]) -> None:
+    def __init__(self, url: URL, clock: Callable[[], int], tls: ssl.SSLContext | None = None) -> None:
+        """tls: how certificates are checked; None for plain HTTP."""
         assert url.host is not None, "an http address has a host"
         assert url.port is not None, "and a port, its scheme's if no other"
         self._host, self._port = url.host, url.port
         self._clock = clock
-        self._tls = ssl.create_default_context() if url.scheme == "https" else None
+        self._tls = tls
         self._addresses: list[str] = []
         self._left_out: dict[str, str] = {}  # with the reason
         self._opened: Counter[str] = Counter()
@@ -311,7 +325,7 @@ class ConnectionPool:
                 self._opened[address] += 1
                 return connection
         problem = next(iter(problems.values()))
-        raise ConnectionProblem(f"cannot connect: {_why_not(problem)}") from problem
+        raise Unreachable(f"cannot connect: {_why_not(problem)}") from problem
 
     def _in_turn(self) -> list[str]:
         """All addresses: the next one first, those that refused last time at the end."""
@@ -340,7 +354,10 @@ class ConnectionPool:
 def _why_not(error: Exception | None) -> str:
     match error:
         case ssl.SSLCertVerificationError():
-            return f"the server's certificate is not accepted: {error.verify_message}"
+            return (
+                f"the server's certificate is not accepted: {error.verify_message}; name the authority that signed it "
+                "with target.ca_file or the variable SSL_CERT_FILE"
+            )
         case ssl.SSLError():
             return f"no TLS with this server ({error.reason or error}); is it an http:// address?"
         case OSError() if error.errno is not None and error.errno > 0:

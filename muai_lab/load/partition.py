@@ -22,6 +22,15 @@ def partition(schedule: Schedule, count: int) -> list[Schedule]:
 
 
 def share(plan: LoadPlan, part: int, count: int) -> LoadPlan:
-    """The plan of one of `count` generators: the same times, and its share of the closed loop's slots."""
-    slots, left = divmod(plan.concurrency, count)
-    return replace(plan, concurrency=slots + (part < left))
+    """The plan of one of `count` generators: the same times, and its share of the slots and places."""
+    places = plan.max_in_flight
+    return replace(
+        plan,
+        concurrency=_part_of(plan.concurrency, part, count),
+        max_in_flight=None if places is None else max(_part_of(places, part, count), 1),
+    )
+
+
+def _part_of(whole: int, part: int, count: int) -> int:
+    each, left = divmod(whole, count)
+    return each + (part < left)

@@ -102,6 +102,7 @@ class RequestRecord:
     the server says itself; None where it does not.
     connect_ns: how long a new connection took, None if one was there.
     answer: the pieces of the answer's text, for the next turn of its session; None where nobody will need it.
+    texts: the text of each chunk, for a tokenizer that counts after the load; None if the server counts.
     """
 
     __slots__ = (
@@ -131,6 +132,7 @@ class RequestRecord:
         "session",
         "status",
         "stream_end_ns",
+        "texts",
         "tokens_known",
         "turn",
         "unseen_ns",
@@ -180,6 +182,7 @@ class RequestRecord:
         self.read_together = 0
         self.note: str | None = None
         self.answer: list[str] | None = None
+        self.texts: list[str] | None = None
 
     @property
     def due_ns(self) -> int:
@@ -188,6 +191,11 @@ class RequestRecord:
         if due is None:
             raise ValueError(f"request {self.index} has neither an intended nor a released time")
         return due
+
+    @property
+    def sendable_ns(self) -> int:
+        """When nothing but the client's own delays kept the request from being sent: due, and a place was free."""
+        return self.due_ns if self.released_ns is None else max(self.due_ns, self.released_ns)
 
     @property
     def first_content_ns(self) -> int | None:
@@ -241,6 +249,8 @@ class RequestRecord:
             starts = [i for i in range(events) if i == 0 or times[i] != times[i - 1]]
             if tokens is not None:
                 tokens = [sum(tokens[i:j]) for i, j in pairwise([*starts, events])]
+            if self.texts is not None:
+                self.texts = ["".join(self.texts[i:j]) for i, j in pairwise([*starts, events])]
             self.chunk_t_ns = array("q", [times[i] for i in starts])
             self.read_together = events - len(starts)
         self.tokens_known = tokens is not None

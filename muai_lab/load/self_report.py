@@ -68,7 +68,7 @@ def report_on_generator(
     time to first token, or the CPU share exceeds `CPU_SHARE_LIMIT`.
     """
     due = [record for record in records if window.phase(record.due_ns) == "measure" and record.sent_ns is not None]
-    lags_s = np.array([(record.sent_ns or 0) - record.due_ns for record in due], dtype=np.float64) / 1e9
+    lags_s = np.array([(record.sent_ns or 0) - record.sendable_ns for record in due], dtype=np.float64) / 1e9
     ttfts_s = [
         (record.first_content_ns - record.sent_ns) / 1e9
         for record in due

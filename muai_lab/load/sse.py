@@ -8,14 +8,20 @@ from __future__ import annotations
 
 
 class SseParser:
-    """Incremental parser; one per response. Chunks may be split anywhere, even inside a line end."""
+    """Incremental parser; one per response. Chunks may be split anywhere, even inside a line end.
 
-    __slots__ = ("_data", "_line", "_skip_lf")
+    overlong: True once an event exceeded `LIMIT_BYTES`; its beginning is dropped, and the stream cannot be read on.
+    """
+
+    LIMIT_BYTES = 4 << 20
+
+    __slots__ = ("_data", "_line", "_skip_lf", "overlong")
 
     def __init__(self) -> None:
         self._line = b""  # the line that has not ended yet
         self._data: list[bytes] = []  # data lines of the event that has not ended yet
         self._skip_lf = False  # the last byte was a CR: an LF that follows belongs to it
+        self.overlong = False
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """Take in the next bytes; returns the payloads of all events that they complete, in order."""
@@ -43,6 +49,9 @@ class SseParser:
         self._line = lines.pop()
         payloads: list[bytes] = []
         self._take_lines(lines, payloads)
+        if len(self._line) + sum(map(len, self._data)) > self.LIMIT_BYTES:
+            self.overlong = True
+            self._line, self._data = b"", []
         return payloads
 
     def _take_lines(self, lines: list[bytes], payloads: list[bytes]) -> None:

@@ -86,6 +86,11 @@ class ModelTokenizer:
         steps = described.get("pretokenizers", [described])
         return all(step["type"] in _KEEPING or step.get("behavior") in _KEEPING_SPLITS for step in steps)
 
+    def token_ends(self, texts: list[str]) -> list[list[int]]:
+        """For each text the end of each of its tokens, in characters; without special tokens."""
+        found = self._backend.encode_batch(texts, add_special_tokens=False)
+        return [[end for _, end in encoding.offsets] for encoding in found]
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids` without special tokens; bytes that form no character become U+FFFD."""
         return self._backend.decode(list(ids), skip_special_tokens=True)

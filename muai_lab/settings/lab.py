@@ -19,21 +19,16 @@ from muai_lab.settings.section import (
     Conflict,
     GivesWay,
     Name,
-    PlainUrl,
+    Order,
     Section,
     WasSet,
     setting,
     value_at,
     was_set,
 )
+from muai_lab.settings.target import TargetSettings
 from muai_lab.settings.tuning import TuningSettings
 from muai_lab.settings.workload import TIMED_KINDS, SyntheticWorkload, WorkloadSettings
-
-
-def _check_variable_name(value: str) -> str:
-    if not value.isascii() or not value.isidentifier():
-        raise ValueError("expected the name of an environment variable (not the key itself)")
-    return value
 
 
 def _check_rates(rates: tuple[float, ...]) -> tuple[float, ...]:
@@ -125,6 +120,18 @@ class LoadSettings(Section):
         "Where the load generators run: processes on this machine, or a Ray cluster (extra `ray`), whose machines must "
         "reach the endpoint.",
     )
+    max_in_flight: int | None = setting(
+        None,
+        "Most requests in flight in an open loop; one that is due waits for a place, and its times count from when it "
+        "was due. null does not bound them.",
+        unit="requests",
+        ge=1,
+    )
+    reuse_prompts: bool = setting(
+        False,
+        "Send an endpoint the very prompts of the schedule, which its cache may know from an earlier run. Otherwise "
+        "each run changes the first words of its prompts, with the same number of tokens.",
+    )
     requests: int | None = setting(
         None, "Stop after this many requests (closed loop only); null goes on for the whole duration.", ge=1
     )
@@ -137,41 +144,6 @@ class SloSettings(Section):
     tpot_ms: float | None = setting(None, "Time per output token after the first.", unit="ms", gt=0)
     e2e_ms: float | None = setting(None, "Whole request.", unit="ms", gt=0)
     quantile: float = setting(0.99, "Share of the requests that must keep the promise.", gt=0.0, lt=1.0)
-
-
-class TargetSettings(Section):
-    """Who is measured."""
-
-    kind: Literal["server", "inprocess", "endpoint"] = setting(
-        "server",
-        "server: a server process of our own; inprocess: the stack in the runner's process, without sockets; "
-        "endpoint: any OpenAI-compatible server at `url`.",
-    )
-    url: PlainUrl | None = setting(None, "Base address of the endpoint, such as http://host:8000/v1.")
-    api_key_env: Annotated[str, AfterValidator(_check_variable_name)] | None = setting(
-        None, "Name of the environment variable that holds the endpoint's key.", hide_in_errors=True
-    )
-    metrics_url: PlainUrl | None = setting(
-        None,
-        "Address of the endpoint's Prometheus metrics; null tries /metrics beside its API. What vLLM, SGLang, TGI and "
-        "Triton call by other names is found under ours too.",
-    )
-    model: Name | None = setting(None, "Model name that the endpoint knows; null asks it and takes its only one.")
-
-    def giving_way(self, was_set: WasSet) -> Iterator[GivesWay]:
-        if self.url is not None and self.kind != "endpoint" and not was_set("kind"):
-            yield GivesWay("kind", "endpoint", "url")
-
-    def conflicts(self) -> Iterator[Conflict]:
-        if self.kind == "endpoint":
-            if self.url is None:
-                yield Conflict(
-                    ("kind", "url"), "the target endpoint needs target.url, such as target.url=http://host:8000/v1"
-                )
-            return
-        for key in ("url", "api_key_env", "metrics_url", "model"):
-            if getattr(self, key) is not None:
-                yield Conflict((key, "kind"), f"{key} belongs to target=endpoint, but the target is {self.kind}")
 
 
 class ExperimentSettings(Section):
@@ -230,12 +202,17 @@ class LabSettings(Section):
     optimization: OptimizationSettings = OptimizationSettings()
     monitoring: MonitoringSettings = MonitoringSettings()
 
+    # A closed loop with fewer requests than slots would never have all of them busy.
+    orders = (Order("arrival.concurrency", "load.requests"),)
+
     def giving_way(self, was_set: WasSet) -> Iterator[GivesWay]:
+        yield from super().giving_way(was_set)
         meant = self._arrivals_meant(was_set)
         if len(set(meant.values())) == 1:
             yield from (GivesWay("arrival.kind", kind, key) for key, kind in list(meant.items())[:1])
 
     def conflicts(self) -> Iterator[Conflict]:
+        yield from super().conflicts()
         meant = self._arrivals_meant(lambda path: was_set(self, path))
         if len(set(meant.values())) > 1:
             told = ", ".join(f"{key} means something with arrival={kind}" for key, kind in meant.items())

@@ -241,13 +241,21 @@ def check_value(key: Key, path: str, given: Given) -> object:
     try:
         if path == key.path:
             return key.check(given.value)
-        if not isinstance(given.value, str):
-            raise ValueError("expected a string")
-        key.check({path.removeprefix(f"{key.path}."): given.value})
+        _check_entry(key, path.removeprefix(f"{key.path}."), given.value)
         return given.value
     except ValueError as error:
         shown = "(value not shown)" if key.hidden else f"= {key.shown(given.value)}"
         raise ValueError(f"{path} {shown} ({given.origin}): {error}") from None
+
+
+def _check_entry(key: Key, name: str, value: object) -> None:
+    """Check one entry of an open mapping."""
+    try:
+        key.check({name: value})
+    except ValueError:
+        if isinstance(value, str):
+            raise
+        raise ValueError("expected a string") from None
 
 
 def _hidden_problems(layers: Sequence[Layer], merged: Mapping[str, Given]) -> Iterator[str]:

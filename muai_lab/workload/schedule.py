@@ -190,13 +190,13 @@ class Schedule:
         return cls(table.replace_schema_metadata(None), _notes_of(table.schema.metadata))
 
     @classmethod
-    def of(cls, requests: list[ScheduledRequest]) -> Schedule:
-        """A schedule from rows, for small hand-made ones."""
+    def of(cls, requests: list[ScheduledRequest], *, notes: tuple[str, ...] = ()) -> Schedule:
+        """A schedule from rows."""
         columns = [
             pa.array([getattr(request, field.name) for request in requests], type=field.type)
             for field in SCHEDULE_SCHEMA
         ]
-        return cls(pa.table(columns, schema=SCHEDULE_SCHEMA))
+        return cls(pa.table(columns, schema=SCHEDULE_SCHEMA), notes)
 
     @cached_property
     def _columns(self) -> dict[str, pa.Array]:

@@ -1,0 +1,51 @@
+"""Token counts by a local tokenizer, for servers that do not count or do not say what a chunk carries.
+
+Text that is tokenized again can give other tokens than the model made, so these counts are an estimate. They stand in
+`client_output_tokens`, never in the place of the server's own count.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Protocol
+
+from muai_lab.load.records import RequestRecord
+
+COUNTED_HERE = "tokens counted by the client's tokenizer"
+
+
+class OffsetTokenizer(Protocol):
+    """A tokenizer that gives the place of each token in a text."""
+
+    def token_ends(self, texts: list[str]) -> list[list[int]]:
+        """For each text the end of each of its tokens, in characters."""
+
+
+def count_tokens(records: Sequence[RequestRecord], tokenizer: OffsetTokenizer) -> None:
+    """Fill in the tokens of the successful records that kept their texts, as far as the server left them open."""
+    open_ones = [record for record in records if record.texts is not None and _is_open(record)]
+    ends = tokenizer.token_ends(["".join(record.texts or ()) for record in open_ones])
+    for record, found in zip(open_ones, ends, strict=True):
+        per_chunk = _tokens_per_chunk(record.texts or [], found)
+        if record.output_tokens is None:
+            record.client_output_tokens = len(found)
+            record.note = COUNTED_HERE
+        if len(found) == record.total_tokens:  # else the text falls into other tokens than the model made
+            record.fill_chunks(per_chunk)
+    for record in records:
+        record.texts = None
+
+
+def _is_open(record: RequestRecord) -> bool:
+    return record.status == "ok" and not record.tokens_known and len(record.texts or ()) == len(record.chunk_t_ns)
+
+
+def _tokens_per_chunk(texts: list[str], token_ends: list[int]) -> list[int]:
+    """Tokens of each chunk; a token belongs to the chunk that brings its last character."""
+    chunk_ends = list(accumulate(map(len, texts)))
+    counts = [0] * len(texts)
+    for end in token_ends:
+        counts[min(bisect_right(chunk_ends, end - 1), len(texts) - 1)] += 1
+    return counts

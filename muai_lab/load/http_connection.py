@@ -325,7 +325,8 @@ class ConnectionPool:
                 self._opened[address] += 1
                 return connection
         problem = next(iter(problems.values()))
-        raise Unreachable(f"cannot connect: {_why_not(problem)}") from problem
+        kind = ConnectionProblem if isinstance(problem, ssl.SSLError) else Unreachable  # to wait does not help with TLS
+        raise kind(f"cannot connect: {_why_not(problem)}") from problem
 
     def _in_turn(self) -> list[str]:
         """All addresses: the next one first, those that refused last time at the end."""

@@ -78,6 +78,7 @@ class HttpTarget:
         self._dialect = self._wanted
         self._keeps_texts = False
         self._give_up_ns = 0  # when waiting for the server ends
+        self._refused = False  # the last failure was that no connection could be made
         self._head: dict[str, Any] = {}
         self._body_head = b""
         self._limit = b""
@@ -134,7 +135,6 @@ class HttpTarget:
         self._give_up_ns = self._clock() + round(self._ready_timeout_s * 1e9)
         try:
             await self._find_server()
-            await self._until_ready()
             if self._model is None:
                 self._model = await self._only_model()
             await self._find_dialect(schedule.request(0))
@@ -157,6 +157,7 @@ class HttpTarget:
         try:
             await self._pool.exchange(head + body, answer)
         except (StreamError, ConnectionProblem) as error:
+            self._refused = isinstance(error, Unreachable)
             record.end("error", self._clock(), self._access.without_secrets(str(error)))
             return False
         finally:
@@ -204,11 +205,6 @@ class HttpTarget:
         except ConnectionProblem as error:
             raise RunError(f"{self.url} cannot be measured: {error}; check target.url") from error
 
-    async def _until_ready(self) -> None:
-        """Wait while the server refuses connections or says that it is not ready."""
-        while (reason := await self._not_ready()) is not None and await self._may_wait(reason):
-            pass
-
     async def _may_wait(self, reason: str) -> bool:
         """Wait a moment for the server to become ready; False once `ready_timeout_s` is over."""
         if self._clock() >= self._give_up_ns:
@@ -217,37 +213,34 @@ class HttpTarget:
         await asyncio.sleep(_READY_INTERVAL_S)
         return True
 
-    async def _not_ready(self) -> str | None:
-        """The reason for which the server cannot be asked yet; None if it can, or if waiting does not help."""
-        assert self._pool is not None
-        answer = WholeAnswer()
-        try:
-            async with asyncio.timeout(self._probe_timeout_s):
-                await self._pool.exchange(self._request_head("GET", self._address.path("models")) + b"\r\n", answer)
-        except Unreachable as error:
-            return str(error)
-        except (ConnectionProblem, TimeoutError):
-            return None
-        return self._error_of(answer.status, answer) if answer.status in _NOT_READY else None
+    async def _ask(self, url: URL) -> WholeAnswer:
+        """The answer to a GET; waits for a server that refuses connections, as long as that may take."""
+        assert self._pool is not None, "open() made it"
+        while True:
+            answer = WholeAnswer()
+            try:
+                async with asyncio.timeout(self._probe_timeout_s):
+                    await self._pool.exchange(self._request_head("GET", url) + b"\r\n", answer)
+            except Unreachable as error:
+                if await self._may_wait(str(error)):
+                    continue
+                raise
+            return answer
 
     async def _only_model(self) -> str:
         """Ask `/v1/models`; raises RunError unless the server has exactly one."""
-        assert self._pool is not None
         url = self._address.path("models")
-        answer = WholeAnswer()
         try:
-            async with asyncio.timeout(self._probe_timeout_s):
-                await self._pool.exchange(self._request_head("GET", url) + b"\r\n", answer)
+            answer = await self._ask(url)
+            while answer.status in _NOT_READY and await self._may_wait(self._error_of(answer.status, answer)):
+                answer = await self._ask(url)
             if answer.status != 200:
-                said = self._error_of(answer.status, answer)
-                raise RunError(f"{url} answers {said}; set target.model")
+                raise RunError(f"{url} answers {self._error_of(answer.status, answer)}; set target.model")
             models = [str(model["id"]) for model in orjson.loads(answer.content)["data"]]
         except (orjson.JSONDecodeError, LookupError, TypeError) as error:
             raise RunError(f"{url} does not answer with a list of models; set target.model") from error
         except (ConnectionProblem, TimeoutError) as error:
-            problem = (
-                "no answer in time" if isinstance(error, TimeoutError) else self._access.without_secrets(str(error))
-            )
+            problem = "no answer in time" if isinstance(error, TimeoutError) else str(error)
             raise RunError(f"{url} cannot be asked for its models: {problem}; check target.url") from error
         if len(models) != 1:
             raise RunError(f"{url} lists {len(models)} models ({', '.join(models[:8])}); choose one with target.model")
@@ -261,7 +254,7 @@ class HttpTarget:
         for dialect in dialects(self._wanted):
             self._speak(dialect)
             probe, counts = await self._probe(request)
-            while probe.http_status in _NOT_READY and await self._may_wait(str(probe.error)):
+            while self._is_not_ready(probe) and await self._may_wait(str(probe.error)):
                 probe, counts = await self._probe(request)
             if probe.status == "ok":
                 self._keeps_texts = self._may_keep_texts and not counts
@@ -313,3 +306,7 @@ class HttpTarget:
             lines.append("Content-Type: application/json")
         lines += self._access.lines()
         return "".join(f"{line}\r\n" for line in lines).encode("latin-1")
+
+    def _is_not_ready(self, probe: RequestRecord) -> bool:
+        """True if the server refused the connection, or answered that it cannot serve yet."""
+        return probe.http_status in _NOT_READY or (probe.status == "error" and self._refused)

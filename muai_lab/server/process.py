@@ -13,12 +13,14 @@ from typing import Any, NoReturn
 import psutil
 import uvloop
 
+from muai_lab.scratch import remove_scratch
 from muai_lab.server.admin import TOKEN_VARIABLE
 from muai_lab.server.service import InferenceService
 from muai_lab.settings.lab import LabSettings
 
 log = logging.getLogger(__name__)
 
+KILL_WAIT_S = 2.0
 EXIT_STATUS = {signal.SIGTERM: 0, signal.SIGINT: 130}
 
 
@@ -81,9 +83,12 @@ class _StopSignals:
 
 
 def leave_at_once(status: int) -> NoReturn:
-    """End the process without waiting for threads, and its children with it."""
-    for child in psutil.Process().children(recursive=True):
+    """End the process without waiting for threads, and with it its children and its temporary folders."""
+    children = psutil.Process().children(recursive=True)
+    for child in children:
         child.kill()
+    psutil.wait_procs(children, timeout=KILL_WAIT_S)  # else they may write to what is removed now
+    remove_scratch()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

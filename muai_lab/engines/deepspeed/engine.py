@@ -26,6 +26,7 @@ from muai_lab.engines.prefixes import prefix_refusal
 from muai_lab.engines.pytorch.loading import eos_token_ids
 from muai_lab.engines.pytorch.slot_engine import PrefixModel, SlotEngine, SlotModel
 from muai_lab.errors import EngineError
+from muai_lab.scratch import scratch_prefix
 
 if TYPE_CHECKING:
     from muai_lab.models.registry import ModelSource
@@ -49,7 +50,7 @@ class DeepSpeedEngine(SlotEngine):
         ranks = settings.tensor_parallel
         dtype = can.dtypes[0] if settings.dtype == "auto" else settings.dtype
         with ExitStack() as resources:
-            folder = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="muai-deepspeed-")))
+            folder = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix=scratch_prefix("deepspeed"))))
             kind = "cpu" if uses_cpu() else "cuda"
             job = Job(source, dtype, kind, slots, ranks, folder / "ranks")
             device = job.torch_device(0)

@@ -20,6 +20,8 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import IO
 
+from muai_lab.scratch import scratch_prefix
+
 SERVER_VARIABLE = "MUAI_LAB_VLLM_SERVER"
 """Number of the process that started the engine, for `server_watch` in the engine's workers."""
 
@@ -68,7 +70,7 @@ class EngineLog:
         self._reader: IO[str] | None = None
         if self.configuration:
             return
-        self._directory = Path(tempfile.mkdtemp(prefix="muai-lab-vllm-"))
+        self._directory = Path(tempfile.mkdtemp(prefix=scratch_prefix("vllm")))
         path = self._directory / "engine.log"
         level = os.environ.get("VLLM_LOGGING_LEVEL", _UNLESS_SET["VLLM_LOGGING_LEVEL"]).upper()
         content = {

@@ -17,6 +17,7 @@ BENCHMARKS = (
     "onnx_throughput",
     "vllm_overhead",
     "server_memory",
+    "hostile_requests",
     "tuner_efficiency",
     "tuned_against_defaults",
     "step_time",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _WORD_STARTS = ("Ġ", "▁")  # how byte-level and SentencePiece vocabularies write the space before a word
 _TRIES = 64
+_CONTEXT_TOKENS = 32  # before the end of an output, to decode what is left of it
 _KEEPING = ("ByteLevel", "Digits", "Metaspace")  # steps before the tokenizer's own that drop no character
 _KEEPING_SPLITS = ("Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous")
 
@@ -160,20 +161,25 @@ class StreamDecoder:
         self._backend = backend
         self._stream = DecodeStream(skip_special_tokens=True)
         self._ids: list[int] = []
-        self._given = 0
+        self._shown = 0  # tokens whose text was given out
 
     def push(self, token_id: int) -> str:
         """New text that the token completes; empty while a character is incomplete and for special tokens."""
         self._ids.append(token_id)
         text = self._stream.step(self._backend, token_id) or ""
-        self._given += len(text)
+        if text:
+            self._shown = len(self._ids)
         return text
 
     def flush(self) -> str:
         """What is left at the end: U+FFFD for bytes that became no character. A second call gives nothing."""
-        rest = self._backend.decode(self._ids, skip_special_tokens=True)[self._given :]
-        self._given += len(rest)
-        return rest
+        shown, self._shown = self._shown, len(self._ids)
+        if shown == len(self._ids):
+            return ""
+        # Some tokens before the rest are enough; to decode all would take longer the longer the output is.
+        start = max(0, shown - _CONTEXT_TOKENS)
+        before = self._backend.decode(self._ids[start:shown], skip_special_tokens=True)
+        return self._backend.decode(self._ids[start:], skip_special_tokens=True)[len(before) :]
 
 
 def load_tokenizer(source: ModelSource) -> ModelTokenizer:

@@ -235,7 +235,7 @@ def cases() -> list[tuple[str, Callable[[Address], str]]]:
         ("a header of 64 MiB", sends(b"GET /health HTTP/1.1\r\na: ", b"b" * (64 * MIB), b"\r\n\r\n")),
         ("an address of 1 MiB", sends(b"GET /", b"a" * MIB, b" HTTP/1.1\r\n\r\n")),
         ("20,000 requests in one piece", sends(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n" * 20_000)),
-        ("two lengths", asks(completion(), "/v1/completions", "transfer-encoding: chunked")),
+        ("a length, and chunks", asks(completion(), "/v1/completions", "transfer-encoding: chunked")),
         ("`Upgrade: h2c`", asks(completion(), "/v1/completions", "upgrade: h2c", "connection: Upgrade, close")),
         ("HTTP/1.0, streamed", lambda address: send(address, post(completion(stream=True), version="1.0"))),
         ("JSON as text/plain", asks(completion(), "/v1/completions", "content-type: text/plain")),

@@ -17,7 +17,7 @@ from muai_lab.server.exchange import ClientGone
 from muai_lab.server.http_error import HttpError, unavailable
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
-MAX_HELD_BYTES = 256 * 1024 * 1024  # of all bodies that are being received or parsed
+MAX_HELD_BYTES = 128 * 1024 * 1024  # of all bodies that are being received or parsed
 SMALL_BODY_BYTES = 4 * 1024  # parsed as it is, whatever it holds
 LIGHT_BODY_NS = 3_000_000
 # Nanoseconds that parsing takes for each of these bytes, at most; measured on a server core of 2021.

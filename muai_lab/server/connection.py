@@ -338,6 +338,8 @@ class Connection(HttpToolsProtocol):
 
         A connection that is closed with unread input is reset, which can destroy the answer on its way (RFC 9112, 9.6).
         """
+        if self.transport.is_closing():
+            return
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.flow.resume_reading()

@@ -17,7 +17,7 @@ from muai_lab.errors import RunError
 from muai_lab.server.connection import KEEP_ALIVE_S, Connection, ConnectionConfig
 
 BACKLOG = 2048
-TICKS_PER_SWEEP = 10  # uvicorn ticks ten times a second
+TICKS_PER_SWEEP = 10  # uvicorn ticks ten times a second; to end hundreds of connections at once takes too long
 SPARE_DESCRIPTORS = 128  # for model files, pipes, and what else the process has open
 
 
@@ -131,14 +131,16 @@ class HttpServer(uvicorn.Server):
         self._listener.close()
 
     async def on_tick(self, counter: int) -> bool:
-        if counter % TICKS_PER_SWEEP == 0:
-            self.sweep(asyncio.get_running_loop().time())
+        self.sweep(counter, asyncio.get_running_loop().time())
         return await super().on_tick(counter)
 
-    def sweep(self, now: float) -> None:
-        """Close the connections whose clients are too slow. now: time of the loop."""
+    def sweep(self, tick: int, now: float) -> None:
+        """Close connections whose clients are too slow; each is looked at once in `TICKS_PER_SWEEP` ticks.
+
+        now: time of the loop.
+        """
         for connection in list(self.server_state.connections):
-            if isinstance(connection, Connection):
+            if hash(connection) % TICKS_PER_SWEEP == tick % TICKS_PER_SWEEP and isinstance(connection, Connection):
                 connection.end_if_overdue(now)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

@@ -119,7 +119,7 @@ def _outcome(kind: type[GenerationFields], body: bytes) -> object:
         return error.message, error.param, error.code
     if isinstance(request, CompletionRequest):
         # As arrays, ids reach the process that serves without being made there one by one.
-        packed = [array("q", prompt) if isinstance(prompt, list) else prompt for prompt in request.prompt]
+        packed = [array("i", prompt) if isinstance(prompt, list) else prompt for prompt in request.prompt]
         return request.model_copy(update={"prompt": packed})
     return request
 

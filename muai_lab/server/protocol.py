@@ -46,7 +46,9 @@ if TYPE_CHECKING:
 
 DEFAULT_COMPLETION_TOKENS = 16
 LONGEST_SALT = 256
+INT32_MAX = 2**31 - 1
 MAX_PROMPTS = 2048
+MAX_TOKEN_IDS = 2**20  # of all prompts of a request together
 MAX_MESSAGES = 4096
 MAX_STOP_STRINGS = 64
 MAX_STOP_CHARACTERS = 2048  # of all stop strings of a request together
@@ -67,13 +69,19 @@ def _within(numbers: Range) -> Any:
 
 
 def _is_id_list(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(type(item) is int and item >= 0 for item in value)
+    if not isinstance(value, list) or not value:
+        return False
+    return all(type(item) is int and 0 <= item <= INT32_MAX for item in value)
 
 
 def _prompts(value: Any) -> list[Prompt]:
     """One prompt or several, each text or token ids, in the form of a list of prompts."""
     if isinstance(value, str):
         return [value]
+    if isinstance(value, list):
+        ids = len(value) + sum(len(item) for item in value if isinstance(item, list))
+        if ids > MAX_TOKEN_IDS:
+            raise ValueError(f"holds more than {MAX_TOKEN_IDS} token ids")
     if _is_id_list(value):
         return [value]
     if isinstance(value, list) and value and not isinstance(value[0], int):

@@ -5,11 +5,22 @@ from __future__ import annotations
 import asyncio
 import resource
 import socket
+from typing import Any
 
 import pytest
+from http_client import Client
 
 from muai_lab.errors import RunError
-from muai_lab.server.listen import SPARE_DESCRIPTORS, connections_allowed, is_exposed, listen, url_of
+from muai_lab.server.connection import Connection
+from muai_lab.server.listen import (
+    SPARE_DESCRIPTORS,
+    TICKS_PER_SWEEP,
+    HttpServer,
+    connections_allowed,
+    is_exposed,
+    listen,
+    url_of,
+)
 from muai_lab.server.service import InferenceService
 from muai_lab.settings.load import load_settings
 
@@ -109,3 +120,25 @@ def test_every_socket_that_is_open_to_others_is_warned_of(
 
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert [key for key in hosts if any(f"{key}=127.0.0.1" in warning for warning in warnings)] == named
+
+
+def test_every_connection_is_looked_at_once_in_a_round_of_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Connection] = []
+    monkeypatch.setattr(Connection, "end_if_overdue", lambda self, now: seen.append(self))
+
+    async def work() -> list[Connection]:
+        with listen("127.0.0.1", 0, KEY) as listener:
+            server = HttpServer(app, listener, flush_s=1)
+            connections = [Client(app, server.server_state).connection for _ in range(20)]
+            for tick in range(TICKS_PER_SWEEP):
+                server.sweep(tick, 0.0)
+        return connections
+
+    connections = asyncio.run(work())
+
+    assert len(seen) == 20
+    assert set(seen) == set(connections)
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    """Never asked."""

@@ -19,7 +19,7 @@ from muai_lab.server.body import LIGHT_BODY_NS, SMALL_BODY_BYTES, Bodies, Body
 from muai_lab.server.exchange import ClientGone
 from muai_lab.server.http_error import HttpError
 from muai_lab.server.parse_process import ParseProcess
-from muai_lab.server.protocol import MAX_MESSAGES, MAX_PROMPTS, ChatRequest, CompletionRequest, parse
+from muai_lab.server.protocol import MAX_MESSAGES, MAX_PROMPTS, MAX_TOKEN_IDS, ChatRequest, CompletionRequest, parse
 from muai_lab.server.reading import SHORT_TEXT, RequestReader
 
 
@@ -271,6 +271,14 @@ def test_a_heavy_body_is_parsed_in_the_process_and_a_light_one_is_not(
 
 
 # Bounds
+
+
+@pytest.mark.parametrize("prompt", [[1] * (MAX_TOKEN_IDS + 1), [[1] * (MAX_TOKEN_IDS // 2 + 1)] * 2, [2**31], [2**70]])
+def test_the_number_and_the_size_of_token_ids_are_bounded(prompt: list[Any]) -> None:
+    with pytest.raises(HttpError) as refused:
+        parse(CompletionRequest, json.dumps({"model": "m", "prompt": prompt}).encode())
+
+    assert (refused.value.status, refused.value.param) == (400, "prompt")
 
 
 def test_the_number_of_prompts_and_messages_is_bounded() -> None:

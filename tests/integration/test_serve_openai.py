@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 import urllib.error
@@ -10,8 +11,10 @@ import urllib.request
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 import openai
+import psutil
 import pytest
 from serving import Served, serving
 
@@ -195,6 +198,47 @@ def test_a_model_that_was_not_preloaded_is_loaded_at_its_first_request(client: o
     assert answer.model == "t5_summarizer"
     assert answer.usage is not None
     assert 1 <= answer.usage.completion_tokens <= 4
+
+
+def _raw(server: Served, request: bytes) -> bytes:
+    """All that the server answers to these bytes, until it ends the connection."""
+    address = urlsplit(server.url)
+    answer = b""
+    with socket.create_connection((address.hostname, address.port), timeout=60) as connection:
+        connection.sendall(request)
+        while piece := connection.recv(65536):
+            answer += piece
+    return answer
+
+
+def _post(body: bytes, *lines: str, version: str = "1.1") -> bytes:
+    head = [f"POST /v1/completions HTTP/{version}", "Host: x", f"Content-Length: {len(body)}", *lines, "", ""]
+    return "\r\n".join(head).encode() + body
+
+
+BODY = b'{"model": "qwen_chat", "prompt": "Once", "max_tokens": 2, "stream": true}'
+
+
+def test_a_client_that_asks_for_http_2_is_served_in_http_1_1(server: Served) -> None:
+    answer = _raw(server, _post(BODY, "Connection: Upgrade, HTTP2-Settings, close", "Upgrade: h2c"))
+
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"data: [DONE]" in answer
+
+
+def test_a_client_of_http_1_0_gets_a_stream_without_chunks(server: Served) -> None:
+    head, _, body = _raw(server, _post(BODY, version="1.0")).partition(b"\r\n\r\n")
+
+    assert b"transfer-encoding" not in head.lower()
+    assert body.startswith(b"data: {")
+    assert body.endswith(b"data: [DONE]\n\n")
+
+
+def test_a_body_that_is_hard_to_parse_is_parsed_outside_of_the_server(server: Served) -> None:
+    answer = _raw(server, _post(BODY[:-1] + b', "x": [' + b"[]," * 100_000 + b"1]}", "Connection: close"))
+
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert len(psutil.Process(server.process.pid).children()) == 1
 
 
 def _status(url: str) -> int:

@@ -39,9 +39,6 @@ _UNLESS_SET = {
     # Threads that spin while they wait take the time of those they wait for: with a thread per core, a fifth to a
     # seventh of the tokens per second was left on two cores.
     "OMP_WAIT_POLICY": "PASSIVE",
-    # The sockets between its processes have no authentication, so other machines should not reach them.
-    "VLLM_HOST_IP": "127.0.0.1",
-    "GLOO_SOCKET_IFNAME": "lo",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "TRANSFORMERS_VERBOSITY": "error",
     "PYTHONWARNINGS": "ignore",

@@ -21,7 +21,7 @@ from muai_lab.commands.show_composed import check_options, show_composed
 from muai_lab.errors import MuaiError, RunError, SettingsError
 from muai_lab.settings.compose import Jobs, check_overrides, resolve_job
 from muai_lab.settings.hydra_groups import PRIMARY, groups_folder, hydra_message, register_base_nodes
-from muai_lab.settings.overrides import parse_overrides, quoted
+from muai_lab.settings.overrides import parse_overrides, quoted, with_open_mappings
 
 _PROGRAM = "python -m muai_lab run"
 
@@ -40,6 +40,7 @@ def main(argv: Sequence[str]) -> int:
         show_composed(args)
         return 0
     register_base_nodes(parsed)
+    arguments = with_open_mappings(arguments)
     if jobs.sweep_dir is None:
         _launch(_run_one, arguments)
         return 0

@@ -48,10 +48,14 @@ def parse_overrides(lines: Sequence[str]) -> tuple[list[Override], list[str]]:
 def _open_mapping(override: Override) -> Override:
     """An entry of an open mapping may be new: what Hydra wants a `++` for."""
     line = override.input_line or ""
-    if line[0] in "+~" or not override.key_or_group.startswith(tuple(f"{path}." for path in mapping_paths())):
-        return override
-    parser = OverridesParser.create()
-    return parser.parse_override(f"++{line}")
+    opened = with_open_mappings([line])[0]
+    return override if opened == line else OverridesParser.create().parse_override(opened)
+
+
+def with_open_mappings(arguments: Sequence[str]) -> list[str]:
+    """Arguments for Hydra, with the `++` that it wants for a new entry of an open mapping."""
+    entries = tuple(f"{path}." for path in mapping_paths())
+    return [f"++{argument}" if argument.startswith(entries) and "=" in argument else argument for argument in arguments]
 
 
 def name_problems(overrides: Sequence[Override], loader: ConfigLoader) -> list[str]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from muai_lab.analysis.repetition import _written
 from muai_lab.settings.compose import compose
-from muai_lab.settings.overrides import parse_overrides, quoted
+from muai_lab.settings.overrides import parse_overrides, quoted, with_open_mappings
 from muai_lab.tuning.storage import DATABASE, alone, open_storage, shown, storage_url
 
 NAMES = (
@@ -56,3 +56,11 @@ def test_a_study_lives_in_the_folder_of_its_name(tmp_path: Path, name: str) -> N
     assert shown(url) == str(directory / DATABASE)
     assert sorted(path.name for path in directory.iterdir()) == [DATABASE, f"{DATABASE}.lock"]
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_new_entry_of_an_open_mapping_needs_no_sign_of_hydras() -> None:
+    arguments = ["workload=mix", "workload.parts.long.weight=2", "+workload.parts.a.weight=1", "--multirun", "seed=1"]
+
+    given_to_hydra = with_open_mappings(arguments)
+
+    assert given_to_hydra == ["workload=mix", "++workload.parts.long.weight=2", *arguments[2:]]

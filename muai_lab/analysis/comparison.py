@@ -1,7 +1,8 @@
 """Do two configurations differ? Runs are the samples: paired differences over the same schedules, with intervals.
 
-For each key figure and each pair of runs the change from A to B is taken: of latencies the ratio (on a log scale), of
-rates the difference relative to A's mean, of shares the difference in percentage points.
+For each key figure and each pair of runs the change from A to B is taken: of latencies and rates the ratio, of shares
+the difference in percentage points. Ratios are averaged, and their intervals taken, on the log scale: twice and half
+weigh the same, and no interval reaches below -100 %.
 
 How far such a change is by chance is known in two ways. *Within* a pair, blocks of time are resampled, the same blocks
 in both runs where both had the same schedule (see `statistics`). *Between* pairs, their changes differ. From
@@ -27,7 +28,7 @@ from scipy.special import stdtr, stdtrit
 
 from muai_lab.analysis.frames import Run
 from muai_lab.analysis.key_figures import COMPARED, FIGURES, NEEDS_SLO, KeyFigure, Reading, read_figures
-from muai_lab.analysis.pairing import Group, Pairing, pair_runs, stated_validity
+from muai_lab.analysis.pairing import Group, Pairing, is_usable, pair_runs, stated_validity
 from muai_lab.analysis.slo import Slo
 from muai_lab.analysis.statistics import CONFIDENCE, Blocks, Estimate, Floats, make_blocks
 from muai_lab.analysis.validity import NOT_STEADY
@@ -55,7 +56,7 @@ _SMALLEST_ERROR = 1e-6  # equal runs without any spread differ by nothing, not i
 class Difference:
     """One figure of A and B.
 
-    a, b: over the pairs the geometric mean of a latency, the mean of a rate or a share. change: from A to B with its
+    a, b: over the pairs the geometric mean of a latency or a rate, the mean of a share. change: from A to B with its
     95 % interval; relative for scale `ratio` (0.1 is 10 % more), absolute for a share. p, p_adjusted: two-sided, alone
     and among all figures of the comparison. reason: why there is no verdict, or what qualifies it.
     """
@@ -108,16 +109,18 @@ def compare(
     figures: Sequence[str] | None = None,
     slo: Slo | None = None,
     across: Collection[str] = (),
+    include_invalid: bool = False,
     assumed_noise: float = ASSUMED_NOISE,
     seed: int = 0,
 ) -> Comparison:
     """Compare B with A, which is the baseline.
 
     figures: names of `FIGURES`; None for `COMPARED`. slo: judges goodput and attainment of both; None takes A's own.
-    across: see `pair_runs`. assumed_noise: see `ASSUMED_NOISE`. seed: of the bootstrap.
+    across, include_invalid: see `pair_runs`; with invalid runs the figures are given without a verdict.
+    assumed_noise: see `ASSUMED_NOISE`. seed: of the bootstrap.
     """
     group_a, group_b = (group if isinstance(group, Group) else _group(group) for group in (a, b))
-    pairing = pair_runs(group_a, group_b, across=across)
+    pairing = pair_runs(group_a, group_b, across=across, include_invalid=include_invalid)
     notes = list(pairing.notes)
     promise, note = _common_slo(group_a, group_b) if slo is None else (slo, None)
     notes += [] if note is None else [note]
@@ -212,18 +215,15 @@ def _difference(
         sides = [next((pair[side].value for pair in both if pair[side].value is not None), None) for side in (0, 1)]
         return Difference(figure, sides[0], sides[1], Estimate(None), None, None, NOT_COMPARABLE, lacking)
     a, b = (np.array([pair[side].value for pair in pairs], dtype=np.float64) for side in (0, 1))
-    logarithmic = figure.metric is not None and bool((a > 0).all() and (b > 0).all())
+    logarithmic = figure.scale == "ratio" and bool((a > 0).all() and (b > 0).all())
     scale = 1.0 if figure.scale == "share" or logarithmic else float(a.mean()) or float(b.mean()) or 1.0
 
     def changes(ours: Floats, theirs: Floats) -> Floats:
-        if not logarithmic:
-            return (theirs - ours) / scale
-        with np.errstate(divide="ignore", invalid="ignore"):
-            change: Floats = np.log(theirs) - np.log(ours)
-        return change
+        return np.log(theirs) - np.log(ours) if logarithmic else (theirs - ours) / scale
 
     seen = changes(a, b)
-    within = float(np.mean([_variance(changes(_drawn(ours), _drawn(theirs))) for ours, theirs in pairs]))
+    replicates = [[_replicates(one, above_zero=logarithmic) for one in pair] for pair in pairs]
+    within = float(np.mean([_variance(changes(ours, theirs)) for ours, theirs in replicates]))
     if figure.scale == "share":
         within = max(within, _binomial_floor(pairs))
         assumed_noise = 0.0
@@ -239,9 +239,12 @@ def _difference(
     return Difference(figure, typical[0], typical[1], change, p, None, NO_DIFFERENCE, None, len(pairs))
 
 
-def _drawn(reading: Reading) -> Floats:
+def _replicates(reading: Reading, *, above_zero: bool) -> Floats:
+    """The bootstrap replicates of a reading. above_zero: one without any event counts as one with half an event."""
     assert reading.replicates is not None, "a reading with a value has replicates"
-    return reading.replicates
+    if not above_zero:
+        return reading.replicates
+    return np.maximum(reading.replicates, (reading.value or 0.0) / (2.0 * max(reading.samples, 1)))
 
 
 def _variance(values: Floats) -> float:
@@ -350,6 +353,10 @@ def comparison_document(comparison: Comparison) -> dict[str, Any]:
         "reasons": list(comparison.reasons),
         "a": {"name": comparison.a.name, "runs": [str(run.path) for run in comparison.a.runs]},
         "b": {"name": comparison.b.name, "runs": [str(run.path) for run in comparison.b.runs]},
+        "invalid_runs": {
+            side: [str(run.path) for run in group.runs if not is_usable(run)]
+            for side, group in (("a", comparison.a), ("b", comparison.b))
+        },
         "pairs": len(comparison.pairing.pairs),
         "noise": "measured" if comparison.noise_measured else "assumed",
         "assumed_noise": None if comparison.noise_measured else comparison.assumed_noise,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from markupsafe import Markup
 from matplotlib.ticker import FuncFormatter
 
@@ -17,6 +18,7 @@ from muai_lab.analysis.svg import BLUE, MUTED, ORANGE, SHADE, inline_svg, new_fi
 from muai_lab.analysis.wording import percent
 
 _WIDTH = 9.2
+_COLOURS = {BETTER: BLUE, WORSE: ORANGE}
 _WIDEST = 0.5  # changes beyond this are drawn at the edge, with their number
 
 
@@ -41,35 +43,44 @@ def render_comparison(comparison: Comparison, outcomes: Sequence[Outcome] = ()) 
 
 
 def forest_figure(differences: Sequence[Difference], *, name: str) -> str:
-    """Every change with its interval on one axis; right of the middle is better."""
+    """Every change from A to B with its interval on one axis, of the sign that the tables give it."""
     count = len(differences)
     with mpl.rc_context(style()):
-        figure = new_figure(_WIDTH, 0.55 + 0.3 * count)
+        figure = new_figure(_WIDTH, 0.7 + 0.3 * count)
         axes = figure.subplots()
-        gains = [(one.gain.value or 0.0, one.gain.low or 0.0, one.gain.high or 0.0) for one in differences]
-        reach = max((abs(end) for gain in gains for end in gain), default=0.0)
+        changes = [(one.change.low or 0.0, one.change.value or 0.0, one.change.high or 0.0) for one in differences]
+        reach = max((abs(end) for change in changes for end in change), default=0.0)
         reach = min(max(reach * 1.15, 2.5 * SMALLEST_EFFECT), _WIDEST)
         axes.axvspan(-SMALLEST_EFFECT, SMALLEST_EFFECT, color=SHADE, linewidth=0, zorder=-1)
         axes.axvline(0.0, color=MUTED, linewidth=0.9)
-        for row, (one, (value, low, high)) in enumerate(zip(differences, gains, strict=True)):
-            colour = {BETTER: BLUE, WORSE: ORANGE}.get(one.verdict, MUTED)
-            ends = [min(max(end, -reach), reach) for end in (low, value, high)]
-            axes.plot((ends[0], ends[2]), (row, row), color=colour, linewidth=2.0, solid_capstyle="butt")
-            axes.plot(ends[1], row, color=colour, marker="o", markersize=5.0)
+        for row, (one, (low, value, high)) in enumerate(zip(differences, changes, strict=True)):
+            colour = _COLOURS.get(one.verdict, MUTED)
+            axes.plot(
+                np.clip((low, high), -reach, reach), (row, row), color=colour, linewidth=2.0, solid_capstyle="butt"
+            )
+            # A change beyond the axis is an arrow at its end: the number beside it says how far it goes.
+            marker = ">" if value > reach else "<" if value < -reach else "o"
+            axes.plot(np.clip(value, -reach, reach), row, color=colour, marker=marker, markersize=5.0, clip_on=False)
+            verdict = f" {one.verdict}" if one.verdict in _COLOURS else ""
             axes.annotate(
-                relative_text(one), (1.0, row), (6, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
-                va="center", annotation_clip=False,
+                f"{relative_text(one)}{verdict}", (1.0, row), (8, 0), xycoords=("axes fraction", "data"),
+                textcoords="offset points", va="center", annotation_clip=False,
             )  # fmt: skip
         axes.set_xlim(-reach, reach)
         axes.set_ylim(count - 0.5, -0.5)
-        axes.set_yticks(range(count), [one.figure.title for one in differences])
+        axes.set_yticks(range(count), [_with_direction(one) for one in differences])
         axes.tick_params(axis="y", length=0)
         axes.grid(visible=False, axis="y")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:+.3g} %" if value else "0"))
-        axes.set_xlabel("worse  ←  gain of B over A (percentage points for shares)  →  better")
+        axes.set_xlabel("change from A to B (of shares: percentage points)")
         told = "; ".join(
             f"{one.figure.title} {relative_text(one)}, "
             f"{signed(one, one.change.low)} to {signed(one, one.change.high)}, {one.verdict}"
             for one in differences
         )
         return inline_svg(figure, name, "Change of every figure from A to B, with its 95 % interval", told)
+
+
+def _with_direction(one: Difference) -> str:
+    """`TTFT p50 (less is better)`."""
+    return f"{one.figure.title} ({'more' if one.figure.better == 'higher' else 'less'} is better)"

@@ -7,8 +7,8 @@ from typing import Any
 
 from muai_lab.analysis.comparison import BETTER, MIXED, NO_DIFFERENCE, NOT_COMPARABLE, WORSE, Comparison, Difference
 from muai_lab.analysis.configuration import differing, redacted, shown
-from muai_lab.analysis.frames import flatten
-from muai_lab.analysis.pairing import PER_REPEAT, Group
+from muai_lab.analysis.frames import Run, flatten
+from muai_lab.analysis.pairing import PER_REPEAT, Group, is_usable
 from muai_lab.analysis.regression import Outcome, relative_text, signed
 from muai_lab.analysis.sheet import Grid, Sheet
 from muai_lab.analysis.wording import MISSING, milliseconds, number, percent, plural, setting_text
@@ -39,6 +39,8 @@ def comparison_sheet(comparison: Comparison, outcomes: Sequence[Outcome] = ()) -
     notes = [f"{one.figure.title}: {one.reason}" for one in comparison.differences if one.reason and one.p is not None]
     notes += _missing(comparison)
     notes += [redacted(note) for note in comparison.notes]
+    if any(obstacle.kind == "invalid" for obstacle in comparison.pairing.obstacles) and not pairs:
+        notes.append("--include-invalid shows the figures of invalid runs")
     broken = [outcome for outcome in outcomes if outcome.broken]
     good = comparison.verdict in (BETTER, NO_DIFFERENCE) if not outcomes else not broken
     return Sheet(verdict_text(comparison, outcomes), good, tuple(facts), tuple(grids), tuple(notes))
@@ -103,7 +105,16 @@ def _figures(comparison: Comparison) -> Grid:
                 one.verdict,
             )
         )
-    return Grid("figures", ("", "A", "B", "unit", "change", "95 % interval", "verdict"), tuple(rows), "lrrlrrl")
+    sides = [_marked(label, [pair[side] for pair in comparison.pairing.pairs]) for side, label in enumerate("AB")]
+    return Grid("figures", ("", *sides, "unit", "change", "95 % interval", "verdict"), tuple(rows), "lrrlrrl")
+
+
+def _marked(label: str, runs: Sequence[Run]) -> str:
+    """The heading of a side: `B`, or `B (1 of 3 invalid)` where invalid runs are among those of its figures."""
+    invalid = sum(not is_usable(run) for run in runs)
+    if not invalid:
+        return label
+    return f"{label} (invalid)" if invalid == len(runs) else f"{label} ({invalid} of {len(runs)} invalid)"
 
 
 def _value(one: Difference, value: float | None) -> str:

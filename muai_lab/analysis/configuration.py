@@ -95,8 +95,27 @@ def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
     }
 
 
+def named_sections(changed: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
+    """The keys that differ, without those for which the name of their section stands.
+
+    changed: as `differing` gives it. `workload.name` stands for `workload.prompt_tokens.low` if equal names always come
+    with equal values, as they do where `workload=chat,fixed` was swept.
+    """
+    kept = dict(changed)
+    for name in [key for key in changed if key.endswith(".name")]:
+        section = name.removesuffix("name")
+        for key in [key for key in kept if key.startswith(section) and key != name]:
+            pairs = {(repr(ours), repr(theirs)) for ours, theirs in zip(kept[name], kept[key], strict=True)}
+            if len(pairs) == len({ours for ours, _ in pairs}):
+                del kept[key]
+    return kept
+
+
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """For each dotted key its last part, or as many parts as tell it apart; an engine's key names the engine."""
+    """For each dotted key its last part, or as many parts as tell it apart; an engine's key names the engine.
+
+    A section's name goes by the section: `workload` for `workload.name`.
+    """
     names: dict[str, str] = {}
     for key in keys:
         parts = key.split(".")
@@ -104,5 +123,6 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
             name = ".".join(parts[-length:])
             if sum(other == name or other.endswith(f".{name}") for other in keys) == 1:
                 break
-        names[key] = name
+        section = key.removesuffix(".name")
+        names[key] = name if section == key or section in keys else section
     return names

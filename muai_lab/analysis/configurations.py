@@ -1,14 +1,20 @@
-"""The runs of a sweep by configuration: what was set, what came out over all repeats, and how much repeats differ."""
+"""The runs of a sweep by configuration: what was set, what came out over all repeats, and how much repeats differ.
+
+A *round* is one run of each configuration over the same draws of the workload. Configurations are compared over the
+same rounds only: the mean of one over rounds 0 and 1 says nothing against that of another over rounds 1 and 2.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from muai_lab.analysis.configuration import differing, short_names
+from muai_lab.analysis.configuration import differing, named_sections, short_names
 from muai_lab.analysis.frames import Run
 from muai_lab.analysis.noise import Noise, run_noise
 from muai_lab.analysis.pairing import PER_REPEAT, Group, is_usable, stated_validity
@@ -20,33 +26,45 @@ FIGURES = ("requests/s", "tokens/s", "TTFT p50", "TTFT p99", "TPOT p50", "goodpu
 CACHED = "cached"  # share of the prompt tokens that came from the prefix cache
 LATENCIES = ("TTFT p50", "TTFT p99", "TPOT p50")
 
+_Round = tuple[int, int, int]  # number of the repeat, seed, and which of several runs with both
+
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """One configuration of a sweep with its repeats, in the order of their number.
+    """One configuration of a sweep with its repeats, in the order of their rounds.
 
+    number: the one that its runs bear in their names (`3-batcher=off`), else its place in the sweep, from 1.
     settings: the keys in which the sweep's configurations differ (without those of repeats), with this one's values.
-    figures: of each run, by the names of `FIGURES` and `CACHED`; latencies in seconds, None where there is none or
-    the run is not usable. valid: how many runs are.
+    figures: by the names of `FIGURES` and `CACHED`, one value for each round of the sweep; latencies in seconds, None
+    where there is none or the run is not usable. compared: places of the rounds that means are over. valid: runs that
+    are.
     """
 
     number: int
     settings: dict[str, Any]
     group: Group
     figures: dict[str, list[float | None]]
+    compared: tuple[int, ...]
     valid: int
 
     @property
     def name(self) -> str:
         """The settings that tell it apart: `max_batch_size=8, batch_timeout_ms=10`."""
-        names = short_names(list(self.settings))
-        return (
-            ", ".join(f"{names[key]}={setting_text(value)}" for key, value in self.settings.items()) or self.group.name
-        )
+        return _settings_text(self.settings) or self.group.name
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of the sweep, each of which should have a run of this configuration."""
+        return len(self.figures[CACHED])
+
+    @property
+    def drawn(self) -> bool:
+        """True if it has a place in a plot of latency over throughput."""
+        return self.mean("tokens/s") is not None and self.mean("TTFT p50") is not None
 
     def mean(self, figure: str) -> float | None:
-        """A figure over the repeats that have it: the geometric mean of a latency, else the mean."""
-        known = [value for value in self.figures[figure] if value is not None]
+        """A figure over the compared rounds that have it: the geometric mean of a latency, else the mean."""
+        known = self._known(figure)
         if not known:
             return None
         if figure in LATENCIES and min(known) > 0:
@@ -54,45 +72,59 @@ class Configuration:
         return float(np.mean(known))
 
     def range(self, figure: str) -> tuple[float, float] | None:
-        """Lowest and highest value over the repeats; None without any."""
-        known = [value for value in self.figures[figure] if value is not None]
+        """Lowest and highest value over the compared rounds; None without any."""
+        known = self._known(figure)
         return (min(known), max(known)) if known else None
+
+    def _known(self, figure: str) -> list[float]:
+        values = [self.figures[figure][place] for place in self.compared]
+        return [value for value in values if value is not None]
 
 
 def configurations(runs: Sequence[Run]) -> list[Configuration]:
     """Group runs by configuration, in the order in which the configurations first come."""
-    changed = {key: values for key, values in differing(runs).items() if key not in PER_REPEAT}
+    changed = named_sections({key: values for key, values in differing(runs).items() if key not in PER_REPEAT})
     grouped: dict[str, list[int]] = {}
     for index in range(len(runs)):
         grouped.setdefault(repr([values[index] for values in changed.values()]), []).append(index)
-    found = []
-    for number, members in enumerate(grouped.values(), start=1):
-        own = sorted((runs[index] for index in members), key=_repeat)
-        settings = {key: values[members[0]] for key, values in changed.items()}
-        folder = own[0].path.name if len(own) == 1 else own[0].path.parent.name
-        figures: dict[str, list[float | None]] = {figure: [] for figure in (*FIGURES, CACHED)}
-        for run in own:
-            for figure, value in _figures(run).items():
-                figures[figure].append(value)
-        valid = sum(stated_validity(run)["verdict"] == VALID for run in own)
-        found.append(Configuration(number, settings, Group(folder, tuple(own)), figures, valid))
-    return found
+    members = [_by_round([runs[index] for index in own]) for own in grouped.values()]
+    rounds = sorted({key for own in members for key in own})
+    settings = [{key: values[own[0]] for key, values in changed.items()} for own in grouped.values()]
+    names = _names([list(own.values()) for own in members], settings)
+    usable = [[key in own and is_usable(own[key]) for key in rounds] for own in members]
+    return [
+        Configuration(
+            number,
+            set_to,
+            Group(name, tuple(own[key] for key in rounds if key in own)),
+            _columns([own[key] if key in own and is_usable(own[key]) else None for key in rounds]),
+            compared,
+            sum(stated_validity(run)["verdict"] == VALID for run in own.values()),
+        )
+        for number, set_to, name, own, compared in zip(
+            _numbers(names), settings, names, members, compared_rounds(usable), strict=True
+        )
+    ]
 
 
-def sweep_noise(found: Sequence[Configuration]) -> dict[str, Noise]:
-    """The A/A noise of each figure that the repeats can tell it of."""
-    noises = {figure: run_noise([one.figures[figure] for one in found]) for figure in FIGURES}
-    return {figure: noise for figure, noise in noises.items() if noise is not None}
+def compared_rounds(usable: Sequence[Sequence[bool]]) -> list[tuple[int, ...]]:
+    """For each configuration the places of the rounds that its means are over.
+
+    usable: [configurations, rounds]. They are the rounds in which every configuration has a usable run, those left out
+    that have none at all. If there is no such round, each configuration keeps its own, and `same_rounds` is false.
+    """
+    own = [tuple(place for place, is_so in enumerate(row) if is_so) for row in usable]
+    shared = set.intersection(*(set(places) for places in own if places)) if any(own) else set()
+    return [tuple(place for place in places if place in shared) if shared else places for places in own]
 
 
-def _repeat(run: Run) -> tuple[int, str]:
-    experiment = run.config.get("experiment") or {}
-    return int(experiment.get("repeat") or 0), str(run.manifest.get("started") or "")
+def same_rounds(found: Sequence[Configuration]) -> bool:
+    """True if the means of all configurations are over the same rounds, so that they may be compared."""
+    return len({one.compared for one in found if one.compared}) <= 1
 
 
-def _figures(run: Run) -> dict[str, float | None]:
-    if not is_usable(run):
-        return dict.fromkeys((*FIGURES, CACHED))
+def figures_of(run: Run) -> dict[str, float | None]:
+    """The figures of one run by the names of `FIGURES` and `CACHED`, whether it is valid or not."""
     summary = summary_of(run)
     throughput, slo = summary["throughput"], summary["slo"]
     ttft = judged(summary, "ttft")
@@ -105,3 +137,57 @@ def _figures(run: Run) -> dict[str, float | None]:
         "goodput/s": value_of(slo["goodput_rps"]) if slo else None,
         CACHED: summary.get("cached_share"),
     }
+
+
+def sweep_noise(found: Sequence[Configuration]) -> dict[str, Noise]:
+    """The A/A noise of each figure that the repeats can tell it of."""
+    noises = {
+        figure: run_noise([one.figures[figure] for one in found if any(one.figures[figure])]) for figure in FIGURES
+    }
+    return {figure: noise for figure, noise in noises.items() if noise is not None}
+
+
+def _by_round(runs: Sequence[Run]) -> dict[_Round, Run]:
+    seen: Counter[tuple[int, int]] = Counter()
+    found = {}
+    for run in sorted(runs, key=lambda run: str(run.manifest.get("started") or "")):
+        experiment = run.config.get("experiment") or {}
+        key = int(experiment.get("repeat") or 0), int(run.config.get("seed") or 0)
+        found[(*key, seen[key])] = run
+        seen[key] += 1
+    return found
+
+
+def _columns(runs: Sequence[Run | None]) -> dict[str, list[float | None]]:
+    nothing = dict.fromkeys((*FIGURES, CACHED))
+    rows = [nothing if run is None else figures_of(run) for run in runs]
+    return {figure: [row[figure] for row in rows] for figure in nothing}
+
+
+def _names(members: Sequence[Sequence[Run]], settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The folder of each configuration: of its only run, or the one that holds its repeats and nothing else."""
+    folders = [own[0].path if len(own) == 1 and not _is_repeat(own[0]) else own[0].path.parent for own in members]
+    return [
+        folder.name if folders.count(folder) == 1 else _settings_text(set_to) or folder.name
+        for folder, set_to in zip(folders, settings, strict=True)
+    ]
+
+
+def _is_repeat(run: Run) -> bool:
+    return re.fullmatch(r"repeat-\d+", run.path.name) is not None
+
+
+def _numbers(names: Sequence[str]) -> list[int]:
+    """The numbers that the names bear, if they tell the configurations apart, else 1, 2, ..."""
+    borne = [number for name in names if (number := _leading_number(name)) is not None]
+    return borne if len(set(borne)) == len(names) else list(range(1, len(names) + 1))
+
+
+def _leading_number(name: str) -> int | None:
+    match = re.match(r"(\d+)(-|$)", name)
+    return None if match is None else int(match[1])
+
+
+def _settings_text(settings: Mapping[str, Any]) -> str:
+    names = short_names(list(settings))
+    return ", ".join(f"{names[key]}={setting_text(value)}" for key, value in settings.items())

@@ -74,22 +74,25 @@ def load_group(places: str | Path | Iterable[str | Path], name: str | None = Non
     return Group(named, tuple(runs))
 
 
-def pair_runs(a: Group, b: Group, *, across: Collection[str] = ()) -> Pairing:
+def pair_runs(a: Group, b: Group, *, across: Collection[str] = (), include_invalid: bool = False) -> Pairing:
     """Pair the runs of two groups by schedule, in order of time where several have the same.
 
-    across: differences that the user declares (`workload`, `model`, `hardware`); they become notes.
+    across: differences that the user declares (`workload`, `model`, `hardware`); they become notes. include_invalid:
+    pair invalid runs too, to look at; they remain an obstacle to any verdict.
     """
     notes: list[str] = []
     usable: list[list[Run]] = []
     obstacles: list[Obstacle] = []
     for label, group in (("A", a), ("B", b)):
-        usable.append([run for run in group.runs if is_usable(run)])
+        usable.append([run for run in group.runs if include_invalid or is_usable(run)])
         bad = [f"{run.path.name}: {validity_line(stated_validity(run))}" for run in group.runs if not is_usable(run)]
         if not usable[-1]:
             obstacles.append(Obstacle("invalid", f"{label} has no valid run ({'; '.join(bad)})"))
+        elif bad and include_invalid:
+            obstacles.append(Obstacle("invalid", f"invalid runs of {label} are included ({'; '.join(bad)})"))
         else:
             notes += [f"{label}: left out, {line}" for line in bad]
-    if obstacles:
+    if not all(usable):
         return Pairing((), False, tuple(obstacles), tuple(notes))
     found = (_other_model(*usable), _other_hardware(*usable))
     obstacles += [obstacle for obstacle in found if obstacle is not None]

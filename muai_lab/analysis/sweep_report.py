@@ -12,15 +12,16 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from muai_lab.analysis.configuration import differing, redacted
-from muai_lab.analysis.configurations import Configuration, configurations
+from muai_lab.analysis.configuration import redacted
+from muai_lab.analysis.configurations import Configuration, configurations, same_rounds
 from muai_lab.analysis.frames import Run
+from muai_lab.analysis.labels import label_points
 from muai_lab.analysis.page import render_page, write_page
-from muai_lab.analysis.pairing import PER_REPEAT, stated_validity
+from muai_lab.analysis.pairing import stated_validity
 from muai_lab.analysis.sheet import Sheet
-from muai_lab.analysis.svg import BLUE, INK, MUTED, ORANGE, inline_svg, new_figure, style
+from muai_lab.analysis.svg import BLUE, MUTED, inline_svg, new_figure, style
 from muai_lab.analysis.sweep_series import series_figure
-from muai_lab.analysis.sweep_table import noise_line, sweep_sheet
+from muai_lab.analysis.sweep_table import invalid_grid, is_repeated, noise_line, rounds_line, sweep_sheet
 from muai_lab.analysis.wording import duration, number, plural, validity_line
 
 _WIDTH = 9.2
@@ -31,21 +32,27 @@ def write_sweep_report(runs: Sequence[Run], directory: Path) -> Path:
     return write_page(directory / "report.html", render_sweep_report(runs, directory))
 
 
-def render_sweep_report(runs: Sequence[Run], directory: Path) -> str:
-    """The page as one HTML document; the runs' own reports are linked relative to `directory`."""
+def render_sweep_report(runs: Sequence[Run], directory: Path, *, name: str | None = None) -> str:
+    """The page as one HTML document; the runs' own reports are linked relative to `directory`.
+
+    name: of the sweep, if it is not that of the directory.
+    """
     found = configurations(runs)
-    sheet = sweep_sheet(found)
-    drawn = [one for one in found if one.mean("tokens/s") is not None and one.mean("TTFT p50") is not None]
-    changed = [key for key in differing(runs) if key not in PER_REPEAT]
+    sheet = sweep_sheet(found, folders=False)
+    drawn = [one for one in found if one.drawn]
     context: dict[str, Any] = {
         "kind": "sweep",
-        "eyebrow": f"muai_lab, sweep {directory.name}",
-        "title": _title(found, changed),
-        "headline": _headline(drawn),
+        "eyebrow": f"muai_lab, sweep {name or directory.resolve().name}",
+        "title": _title(found),
+        "headline": _headline(found),
         "sheet": Sheet(sheet.verdict, sheet.good, notes=sheet.notes),
         "grids": sheet.grids,
-        "noise": noise_line(found),
+        "invalid": invalid_grid(found),
+        "noise": _noise(found),
         **_figure(drawn),
+        "rounds": rounds_line(found) if is_repeated(found) else None,
+        "not_drawn": ", ".join(str(one.number) for one in found if not one.drawn),
+        "unsteady": any(not one.valid for one in drawn),
         "configurations": [
             {
                 "number": one.number,
@@ -68,31 +75,59 @@ def _figure(drawn: Sequence[Configuration]) -> dict[str, Any]:
     }
 
 
-def _title(found: Sequence[Configuration], changed: Sequence[str]) -> str:
-    if not changed:
-        return f"{plural(len(found[0].group.runs) if found else 0, 'repeat')} of one configuration"
-    told = ", ".join(key.removeprefix("optimization.") for key in changed[:3])
-    return f"Sweep over {told}{' and more' if len(changed) > 3 else ''}"
+def _title(found: Sequence[Configuration]) -> str:
+    swept = list(found[0].settings) if found else []
+    if not swept:
+        runs = sum(len(one.group.runs) for one in found)
+        return "One run" if runs == 1 else f"{runs} runs of one configuration"
+    told = ", ".join(key.removeprefix("optimization.").removesuffix(".name") for key in swept[:3])
+    return f"Sweep over {told}{' and more' if len(swept) > 3 else ''}"
 
 
-def _headline(drawn: Sequence[Configuration]) -> str:
-    """The two ends of the frontier, in plain sentences."""
+def _noise(found: Sequence[Configuration]) -> str:
+    """How much runs differ by chance, or why that is not known."""
+    if noise := noise_line(found):
+        return f"A/A noise: {noise}."
+    if is_repeated(found):
+        return "Too few repeats are usable to measure how much runs differ by chance."
+    return (
+        "One run each shows no difference between configurations: experiment.repeats=5 measures how much runs differ "
+        "by chance."
+    )
+
+
+def _headline(found: Sequence[Configuration]) -> str:
+    """The two ends of the frontier over the same rounds, in plain sentences."""
+    drawn = [one for one in found if one.drawn]
     if not drawn:
-        return "No run gave a result."
+        return "No run gave a result that can be used."
     if len(drawn) == 1:
-        return f"{drawn[0].name}: {number(drawn[0].mean('tokens/s'))} output tokens per second."
+        name = f"{drawn[0].name}: " if len(found) > 1 else ""
+        repeats = f", the mean of {plural(len(drawn[0].compared), 'run')}" if is_repeated(found) else ""
+        return f"{name}{_rate_text(drawn[0])} and a median first token after {_first_text(drawn[0])}{repeats}."
+    if not same_rounds(drawn):
+        return (
+            "No configuration is put before another: there is no round in which all of them have a usable run, and "
+            "different rounds are different loads."
+        )
     fastest = max(drawn, key=lambda one: one.mean("tokens/s") or 0.0)
     quickest = min(drawn, key=lambda one: one.mean("TTFT p50") or float("inf"))
     told = (
-        f"Most throughput: {fastest.name}, with {number(fastest.mean('tokens/s'))} output tokens per second and a "
-        f"median first token after {duration(fastest.mean('TTFT p50'))}."
+        f"Most throughput: {fastest.name}, with {_rate_text(fastest)} and a median first token after "
+        f"{_first_text(fastest)}."
     )
     if quickest is not fastest:
-        told += (
-            f" Quickest first token: {quickest.name}, with a median of {duration(quickest.mean('TTFT p50'))} at "
-            f"{number(quickest.mean('tokens/s'))} output tokens per second."
-        )
+        told += f" Quickest first token: {quickest.name}, with a median of {_first_text(quickest)}"
+        told += f" at {_rate_text(quickest)}."
     return told
+
+
+def _rate_text(one: Configuration) -> str:
+    return f"{number(one.mean('tokens/s'))} output tokens per second"
+
+
+def _first_text(one: Configuration) -> str:
+    return duration(one.mean("TTFT p50"))
 
 
 def _outcome(run: Run) -> str:
@@ -138,15 +173,19 @@ def _frontier(axes: Axes, drawn: Sequence[Configuration], latency: str, title: s
                 axes.plot(low_high, (y, y), color=colour, linewidth=0.8, alpha=0.7)
             else:
                 axes.plot((x, x), [end * 1e3 for end in low_high], color=colour, linewidth=0.8, alpha=0.7)
-        axes.plot(x, y, marker="o", color=colour if one.valid else ORANGE, markersize=5.0, linestyle="none", zorder=2)
-        axes.annotate(str(one.number), (x, y), (4, 4), textcoords="offset points", color=INK, fontsize=8.5)
+        face = colour if one.valid else "none"
+        axes.plot(x, y, marker="o", color=colour, markerfacecolor=face, markersize=5.0, linestyle="none", zorder=2)
     spread = [y for _, y, _ in points]
+    highest = [end[1] * 1e3 for _, _, one in points if (end := one.range(latency)) is not None]
+    furthest = [end[1] for _, _, one in points if (end := one.range("tokens/s")) is not None]
     if spread and min(spread) > 0 and max(spread) / min(spread) > 20:
         axes.set_yscale("log")
     else:
-        axes.set_ylim(0.0, max(spread, default=1.0) * 1.15)
+        axes.set_ylim(0.0, max(highest, default=1.0) * 1.15 or 1.0)
         axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.set_xlim(0.0, max((x for x, _, _ in points), default=1.0) * 1.12)
+    axes.set_xlim(0.0, max(furthest, default=1.0) * 1.12 or 1.0)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    label_points(axes, [(str(one.number), x, y) for x, y, one in points])
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
     axes.set_title(title, loc="left")

@@ -12,14 +12,17 @@ from numbers import Real
 from pathlib import Path
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from muai_lab.analysis.configuration import short_names
 from muai_lab.analysis.configurations import CACHED, Configuration, configurations
 from muai_lab.analysis.frames import find_runs, load_run
-from muai_lab.analysis.svg import BLUE, GREEN, INK, ORANGE, PURPLE, inline_svg, new_figure, style
+from muai_lab.analysis.labels import label_points
+from muai_lab.analysis.statistics import Floats
+from muai_lab.analysis.svg import BLUE, GREEN, ORANGE, PURPLE, inline_svg, new_figure, style
 from muai_lab.analysis.wording import duration, number, setting_text
 from muai_lab.errors import RunError
 
@@ -88,7 +91,7 @@ def save_sweep_picture(sweep: str | Path, path: str | Path) -> Path:
     Raises RunError where no run is found or no number was swept.
     """
     path = Path(path)
-    found = series_of([one for one in configurations([load_run(run) for run in find_runs(sweep)]) if _is_drawn(one)])
+    found = series_of([one for one in configurations([load_run(run) for run in find_runs(sweep)]) if one.drawn])
     if found is None:
         raise RunError(f"{sweep}: nothing to draw: a picture needs a swept number with at least {_LEAST_POINTS} values")
     with mpl.rc_context(style() | {"svg.fonttype": "path"}):
@@ -96,10 +99,6 @@ def save_sweep_picture(sweep: str | Path, path: str | Path) -> Path:
         _draw(figure, *found)
         figure.savefig(path, dpi=160, facecolor="white")
     return path
-
-
-def _is_drawn(one: Configuration) -> bool:
-    return one.mean("tokens/s") is not None and one.mean("TTFT p50") is not None
 
 
 def _draw(figure: Figure, swept: str, series: Sequence[Series]) -> None:
@@ -119,10 +118,12 @@ def _draw(figure: Figure, swept: str, series: Sequence[Series]) -> None:
         _finish(axes, heights, title)
         if alike:
             _over(axes, swept, series)
-        else:
-            axes.set_xlim(left=0.0)
-            axes.set_xlabel("output tokens per second")
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+            continue
+        axes.set_xlim(0.0, max(rates) * 1.12 or 1.0)
+        axes.set_xlabel("output tokens per second")
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+        label_points(axes, [label for one in series for label in _labels(one, latency)])
     if cached:
         _cached(panels[2], swept, series)
     if any(one.name for one in series):
@@ -142,11 +143,26 @@ def _cached(axes: Axes, swept: str, series: Sequence[Series]) -> None:
 def _over(axes: Axes, swept: str, series: Sequence[Series]) -> None:
     """Let the axis be the swept number."""
     values = sorted({value for one in series for value, _ in one.points})
-    if values[0] > 0 and values[-1] / values[0] > _WIDE:
+    wide = values[0] > 0 and values[-1] / values[0] > _WIDE
+    if wide:
         axes.set_xscale("log", base=2)
-    axes.set_xticks(values, [f"{value:g}" for value in values])
+    places = np.log(values) if wide else np.array(values)
+    shown = far_apart(values, places)
+    axes.set_xticks(shown, [f"{value:g}" for value in shown])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(swept)
+
+
+def far_apart(values: Sequence[float], places: Sequence[float] | Floats, share: float = 0.09) -> list[float]:
+    """As many of the values as an axis has room to name, the last among them.
+
+    places: of the values on the axis, ascending. share: of the axis that one name takes.
+    """
+    shown = [len(values) - 1]
+    for index in reversed(range(len(values) - 1)):
+        if places[shown[-1]] - places[index] >= share * (places[-1] - places[0]):
+            shown.append(index)
+    return [values[index] for index in reversed(shown)]
 
 
 def _is_number(value: object) -> bool:
@@ -157,29 +173,34 @@ def _line(axes: Axes, series: Series, latency: str, index: int, *, over_swept: b
     """Draw one series, over its throughput or over the swept number; returns its latencies in milliseconds."""
     colour, marker = _COLOURS[index], _MARKERS[index]
     points = [
-        (value if over_swept else one.mean("tokens/s") or 0.0, seconds * 1e3, value)
+        (value if over_swept else one.mean("tokens/s") or 0.0, seconds * 1e3, one.valid > 0)
         for value, one in series.points
         if (seconds := one.mean(latency)) is not None
     ]
-    axes.plot(
-        [x for x, _, _ in points],
-        [y for _, y, _ in points],
-        color=colour,
-        marker=marker,
-        markersize=4.5,
-        linewidth=1.1,
-        label=series.name,
-    )
-    for x, y, value in () if over_swept else points:
-        axes.annotate(f"{value:g}", (x, y), (4, 4), textcoords="offset points", color=INK, fontsize=8)
+    axes.plot([x for x, _, _ in points], [y for _, y, _ in points], color=colour, linewidth=1.1)
+    for x, y, valid in points:
+        axes.plot(
+            x, y, linestyle="none", marker=marker, markersize=4.5, color=colour,
+            markerfacecolor=colour if valid else "none",
+        )  # fmt: skip
+    axes.plot([], [], color=colour, marker=marker, markersize=4.5, linewidth=1.1, label=series.name)
     return [y for _, y, _ in points]
+
+
+def _labels(series: Series, latency: str) -> list[tuple[str, float, float]]:
+    return [
+        (f"{value:g}", one.mean("tokens/s") or 0.0, seconds * 1e3)
+        for value, one in series.points
+        if (seconds := one.mean(latency)) is not None
+    ]
 
 
 def _finish(axes: Axes, heights: Sequence[float], title: str) -> None:
     if heights and min(heights) > 0 and max(heights) / min(heights) > _WIDE:
         axes.set_yscale("log")
     else:
-        axes.set_ylim(bottom=0.0)
+        axes.set_ylim(0.0, max(heights, default=1.0) * 1.15 or 1.0)
+        axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.margins(x=0.1)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
     axes.set_title(title, loc="left")

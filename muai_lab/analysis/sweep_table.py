@@ -8,10 +8,19 @@ from typing import Any
 from muai_lab.analysis.comparison import NO_DIFFERENCE, compare
 from muai_lab.analysis.comparison_sheet import verdict_text
 from muai_lab.analysis.configuration import redacted, short_names
-from muai_lab.analysis.configurations import CACHED, FIGURES, LATENCIES, Configuration, configurations, sweep_noise
+from muai_lab.analysis.configurations import (
+    CACHED,
+    FIGURES,
+    LATENCIES,
+    Configuration,
+    configurations,
+    figures_of,
+    same_rounds,
+    sweep_noise,
+)
 from muai_lab.analysis.frames import Run
 from muai_lab.analysis.machines import mixture
-from muai_lab.analysis.pairing import stated_validity
+from muai_lab.analysis.pairing import is_usable, stated_validity
 from muai_lab.analysis.sheet import Grid, Sheet
 from muai_lab.analysis.sweep import summary_of
 from muai_lab.analysis.wording import MISSING, milliseconds, number, percent, plural, setting_text, validity_line
@@ -21,64 +30,135 @@ _BASELINE = "baseline"
 _OTHER_LOAD = "not comparable: other workload"
 
 
-def comparison_table(runs: Sequence[Run]) -> Sheet:
+def comparison_table(runs: Sequence[Run], *, include_invalid: bool = False) -> Sheet:
     """The sweep: the settings that differ, the engine that served, and the key figures; mean values over repeats.
 
     Where configurations were repeated, each is compared with the first, and the A/A noise is given; one run each shows
-    no difference, so nothing is compared then. The first line says how many runs are valid.
+    no difference, so nothing is compared then. The first line gives the number of valid runs. include_invalid: list the
+    figures of invalid runs too, in a table of their own.
     """
-    return sweep_sheet(configurations(runs))
+    return sweep_sheet(configurations(runs), include_invalid=include_invalid)
 
 
-def sweep_sheet(found: Sequence[Configuration]) -> Sheet:
-    """`comparison_table` of runs that are grouped already."""
+def sweep_sheet(found: Sequence[Configuration], *, include_invalid: bool = False, folders: bool = True) -> Sheet:
+    """`comparison_table` of runs that are grouped already. folders: name each configuration's directory."""
     runs = [run for one in found for run in one.group.runs]
-    repeated = any(len(one.group.runs) > 1 for one in found)
-    settings = list(found[0].settings) if found else []
-    names = short_names(settings)
-    against = against_first(found) if repeated and len(found) > 1 else {}
-    other_load = [one.number for one in found[1:] if against.get(one.number) == _OTHER_LOAD]
-    if other_load and len(other_load) == len(found) - 1:
-        against = {}  # the load itself is what was swept
-    figures = [figure for figure in FIGURES if any(one.mean(figure) is not None for one in found)]
-    columns = ["run", *names.values(), "engine", "valid" if repeated else "verdict"]
-    align = "l" * len(columns)
-    columns += [f"{figure} ms" if figure in LATENCIES else figure for figure in figures]
-    align += "r" * len(figures)
-    cached = any(one.mean(CACHED) for one in found)
-    if cached:
-        columns.append("cached")
-        align += "r"
-    if against:
-        columns.append("against the first")
-        align += "l"
-    rows = []
-    for one in found:
-        summary = summary_of(one.group.runs[0])
-        row = [
-            one.group.name,
-            *(_applied(key, value, summary) for key, value in one.settings.items()),
-            _engine(summary),
-            f"{one.valid}/{len(one.group.runs)}" if repeated else str(summary["validity"]["verdict"]),
-            *(
-                milliseconds(one.mean(figure)) if figure in LATENCIES else number(one.mean(figure))
-                for figure in figures
-            ),
-            *([percent(one.mean(CACHED))] if cached else []),
-        ]
-        rows.append(tuple([*row, against[one.number]] if against else row))
+    repeated = is_repeated(found)
+    against = _told_against_first(found) if repeated else {}
     facts = []
     if repeated and (noise := noise_line(found)):
         facts.append(("A/A noise", noise))
     valid = sum(one.valid for one in found)
     configurations_told = f"{plural(len(found), 'configuration')}, " if repeated else ""
+    grids = [_configurations_grid(found, against, folders=folders)]
+    invalid = invalid_grid(found)
+    notes = _notes(found)
+    if invalid is not None and include_invalid:
+        grids.append(invalid)
+    elif invalid is not None and folders:
+        notes.append("the figures of invalid runs: python -m muai_lab compare DIRECTORY --include-invalid")
     return Sheet(
         f"{configurations_told}{plural(len(runs), 'run')}, {valid} valid",
         valid == len(runs),
         tuple(facts),
-        (Grid("runs" if not repeated else "means over the repeats", tuple(columns), tuple(rows), align),),
-        tuple(_notes(found, repeated)),
+        tuple(grids),
+        tuple(notes),
     )
+
+
+def is_repeated(found: Sequence[Configuration]) -> bool:
+    """True if some configuration was measured more than once."""
+    return any(len(one.group.runs) > 1 for one in found)
+
+
+def rounds_line(found: Sequence[Configuration]) -> str:
+    """The rounds that the figures are means over, of repeated configurations."""
+    rounds = max((one.rounds for one in found), default=0)
+    if not same_rounds(found):
+        return (
+            "means over the usable repeats of each configuration: no round is usable in all of them, so their rows are "
+            "not comparable"
+        )
+    compared = max((len(one.compared) for one in found), default=0)
+    if compared == rounds:
+        return f"means over {plural(rounds, 'repeat')}"
+    which = "the rounds in which every configuration is usable" if len(found) > 1 else "those that are usable"
+    return f"means over {compared} of {plural(rounds, 'repeat')}: {which}"
+
+
+def invalid_grid(found: Sequence[Configuration]) -> Grid | None:
+    """The figures of runs that are no part of any mean, each marked with its verdict; None if there are none."""
+    bad = [(one, run) for one in found for run in one.group.runs if not is_usable(run)]
+    if not bad:
+        return None
+    figures = [figures_of(run) for _, run in bad]
+    shown = [figure for figure in FIGURES if any(row[figure] is not None for row in figures)]
+    rows = tuple(
+        (run_name(one, run), str(stated_validity(run)["verdict"]), *(_cell(figure, row[figure]) for figure in shown))
+        for (one, run), row in zip(bad, figures, strict=True)
+    )
+    columns = ("run", "verdict", *(_heading(figure) for figure in shown))
+    return Grid("NOT VALID: figures to look at, no part of any mean", columns, rows, "ll" + "r" * len(shown))
+
+
+def run_name(one: Configuration, run: Run) -> str:
+    """The run by its directory below that of the sweep: `batcher=off/repeat-1`, or `repeat-1` without a sweep."""
+    above = run.path.parent.name
+    return f"{above}/{run.path.name}" if one.settings and above == one.group.name else run.path.name
+
+
+def _configurations_grid(found: Sequence[Configuration], against: Mapping[int, str], *, folders: bool) -> Grid:
+    """A row for each configuration. against: its comparison with the first, by its number."""
+    repeated = is_repeated(found)
+    settings = list(found[0].settings) if found else []
+    numbered = not folders and len(found) > 1
+    figures = [figure for figure in FIGURES if any(one.mean(figure) is not None for one in found)]
+    cached = any(one.mean(CACHED) for one in found)
+    columns = [
+        *(["no."] if numbered else []),
+        *(["run"] if folders else []),
+        *short_names(settings).values(),
+        "engine",
+        "valid" if repeated else "verdict",
+        *(_heading(figure) for figure in figures),
+        *(["cached"] if cached else []),
+        *(["against the first"] if against else []),
+    ]
+    align = ("r" if numbered else "") + "l" * (len(settings) + 2 + folders) + "r" * (len(figures) + cached)
+    rows = []
+    for one in found:
+        summary = summary_of(one.group.runs[0])
+        rows.append(
+            (
+                *([str(one.number)] if numbered else []),
+                *([one.group.name] if folders else []),
+                *(_applied(key, value, summary) for key, value in one.settings.items()),
+                _engine(summary),
+                f"{one.valid}/{one.rounds}" if repeated else str(stated_validity(one.group.runs[0])["verdict"]),
+                *(_cell(figure, one.mean(figure)) for figure in figures),
+                *([percent(one.mean(CACHED))] if cached else []),
+                *([against[one.number]] if against else []),
+            )
+        )
+    title = rounds_line(found) if repeated else "runs"
+    return Grid(title, tuple(columns), tuple(rows), align + ("l" if against else ""))
+
+
+def _heading(figure: str) -> str:
+    return f"{figure} ms" if figure in LATENCIES else figure
+
+
+def _cell(figure: str, value: float | None) -> str:
+    return milliseconds(value) if figure in LATENCIES else number(value)
+
+
+def _told_against_first(found: Sequence[Configuration]) -> dict[int, str]:
+    """`against_first`; empty if there is nothing to compare, or if the load itself is what was swept."""
+    if len(found) < 2:
+        return {}
+    against = against_first(found)
+    other_load = sum(against[one.number] == _OTHER_LOAD for one in found[1:])
+    return {} if other_load == len(found) - 1 else against
 
 
 def against_first(found: Sequence[Configuration]) -> dict[int, str]:
@@ -102,15 +182,16 @@ def noise_line(found: Sequence[Configuration]) -> str:
     told = [f"{figure} ±{percent(noise.difference)}" for figure, noise in noises.items()]
     if not told:
         return ""
-    return f"two runs of one configuration differ by less than this in 19 of 20 cases: {', '.join(told)}"
+    schedules = "" if all(noise.shared_schedules for noise in noises.values()) else " over different schedules"
+    return f"two runs of one configuration{schedules} differ by less than this in 19 of 20 cases: {', '.join(told)}"
 
 
-def _notes(found: Sequence[Configuration], repeated: bool) -> list[str]:
+def _notes(found: Sequence[Configuration]) -> list[str]:
     mixed = mixture([run for one in found for run in one.group.runs])
     notes = [mixed] if mixed else []
     for one in found:
         for run in one.group.runs:
-            name = f"{one.group.name}/{run.path.name}" if repeated else run.path.name
+            name = run_name(one, run)
             validity = stated_validity(run)
             if not validity["valid"]:
                 notes.append(f"{name}: {redacted(validity_line(validity))}")

@@ -223,11 +223,13 @@ def _kept(slo: Mapping[str, Any]) -> str:
 
 
 def setting_text(value: Any) -> str:
-    """A setting as it is written on a command line: `null`, `true`, `a,b`."""
+    """A setting as it is written on a command line: `null`, `true`, `8` (also for 8.0), `a,b`."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return str(int(value))
     if isinstance(value, list):
         return ",".join(setting_text(entry) for entry in value)
     return str(value)

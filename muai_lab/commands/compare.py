@@ -1,4 +1,4 @@
-"""`compare`: does B differ from A?"""
+"""`compare`: does B differ from A? Of one sweep: how do its configurations differ?"""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ REGRESSION = 1
 
 _EPILOG = """\
 A and B are run directories, directories that hold repeats of one configuration, or patterns in quotes
-('runs/*/batcher=off/*'). A is the baseline.
+('runs/*/batcher=off/*'). A is the baseline. A alone is the directory of a sweep: its table, as `run -m` ended with.
+
+Invalid runs are left out. --include-invalid shows their figures, marked, and no verdict that rests on them.
 
 exit status: 0 no regression; 1 a regression: a broken condition of --fail-on, or without --fail-on any figure
 that is worse; 2 a mistake, or runs that cannot be compared
@@ -35,13 +37,18 @@ that is worse; 2 a mistake, or runs that cannot be compared
 
 examples:
   python -m muai_lab compare runs/2026-01-31/A runs/2026-01-31/B
+  python -m muai_lab compare runs/2026-01-31/12-00-00-sweep --include-invalid
   python -m muai_lab compare 'runs/base/*' 'runs/new/*' --fail-on 'p50 ttft +5%' --fail-on 'goodput -3%'
 """
 
 
 def main(argv: Sequence[str]) -> int:
-    """Compare two runs or groups of repeats; returns the exit status."""
+    """Compare two runs or groups of repeats, or the configurations of a sweep; returns the exit status."""
     args = _parser().parse_args(argv)
+    return _show_sweep(args) if args.b is None else _show_comparison(args)
+
+
+def _show_comparison(args: argparse.Namespace) -> int:
     from muai_lab.analysis.comparison import WORSE, comparison_document
     from muai_lab.analysis.comparison_sheet import comparison_sheet
     from muai_lab.analysis.regression import judge, parse_condition
@@ -71,6 +78,24 @@ def main(argv: Sequence[str]) -> int:
     return REGRESSION if broken else 0
 
 
+def _show_sweep(args: argparse.Namespace) -> int:
+    from muai_lab.analysis import comparison_table, find_runs, load_run
+    from muai_lab.analysis.page import write_page
+    from muai_lab.analysis.sweep_report import render_sweep_report
+
+    for_two = [f"--{name.replace('_', '-')}" for name in ("fail_on", "across", "json") if getattr(args, name)]
+    if for_two:
+        raise MuaiError(f"{', '.join(for_two)} needs two sides: name a run to compare with {args.a}")
+    places = _places(args.a)
+    runs = sorted(map(load_run, find_runs(places)), key=lambda run: str(run.manifest.get("started") or ""))
+    if len(runs) == 1:
+        raise MuaiError(f"{args.a} holds one run: name another to compare with it, or the directory of a sweep")
+    if args.html is not None:
+        write_page(args.html, render_sweep_report(runs, args.html.parent, name=places[0].name))
+    comparison_table(runs, include_invalid=args.include_invalid).show(Console())
+    return 0
+
+
 def _compare(args: argparse.Namespace, conditions: Sequence[Condition]) -> Comparison:
     from muai_lab.analysis.comparison import compare
     from muai_lab.analysis.key_figures import COMPARED, NEEDS_SLO
@@ -85,6 +110,7 @@ def _compare(args: argparse.Namespace, conditions: Sequence[Condition]) -> Compa
         b,
         figures=list(dict.fromkeys([*usual, *asked])),
         across=args.across,
+        include_invalid=args.include_invalid,
         assumed_noise=args.noise / 100.0,
     )
 
@@ -120,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("a", metavar="A", help="the baseline")
-    parser.add_argument("b", metavar="B", help="what is compared with it")
+    parser.add_argument("b", metavar="B", nargs="?", help="what is compared with it; left out: A is a sweep")
     parser.add_argument(
         "--fail-on", action="append", default=[], metavar="CONDITION", help="a regression that counts; may be repeated"
     )
@@ -130,6 +156,9 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         choices=DECLARABLE,
         help="compare although this differs; may be repeated",
+    )
+    parser.add_argument(
+        "--include-invalid", action="store_true", help="show the figures of invalid runs too, marked, without a verdict"
     )
     parser.add_argument(
         "--noise",

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from synthetic_run import record, write_run
 
+from muai_lab.analysis import compare, comparison_page, load_run
 from muai_lab.analysis.key_figures import FIGURES
 from muai_lab.analysis.regression import parse_condition
 from muai_lab.commands.compare import main
@@ -157,3 +158,67 @@ def test_the_page_stands_alone_and_draws_every_change(
     assert 'role="img"' in html
     assert "<script" not in html
     assert "TTFT p50" in html
+
+
+LATE = {"generator": {"verdict": "client_saturated", "reason": "late"}}
+
+
+def test_invalid_runs_are_shown_on_request_and_never_judged(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = str(make("a")), str(make("b", slower=1.3, manifest=LATE))
+
+    assert main([a, b]) == 2
+    output = capsys.readouterr().out
+    assert "B has no valid run" in output
+    assert "TTFT p50" not in output
+    assert "note: --include-invalid shows the figures of invalid runs" in output
+
+    assert main([a, b, "--include-invalid"]) == 2
+    output = capsys.readouterr().out
+    assert "A and B cannot be compared: invalid runs of B are included" in output
+    assert "B (invalid)" in output
+    row = next(line for line in output.splitlines() if "TTFT p50" in line)
+    assert row.split()[2:4] == ["40.0", "51.9"]
+    assert row.endswith("not comparable")
+
+
+def test_the_document_names_invalid_runs(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    b = str(make("b", manifest=LATE))
+
+    assert main([str(make("a")), b, "--include-invalid", "--json"]) == 2
+
+    assert json.loads(capsys.readouterr().out)["invalid_runs"] == {"a": [], "b": [b]}
+
+
+def test_a_sweep_alone_gives_its_table_again(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make("sweep/0-a", config={"arrival": {"rate": 5.0}})
+    make("sweep/1-b", config={"arrival": {"rate": 9.0}}, manifest=LATE)
+    page = tmp_path / "page.html"
+
+    assert main([str(tmp_path / "sweep"), "--include-invalid", "--html", str(page)]) == 0
+
+    output = capsys.readouterr().out
+    assert output.startswith("2 runs, 1 valid\n")
+    assert "NOT VALID: figures to look at" in output
+    assert "Sweep over arrival.rate" in page.read_text(encoding="utf-8")
+    with pytest.raises(MuaiError, match="--json needs two sides"):
+        main([str(tmp_path / "sweep"), "--json"])
+    with pytest.raises(MuaiError, match="holds one run"):
+        main([str(tmp_path / "sweep" / "0-a")])
+
+
+def test_bars_and_labels_of_the_chart_have_the_sign_of_the_table(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    monkeypatch.setattr(comparison_page, "inline_svg", lambda figure, *texts: drawn.append(figure) or "")
+    a, b = (load_run(make(name, slower=slower)) for name, slower in (("a", 1.0), ("b", 1.3)))
+    found = [one for one in compare([a], [b]).differences if one.change.value]
+
+    comparison_page.forest_figure(found, name="x")
+
+    (axes,) = drawn[0].axes
+    points = [line.get_xdata()[0] for line in axes.lines if line.get_marker() in ("o", "<", ">")]
+    assert len(points) == len(found) == len(axes.texts) >= 3
+    for one, point, label in zip(found, points, axes.texts, strict=True):
+        assert one.change.value is not None
+        assert np.sign(point) == np.sign(one.change.value)
+        assert label.get_text().startswith("+" if point > 0 else "-")
+    assert any(label.get_text().endswith("worse") for label in axes.texts)

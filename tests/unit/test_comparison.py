@@ -51,7 +51,7 @@ def make(tmp_path: Path) -> Make:
             first = due + slower * rng.lognormal(-2.3, spread)
             gaps = slower * rng.lognormal(-4.6, spread / 2, size=9)
             chunks = [float(t) for t in first + np.concatenate([[0.0], np.cumsum(gaps)])]
-            if failed and index % (120 // failed) == 0:
+            if index * failed % 120 < failed:
                 rows.append(record(index, due=due, sent=due, status="error", error="HTTP 500"))
             else:
                 rows.append(record(index, due=due, sent=due, chunks=chunks))
@@ -171,6 +171,20 @@ def test_a_candidate_without_any_success_is_worse_not_incomparable(make: Make) -
     assert found.of("success").change.value == -1.0
     assert found.of("p50 ttft").verdict == NOT_COMPARABLE
     assert found.of("p50 ttft").reason == "B: no successful request"
+
+
+def test_the_change_of_a_rate_is_that_of_its_inverse_turned_round_and_never_below_all_of_it(make: Make) -> None:
+    # Given three rounds in which B answers all, a third and two
+    names = ("one", "two", "three")
+    a = [make(schedule=name) for name in names]
+    b = [make(schedule=name, failed=failed) for name, failed in zip(names, (0, 80, 118), strict=True)]
+
+    there, back = difference(a, b, "requests").change, difference(b, a, "requests").change
+
+    assert there.low is not None
+    assert -1.0 < there.low < (there.value or 0.0) < 0.0 < (there.high or 0.0)
+    assert 1.0 + (back.value or 0.0) == pytest.approx(1.0 / (1.0 + (there.value or 0.0)))
+    assert 1.0 + (back.high or 0.0) == pytest.approx(1.0 / (1.0 + there.low), rel=0.2)
 
 
 def test_from_no_goodput_at_all_there_is_no_relative_change(make: Make) -> None:

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from synthetic_run import record, write_run
 from test_report import Page
 
-from muai_lab.analysis import find_runs, load_run, save_sweep_picture, write_report, write_sweep_report
+from muai_lab.analysis import (
+    comparison_table,
+    find_runs,
+    load_run,
+    save_sweep_picture,
+    write_report,
+    write_sweep_report,
+)
+from muai_lab.analysis.configurations import compared_rounds, configurations
+from muai_lab.analysis.labels import label_points
+from muai_lab.analysis.svg import new_figure
 from muai_lab.errors import RunError
 
 
@@ -20,6 +33,7 @@ def measured(
     first: float = 0.1,
     tokens: int = 5,
     engine: str = "pytorch",
+    saturated: bool = False,
     **written: object,
 ) -> None:
     rows = []
@@ -30,7 +44,8 @@ def measured(
         "optimization": {"engine_preference": [engine], "batcher": {"max_batch_size": limit}},
         "experiment": {"repeat": repeat},
     }
-    manifest = {"schedule_hash": f"schedule {repeat}"}
+    generator = {"verdict": "client_saturated", "reason": "late"} if saturated else {"verdict": "ok"}
+    manifest = {"schedule_hash": f"schedule {repeat}", "generator": generator}
     write_run(path, rows, measure=(0.0, 6.0), config=config, manifest=manifest, **written)  # type: ignore[arg-type]
 
 
@@ -110,6 +125,133 @@ def test_repeats_show_their_noise(tmp_path: Path) -> None:
     assert "2 configurations, 6 runs, 6 valid" in page.text
     assert "A/A noise: two runs of one configuration differ by less than this in 19 of 20 cases" in page.text
     assert "no difference shown" in page.text
+
+
+def test_configurations_are_compared_over_the_same_rounds_only(tmp_path: Path) -> None:
+    # Given a machine that gets slower from round to round, and rounds that are missing or not usable here and there
+    unusable = {(8, 2), (16, 0)}
+    for limit, quicker in ((8, 0.0), (16, 0.01)):
+        for repeat in range(3):
+            path = tmp_path / f"size={limit}" / f"repeat-{repeat}"
+            first = 0.1 * (1 + repeat) - quicker
+            measured(path, limit, repeat=repeat, first=first, saturated=(limit, repeat) in unusable)
+
+    # When they are grouped
+    eight, sixteen = configurations([load_run(path) for path in find_runs(tmp_path)])
+
+    # Then the means are those of the one round in which both have a usable run
+    assert (eight.compared, sixteen.compared) == ((1,), (1,))
+    assert eight.mean("TTFT p50") == pytest.approx(0.2)
+    assert sixteen.mean("TTFT p50") == pytest.approx(0.19)
+    page = page_of(tmp_path)
+    assert "Quickest first token: max_batch_size=16" in page.text or "Most throughput: max_batch_size=16" in page.text
+    assert "Means over 1 of 3 repeats: the rounds in which every configuration is usable" in page.text
+
+
+def test_without_a_common_round_nothing_is_ranked(tmp_path: Path) -> None:
+    for limit, bad in ((8, 0), (16, 1)):
+        for repeat in range(2):
+            measured(tmp_path / str(limit) / f"repeat-{repeat}", limit, repeat=repeat, saturated=repeat == bad)
+
+    page = page_of(tmp_path)
+
+    assert "No configuration is put before another" in page.text
+    assert "Most throughput" not in page.text
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=5))
+def test_the_rounds_that_are_compared_are_usable_and_the_same_or_none_are(usable: list[list[bool]]) -> None:
+    found = compared_rounds(usable)
+
+    for row, places in zip(usable, found, strict=True):
+        assert all(row[place] for place in places)
+        assert bool(places) == any(row)
+    shared = [place for place in range(3) if all(row[place] for row in usable if any(row))]
+    assert all(list(places) == shared for places in found if places) or not shared
+
+
+def test_a_missing_run_does_not_move_later_repeats_into_its_round(tmp_path: Path) -> None:
+    for repeat in (0, 2):
+        measured(tmp_path / "8" / f"repeat-{repeat}", 8, repeat=repeat)
+    for repeat in range(3):
+        measured(tmp_path / "16" / f"repeat-{repeat}", 16, repeat=repeat)
+
+    eight, sixteen = sorted(
+        configurations([load_run(path) for path in find_runs(tmp_path)]), key=lambda one: one.number
+    )
+
+    assert [value is None for value in eight.figures["TTFT p50"]] == [False, True, False]
+    assert eight.compared == sixteen.compared == (0, 2)
+    assert eight.rounds == 3
+
+
+def test_points_bear_the_numbers_of_the_runs(tmp_path: Path) -> None:
+    for number, limit in ((0, 8), (1, 16)):
+        measured(tmp_path / f"{number}-max_batch_size={limit}", limit, tokens=3 + number)
+
+    found = configurations([load_run(path) for path in find_runs(tmp_path)])
+
+    assert [one.number for one in found] == [0, 1]
+    assert "0, max_batch_size=8:" in page_of(tmp_path).text
+
+
+def test_repeats_of_a_swept_seed_have_a_name_of_their_own(tmp_path: Path) -> None:
+    for number, (limit, seed) in enumerate([(8, 1), (8, 2), (16, 1), (16, 2)]):
+        measured(tmp_path / str(number), limit, repeat=seed)
+
+    found = configurations([load_run(path) for path in find_runs(tmp_path)])
+
+    assert [one.group.name for one in found] == ["max_batch_size=8", "max_batch_size=16"]
+
+
+def test_what_is_not_valid_is_not_drawn_is_named_and_is_shown_apart(tmp_path: Path) -> None:
+    for number, limit in enumerate((4, 8, 16)):
+        measured(tmp_path / f"{number}-x", limit, tokens=3 + number, saturated=limit == 8)
+    runs = [load_run(path) for path in find_runs(tmp_path)]
+
+    page = page_of(tmp_path)
+    assert "Not drawn, for want of a usable run with output tokens: 1." in page.text
+    assert "NOT VALID: figures to look at, no part of any mean" in page.text
+    assert "orange" not in page.text
+
+    plain, asked = comparison_table(runs), comparison_table(runs, include_invalid=True)
+    assert [grid.title for grid in plain.grids] == ["runs"]
+    assert any("--include-invalid" in note for note in plain.notes)
+    assert asked.grids[0] == plain.grids[0]
+    assert asked.grids[1].rows[0][:2] == ("1-x", "client_saturated")
+    assert asked.grids[1].rows[0][3] not in ("-", "")
+
+
+def test_a_choice_of_workload_is_one_column(tmp_path: Path) -> None:
+    for number, (name, low) in enumerate([("chat", 16), ("fixed", None), ("chat", 16)]):
+        workload = {"name": name, "prompt_tokens": {"low": low}, "turns": number}
+        rows = [record(at, due=at * 0.1, sent=at * 0.1, chunks=[at * 0.1 + 0.1]) for at in range(20)]
+        write_run(tmp_path / str(number), rows, measure=(0.0, 2.0), config={"workload": workload})
+
+    found = configurations([load_run(path) for path in find_runs(tmp_path)])
+
+    assert [one.name for one in found] == [
+        "workload=chat, turns=0",
+        "workload=fixed, turns=1",
+        "workload=chat, turns=2",
+    ]
+
+
+@settings(max_examples=25)
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=40))
+def test_labels_neither_overlap_nor_leave_the_plot(points: list[tuple[float, float]]) -> None:
+    axes = new_figure(4.0, 3.0).subplots()
+    axes.set_xlim(0.0, 1.0)
+    axes.set_ylim(0.0, 1.0)
+
+    left_out = label_points(axes, [(f"no {number}", x, y) for number, (x, y) in enumerate(points)])
+
+    drawn = [text.get_window_extent() for text in axes.texts]
+    assert len(drawn) + len(left_out) == len(points)
+    assert len(drawn) >= 1
+    assert not any(one.overlaps(other) for one, other in combinations(drawn, 2))
+    frame = axes.get_window_extent()
+    assert all(box.x0 >= frame.x0 - 1 and box.x1 <= frame.x1 + 1 for box in drawn)
 
 
 @pytest.mark.parametrize("status", ["failed", "running"])

@@ -41,8 +41,9 @@ def main(argv: Sequence[str]) -> int:
     args = _parser().parse_intermixed_args(argv)
     baseline = [] if args.baseline is None else [f"config_file={quoted(str(args.baseline))}"]
     resolved = compose([*args.overrides, *baseline])
-    from muai_lab.commands.tune_progress import TuneProgress, forecast
+    from muai_lab.commands.tune_progress import TuneProgress
     from muai_lab.tuning.export import EXPORTED, UNCONFIRMED
+    from muai_lab.tuning.forecast import first_forecast
     from muai_lab.tuning.measure import Switch
     from muai_lab.tuning.report import REPORT
     from muai_lab.tuning.storage import study_directory
@@ -52,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
     messages, output = Console(stderr=True), Console()
     switch = Switch()
     progress = TuneProgress(messages, resolved.settings)
-    for line in (f"study: {directory}", forecast(resolved.settings.tuning)):
+    for line in (f"study: {directory}", first_forecast(resolved.settings.tuning)):
         messages.print(line, markup=False, highlight=False, soft_wrap=True)
     with _stopped_by_interrupt(switch, messages):
         result = tune(resolved, directory, progress, switch)
@@ -65,6 +66,7 @@ def main(argv: Sequence[str]) -> int:
     if result.verdict == "refused":
         lines.append(f"the refused winner: python -m muai_lab export {shlex.quote(str(directory))} --unconfirmed")
     lines.append(f"report: {directory / REPORT}")
+    messages.print(f"took {progress.elapsed}", markup=False, highlight=False)
     for line in lines:
         output.print(line, markup=False, highlight=False, soft_wrap=True)
     return _INTERRUPTED if switch.asked else 0

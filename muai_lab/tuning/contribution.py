@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from muai_lab.analysis.comparison import mean_change
+from muai_lab.analysis.statistics import Estimate
 from muai_lab.errors import SettingsError
 from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.tuning.arena import Arena, ConfigurationFailed
@@ -20,6 +21,7 @@ from muai_lab.tuning.measure import Switch, Unmeasurable, measure
 from muai_lab.tuning.objective import Bounds, Objective, total_violation
 from muai_lab.tuning.search_space import Point, SearchSpace, Value, value_at, with_values
 
+_UNKNOWN = Estimate(None)
 _REPEATS = 2
 # Fewer blocks than this decide nothing after the first repeat.
 _ENOUGH_BLOCKS = 4
@@ -105,11 +107,8 @@ def _try_without(
 ) -> Contribution:
     before, after = value_at(present, path), kept[path]
 
-    def outcome(kept: bool, reason: str, gains: Sequence[float] = ()) -> Contribution:
-        if not gains:
-            return Contribution(path, before, after, None, None, None, kept, reason)
-        mean, _ = mean_change(np.array(gains), 0.0)
-        return Contribution(path, before, after, mean.value, mean.low, mean.high, kept, reason)
+    def outcome(kept: bool, reason: str, gain: Estimate = _UNKNOWN) -> Contribution:
+        return Contribution(path, before, after, gain.value, gain.low, gain.high, kept, reason)
 
     with_it = with_values(present, kept)
     parameter = next(one for one in space if one.path == path)
@@ -120,19 +119,18 @@ def _try_without(
     except SettingsError:
         return outcome(True, "goes with another change: alone its present value would contradict it")
     try:
-        gains, broken = _compare(arena, with_it, without_it, objective, bounds, switch, blocks, noise)
+        gain, broken = _compare(arena, with_it, without_it, objective, bounds, switch, blocks, noise)
     except ConfigurationFailed as error:
         if not _serves(arena, with_it):
             raise
         return outcome(True, f"without it the configuration does not serve: {str(error).splitlines()[0]}")
     except Unmeasurable:
         return outcome(True, "could not be told apart: the load generator was the bottleneck")
-    mean, _ = mean_change(np.array(gains), 0.0)
     if broken:
-        return outcome(True, "without it the bounds are not kept", gains)
-    if (mean.value or 0.0) > noise and (mean.low or 0.0) > 0.0:
-        return outcome(True, "earns its place", gains)
-    return outcome(False, "no effect beyond the noise: put back", gains)
+        return outcome(True, "without it the bounds are not kept", gain)
+    if (gain.value or 0.0) > noise and (gain.low or 0.0) > 0.0:
+        return outcome(True, "earns its place", gain)
+    return outcome(False, "no effect beyond the noise: put back", gain)
 
 
 def _compare(
@@ -144,30 +142,35 @@ def _compare(
     switch: Switch,
     blocks: int,
     noise: float,
-) -> tuple[list[float], bool]:
-    """Gain on each block of having the change, and whether only the change keeps the bounds.
+) -> tuple[Estimate, bool]:
+    """The gain of having the change, and whether only the change keeps the bounds.
 
     The second repeat, in the other order, is left out where the first leaves no doubt on which side of the noise it is.
     """
     runs: dict[bool, list[list[BlockResult]]] = {True: [], False: []}
-    gains: list[float] = []
+    gain = _UNKNOWN
     for repeat in range(_REPEATS):
         for has_it in (True, False) if repeat % 2 == 0 else (False, True):
             arm = with_it if has_it else without_it
             runs[has_it].append(measure(arena, arm, range(blocks), switch).blocks)
         new, old = ([value for run in runs[has_it] for value in objective.per_block(run)] for has_it in (True, False))
-        gains = objective.gains(new, old)
-        if len(gains) >= _ENOUGH_BLOCKS and _beyond_doubt(gains, noise):
+        gain = _gain(objective, new, old)
+        if len(new) >= _ENOUGH_BLOCKS and _beyond_doubt(gain, noise):
             break
     seen = {has_it: [block for run in found for block in run] for has_it, found in runs.items()}
     missed = {has_it: total_violation(bounds.violations(found, None)) for has_it, found in seen.items()}
-    return gains, missed[False] > 0.0 >= missed[True]
+    return gain, missed[False] > 0.0 >= missed[True]
 
 
-def _beyond_doubt(gains: Sequence[float], noise: float) -> bool:
+def _gain(objective: Objective, new: Sequence[float], old: Sequence[float]) -> Estimate:
+    """The relative gain over pairs of blocks with its interval; on the log scale, so that no rate loses over 100 %."""
+    mean, _ = mean_change(np.array(objective.log_gains(new, old)), 0.0)
+    return Estimate(*(objective.gain_of_log(end or 0.0) for end in (mean.value, mean.low, mean.high)))
+
+
+def _beyond_doubt(gain: Estimate, noise: float) -> bool:
     """Whether the whole interval lies far above the noise, or below 0."""
-    mean, _ = mean_change(np.array(gains), 0.0)
-    return mean.low is not None and mean.high is not None and (mean.low > 2.0 * noise or mean.high < 0.0)
+    return gain.low is not None and gain.high is not None and (gain.low > 2.0 * noise or gain.high < 0.0)
 
 
 def _serves(arena: Arena, optimization: OptimizationSettings) -> bool:

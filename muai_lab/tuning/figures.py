@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from muai_lab.analysis.svg import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, SHADE, inline_svg, new_figure, style
 from muai_lab.analysis.wording import number
@@ -25,11 +25,12 @@ _SLICES_PER_ROW = 3
 FEWEST_RANDOM = 4
 
 _MISSES = "misses a bound"
+_NO_VALUE = "crashed"
 _LOOKS: dict[str, tuple[str, str, str]] = {
     "measured": (BLUE, "o", "measured to its end"),
     _MISSES: (MUTED, "o", "the same, misses a bound"),
     "pruned": (PURPLE, "v", "given up early (value so far)"),
-    "crashed": (ORANGE, "x", "did not serve"),
+    _NO_VALUE: (ORANGE, "x", "did not serve (no value)"),
 }
 
 
@@ -39,19 +40,19 @@ def history_figure(trials: Sequence[TrialRecord], objective: Objective, name: st
     with mpl.rc_context(style()):
         figure = new_figure(_WIDTH, 3.1)
         axes = figure.subplots()
-        order = {trial.number: place for place, trial in enumerate(shown, start=1)}
+        numbers = [trial.number for trial in shown]
         for outcome in _LOOKS:
             group = [trial for trial in shown if _look(trial) == outcome]
-            _dots(axes, [order[trial.number] for trial in group], [_value(trial) for trial in group], outcome)
+            _dots(axes, [trial.number for trial in group], [_value(trial) for trial in group], outcome)
         best = _best_so_far(shown, objective)
-        axes.step(range(1, len(shown) + 1), best, where="post", color=INK, linewidth=1.2, label="best so far")
+        axes.step(numbers, best, where="post", color=INK, linewidth=1.2, label="best so far")
         expected = random_reference(trials, objective, len(shown))
         if expected is not None:
             axes.plot(
-                range(1, len(shown) + 1), expected, color=MUTED, linewidth=1.1, linestyle=(0, (4, 2)),
+                numbers, expected, color=MUTED, linewidth=1.1, linestyle=(0, (4, 2)),
                 label="random search, expected best",
             )  # fmt: skip
-        axes.set_xlabel("trial that took time, in order")
+        axes.set_xlabel("number of the trial")
         axes.set_title(f"{objective.title}, {objective.unit}", loc="left")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), borderpad=0.0, handlelength=1.4)
@@ -168,8 +169,8 @@ def _slice(axes: Axes, trials: Sequence[TrialRecord], parameter: Parameter) -> N
         _dots(axes, at, [_value(trial) for trial in group], outcome)
     if parameter.log:
         axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.xaxis.set_minor_locator(mpl.ticker.NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
     axes.set_title(_short(parameter.path), loc="left")
 
 
@@ -190,12 +191,11 @@ def pairs_figure(confirmation: Confirmation, objective: Objective, name: str) ->
         right.axhline(0.0, color=MUTED, linewidth=0.9)
         right.plot(range(1, len(pairs) + 1), [pair.gain for pair in pairs], linestyle="none", marker="o", color=BLUE)
         at = len(pairs) + 1.2
+        named = range(1, len(pairs) + 1, 1 + len(pairs) // 15)
         right.plot((at, at), (confirmation.low, confirmation.high), color=INK, linewidth=2.0)
         right.plot(at, confirmation.gain, color=INK, marker="D", markersize=5.0)
-        right.set_xticks(
-            [*range(1, len(pairs) + 1), at], [*(str(number) for number in range(1, len(pairs) + 1)), "mean"]
-        )
-        right.yaxis.set_major_formatter(mpl.ticker.PercentFormatter(1.0, decimals=0))
+        right.set_xticks([*named, at], [*map(str, named), "mean"])
+        right.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:+.3g} %" if value else "0"))
         right.set_title("gain of each pair, and their mean with its 95 % interval (shaded: noise)", loc="left")
         described = (
             f"{len(pairs)} pairs; mean gain {confirmation.gain:+.1%}, interval {confirmation.low:+.1%} to "
@@ -206,7 +206,13 @@ def pairs_figure(confirmation: Confirmation, objective: Objective, name: str) ->
 
 def _dots(axes: Axes, x: Sequence[float], y: Sequence[float], outcome: str) -> None:
     colour, marker, label = _LOOKS[outcome]
-    if len(x):
+    if outcome == _NO_VALUE and len(x):
+        # Its stand-in for the sampler is no measurement: it would only stretch the axis.
+        axes.plot(
+            x, [0.03] * len(x), linestyle="none", marker=marker, markersize=4.5, color=colour, label=label,
+            transform=axes.get_xaxis_transform(),
+        )  # fmt: skip
+    elif len(x):
         axes.plot(x, y, linestyle="none", marker=marker, markersize=4.5, color=colour, alpha=0.8, label=label)
 
 

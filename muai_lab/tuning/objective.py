@@ -40,16 +40,24 @@ class Objective:
             return math.copysign(1.0, change) if change else 0.0
         return change / abs(old)
 
-    def gains(self, new: Sequence[float], old: Sequence[float]) -> list[float]:
-        """The gain of each pair, relative to the mean of all of `old`: single blocks may well be 0."""
-        level = fmean(old)
-        return [self.gain(level + after - before, level) for after, before in zip(new, old, strict=True)]
-
     def log_gain(self, new: float, old: float) -> float:
         """Logarithm of the factor by which `new` is better than `old`; factors beyond a hundred count as a hundred."""
         factor = new / old if old > 0.0 else math.inf if new > 0.0 else 1.0
         bounded = math.log(min(max(factor, 1.0 / _MOST_FACTOR), _MOST_FACTOR))
         return bounded if self.larger_is_better else -bounded
+
+    def log_gains(self, new: Sequence[float], old: Sequence[float]) -> list[float]:
+        """One logarithm for each pair of blocks, whose mean is that of the factor between the means of `new` and `old`.
+
+        Single blocks may well be 0, so their own factors mean nothing. The spread is that of the ratio of two means,
+        linearised (delta method; Cochran, Sampling Techniques, 1977, section 6.4).
+        """
+        level, before = fmean(new), fmean(old)
+        middle, sign = self.log_gain(level, before), 1.0 if self.larger_is_better else -1.0
+        return [
+            middle + sign * (_relative(ours, level) - _relative(theirs, before))
+            for ours, theirs in zip(new, old, strict=True)
+        ]
 
     def gain_of_log(self, log_gain: float) -> float:
         """The gain, as `gain` tells it, of such a logarithm."""
@@ -87,6 +95,10 @@ def objectives_of(settings: LabSettings) -> tuple[Objective, ...]:
     )  # fmt: skip
     by_name = {objective.name: objective for objective in known}
     return tuple(by_name[name] for name in tuning.objectives)
+
+
+def _relative(value: float, mean: float) -> float:
+    return value / mean - 1.0 if mean > 0.0 else 0.0
 
 
 def _seconds(blocks: Sequence[BlockResult]) -> float:
@@ -146,6 +158,11 @@ class Bounds:
 
 def _over(share: float, bound: float) -> float:
     return (share - bound) / (1.0 - bound)
+
+
+def missed(violations: Mapping[str, float]) -> str:
+    """The bounds that are missed, by name: `promise, errors`; empty if every bound is kept."""
+    return ", ".join(name for name, value in violations.items() if value > 0.0)
 
 
 def total_violation(violations: Mapping[str, float]) -> float:

@@ -25,11 +25,11 @@ from muai_lab.tuning.figures import (
     slices_figure,
 )
 from muai_lab.tuning.importance import importance_of
-from muai_lab.tuning.objective import Objective
+from muai_lab.tuning.objective import Objective, missed
 from muai_lab.tuning.result import TuningResult
 from muai_lab.tuning.search_space import Point, SearchSpace, value_at
 from muai_lab.tuning.study import TuningStudy
-from muai_lab.tuning.trials import TOOK_TIME, TrialRecord, pareto_front
+from muai_lab.tuning.trials import OUTCOMES, TOOK_TIME, TrialRecord, pareto_front, tally
 
 REPORT = "report.html"
 _REASON_CHARACTERS = 300
@@ -139,7 +139,7 @@ def _engines_grid(result: TuningResult, objective: Objective) -> Grid:
         trial = "-" if entry.best_trial is None else str(entry.best_trial)
         stopped = entry.stopped or "-"
         if entry.best is not None and not entry.feasible:
-            stopped += "; the best misses a bound"
+            stopped += "; the best MISSES A BOUND"
         rows.append((entry.engine, f"{entry.trials:,}", best, trial, stopped))
     columns = ("Engine", "Trials", f"Best, {objective.unit}", "In trial", "Why it stopped")
     return Grid("searches", columns, tuple(rows), "lrrrl")
@@ -163,6 +163,7 @@ def _search(
     return {
         "engine": engine,
         "study": study.name,
+        "tally": tally(trials),
         "id": name,
         "history": Markup(history_figure(trials, objective, f"{name}-history")) if shown else None,
         "random": sum(trial.kind == "random" and trial.outcome in TOOK_TIME for trial in trials),
@@ -191,48 +192,43 @@ def _trials_grid(
     trials: Sequence[TrialRecord], space: SearchSpace, present: OptimizationSettings, objectives: Sequence[Objective]
 ) -> Grid:
     names = {"present": "present", "random": "random", "search": "proposed", "again": "best, again"}
+    promised = any("promise" in trial.violations for trial in trials)
     rows = []
     for trial in trials:
         if trial.outcome not in ("measured", "pruned"):
             continue
-        kept = "yes" if trial.feasible else ", ".join(name for name, over in trial.violations.items() if over > 0)
         rows.append(
             (
                 str(trial.number),
                 names[trial.kind],
-                "to its end" if trial.outcome == "measured" else f"given up: {trial.reason}",
+                OUTCOMES[trial.outcome] + (f": {trial.reason}" if trial.reason else ""),
                 *(number(value) for value in trial.values or ()),
-                percent(attainment(trial.blocks)),
-                kept,
+                *([percent(attainment(trial.blocks))] if promised else []),
+                missed(trial.violations) or "none",
                 _differences(trial.point, space, present),
             )
         )
     columns = (
-        "Trial", "Why", "Measured", *(f"{one.title}, {one.unit}" for one in objectives), "Kept promise", "Bounds kept",
-        "Differs from present in",
+        "Trial", "Why", "Measured", *(f"{one.title}, {one.unit}" for one in objectives),
+        *(["Kept the promise"] if promised else []), "Missed bounds", "Differs from present in",
     )  # fmt: skip
-    return Grid("trials that were measured", columns, tuple(rows), "lll" + "r" * len(objectives) + "rll")
+    title = f"trials with a figure: {len(rows)}"
+    return Grid(title, columns, tuple(rows), "rll" + "r" * (len(objectives) + promised) + "ll")
 
 
 def _failures_grid(trials: Sequence[TrialRecord], space: SearchSpace, present: OptimizationSettings) -> Grid | None:
-    words = {
-        "crashed": "did not serve",
-        "rejected": "refused by calculation",
-        "unmeasurable": "could not be measured",
-        "lost": "lost",
-    }
     rows = tuple(
         (
             str(trial.number),
-            words[trial.outcome],
+            OUTCOMES[trial.outcome],
             redacted((trial.reason or "-")[:_REASON_CHARACTERS]),
             _differences(trial.point, space, present),
         )
         for trial in trials
-        if trial.outcome in words
+        if trial.outcome not in ("measured", "pruned")
     )
     columns = ("Trial", "Outcome", "Reason", "Differs from present in")
-    return Grid("trials without a figure", columns, rows, "llll") if rows else None
+    return Grid(f"trials without a figure: {len(rows)}", columns, rows, "rlll") if rows else None
 
 
 def _differences(point: Point, space: SearchSpace, present: OptimizationSettings) -> str:

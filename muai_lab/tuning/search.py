@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from muai_lab.analysis.wording import plural
 from muai_lab.errors import RunError, SettingsError
 from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.settings.tuning import TuningSettings
@@ -24,6 +25,7 @@ from muai_lab.tuning.trials import (
     Noise,
     Standing,
     TrialRecord,
+    budget_used,
     noise_of,
     point_key,
     standings,
@@ -129,7 +131,8 @@ class Search:
             self._switch.check()
             self._keep_measuring_the_best()
             self._one()
-        self._run_off()
+        if again := self._run_off():
+            reason += f"; then what was close to the best was measured again ({plural(again, 'trial')})"
         return reason
 
     def best(self) -> Standing | None:
@@ -153,7 +156,7 @@ class Search:
             raise
         record = replace(record, seconds=time.perf_counter() - began)
         self._study.finish(draft, record)
-        self._watcher.ended(record, self.best(), sum(trial.outcome in TOOK_TIME for trial in self._study.records()))
+        self._watcher.ended(record, self.best(), budget_used(self._study.records()))
         self._check_start(record)
         return record
 
@@ -263,10 +266,10 @@ class Search:
         if new >= self._plan.incumbent_every or not any(trial.kind == "again" for trial in trials):
             self._study.ask_for(best.point, "again", of=best.number)
 
-    def _run_off(self) -> None:
-        """Measure those again that noise alone could have put behind the best, or in front."""
+    def _run_off(self) -> int:
+        """Measure those again that noise alone could have put behind the best, or in front; returns their number."""
         objective = self._objectives[0]
-        for _ in range(_FINALISTS):
+        for done in range(_FINALISTS):
             found = standings(self._study.records(), objective)
             margin = 2.0 * self.noise().run
             close = [
@@ -276,22 +279,23 @@ class Search:
             ]
             once = [one for one in close if len(one.runs) == 1]
             if not once:
-                return
+                return done
             self._study.ask_for(once[0].point, "again", of=once[0].number)
             self._one()
+        return _FINALISTS
 
     def _stop_reason(self) -> str | None:
         plan = self._plan
         trials = self._study.records()
-        took_time = [trial for trial in trials if trial.outcome in TOOK_TIME]
-        if len(took_time) >= plan.n_trials:
-            return f"{len(took_time)} trials were measured (tuning.n_trials)"
+        used = budget_used(trials)
+        if used >= plan.n_trials:
+            return f"all {plural(plan.n_trials, 'trial')} are used up (tuning.n_trials)"
         elapsed_s = self._clock() - self._began
         if plan.timeout_s is not None and elapsed_s >= plan.timeout_s:
             return f"{elapsed_s:.0f} s have passed (tuning.timeout_s)"
         noise = self.noise().run
         without = trials_without_gain(trials, self._objectives[0], noise)
-        if without >= plan.patience and len(took_time) > plan.startup_trials:
+        if without >= plan.patience and used > plan.startup_trials:
             return f"none of the last {without} configurations gained more than twice the noise ({2 * noise:.1%})"
         if (all_kept := self._nothing_to_gain()) is not None:
             return all_kept

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
+from muai_lab.analysis.wording import plural
 from muai_lab.tuning.block import BlockResult
 from muai_lab.tuning.objective import Bounds, Objective, total_violation
 from muai_lab.tuning.pruning import ASSUMED_BLOCK_NOISE
@@ -30,6 +32,7 @@ ENOUGH_REPEATS = 3
 class TrialRecord:
     """One trial of the study.
 
+    number: the one that the study's database gave it, from 0; the log, the page and the result use no other.
     values: one per objective, None where nothing was measured. seconds: its whole time, of it load_s under load and
     start_s for a start of the server. restarted: whether the server had to be started for it. ended_at: Unix time.
     """
@@ -63,6 +66,35 @@ class TrialRecord:
     def key(self) -> str:
         """Equal for trials of the same point."""
         return point_key(self.point)
+
+
+OUTCOMES: Mapping[Outcome, str] = {
+    "measured": "measured to the end",
+    "pruned": "given up early",
+    "crashed": "did not serve",
+    "unmeasurable": "could not be measured",
+    "rejected": "refused by calculation",
+    "repeated": "the same as another",
+    "lost": "lost",
+}
+"""How each outcome is called, in the log and on the page."""
+
+
+def budget_used(trials: Sequence[TrialRecord]) -> int:
+    """Trials that count towards `tuning.n_trials`, and wherever trials are counted: those that took time."""
+    return sum(trial.outcome in TOOK_TIME for trial in trials)
+
+
+def tally(trials: Sequence[TrialRecord]) -> str:
+    """`12 trials: 9 measured to the end, 2 given up early, 1 did not serve; besides 3 refused by calculation`."""
+    counts = Counter(trial.outcome for trial in trials)
+
+    def listed(count_towards_budget: bool) -> str:
+        chosen = [one for one in OUTCOMES if (one in TOOK_TIME) is count_towards_budget and counts[one]]
+        return ", ".join(f"{counts[one]} {OUTCOMES[one]}" for one in chosen)
+
+    counted = plural(budget_used(trials), "trial") + (f": {told}" if (told := listed(True)) else "")
+    return f"{counted}; besides {others}" if (others := listed(False)) else counted
 
 
 def point_key(point: Point) -> str:

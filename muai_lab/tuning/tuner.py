@@ -37,7 +37,7 @@ from muai_lab.tuning.search_space import Point, SearchSpace
 from muai_lab.tuning.server_arena import ServerArena, reference_tokens
 from muai_lab.tuning.storage import shown, storage_url
 from muai_lab.tuning.study import TuningStudy
-from muai_lab.tuning.trials import Standing, missed_bounds, noise_of, standings
+from muai_lab.tuning.trials import Standing, budget_used, missed_bounds, noise_of, standings
 from muai_lab.tuning.watcher import Noting, TuneWatcher
 
 _SIZE = "optimization.batcher.max_batch_size"
@@ -325,7 +325,7 @@ class _Tuner:
                 EngineStudy(
                     searched.engine,
                     searched.study.name,
-                    sum(record.outcome in ("measured", "pruned", "crashed") for record in records),
+                    budget_used(records),
                     searched.stopped,
                     None if standing is None else standing.value,
                     None if standing is None else standing.number,

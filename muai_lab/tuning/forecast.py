@@ -1,0 +1,89 @@
+"""The time that a tuning may still take at most: from its settings first, corrected by every trial and pair."""
+
+from __future__ import annotations
+
+from statistics import fmean
+
+from muai_lab.settings.tuning import TuningSettings
+from muai_lab.tuning.trials import TrialRecord
+
+# A block's last answers after its load, and a start of the embedded model's server: before anything was measured.
+_BLOCK_END_S, _START_S = 0.5, 6.0
+
+
+class Forecast:
+    """Upper ends, in seconds. Until a trial was measured to its end, load and starts are taken from the settings."""
+
+    def __init__(self, tuning: TuningSettings) -> None:
+        self._tuning = tuning
+        self._trials: list[float] = []
+        self._loads: list[float] = []
+        self._starts: list[float] = []
+        self._pairs: list[float] = []
+
+    def trial_ended(self, record: TrialRecord) -> None:
+        """Learn from a trial of this process."""
+        if record.outcome not in ("measured", "pruned"):
+            return
+        self._trials.append(record.seconds)
+        if record.outcome == "measured":
+            self._loads.append(record.load_s)
+        if record.restarted:
+            self._starts.append(record.start_s)
+
+    def pair_ended(self, seconds: float) -> None:
+        """Learn from a pair of the confirmation."""
+        self._pairs.append(seconds)
+
+    @property
+    def load_s(self) -> float:
+        """The load of one trial that goes to its end."""
+        tuning = self._tuning
+        asked_s = tuning.blocks * (tuning.lead_in_s + tuning.block_s + _BLOCK_END_S)
+        return fmean(self._loads) if self._loads else asked_s
+
+    @property
+    def start_s(self) -> float:
+        """One start of the server with its warm-up."""
+        return fmean(self._starts) if self._starts else _START_S + self._tuning.warmup_s
+
+    def search_s(self, trials: int, elapsed_s: float = 0.0) -> float:
+        """So many further trials on one engine. elapsed_s: of the search, which tuning.timeout_s counts."""
+        each_s = fmean(self._trials) if self._trials else self.load_s + self.start_s
+        left_s = trials * each_s
+        timeout_s = self._tuning.timeout_s
+        return left_s if timeout_s is None else min(left_s, max(timeout_s - elapsed_s, 0.0))
+
+    def change_s(self) -> tuple[float, float]:
+        """A look at one changed key by itself: shortest and longest."""
+        return 2.0 * self.load_s, 4.0 * (self.load_s + self.start_s)
+
+    def pairs_s(self, pairs: int) -> float:
+        """So many further pairs of the confirmation, each with two starts."""
+        each_s = fmean(self._pairs) if self._pairs else 2.0 * (self.load_s + self.start_s)
+        return pairs * each_s
+
+
+def about(seconds: float) -> str:
+    """`40 s`, `12 min`, `2.5 h`."""
+    if seconds < 90.0:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60.0:.0f} min" if seconds < 5400.0 else f"{seconds / 3600.0:.1f} h"
+
+
+def first_forecast(tuning: TuningSettings) -> str:
+    """The time that a tuning takes at most, before anything is known of the machine."""
+    forecast = Forecast(tuning)
+    told = (
+        f"at most {tuning.n_trials} trials for each engine, {forecast.load_s:.0f} s of load each and a start where it "
+        f"needs one: up to about {about(forecast.search_s(tuning.n_trials))}, less as trials are given up early or "
+        "nothing gets better"
+    )
+    if not tuning.confirm:
+        return told
+    least_s, most_s = forecast.change_s()
+    return (
+        f"{told}; then each change is measured by itself ({about(least_s)} to {about(most_s)} each), and the winner "
+        f"confirmed in about {about(forecast.pairs_s(tuning.confirm_pairs))}, up to "
+        f"{about(forecast.pairs_s(tuning.most_pairs))} if the runs scatter. The figures are corrected as it goes"
+    )

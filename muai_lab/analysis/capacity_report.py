@@ -91,6 +91,7 @@ def probes_grid(document: Mapping[str, Any]) -> Grid:
         rows.append(
             (
                 number(probe["rate_rps"]),
+                number(probe.get("offered_rps")),
                 f"{probe['due']:,}",
                 attainment,
                 number(probe["goodput_rps"]),
@@ -100,14 +101,16 @@ def probes_grid(document: Mapping[str, Any]) -> Grid:
                 str(probe["directory"]),
             )
         )
-    columns = ("requests/s", "judged", "met the SLO", "goodput/s", "TTFT p50 ms", "TPOT p50 ms", "verdict", "run")
-    return Grid(f"{plural(len(rows), 'probe')}, by offered rate", columns, tuple(rows), "rrrrrrll")
+    columns = (
+        "asked/s", "due/s", "judged", "met the SLO", "goodput/s", "TTFT p50 ms", "TPOT p50 ms", "verdict", "run"
+    )  # fmt: skip
+    return Grid(f"{plural(len(rows), 'probe')}, by the rate asked for", columns, tuple(rows), "rrrrrrrll")
 
 
 def render_capacity(document: Mapping[str, Any], directory: Path) -> str:
     """The page as one HTML document; the probes' reports are linked relative to `directory`."""
     sheet = capacity_sheet(document)
-    drawn = [probe for probe in document["probes"] if probe["attainment"] is not None and probe["counts"]]
+    drawn = [probe for probe in document["probes"] if probe["attainment"] is not None]
     links = [
         (str(probe["directory"]), quote(f"{probe['directory']}/report.html"), probe["stopped"] or probe["verdict"])
         for probe in document["probes"]
@@ -127,52 +130,75 @@ def render_capacity(document: Mapping[str, Any], directory: Path) -> str:
 def capacity_figure(document: Mapping[str, Any], drawn: Sequence[Mapping[str, Any]], *, name: str) -> str:
     """Attainment and goodput over the offered rate, with the promise and the capacity."""
     rates = sorted(probe["rate_rps"] for probe in drawn)
-    capacity = document["capacity_rps"]
+    capacity, quantile = document["capacity_rps"], document["slo"]["quantile"]
+    whole = [probe for probe in drawn if probe["goodput_rps"] is not None]
+    offered = sorted(offered_rate(probe) for probe in whole) or rates
     with mpl.rc_context(style()):
-        figure = new_figure(_WIDTH, 3.3)
+        figure = new_figure(_WIDTH, 3.5)
         left, right = figure.subplots(1, 2)
+        _rate_axis(left, rates, "requests per second asked for (log scale)")
+        _rate_axis(right, offered, "requests per second that were due (log scale)")
         for axes in (left, right):
-            _rate_axis(axes, rates)
             _mark_capacity(axes, capacity)
-        quantile = document["slo"]["quantile"]
         left.axhline(quantile * 100, color=MUTED, linewidth=0.9, linestyle=(0, (4, 2)))
         left.annotate(
             f"promised {percent(quantile)}", (0.01, quantile * 100), (0, -3), xycoords=("axes fraction", "data"),
             textcoords="offset points", va="top", color=MUTED,
         )  # fmt: skip
-        for probe in drawn:
-            kept = probe["attainment"] >= quantile
-            left.plot(
-                probe["rate_rps"], probe["attainment"] * 100, marker="o", markersize=5.0, linestyle="none",
-                color=BLUE if kept else ORANGE, markerfacecolor="none" if probe["stopped"] else None,
-            )  # fmt: skip
+        _dots(left, [(probe["rate_rps"], probe["attainment"] * 100, probe) for probe in drawn], quantile)
         left.set_ylim(-3.0, 104.0)
         left.set_title("Requests that met the SLO, %", loc="left")
-        whole = [probe for probe in drawn if probe["goodput_rps"] is not None]
-        for probe in whole:
-            right.plot(
-                probe["rate_rps"], probe["goodput_rps"], marker="o", markersize=5.0, linestyle="none",
-                color=BLUE if probe["attainment"] >= quantile else ORANGE,
-            )  # fmt: skip
-        right.plot(rates, rates, color=GREEN, linewidth=0.9, label="all that was offered")
+        _dots(right, [(offered_rate(probe), probe["goodput_rps"], probe) for probe in whole], quantile)
+        right.plot(offered, offered, color=GREEN, linewidth=0.9, label="all that was due")
         right.set_yscale("log")
-        _few_ticks(right.yaxis, rates)
-        lowest = min([probe["goodput_rps"] for probe in whole if probe["goodput_rps"] > 0] + rates[:1])
-        right.set_ylim(lowest * 0.7, rates[-1] * 1.4)
+        _few_ticks(right.yaxis, offered)
+        lowest = min([probe["goodput_rps"] for probe in whole if probe["goodput_rps"] > 0] + offered[:1])
+        right.set_ylim(lowest * 0.7, offered[-1] * 1.4)
         right.set_title("Goodput, requests/s that met the SLO", loc="left")
         right.legend(loc="upper left")
+        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
         told = "; ".join(
-            f"{number(probe['rate_rps'])} requests/s: {percent(probe['attainment'])} met the SLO"
-            for probe in sorted(drawn, key=lambda probe: float(probe["rate_rps"]))
+            f"{number(one['rate_rps'])} requests/s: {percent(one['attainment'])} met the SLO, {_look(one, quantile)}"
+            for one in sorted(drawn, key=lambda one: float(one["rate_rps"]))
         )
         return inline_svg(figure, name, "SLO attainment and goodput over the offered rate", told)
 
 
-def _rate_axis(axes: Axes, rates: Sequence[float]) -> None:
+def offered_rate(probe: Mapping[str, Any]) -> float:
+    """Requests that were due ÷ window: a drawn schedule has a few more or fewer than the rate asked for."""
+    offered = probe.get("offered_rps")
+    return float(probe["rate_rps"] if offered is None else offered)
+
+
+_LOOKS: dict[str, dict[str, Any]] = {
+    "kept": {"color": BLUE, "marker": "o"},
+    "not kept": {"color": ORANGE, "marker": "o"},
+    "ended early: of the requests decided by then": {"color": ORANGE, "marker": "o", "markerfacecolor": "none"},
+    "does not count: the load generator was late": {"color": MUTED, "marker": "x"},
+}
+_KEPT, _LOST, _EARLY, _UNCOUNTED = _LOOKS
+
+
+def _look(probe: Mapping[str, Any], quantile: float) -> str:
+    if not probe["counts"]:
+        return _UNCOUNTED
+    if probe["stopped"]:
+        return _EARLY
+    return _KEPT if probe["attainment"] >= quantile else _LOST
+
+
+def _dots(axes: Axes, points: Sequence[tuple[float, float, Mapping[str, Any]]], quantile: float) -> None:
+    for look, drawn_as in _LOOKS.items():
+        group = [(x, y) for x, y, probe in points if _look(probe, quantile) == look]
+        if group:
+            axes.plot(*zip(*group, strict=True), linestyle="none", markersize=5.0, label=look, **drawn_as)
+
+
+def _rate_axis(axes: Axes, rates: Sequence[float], label: str) -> None:
     axes.set_xscale("log")
     axes.set_xlim(rates[0] * 0.8, rates[-1] * 1.25)
     _few_ticks(axes.xaxis, rates)
-    axes.set_xlabel("offered requests per second (log scale)")
+    axes.set_xlabel(label)
 
 
 def _few_ticks(axis: Axis, rates: Sequence[float]) -> None:
@@ -183,7 +209,7 @@ def _few_ticks(axis: Axis, rates: Sequence[float]) -> None:
             shown.append(rate)
     axis.set_major_locator(FixedLocator(shown))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.3g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
 
 
 def _mark_capacity(axes: Axes, capacity: Mapping[str, Any] | None) -> None:

@@ -23,6 +23,8 @@ WIDTH = 9.2  # inches; the page scales it to its column
 _DOTS = 700
 _CURVE_POINTS = 240
 _BINS = 120
+_CHARACTER, _BESIDE = 0.0235, 0.015  # width of a character in a histogram, and from a line to its name, of its width
+_ROW = 0.13  # height of a row of names in a histogram, of its height
 _WIDE = 30.0  # ratio of largest to middle value from which an axis is logarithmic
 _TAIL = (0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999)
 
@@ -64,23 +66,41 @@ def _histogram(axes: Axes, values: Floats, marks: Mapping[str, float], sample: s
         _log_axis(axes.set_xscale, axes.xaxis)
     else:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
-    axes.set_ylim(0, max(float(counts.max()) * 1.18, 1.0))
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.set_xlabel("ms" + (" (log scale)" if wide else ""))
     axes.set_title(f"How often: {sample}s per bin", loc="left")
     axes.grid(visible=False, axis="x")
-    top = axes.get_ylim()[1]
-    texts = {key: f"{key} {number(marks[key])}" for key in ("p50", "p99") if key in marks}
-    # p50 is named to the right of its line, p99 to the left of its own; where both do not fit, only p50 is named.
-    room = _fraction(axes, marks["p99"]) - _fraction(axes, marks["p50"]) if "p99" in marks else 0.0
-    fits = room > 0.018 * sum(map(len, texts.values()))
-    for key, text in texts.items():
-        axes.axvline(marks[key], color=INK, linewidth=0.9, linestyle="-" if key == "p50" else (0, (4, 2)))
-        if key == "p50":
-            axes.annotate(text, (marks[key], top), (3, -2), textcoords="offset points", ha="left", va="top")
-        elif fits:
-            axes.annotate(text, (marks[key], top), (-3, -2), textcoords="offset points", ha="right", va="top")
+    mark_quantiles(axes, {key: marks[key] for key in ("p50", "p99") if key in marks}, float(counts.max()))
+
+
+def mark_quantiles(axes: Axes, marks: Mapping[str, float], highest: float) -> None:
+    """A line with name and value for each mark (at most two, ascending), in two rows if they do not fit side by side.
+
+    highest: the top of what is drawn below.
+    """
+    texts = [f"{key} {number(value)}" for key, value in marks.items()]
+    widths = [len(text) * _CHARACTER + _BESIDE for text in texts]
+    at = [_fraction(axes, value) for value in marks.values()]
+    # Names stand between the lines where there is room, else on their outer sides, else in two rows.
+    to_right = [True, False][: len(at)]
+    rows = [0] * len(at)
+    if len(at) == 2 and at[1] - at[0] <= sum(widths):
+        outside = at[0] > widths[0] and 1.0 - at[1] > widths[1]
+        to_right = [False, True] if outside else [at[0] < 0.5] * 2
+        # The line that a name of the upper row would cross ends below that row.
+        rows = [0, 0] if outside else [0, 1] if at[0] < 0.5 else [1, 0]
+    elif len(at) == 1 and 1.0 - at[0] < widths[0]:
+        to_right = [False]
+    top = max(highest * (1.18 + 0.16 * max(rows, default=0)), 1.0)
+    axes.set_ylim(0.0, top)
+    for key, value, text, right, row in zip(marks, marks.values(), texts, to_right, rows, strict=True):
+        end = 1.0 - _ROW * row
+        axes.axvline(value, ymax=end, color=INK, linewidth=0.9, linestyle="-" if key == "p50" else (0, (4, 2)))
+        axes.annotate(
+            text, (value, end), (3 if right else -3, -2), xycoords=("data", "axes fraction"),
+            textcoords="offset points", ha="left" if right else "right", va="top",
+        )  # fmt: skip
 
 
 def _is_wide(values: Floats) -> bool:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from muai_lab.analysis.svg import INK
 
 _SIZE = 8.0  # points
-_CHARACTER = 0.62  # mean width of a character, in font sizes
+_CHARACTER = 0.66  # mean width of a character, in font sizes
 _GAP = 4.0  # points between a point and its label
 _DOT = 3.0  # half of the width of a point's marker
 

@@ -123,14 +123,18 @@ def _throughput(run: Run, measured: pd.DataFrame, blocks: Blocks | None) -> dict
 
     A request counts as completed, and a token as delivered, when it arrives; so the drain adds nothing, and a system
     over its capacity shows its capacity, not the offered rate. Tokens of requests that failed in the end do not count.
+    Of what was offered, `answered_rps` is the part that was answered, whenever that was: the same requests over the
+    same time, so it is never above `offered_rps`. Completions can be, since they include earlier requests.
     """
     window = run.window
     if blocks is None or window is None:
-        return {"offered_rps": None, "requests_per_s": None, "output_tokens_per_s": None, "prompt_tokens_per_s": None}
+        names = ("offered_rps", "answered_rps", "requests_per_s", "output_tokens_per_s", "prompt_tokens_per_s")
+        return dict.fromkeys(names)
     ok = run.requests[run.requests["status"] == "ok"]
     completed, tokens, prompts = completed_requests(run), delivered_tokens(run), delivered_prompts(run)
     return {
         "offered_rps": len(measured) / window.duration_s,
+        "answered_rps": int((measured["status"] == "ok").sum()) / window.duration_s,
         "requests_per_s": _estimate(rate(completed.amounts, completed.t_s, blocks)),
         "output_tokens_per_s": (
             _estimate(rate(tokens.amounts, tokens.t_s, blocks)) if ok["tokens"].notna().any() or ok.empty else None

@@ -62,6 +62,8 @@ def _counts(counts: Mapping[str, int]) -> str:
 def _throughput(summary: Mapping[str, Any]) -> Grid:
     throughput = summary["throughput"]
     rows = [("offered", number(throughput["offered_rps"]), "requests/s", "")]
+    if throughput.get("answered_rps") is not None:
+        rows.append(("of these answered", number(throughput["answered_rps"]), "requests/s", ""))
     for name, key, unit in (
         ("completed", "requests_per_s", "requests/s"),
         ("output", "output_tokens_per_s", "tokens/s"),

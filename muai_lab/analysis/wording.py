@@ -194,17 +194,25 @@ def headline(summary: Mapping[str, Any]) -> str:
 
 
 def _served(summary: Mapping[str, Any]) -> str:
+    """The rates: of what was offered, what was answered (the same requests); apart from it, what was completed.
+
+    Completions are answers that arrived in the window, to requests of the warm-up too: they may exceed the offered rate.
+    """
     identity, throughput, counts = summary["identity"], summary["throughput"], summary["requests"]
     engine = identity["engine"] or "The server"
     model = f", asked for {identity['asked_model']}," if identity.get("asked_model") else ""
-    sentence = f"{engine}{model} served {number(value_of(throughput['requests_per_s']))} requests per second"
+    completed = number(value_of(throughput["requests_per_s"]))
     tokens = value_of(throughput["output_tokens_per_s"])
-    if tokens is not None:
-        sentence += f" ({number(tokens)} output tokens per second)"
+    carried = "" if tokens is None else f" ({number(tokens)} output tokens per second)"
     if identity["arrival"] not in (None, "closed"):
-        sentence += f" of {number(throughput['offered_rps'])} offered"
-    elif identity["concurrency"]:
-        sentence += f" to {plural(int(identity['concurrency']), 'client')} that each wait for their answer"
+        answered, offered = (number(throughput.get(name)) for name in ("answered_rps", "offered_rps"))
+        told = f"answered {answered} of the {offered} requests per second that were offered, and completed {completed}"
+        told += f" per second{carried}"
+    else:
+        told = f"served {completed} requests per second{carried}"
+        if identity["concurrency"]:
+            told += f" to {plural(int(identity['concurrency']), 'client')} that each wait for their answer"
+    sentence = f"{engine}{model} {told}"
     if failed := counts["due"] - counts["ok"]:
         sentence += f"; {failed:,} of {plural(counts['due'], 'request')} failed"
     return f"{sentence}."

@@ -273,6 +273,7 @@ class _Study:
                         "due": sum(probe.outcome.due),
                         "met": sum(probe.outcome.met),
                         "attainment": probe.outcome.attainment if sum(probe.outcome.due) else None,
+                        "offered_rps": probe.figures.get("offered"),
                         "goodput_rps": probe.figures.get("goodput"),
                         "ttft_p50_s": probe.figures.get("ttft"),
                         "tpot_p50_s": probe.figures.get("tpot"),
@@ -334,6 +335,7 @@ def judge_probe(run: Run, slo: Slo, number: int, rate: float, length_s: float, s
         run.path,
         (run.manifest.get("generator") or {}).get("verdict") == SATURATED,
         {
+            "offered": len(measured) / span_s if stopped is None else None,
             "goodput": float(hit.sum()) / span_s if stopped is None else None,
             "ttft": float(first.median()) if first.notna().any() else None,
             "tpot": float(ok["tpot_s"].median()) if ok["tpot_s"].notna().any() else None,

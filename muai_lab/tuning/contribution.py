@@ -154,7 +154,7 @@ def _compare(
             arm = with_it if has_it else without_it
             runs[has_it].append(measure(arena, arm, range(blocks), switch).blocks)
         new, old = ([value for run in runs[has_it] for value in objective.per_block(run)] for has_it in (True, False))
-        gain = _gain(objective, new, old)
+        gain = gain_over_blocks(objective, new, old)
         if len(new) >= _ENOUGH_BLOCKS and _beyond_doubt(gain, noise):
             break
     seen = {has_it: [block for run in found for block in run] for has_it, found in runs.items()}
@@ -162,7 +162,7 @@ def _compare(
     return gain, missed[False] > 0.0 >= missed[True]
 
 
-def _gain(objective: Objective, new: Sequence[float], old: Sequence[float]) -> Estimate:
+def gain_over_blocks(objective: Objective, new: Sequence[float], old: Sequence[float]) -> Estimate:
     """The relative gain over pairs of blocks with its interval; on the log scale, so that no rate loses over 100 %."""
     mean, _ = mean_change(np.array(objective.log_gains(new, old)), 0.0)
     return Estimate(*(objective.gain_of_log(end or 0.0) for end in (mean.value, mean.low, mean.high)))

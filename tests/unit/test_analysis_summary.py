@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from synthetic_run import record, simulated, write_run
 
 from muai_lab.analysis import load_run, summarise
 from muai_lab.analysis.slo import Slo, met, misses, slo_of
+from muai_lab.analysis.wording import headline
 
 
 def steady_rows(count: int = 60, *, ttft: float = 0.2) -> list[dict[str, Any]]:
@@ -35,8 +38,34 @@ def test_throughput_counts_what_arrived_in_the_window(tmp_path: Path) -> None:
     assert found["requests"]["ok"] == 2
     assert found["requests"]["error"] == 1
     assert found["throughput"]["offered_rps"] == pytest.approx(0.3)
+    assert found["throughput"]["answered_rps"] == pytest.approx(0.2)
     assert found["throughput"]["requests_per_s"]["value"] == pytest.approx(0.2)
     assert found["throughput"]["output_tokens_per_s"]["value"] == pytest.approx(0.5)
+
+
+@given(st.lists(st.tuples(st.floats(0.0, 12.0), st.floats(0.1, 6.0), st.booleans()), min_size=1, max_size=30))
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_of_what_was_offered_never_more_was_answered(tmp_path: Path, asked: list[tuple[float, float, bool]]) -> None:
+    # Given a window into which answers to the warm-up's requests fall
+    rows = [
+        record(index, due=due, sent=due, chunks=[due + takes] if good else [], status="ok" if good else "error")
+        for index, (due, takes, good) in enumerate(asked)
+    ]
+
+    throughput = summary_of(tmp_path, rows, measure=(4.0, 12.0), drain_end=20.0)["throughput"]
+
+    assert 0.0 <= throughput["answered_rps"] <= throughput["offered_rps"]
+
+
+def test_the_headline_counts_the_same_requests_on_both_sides_of_of(tmp_path: Path) -> None:
+    rows = [record(index, due=index * 0.5, sent=index * 0.5, chunks=[index * 0.5 + 3.0]) for index in range(12)]
+
+    found = summary_of(tmp_path, rows, measure=(2.0, 12.0), drain_end=12.0)
+
+    assert found["throughput"]["requests_per_s"]["value"] > found["throughput"]["offered_rps"]
+    assert "answered 0.800 of the 0.800 requests per second that were offered, and completed 1.20 per second" in (
+        headline(found)
+    )
 
 
 def test_tokens_without_counts_per_chunk_are_shared_out(tmp_path: Path) -> None:

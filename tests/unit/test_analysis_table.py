@@ -24,11 +24,12 @@ window    10.0 s, from 0 s after the start
 requests  100 due in the window: 99 ok, 1 timeout
 
 throughput
-             value  unit        95 % interval
-  offered     10.0  requests/s
-  completed   9.60  requests/s   9.10 to 10.0
-  output      29.0  tokens/s     27.7 to 30.1
-  prompt      96.0  tokens/s      91.0 to 100
+                     value  unit        95 % interval
+  offered             10.0  requests/s
+  of these answered   9.90  requests/s
+  completed           9.60  requests/s   9.10 to 10.0
+  output              29.0  tokens/s     27.7 to 30.1
+  prompt              96.0  tokens/s      91.0 to 100
 
 latency in ms
                       mean   p50   p90   p95  p99  p50 95 % interval  p99 95 % interval

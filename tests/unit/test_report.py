@@ -12,6 +12,8 @@ import pytest
 from synthetic_run import record, simulated, write_run
 
 from muai_lab.analysis import load_run, render_report, write_report
+from muai_lab.analysis.figures import mark_quantiles
+from muai_lab.analysis.svg import new_figure
 from muai_lab.errors import RunError
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
@@ -113,7 +115,7 @@ def test_it_is_made_for_everyone(html: str) -> None:
 def test_it_says_first_whether_the_run_is_valid_and_what_came_out(html: str) -> None:
     text = Page(html).text
 
-    assert text.index("pytorch served") < text.index("Valid: run complete") < text.index("What happened when")
+    assert text.index("pytorch answered") < text.index("Valid: run complete") < text.index("What happened when")
     assert "Skipped: vllm" in text
     assert "The SLO was" in text
     assert "of the gaps stand for several tokens" in text
@@ -276,3 +278,23 @@ def test_a_server_that_says_nothing_of_its_phases_gets_one_for_all_of_them(tmp_p
 
     assert "of it queue" not in page.text
     assert "does not say how long a request waited in its queue" in page.text
+
+
+@pytest.mark.parametrize(
+    ("p50", "p99"), [(10.0, 90.0), (49.0, 51.0), (1.0, 3.0), (97.0, 99.0), (50.0, 50.0), (2.0, 40.0)]
+)
+def test_the_names_of_p50_and_p99_neither_touch_each_other_nor_the_other_line(p50: float, p99: float) -> None:
+    axes = new_figure(4.3, 2.3).subplots()
+    axes.set_xlim(0.0, 100.0)
+
+    mark_quantiles(axes, {"p50": p50, "p99": p99}, 20.0)
+
+    renderer = axes.figure.canvas.get_renderer() if hasattr(axes.figure.canvas, "get_renderer") else None
+    first, second = (text.get_window_extent(renderer) for text in axes.texts)
+    frame = axes.get_window_extent()
+    assert not first.overlaps(second)
+    for box, line in ((first, axes.lines[1]), (second, axes.lines[0])):
+        end = line.get_window_extent(renderer)
+        assert not (box.x0 < end.x0 < box.x1 and end.y1 > box.y0 + 1.0) or p50 == p99
+        assert frame.x0 - 1.0 <= box.x0
+        assert box.x1 <= frame.x1 + 1.0

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.special import stdtrit
 
 from muai_lab.analysis.slo import Slo
@@ -17,7 +19,7 @@ from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.tuning.block import BlockResult, spoilt_by
 from muai_lab.tuning.blocks import FRESH
 from muai_lab.tuning.confirmation import Pair, confirm, judge_pairs, pairs_to_tell
-from muai_lab.tuning.contribution import earn
+from muai_lab.tuning.contribution import earn, gain_over_blocks
 from muai_lab.tuning.measure import Switch
 from muai_lab.tuning.memory_model import ModelShape, capacity_of, memory_need, memory_screen
 from muai_lab.tuning.objective import Bounds, Objective, objectives_of, total_violation
@@ -168,6 +170,30 @@ def test_a_key_whose_condition_does_not_hold_is_put_back_without_being_measured(
 
     assert BYTES not in kept
     assert found[BYTES].gain is None or not found[BYTES].kept
+
+
+rates = st.floats(0.0, 1e4)
+
+
+@given(st.lists(st.tuples(rates, rates), min_size=2, max_size=12))
+def test_no_rate_can_lose_more_than_all_of_itself(blocks: list[tuple[float, float]]) -> None:
+    new, old = zip(*blocks, strict=True)
+
+    gain, back = gain_over_blocks(GOODPUT, new, old), gain_over_blocks(GOODPUT, old, new)
+
+    assert gain.value is not None
+    assert gain.low is not None
+    assert gain.high is not None
+    assert back.value is not None
+    assert -1.0 <= gain.low <= gain.value <= gain.high
+    assert (1.0 + gain.value) * (1.0 + back.value) == pytest.approx(1.0)
+
+
+def test_the_gain_over_blocks_is_that_of_their_means() -> None:
+    # Given blocks of which one was empty, so that ratios of single blocks mean nothing
+    gain = gain_over_blocks(GOODPUT, (0.0, 30.0, 30.0, 20.0), (10.0, 10.0, 30.0, 10.0))
+
+    assert gain.value == pytest.approx(80 / 60 - 1)
 
 
 def test_a_change_without_which_nothing_serves_stays() -> None:
@@ -373,10 +399,11 @@ def test_the_embedded_model_s_shape_is_read_from_its_files(embedded_cache) -> No
 
 def test_gains_of_blocks_are_relative_to_their_mean_so_that_a_block_may_be_empty() -> None:
     old, new = [10.0, 130.0, 130.0, 130.0], [160.0, 160.0, 160.0, 160.0]
+    middle = math.log(1.6)
 
-    assert GOODPUT.gains(new, old) == pytest.approx([1.5, 0.3, 0.3, 0.3])
-    assert LATENCY.gains([1.0], [2.0]) == pytest.approx([0.5])
-    assert GOODPUT.gains([1.0, 0.0], [0.0, 0.0]) == [1.0, 0.0]
+    assert GOODPUT.log_gains(new, old) == pytest.approx([middle + 0.9, middle - 0.3, middle - 0.3, middle - 0.3])
+    assert LATENCY.log_gains([1.0], [2.0]) == pytest.approx([math.log(2.0)])
+    assert GOODPUT.log_gains([1.0, 0.0], [0.0, 0.0]) == pytest.approx([math.log(100.0) + 1.0, math.log(100.0) - 1.0])
 
 
 @pytest.mark.parametrize(

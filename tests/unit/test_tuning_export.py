@@ -28,6 +28,7 @@ from muai_lab.tuning.search import Plan, Search
 from muai_lab.tuning.space_file import space_of
 from muai_lab.tuning.storage import IN_MEMORY
 from muai_lab.tuning.study import TuningStudy
+from muai_lab.tuning.trials import tally
 from tests.unit.tuning_fakes import FakeArena, SilentWatcher
 
 SIZE = "optimization.batcher.max_batch_size"
@@ -233,6 +234,9 @@ def test_the_report_is_one_page_with_everything_in_it(objectives: tuple[str, ...
     for part in ("History", "Importance", "Slices", "Confirmation, pair by pair", "earns its place", "did not serve"):
         assert part in text
     assert ("Pareto front" in text) == (len(objectives) > 1)
+    assert tally(study.records()) in text
+    assert f"rials with a figure: {sum(one.outcome in ('measured', 'pruned') for one in study.records())}" in text
+    assert "Missed bounds" in text
 
 
 def test_the_baseline_names_its_file_and_what_was_set_above_it(tmp_path: Path) -> None:

@@ -142,20 +142,20 @@ def capacity_figure(document: Mapping[str, Any], drawn: Sequence[Mapping[str, An
             _mark_capacity(axes, capacity)
         left.axhline(quantile * 100, color=MUTED, linewidth=0.9, linestyle=(0, (4, 2)))
         left.annotate(
-            f"promised {percent(quantile)}", (0.01, quantile * 100), (0, -3), xycoords=("axes fraction", "data"),
-            textcoords="offset points", va="top", color=MUTED,
+            f"promised {percent(quantile)}", (0.99, quantile * 100), (0, -3), xycoords=("axes fraction", "data"),
+            textcoords="offset points", ha="right", va="top", color=MUTED,
         )  # fmt: skip
         _dots(left, [(probe["rate_rps"], probe["attainment"] * 100, probe) for probe in drawn], quantile)
         left.set_ylim(-3.0, 104.0)
         left.set_title("Requests that met the SLO, %", loc="left")
         _dots(right, [(offered_rate(probe), probe["goodput_rps"], probe) for probe in whole], quantile)
-        right.plot(offered, offered, color=GREEN, linewidth=0.9, label="all that was due")
+        (line,) = right.plot(offered, offered, color=GREEN, linewidth=0.9, label="all that was due")
         right.set_yscale("log")
         _few_ticks(right.yaxis, offered)
         lowest = min([probe["goodput_rps"] for probe in whole if probe["goodput_rps"] > 0] + offered[:1])
         right.set_ylim(lowest * 0.7, offered[-1] * 1.4)
         right.set_title("Goodput, requests/s that met the SLO", loc="left")
-        right.legend(loc="upper left")
+        right.legend(handles=[line], loc="upper left")
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
         told = "; ".join(
             f"{number(one['rate_rps'])} requests/s: {percent(one['attainment'])} met the SLO, {_look(one, quantile)}"

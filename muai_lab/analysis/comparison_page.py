@@ -66,7 +66,7 @@ def forest_figure(differences: Sequence[Difference], *, name: str) -> str:
                 f"{relative_text(one)}{verdict}", (1.0, row), (8, 0), xycoords=("axes fraction", "data"),
                 textcoords="offset points", va="center", annotation_clip=False,
             )  # fmt: skip
-        axes.set_xlim(-reach, reach)
+        axes.set_xlim(-1.03 * reach, 1.03 * reach)
         axes.set_ylim(count - 0.5, -0.5)
         axes.set_yticks(range(count), [_with_direction(one) for one in differences])
         axes.tick_params(axis="y", length=0)

@@ -26,7 +26,7 @@ _BINS = 120
 _CHARACTER, _BESIDE = 0.0235, 0.015  # width of a character in a histogram, and from a line to its name, of its width
 _ROW = 0.13  # height of a row of names in a histogram, of its height
 _WIDE = 30.0  # ratio of largest to middle value from which an axis is logarithmic
-_TAIL = (0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999)
+_TAIL = (0.5, 0.9, 0.95, 0.99, 0.999, 0.9999, 0.99999)
 
 
 def latency_figure(values_s: Floats, summary: Mapping[str, Any], *, name: str, title: str, sample: str) -> str:
@@ -79,6 +79,7 @@ def mark_quantiles(axes: Axes, marks: Mapping[str, float], highest: float) -> No
 
     highest: the top of what is drawn below.
     """
+    axes.autoscale_view()  # else the limits are not yet those of what is drawn
     texts = [f"{key} {number(value)}" for key, value in marks.items()]
     widths = [len(text) * _CHARACTER + _BESIDE for text in texts]
     at = [_fraction(axes, value) for value in marks.values()]

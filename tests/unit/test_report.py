@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from synthetic_run import record, simulated, write_run
 
@@ -281,11 +282,11 @@ def test_a_server_that_says_nothing_of_its_phases_gets_one_for_all_of_them(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("p50", "p99"), [(10.0, 90.0), (49.0, 51.0), (1.0, 3.0), (97.0, 99.0), (50.0, 50.0), (2.0, 40.0)]
+    ("p50", "p99"), [(10.0, 90.0), (49.0, 51.0), (1.0, 3.0), (97.0, 99.0), (50.0, 50.0), (2.0, 40.0), (59.0, 83.0)]
 )
 def test_the_names_of_p50_and_p99_neither_touch_each_other_nor_the_other_line(p50: float, p99: float) -> None:
     axes = new_figure(4.3, 2.3).subplots()
-    axes.set_xlim(0.0, 100.0)
+    axes.stairs(np.ones(60), np.linspace(0.0, 100.0, 61))
 
     mark_quantiles(axes, {"p50": p50, "p99": p99}, 20.0)
 

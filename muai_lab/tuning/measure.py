@@ -68,10 +68,10 @@ def measure(
     found = Measurement()
     began = time.perf_counter()
     found.restarted = arena.apply(optimization, restart=restart)
-    if wants_agreement:
-        found.agreement = arena.agreement()
     if found.restarted:
         found.start_s = time.perf_counter() - began
+    if wants_agreement:
+        found.agreement = arena.agreement()
     for block in blocks:
         switch.check()
         began = time.perf_counter()

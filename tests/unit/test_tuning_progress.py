@@ -100,9 +100,12 @@ def test_the_time_of_the_search_follows_what_trials_took() -> None:
     # Given settings by which a trial takes 19 s
     assert Forecast(SETTINGS.tuning).search_s(10) == pytest.approx(190.0)
 
-    # When trials take 60 s, then the rest is told by these
+    # When the first also pays for what is done once, then the rest is told by its load and its start
     log = Log()
-    assert "up to about 9 min of search left" in log.ends(trial(0, seconds=60.0))[-1]
+    assert "up to about 2 min of search left" in log.ends(trial(0, seconds=600.0))[-1]
+
+    # And when later ones take 60 s, then by these
+    assert "up to about 8 min of search left" in log.ends(trial(1, seconds=60.0), done=2)[-1]
 
 
 def test_the_time_left_is_never_more_than_the_timeout_leaves() -> None:

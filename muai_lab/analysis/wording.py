@@ -196,7 +196,7 @@ def headline(summary: Mapping[str, Any]) -> str:
 def _served(summary: Mapping[str, Any]) -> str:
     """The rates: of what was offered, what was answered (the same requests); apart from it, what was completed.
 
-    Completions are answers that arrived in the window, to requests of the warm-up too: they may exceed the offered rate.
+    Completions are answers that arrived in the window, to requests of the warm-up too: they may exceed the offer.
     """
     identity, throughput, counts = summary["identity"], summary["throughput"], summary["requests"]
     engine = identity["engine"] or "The server"

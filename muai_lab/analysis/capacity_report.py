@@ -17,7 +17,8 @@ from muai_lab.analysis.configuration import redacted
 from muai_lab.analysis.page import render_page
 from muai_lab.analysis.sheet import Grid, Sheet
 from muai_lab.analysis.svg import BLUE, GREEN, INK, MUTED, ORANGE, SHADE, inline_svg, new_figure, style
-from muai_lab.analysis.wording import MISSING, interval, milliseconds, number, percent, plural, value_of
+from muai_lab.analysis.validity import SATURATED
+from muai_lab.analysis.wording import interval, milliseconds, number, percent, plural, value_of
 
 _WIDTH = 9.2
 _NAMES = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "E2E"}
@@ -34,7 +35,7 @@ def capacity_sheet(document: Mapping[str, Any]) -> Sheet:
     if capacity and capacity["value"] is not None:
         facts.append(("capacity", f"{number(capacity['value'])} requests/s, 95 % interval {interval_text(capacity)}"))
         bracket = document["bracket_rps"]
-        kept, lost = (MISSING if rate is None else f"{number(rate)} requests/s" for rate in bracket.values())
+        kept, lost = ("no rate tried" if rate is None else f"{number(rate)} requests/s" for rate in bracket.values())
         facts.append(("bracket", f"kept at {kept}, not kept at {lost}"))
     notes = []
     if document["ended"]:
@@ -97,7 +98,7 @@ def probes_grid(document: Mapping[str, Any]) -> Grid:
                 number(probe["goodput_rps"]),
                 milliseconds(probe["ttft_p50_s"]),
                 milliseconds(probe["tpot_p50_s"]),
-                str(probe["verdict"]) if probe["counts"] else f"{probe['verdict']}, does not count",
+                _verdict_text(probe),
                 str(probe["directory"]),
             )
         )
@@ -105,6 +106,14 @@ def probes_grid(document: Mapping[str, Any]) -> Grid:
         "asked/s", "due/s", "judged", "met the SLO", "goodput/s", "TTFT p50 ms", "TPOT p50 ms", "verdict", "run"
     )  # fmt: skip
     return Grid(f"{plural(len(rows), 'probe')}, by the rate asked for", columns, tuple(rows), "rrrrrrrll")
+
+
+def _verdict_text(probe: Mapping[str, Any]) -> str:
+    """The verdict of the probe's run, and why an invalid one counts, or does not."""
+    if not probe["counts"]:
+        return f"{probe['verdict']}, does not count"
+    saturated = probe["verdict"] == SATURATED
+    return f"{probe['verdict']}, kept all the same" if saturated else str(probe["verdict"])
 
 
 def render_capacity(document: Mapping[str, Any], directory: Path) -> str:

@@ -28,6 +28,7 @@ from muai_lab.errors import RunError
 
 _WIDTH = 9.2
 _LEAST_POINTS = 3
+_LEGEND_CHARACTERS = 110  # in one line below the figure
 _COLOURS = (BLUE, ORANGE, GREEN, PURPLE)
 _MARKERS = ("o", "s", "^", "D")
 _SAME_RATE = 1.2  # ratio of largest to smallest throughput below which only noise is to be seen in it
@@ -127,7 +128,16 @@ def _draw(figure: Figure, swept: str, series: Sequence[Series]) -> None:
     if cached:
         _cached(panels[2], swept, series)
     if any(one.name for one in series):
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(series))
+        lines, names = panels[0].get_legend_handles_labels()
+        names = [shortened(name) for name in names]
+        columns = max(1, min(len(names), _LEGEND_CHARACTERS // max(map(len, names))))
+        figure.legend(lines, names, loc="outside lower center", ncols=columns)
+
+
+def shortened(name: str) -> str:
+    """A name for a legend: its middle left out where it is too long for one line."""
+    half = _LEGEND_CHARACTERS // 2 - 1
+    return name if len(name) <= _LEGEND_CHARACTERS else f"{name[:half]} … {name[-half:]}"
 
 
 def _cached(axes: Axes, swept: str, series: Sequence[Series]) -> None:

@@ -27,15 +27,16 @@ from muai_lab.analysis.wording import MISSING, milliseconds, number, percent, pl
 from muai_lab.settings.schema import ENGINE_NAMES
 
 _BASELINE = "baseline"
+_NAMED = 3  # runs that a note names
 _OTHER_LOAD = "not comparable: other workload"
 
 
 def comparison_table(runs: Sequence[Run], *, include_invalid: bool = False) -> Sheet:
     """The sweep: the settings that differ, the engine that served, and the key figures; mean values over repeats.
 
-    Where configurations were repeated, each is compared with the first, and the A/A noise is given; one run each shows
-    no difference, so nothing is compared then. The first line gives the number of valid runs. include_invalid: list the
-    figures of invalid runs too, in a table of their own.
+    Where configurations were repeated, each is compared with the first usable one, and the A/A noise is given; one run
+    each shows no difference, so nothing is compared then. The first line gives the number of valid runs.
+    include_invalid: list the figures of invalid runs too, in a table of their own.
     """
     return sweep_sheet(configurations(runs), include_invalid=include_invalid)
 
@@ -44,7 +45,7 @@ def sweep_sheet(found: Sequence[Configuration], *, include_invalid: bool = False
     """`comparison_table` of runs that are grouped already. folders: name each configuration's directory."""
     runs = [run for one in found for run in one.group.runs]
     repeated = is_repeated(found)
-    against = _told_against_first(found) if repeated else {}
+    against = against_baseline(found) if repeated else {}
     facts = []
     if repeated and (noise := noise_line(found)):
         facts.append(("A/A noise", noise))
@@ -108,7 +109,7 @@ def run_name(one: Configuration, run: Run) -> str:
 
 
 def _configurations_grid(found: Sequence[Configuration], against: Mapping[int, str], *, folders: bool) -> Grid:
-    """A row for each configuration. against: its comparison with the first, by its number."""
+    """A row for each configuration. against: see `against_baseline`."""
     repeated = is_repeated(found)
     settings = list(found[0].settings) if found else []
     numbered = not folders and len(found) > 1
@@ -122,7 +123,7 @@ def _configurations_grid(found: Sequence[Configuration], against: Mapping[int, s
         "valid" if repeated else "verdict",
         *(_heading(figure) for figure in figures),
         *(["cached"] if cached else []),
-        *(["against the first"] if against else []),
+        *(["against the baseline"] if against else []),
     ]
     align = ("r" if numbered else "") + "l" * (len(settings) + 2 + folders) + "r" * (len(figures) + cached)
     rows = []
@@ -152,28 +153,27 @@ def _cell(figure: str, value: float | None) -> str:
     return milliseconds(value) if figure in LATENCIES else number(value)
 
 
-def _told_against_first(found: Sequence[Configuration]) -> dict[int, str]:
-    """`against_first`; empty if there is nothing to compare, or if the load itself is what was swept."""
-    if len(found) < 2:
+def against_baseline(found: Sequence[Configuration]) -> dict[int, str]:
+    """By number, in short, the comparison of each configuration with the first that has a usable run.
+
+    Empty if there is nothing to compare, or if the load itself is what was swept.
+    """
+    baseline = next((one for one in found if one.compared), None)
+    if baseline is None or len(found) < 2:
         return {}
-    against = against_first(found)
-    other_load = sum(against[one.number] == _OTHER_LOAD for one in found[1:])
-    return {} if other_load == len(found) - 1 else against
+    told = {one.number: _BASELINE if one is baseline else _compared(baseline, one) for one in found}
+    comparable = [text for number, text in told.items() if number != baseline.number]
+    return {} if all(text == _OTHER_LOAD for text in comparable) else told
 
 
-def against_first(found: Sequence[Configuration]) -> dict[int, str]:
-    """For each configuration what a comparison with the first says, in short."""
-    told = {found[0].number: _BASELINE}
-    for one in found[1:]:
-        comparison = compare(found[0].group, one.group)
-        if comparison.reasons:
-            kind = comparison.pairing.obstacles[0].kind
-            told[one.number] = f"not comparable: {'no valid run' if kind == 'invalid' else f'other {kind}'}"
-        elif comparison.verdict == NO_DIFFERENCE:
-            told[one.number] = NO_DIFFERENCE
-        else:
-            told[one.number] = f"{comparison.verdict}: {verdict_text(comparison).partition(': ')[2]}"
-    return told
+def _compared(baseline: Configuration, one: Configuration) -> str:
+    comparison = compare(baseline.group, one.group)
+    if comparison.reasons:
+        kind = comparison.pairing.obstacles[0].kind
+        return f"not comparable: {'no valid run' if kind == 'invalid' else f'other {kind}'}"
+    if comparison.verdict == NO_DIFFERENCE:
+        return NO_DIFFERENCE
+    return f"{comparison.verdict}: {verdict_text(comparison).partition(': ')[2]}"
 
 
 def noise_line(found: Sequence[Configuration]) -> str:
@@ -187,17 +187,25 @@ def noise_line(found: Sequence[Configuration]) -> str:
 
 
 def _notes(found: Sequence[Configuration]) -> list[str]:
-    mixed = mixture([run for one in found for run in one.group.runs])
-    notes = [mixed] if mixed else []
-    for one in found:
-        for run in one.group.runs:
-            name = run_name(one, run)
-            validity = stated_validity(run)
-            if not validity["valid"]:
-                notes.append(f"{name}: {redacted(validity_line(validity))}")
-            for engine, reason in run.manifest.get("skipped_engines") or []:
-                notes.append(f"{name}: skipped {engine}: {redacted(str(reason))}")
-    return notes
+    """What a reader must know of the runs; a note that several share is given once."""
+    runs = [(run_name(one, run), run) for one in found for run in one.group.runs]
+    concerned: dict[str, list[str]] = {}
+    for name, run in runs:
+        validity = stated_validity(run)
+        if not validity["valid"]:
+            concerned.setdefault(redacted(validity_line(validity)), []).append(name)
+        for engine, reason in run.manifest.get("skipped_engines") or []:
+            concerned.setdefault(f"skipped {engine}: {redacted(str(reason))}", []).append(name)
+    mixed = mixture([run for _, run in runs])
+    return ([mixed] if mixed else []) + [f"{_listed(names, len(runs))}: {text}" for text, names in concerned.items()]
+
+
+def _listed(names: Sequence[str], of: int) -> str:
+    """`all 30 runs`, `1-a, 2-b`, or `1-a, 2-b, 3-c and 4 more runs`."""
+    if len(names) == of > 1:
+        return f"all {of} runs"
+    shown, more = names[:_NAMED], len(names) - _NAMED
+    return ", ".join(shown) + (f" and {plural(more, 'more run')}" if more > 0 else "")
 
 
 def _engine(summary: Mapping[str, Any]) -> str:

@@ -86,7 +86,7 @@ class _Watcher:
         self._say(f"probe {probe.number}: {probe.stopped or outcome} ({probe.verdict})")
 
     def _say(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False)
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from muai_lab.analysis.configuration import redacted
 from muai_lab.analysis.page import render_page, write_page
 from muai_lab.analysis.sheet import Grid
-from muai_lab.analysis.wording import duration, number, percent
+from muai_lab.analysis.wording import duration, number, percent, plural
 from muai_lab.settings.catalogue import show
 from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.schema import OptimizationSettings
@@ -93,7 +93,7 @@ def _headline(result: TuningResult, objective: Objective) -> str:
         case "nothing better" | "refused":
             return "The present configuration stays."
         case _:
-            return "Stopped before its end: the best so far is not confirmed."
+            return "The best configuration of the search is not confirmed."
 
 
 def _noise(result: TuningResult) -> str | None:
@@ -103,7 +103,7 @@ def _noise(result: TuningResult) -> str | None:
         return f"No configuration was measured twice; runs are taken to differ by {percent(result.noise)}."
     told = (
         f"Runs of one and the same configuration differed by {percent(result.noise)} (standard deviation, "
-        f"{result.noise_samples} repeats)."
+        f"{plural(result.noise_samples, 'repeat')})."
     )
     if result.drift is not None:
         told += f" From the first repeat to the last the same configuration changed by {result.drift:+.1%}."

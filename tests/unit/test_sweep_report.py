@@ -22,6 +22,7 @@ from muai_lab.analysis import (
 from muai_lab.analysis.configurations import compared_rounds, configurations
 from muai_lab.analysis.labels import label_points
 from muai_lab.analysis.svg import new_figure
+from muai_lab.analysis.sweep_table import against_baseline
 from muai_lab.errors import RunError
 
 
@@ -220,6 +221,27 @@ def test_what_is_not_valid_is_not_drawn_is_named_and_is_shown_apart(tmp_path: Pa
     assert asked.grids[0] == plain.grids[0]
     assert asked.grids[1].rows[0][:2] == ("1-x", "client_saturated")
     assert asked.grids[1].rows[0][3] not in ("-", "")
+
+
+def test_a_note_that_runs_share_is_given_once(tmp_path: Path) -> None:
+    for number in range(6):
+        measured(tmp_path / f"{number}-x", 8 + number, saturated=number > 1)
+
+    notes = comparison_table([load_run(path) for path in find_runs(tmp_path)]).notes
+
+    assert [note.partition(":")[0] for note in notes[:2]] == ["all 6 runs", "2-x, 3-x, 4-x and 1 more run"]
+
+
+def test_the_baseline_is_the_first_that_has_a_usable_run(tmp_path: Path) -> None:
+    for limit in (4, 8, 16):
+        for repeat in range(2):
+            measured(tmp_path / f"size={limit}" / f"repeat-{repeat}", limit, repeat=repeat, saturated=limit == 4)
+    found = sorted(configurations([load_run(path) for path in find_runs(tmp_path)]), key=lambda one: one.number)
+
+    told = {one.settings["optimization.batcher.max_batch_size"]: against_baseline(found)[one.number] for one in found}
+
+    assert told[4] == "not comparable: no valid run"
+    assert sorted([told[8], told[16]]) == ["baseline", "no difference shown"]
 
 
 def test_a_choice_of_workload_is_one_column(tmp_path: Path) -> None:

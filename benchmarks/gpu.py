@@ -1,7 +1,7 @@
 """The PyTorch engine on a GPU: correct tokens, decode and prefill speed against the device's own peaks, one run.
 
     python -m benchmarks.gpu [--minutes 8] [--parts serving,checks] [--out runs/gpu]
-    python -m benchmarks.gpu --device cpu --small        (the same code on a CPU, in seconds: tries the command itself)
+    python -m benchmarks.gpu --device cpu                (the same code on a CPU, on tiny shapes: tries the command)
 
 Needs PyTorch and nothing else to begin with, and fetches nothing: a part for which a package is missing is skipped with
 the line that installs it. Parts come in the order of their worth; one for which the time is too short is skipped.
@@ -122,6 +122,12 @@ def parts_of(device: torch.device, sizes: Sizes, out: Path) -> list[Part]:
     ]
 
 
+def missing_packages(part: Part) -> str:
+    """The line that installs what a part lacks, empty if nothing is missing."""
+    missing = sorted({package for module, package in part.needs.items() if find_spec(module) is None})
+    return f"packages are missing: pip install {' '.join(missing)}" if missing else ""
+
+
 def carry_out(parts: Sequence[Part], budget_s: float, tell: Callable[[Outcome], None]) -> list[Outcome]:
     """Do the parts one after the other, as far as packages and time allow."""
     began = time.monotonic()
@@ -129,9 +135,8 @@ def carry_out(parts: Sequence[Part], budget_s: float, tell: Callable[[Outcome], 
     for part in parts:
         outcome = Outcome(part.name, part.title, "done")
         left_s = budget_s - (time.monotonic() - began)
-        missing = sorted({package for module, package in part.needs.items() if find_spec(module) is None})
-        if missing:
-            outcome.status, outcome.reason = "skipped", f"packages are missing: pip install {' '.join(missing)}"
+        if missing := missing_packages(part):
+            outcome.status, outcome.reason = "skipped", missing
         elif left_s < part.least_s or left_s <= 0:
             outcome.status = "skipped"
             outcome.reason = (
@@ -310,7 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--minutes", type=float, default=8.0, help="time that all parts together may take")
     parser.add_argument("--parts", default="", help="only these, comma-separated (default: all)")
-    parser.add_argument("--small", action="store_true", help="tiny shapes: shows that the command works")
+    parser.add_argument("--small", action="store_true", help="tiny shapes, as always on a CPU: tries the command")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="folder for gpu.md, gpu.json and the run")
     options = parser.parse_args(arguments)
     problem = _problem(options.device)
@@ -319,7 +324,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     device = torch.device(options.device, 0) if options.device == "cuda" else torch.device("cpu")
     out: Path = options.out.resolve()
-    parts = parts_of(device, SMALL if options.small else WHOLE, out)
+    small = options.small or device.type == "cpu"
+    parts = parts_of(device, SMALL if small else WHOLE, out)
     wanted = [name for name in options.parts.split(",") if name]
     unknown = sorted(set(wanted) - {part.name for part in parts})
     if unknown:
@@ -340,9 +346,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.write(as_text(outcome))
         sys.stdout.flush()
         (out / "gpu.md").write_text(as_markdown(so_far, title), encoding="utf-8")
-        content = {"title": title, "small": options.small, "parts": [asdict(outcome) for outcome in so_far]}
+        content = {"title": title, "small": small, "parts": [asdict(outcome) for outcome in so_far]}
         (out / "gpu.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
+    for part in chosen:
+        if missing := missing_packages(part):
+            sys.stdout.write(f"{part.name} will be skipped: {missing}\n")
     outcomes = carry_out(chosen, 60 * options.minutes, tell)
     sys.stdout.write(f"\n{out / 'gpu.md'}\n")
     return 1 if any(outcome.status == "failed" for outcome in outcomes) else 0
@@ -357,7 +366,7 @@ def _problem(device: str) -> str | None:
     problem = cuda_problem()
     if problem is None:
         return None
-    return f"PyTorch {problem}. To try the command itself on a CPU: --device cpu --small"
+    return f"PyTorch {problem}. To try the command itself on a CPU: --device cpu"
 
 
 if __name__ == "__main__":

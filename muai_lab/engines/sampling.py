@@ -115,15 +115,15 @@ class _Rules:
 
     @classmethod
     def of(cls, states: Sequence[_SlotState], uniform: Sequence[float], logits: torch.Tensor) -> _Rules:
-        def column(numbers: Sequence[float], dtype: torch.dtype) -> torch.Tensor:
-            return torch.tensor(numbers, dtype=dtype, device=logits.device).unsqueeze(1)
-
-        return cls(
-            column([max(state.sampling.temperature, _COLDEST) for state in states], torch.float64),
-            column([_kept(state.sampling.top_k, logits.shape[1]) for state in states], torch.int64),
-            column([state.sampling.top_p for state in states], torch.float64),
-            column(uniform, torch.float64),
-        )
+        numbers = [
+            [max(state.sampling.temperature, _COLDEST) for state in states],
+            [float(_kept(state.sampling.top_k, logits.shape[1])) for state in states],  # exact: fp64 counts to 2^53
+            [state.sampling.top_p for state in states],
+            uniform,
+        ]
+        # One copy to the device: each waits there for the step whose logits these are.
+        columns = torch.tensor(numbers, dtype=torch.float64).to(logits.device).unsqueeze(2)
+        return cls(*columns)
 
     def rows(self, index: torch.Tensor) -> _Rules:
         return _Rules(self.temperature[index], self.top_k[index], self.top_p[index], self.uniform[index])

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import gpu, gpu_facts
-from benchmarks.gpu import Part, PartFailed, carry_out, main, run_rows, shown, test_rows
+from benchmarks.gpu import Part, PartFailed, carry_out, main, missing_packages, run_rows, shown, test_rows
 from benchmarks.gpu_facts import Row, VendorPeak
 from benchmarks.gpu_measure import SMALL, Peaks, Sizes, prefill_operations, serving, step_bytes
 
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 def test_on_a_cpu_all_that_is_measured_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status = main(["--device", "cpu", "--small", "--parts", "facts,peaks,checks,serving", "--out", str(tmp_path)])
+    status = main(["--device", "cpu", "--parts", "facts,peaks,checks,serving", "--out", str(tmp_path)])
 
     assert status == 0
     content = json.loads((tmp_path / "gpu.json").read_text())
@@ -37,7 +37,7 @@ def test_on_a_cpu_all_that_is_measured_is_written(tmp_path: Path, capsys: pytest
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_without_a_gpu_it_says_how_to_try_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
-    assert "--device cpu --small" in capsys.readouterr().err
+    assert "--device cpu" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -78,6 +78,7 @@ def test_parts_without_packages_or_time_are_skipped_with_the_reason_and_failures
         part("good"),
     ]
 
+    assert missing_packages(parts[1]) == ""
     outcomes = {outcome.name: outcome for outcome in carry_out(parts, 60.0, lambda outcome: told.append(outcome.name))}
 
     assert told == [part.name for part in parts]

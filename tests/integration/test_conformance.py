@@ -11,6 +11,7 @@ import math
 import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,11 @@ SERVED = [
 ]
 
 pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _shared_cache(session_cache: Path) -> None:
+    """Graphs that another module of this session exported are not exported again."""
 
 
 @pytest.fixture(scope="module", params=SERVED, ids=["-".join((*pair, DEVICE)) for pair in SERVED])
@@ -210,16 +216,19 @@ def test_end_of_sequence_ends_the_output_unless_it_is_to_be_ignored(served: Serv
     (prompt,) = prompts(served, [15], seed=8)
     end = served.stack.tokenizer.eos_token_ids
 
-    async def sample() -> list[list[int]]:
-        warm = [Sampling(temperature=1.6, seed=seed) for seed in range(24)]
+    async def sample(seeds: range) -> list[list[int]]:
+        warm = [Sampling(temperature=1.6, seed=seed) for seed in seeds]
         return await asyncio.gather(
-            *(served.tokens(prompt, 300, sampling=sampling, ignore_eos=False) for sampling in warm)
+            *(served.tokens(prompt, 120, sampling=sampling, ignore_eos=False) for sampling in warm)
         )
 
-    outputs = served.run(sample())
-    ended = [tokens for tokens in outputs if tokens[-1] in end]
-    assert ended, "no sample ended by itself: the test needs a warmer temperature"
-    assert all(token not in end for tokens in outputs for token in tokens[:-1])
+    # About a third of the samples end by themselves this early: no longer is sampled than until one has.
+    for first in range(0, 64, 8):
+        outputs = served.run(sample(range(first, first + 8)))
+        assert all(token not in end for tokens in outputs for token in tokens[:-1])
+        if any(tokens[-1] in end for tokens in outputs):
+            return
+    pytest.fail("no sample ended by itself: the test needs a warmer temperature")
 
 
 @pytest.mark.parametrize(

@@ -35,11 +35,8 @@ def settings(**onnx: object) -> OptimizationSettings:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache of this module's own: what is tested is the export too."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MUAI_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        yield
+def _shared_cache(session_cache: Path) -> None:
+    """A cache that begins empty: what is tested is the export too."""
 
 
 @pytest.fixture(scope="module")

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+from reference_process import reference_server
 from started_command import Command
 
 from muai_lab.analysis import load_run
+from muai_lab.settings.load import load_settings
 
 SHORT = ("engine=pytorch", "load.warmup_s=0.5", "load.duration_s=1.5", "arrival=poisson", "arrival.rate=10")
 
@@ -41,23 +43,43 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
         yield run
 
 
+def stamps(url: str) -> list[dict[str, Any]]:
+    """What the reference server answered since it was asked last."""
+    with urllib.request.urlopen(f"{url}/stamps", timeout=10) as answer:
+        return json.load(answer)
+
+
 def gone(processes: list[psutil.Process]) -> bool:
     return not psutil.wait_procs(processes, timeout=20)[1]
 
 
-def test_a_run_measures_a_real_server_and_leaves_a_complete_directory(start) -> None:
-    command = start("slo=relaxed")
+SECRET = "https://hooks.example/s3cr3t"
 
-    assert command.end() == 0, command.errors
 
-    run = load_run(command.directory)
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of a real server that went to its end: what it left is looked at by several tests, and changed by none."""
+    folder = tmp_path_factory.mktemp("finished")
+    config = folder / "mine.yaml"
+    config.write_text("optimization:\n  batcher:\n    max_batch_size: 3\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MUAI_MON_ANOMALY_WEBHOOK_URL", SECRET)
+        words = ("optimization.batcher.batch_timeout_ms=7", "monitoring.anomaly.alert_destinations=[webhook]")
+        with Run(folder, f"config_file={config}", "slo=relaxed", *words) as command:
+            assert command.end() == 0, command.errors
+            return command
+
+
+def test_a_run_measures_a_real_server_and_leaves_a_complete_directory(finished: Run) -> None:
+    run = load_run(finished.directory)
+
     assert run.complete
     assert run.manifest["engine"]["name"] == "pytorch"
     assert run.manifest["model"]["kind"] == "embedded"
     assert (run.requests["status"] == "ok").all()
     assert run.requests["ttft_s"].gt(0).all()
     assert {"inference_requests_total", "muai_running_sequences"} <= set(run.server_metrics["name"])
-    files = {path.name for path in command.directory.iterdir()}
+    files = {path.name for path in finished.directory.iterdir()}
     assert files == {
         "config.yaml",
         "optimization.yaml",
@@ -69,50 +91,31 @@ def test_a_run_measures_a_real_server_and_leaves_a_complete_directory(start) -> 
         "report.html",
         "server.log",
     }
-    assert "TTFT" in command.output
-    assert "report: " in command.output
+    assert "TTFT" in finished.output
+    assert "report: " in finished.output
 
 
-def test_the_schedule_of_a_run_depends_on_its_seed_alone(start, tmp_path: Path) -> None:
-    commands = [
-        start("target=inprocess", f"seed={seed}", f"hydra.run.dir={tmp_path / str(index)}")
-        for index, seed in enumerate((1, 1, 2))
-    ]
-    for command in commands:
-        assert command.end() == 0, command.errors
-    hashes = [load_run(tmp_path / str(index)).manifest["schedule_hash"] for index in range(3)]
+def test_the_file_in_the_directory_is_what_the_server_ran(finished: Run) -> None:
+    written = finished.directory / "optimization.yaml"
 
-    assert hashes[0] == hashes[1] != hashes[2]
+    batcher = load_settings(written, environ={"MUAI_MON_ANOMALY_WEBHOOK_URL": SECRET}).settings.optimization.batcher
+
+    assert (batcher.max_batch_size, batcher.batch_timeout_ms) == (3, 7)
 
 
-def test_the_file_in_the_directory_is_what_the_server_ran(start, tmp_path: Path) -> None:
-    config = tmp_path / "mine.yaml"
-    config.write_text("optimization:\n  batcher:\n    max_batch_size: 3\n")
-
-    command = start(f"config_file={config}", "optimization.batcher.batch_timeout_ms=7")
-
-    assert command.end() == 0, command.errors
-    again = subprocess.run(
-        [sys.executable, "-m", "muai_lab", "config", "check", command.directory / "optimization.yaml"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert again.returncode == 0, again.stderr
-    written = (command.directory / "optimization.yaml").read_text()
-    assert "max_batch_size: 3" in written
-    assert "batch_timeout_ms: 7" in written
-
-
-def test_secrets_reach_the_server_and_no_file(start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MUAI_MON_ANOMALY_WEBHOOK_URL", "https://hooks.example/s3cr3t")
-
-    command = start("monitoring.anomaly.alert_destinations=[webhook]")
-
-    assert command.end() == 0, command.errors
-    for path in command.directory.iterdir():
+def test_secrets_reach_the_server_and_no_file(finished: Run) -> None:
+    for path in finished.directory.iterdir():
         assert b"s3cr3t" not in path.read_bytes(), path.name
-    assert "s3cr3t" not in command.errors + command.output
+    assert "s3cr3t" not in finished.everything
+
+
+def test_a_directory_that_holds_a_finished_run_is_not_written_over(start, finished: Run) -> None:
+    before = finished.manifest
+    second = start(f"hydra.run.dir={finished.directory}")
+
+    assert second.end() == 2
+    assert "already holds a finished run" in second.errors
+    assert finished.manifest == before
 
 
 @pytest.mark.parametrize(
@@ -138,17 +141,29 @@ def test_ctrl_c_stops_the_server_and_marks_the_directory_as_partial(start, phase
     assert gone(children)
 
 
-def test_what_was_measured_before_ctrl_c_is_kept(start) -> None:
-    command = start("load.duration_s=60")
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    """A server that takes 100 ms for an answer."""
+    with reference_server("--ttft-ms", "100") as (url, _):
+        yield url
+
+
+def test_what_was_measured_before_ctrl_c_is_kept(start, endpoint: str) -> None:
+    command = start(f"target.url={endpoint}", "arrival=closed", "arrival.concurrency=4", "load.duration_s=100")
     command.wait_for("measuring")
+    answered = 0
+    while answered < 8:  # not only that of the probe, nor those of the warm-up alone
+        answered += sum(stamp["last_token_ns"] is not None for stamp in stamps(endpoint))
 
     command.process.send_signal(signal.SIGINT)
 
     assert command.end() == 130, command.errors
     run = load_run(command.directory)
     assert run.status == "partial"
+    # Four slots were always busy: what had been answered is kept as such, and what was under way as cut off.
     assert (run.requests["status"] == "ok").any()
     assert (run.requests["status"] == "cancelled").any()
+    assert set(run.requests["status"]) == {"ok", "cancelled"}
     assert (command.directory / "report.html").is_file()
 
 
@@ -233,35 +248,24 @@ def test_a_directory_that_cannot_be_made_is_refused(start, tmp_path: Path) -> No
     assert "Traceback" not in command.errors
 
 
-def test_a_directory_that_holds_a_run_is_not_written_over(start) -> None:
-    assert start("target=inprocess").end() == 0
-    second = start("target=inprocess")
+def test_a_sweep_gives_comparable_runs_and_one_table_and_goes_on_where_it_ended(endpoint: str, tmp_path: Path) -> None:
+    words = ("run", "-m", "hydra.sweep.dir=sweep", f"target.url={endpoint}", *SHORT, "batcher=latency,throughput")
+    with Command(tmp_path, *words) as sweep:
+        assert sweep.end() == 0, sweep.errors
 
-    assert second.end() == 2
-    assert "already holds a finished run" in second.errors
-
-
-def test_a_sweep_over_two_batchers_gives_two_comparable_runs_and_one_table(tmp_path: Path) -> None:
-    sweep = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "muai_lab",
-            "run",
-            "-m",
-            f"hydra.sweep.dir={tmp_path}",
-            *SHORT,
-            "batcher=latency,throughput",
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-    assert sweep.returncode == 0, sweep.stderr
-    runs = [load_run(path) for path in sorted(tmp_path.iterdir()) if path.is_dir()]
+    runs = [load_run(path) for path in sorted((tmp_path / "sweep").iterdir()) if path.is_dir()]
     assert len(runs) == 2
     assert all(run.complete for run in runs)
     assert len({run.manifest["schedule_hash"] for run in runs}) == 1
-    comparison = sweep.stdout[sweep.stdout.rindex("TTFT") - 2000 :]
+    comparison = sweep.output[sweep.output.rindex("TTFT") - 2000 :]
     assert "latency" in comparison or "max_batch_size" in comparison
+
+    killed = runs[0].path / "manifest.json"
+    killed.write_text(json.dumps({**runs[0].manifest, "status": "running", "process": None}))
+    with Command(tmp_path, *words) as again:
+        assert again.end() == 0, again.errors
+
+    assert "replacing a run that did not finish (killed)" in again.errors
+    assert again.errors.count("finished before, and kept") == 1
+    assert load_run(runs[0].path).complete
+    assert load_run(runs[1].path).manifest == runs[1].manifest

@@ -29,12 +29,12 @@ def schedule_of(count: int, *, rate: float | None = None, max_tokens: int = 4) -
     return Schedule.of([ScheduledRequest(i, times[i], "one two three", None, 3, max_tokens) for i in range(count)])
 
 
-def closed_plan(concurrency: int = 4, *, timeout_s: float = 10.0) -> LoadPlan:
-    return LoadPlan(warmup_s=0.0, duration_s=30.0, drain_s=5.0, request_timeout_s=timeout_s, concurrency=concurrency)
+def closed_plan(concurrency: int = 4, *, timeout_s: float = 60.0) -> LoadPlan:
+    return LoadPlan(warmup_s=0.0, duration_s=30.0, drain_s=60.0, request_timeout_s=timeout_s, concurrency=concurrency)
 
 
 def open_plan() -> LoadPlan:
-    return LoadPlan(warmup_s=0.0, duration_s=1.0, drain_s=5.0, request_timeout_s=5.0)
+    return LoadPlan(warmup_s=0.0, duration_s=1.0, drain_s=60.0, request_timeout_s=60.0)
 
 
 async def measure(

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-READY_S = 100.0
-STOP_S = 30.0
+STOP_S = 100.0
 
 
 @dataclass

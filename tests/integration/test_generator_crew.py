@@ -21,7 +21,7 @@ from muai_lab.load.reference_server import ReferenceOptions, ReferenceServer
 from muai_lab.settings.lab import LabSettings
 from muai_lab.workload.schedule import Schedule
 
-PLAN = LoadPlan(warmup_s=0.0, duration_s=1.0, drain_s=5.0, request_timeout_s=5.0, concurrency=5)
+PLAN = LoadPlan(warmup_s=0.0, duration_s=1.0, drain_s=60.0, request_timeout_s=60.0, concurrency=5)
 
 
 async def offered(url: str, schedule: Schedule, plan: LoadPlan = PLAN, **how: object) -> LoadResult:
@@ -93,7 +93,9 @@ def test_a_process_that_dies_is_named_and_the_others_go_on() -> None:
                 killed = True
                 os.kill(_newest_child(), signal.SIGKILL)
 
-        result = await offered(await server.start(), schedule_of(200, rate=200.0), progress=kill_one)
+        # Four seconds of load, so that it still goes on when its first answers are told of.
+        plan = replace(PLAN, duration_s=4.0)
+        result = await offered(await server.start(), schedule_of(200, rate=50.0), plan, progress=kill_one)
         await server.stop()
         return result
 

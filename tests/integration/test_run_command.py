@@ -50,7 +50,7 @@ def stamps(url: str) -> list[dict[str, Any]]:
 
 
 def gone(processes: list[psutil.Process]) -> bool:
-    return not psutil.wait_procs(processes, timeout=20)[1]
+    return not psutil.wait_procs(processes, timeout=100)[1]
 
 
 SECRET = "https://hooks.example/s3cr3t"

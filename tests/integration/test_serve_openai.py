@@ -249,7 +249,7 @@ def _status(url: str) -> int:
         return error.code
 
 
-def _until(condition: Any, deadline_s: float = 20.0) -> None:
+def _until(condition: Any, deadline_s: float = 100.0) -> None:
     """Each look is a scrape over HTTP; no need to sleep between them."""
     deadline = time.monotonic() + deadline_s
     while not condition():

@@ -39,7 +39,7 @@ def configured(directory: Path, **tuner: Any) -> OptimizationSettings:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Let the loop run until this has come about."""
-    give_up_at = time.monotonic() + 10.0
+    give_up_at = time.monotonic() + 60.0
     while not condition():
         assert time.monotonic() < give_up_at
         await asyncio.sleep(0)

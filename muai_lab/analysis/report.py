@@ -37,6 +37,7 @@ from muai_lab.analysis.wording import (
     number,
     percent,
     plural,
+    prompts_line,
     value_of,
     verdict_line,
     workload_line,
@@ -157,6 +158,8 @@ def _facts(run: Run, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     facts.append(("Model", str(identity["model"] or "not known")))
     if (workload := workload_line(summary)) is not None:
         facts.append(("Workload", workload))
+    if (prompts := prompts_line(summary)) is not None:
+        facts.append(("Prompts", prompts))
     facts.append(("Load", load_line(summary)))
     if window["duration_s"] is not None:
         facts.append(("Measured", f"{number(window['duration_s'])} s after {number(window['start_s'])} s of warm-up"))
@@ -204,7 +207,7 @@ def _slowest(run: Run) -> list[dict[str, Any]]:
     for _, request in slowest.iterrows():
         total = float(request[column])
         lag = float(request["send_lag_s"]) if column == "e2e_from_intended_s" else 0.0
-        first = float(request["ttft_s"])
+        first = 0.0 if pd.isna(request["ttft_s"]) else float(request["ttft_s"])
         queue, prefill = (_seconds(request[name]) for name in ("server_queue_ns", "server_prefill_ns"))
         told = queue is not None and prefill is not None
         between = max(0.0, first - (queue or 0.0) - (prefill or 0.0))

@@ -17,6 +17,8 @@ CPU = "cpu_usage_percent"
 RESIDENT = "muai_process_resident_bytes"
 GPU_MEMORY = "gpu_memory_used_bytes"
 HIT_RATE = "kv_cache_hit_rate"
+LOOKED_UP = "muai_prefix_lookup_tokens_total"
+FOUND = "muai_prefix_hit_tokens_total"
 
 
 def series(server_metrics: pd.DataFrame, name: str) -> pd.Series | None:
@@ -55,14 +57,6 @@ def peak(gauge: pd.Series | None, start_s: float, end_s: float) -> float | None:
     return float(inside.max()) if len(inside) else None
 
 
-def last_value(gauge: pd.Series | None, end_s: float) -> float | None:
-    """The last value of a gauge at or before `end_s`."""
-    if gauge is None:
-        return None
-    before = gauge[gauge.index <= end_s]
-    return float(before.iloc[-1]) if len(before) else None
-
-
 def increase(counter: pd.Series | None, start_s: float, end_s: float) -> float | None:
     """Growth of a counter from the last sample before the window to the last one in it; None if it cannot be told."""
     if counter is None:
@@ -82,3 +76,17 @@ def histogram_mean(server_metrics: pd.DataFrame, name: str, start_s: float, end_
     total = increase(series(server_metrics, f"{name}_sum"), start_s, end_s)
     count = increase(series(server_metrics, f"{name}_count"), start_s, end_s)
     return total / count if total is not None and count else None
+
+
+def hit_rate(server_metrics: pd.DataFrame, start_s: float, end_s: float) -> float | None:
+    """Share of the prompt tokens looked up in the window that the cache held.
+
+    From the growth of two counters. A server that has only a gauge gives its mean over the window, weighted by time.
+    """
+    looked_up = increase(series(server_metrics, LOOKED_UP), start_s, end_s)
+    found = increase(series(server_metrics, FOUND), start_s, end_s)
+    if looked_up is not None and found is not None:
+        return found / looked_up if looked_up else None
+    if series(server_metrics, LOOKED_UP) is not None:
+        return None
+    return time_mean(series(server_metrics, HIT_RATE), start_s, end_s)

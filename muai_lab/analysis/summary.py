@@ -97,6 +97,7 @@ def _identity(run: Run) -> dict[str, Any]:
         "skipped_engines": [list(entry) for entry in run.manifest.get("skipped_engines") or []],
         "model": load.get("asked_model") or model.get("name"),
         "asked_model": load.get("asked_model"),
+        "prompts": load.get("prompts"),
         "model_hash": model.get("content_hash"),
         "workload": load.get("workload"),
         "workload_kind": load.get("workload_kind"),
@@ -204,7 +205,7 @@ def _server(run: Run) -> dict[str, Any] | None:
         "cpu_mean_percent": names.time_mean(names.series(scraped, names.CPU), start, end),
         "resident_max_bytes": names.peak(names.series(scraped, names.RESIDENT), start, end),
         "gpu_memory_max_bytes": names.peak(names.series(scraped, names.GPU_MEMORY), start, end),
-        "kv_cache_hit_rate": names.last_value(names.series(scraped, names.HIT_RATE), end),
+        "kv_cache_hit_rate": names.hit_rate(scraped, start, end),
     }
 
 

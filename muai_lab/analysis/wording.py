@@ -167,6 +167,17 @@ def workload_line(summary: Mapping[str, Any]) -> str | None:
     return name if name == kind or kind is None else f"{name} ({kind})"
 
 
+def prompts_line(summary: Mapping[str, Any]) -> str | None:
+    """What a server's prefix cache could have known of the prompts; None if that was not recorded."""
+    prompts = summary["identity"].get("prompts")
+    if not prompts:
+        return None
+    within = f"{percent(prompts['repeated_share'])} of their text repeats within the run"
+    if prompts["reused"]:
+        return f"perhaps known to the server from earlier runs (load.reuse_prompts); {within}"
+    return f"new to the server; {within}"
+
+
 def headline(summary: Mapping[str, Any]) -> str:
     """The result in two or three plain sentences."""
     counts = summary["requests"]

@@ -32,22 +32,19 @@ class Translation:
 
 
 @dataclass(frozen=True, slots=True)
-class Ratio:
-    """A share of ours that a server gives as two counters; counted from the first scrape on."""
-
-    part: str
-    whole: str
-    ours: str
-
-
-@dataclass(frozen=True, slots=True)
 class Dialect:
     """How one server speaks. mark: a sample name that only it has."""
 
     server: str
     mark: str
     translations: tuple[Translation, ...]
-    ratios: tuple[Ratio, ...] = ()
+
+    def translate(self, samples: Iterable[Sample]) -> Iterator[Sample]:
+        """The samples of one page that have a name of ours, under it."""
+        for sample in samples:
+            for translation in self.translations:
+                if (translated := translation.of(sample)) is not None:
+                    yield translated
 
 
 def _histogram(theirs: str, ours: str) -> tuple[Translation, ...]:
@@ -63,8 +60,9 @@ DIALECTS = (
             Translation("vllm:num_requests_waiting", "muai_waiting_requests"),
             Translation("vllm:prompt_tokens_total", "muai_prompt_tokens_total"),
             Translation("vllm:generation_tokens_total", "muai_output_tokens_total"),
+            Translation("vllm:prefix_cache_queries_total", "muai_prefix_lookup_tokens_total"),
+            Translation("vllm:prefix_cache_hits_total", "muai_prefix_hit_tokens_total"),
         ),
-        (Ratio("vllm:prefix_cache_hits_total", "vllm:prefix_cache_queries_total", "kv_cache_hit_rate"),),
     ),
     Dialect(
         "SGLang",
@@ -115,29 +113,3 @@ def dialect_of(samples: Iterable[Sample]) -> Dialect | None:
     """Whose metrics these are; None for ours, which need no translation, and for those of servers not known here."""
     names = {sample.name for sample in samples}
     return None if OURS in names else next((dialect for dialect in DIALECTS if dialect.mark in names), None)
-
-
-class Translator:
-    """Translates one page after another of the same server, in order of time."""
-
-    def __init__(self, dialect: Dialect) -> None:
-        self._dialect = dialect
-        self._first: dict[str, float] = {}
-
-    def translate(self, samples: list[Sample]) -> Iterator[Sample]:
-        """The samples of one page that have a name of ours, under it."""
-        for sample in samples:
-            for translation in self._dialect.translations:
-                if (translated := translation.of(sample)) is not None:
-                    yield translated
-        for ratio in self._dialect.ratios:
-            part, whole = self._growth(ratio.part, samples), self._growth(ratio.whole, samples)
-            if part is not None and whole:
-                yield Sample(ratio.ours, {}, part / whole)
-
-    def _growth(self, name: str, samples: list[Sample]) -> float | None:
-        """By how much a counter, summed over its labels, has grown since the first page."""
-        values = [sample.value for sample in samples if sample.name == name]
-        if not values:
-            return None
-        return sum(values) - self._first.setdefault(name, sum(values))

@@ -19,8 +19,9 @@ import pyarrow as pa
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from muai_lab.experiment.foreign_metrics import Dialect, Translator, dialect_of
+from muai_lab.experiment.foreign_metrics import Dialect, dialect_of
 
+_PAGE_BYTES = 16 << 20  # more is no page of metrics
 _FIND_TIMEOUT_S = 5.0
 SCHEMA = pa.schema([("t_ns", pa.int64()), ("name", pa.string()), ("labels", pa.string()), ("value", pa.float64())])
 
@@ -58,15 +59,14 @@ class MetricsScraper:
     def table(self) -> pa.Table:
         """Every sample scraped, in long form, and again under our name where the server has another for it."""
         rows: dict[str, list[object]] = {name: [] for name in SCHEMA.names}
-        translator: Translator | None = None
+        dialect: Dialect | None = None
         for t_ns, page in self._pages:
             samples = samples_of(page)
             if samples is None:
                 self.failures += 1
                 continue
-            if translator is None and (dialect := dialect_of(samples)) is not None:
-                translator = Translator(dialect)
-            for sample in chain(samples, translator.translate(samples) if translator is not None else ()):
+            dialect = dialect or dialect_of(samples)
+            for sample in chain(samples, dialect.translate(samples) if dialect is not None else ()):
                 rows["t_ns"].append(t_ns)
                 rows["name"].append(sample.name)
                 rows["labels"].append(json.dumps(sample.labels, sort_keys=True))
@@ -91,7 +91,7 @@ def find_metrics(url: str) -> tuple[Dialect | None, str | None]:
         with opener.open(
             urllib.request.Request(url, headers={"Accept": "text/plain"}), timeout=_FIND_TIMEOUT_S
         ) as page:
-            samples = samples_of(page.read())
+            samples = samples_of(page.read(_PAGE_BYTES))
     except urllib.error.HTTPError as error:
         return None, f"HTTP {error.code}"
     except (OSError, http.client.HTTPException) as error:

@@ -208,6 +208,12 @@ class ServingMetrics(Collector):
         cache_budget = GaugeMetricFamily(
             "muai_prefix_cache_budget_bytes", "Most bytes that the prefix cache may hold", labels=by_engine
         )
+        looked_up = CounterMetricFamily(
+            "muai_prefix_lookup_tokens", "Prompt tokens that were looked up in the prefix cache", labels=by_engine
+        )
+        found = CounterMetricFamily(
+            "muai_prefix_hit_tokens", "Prompt tokens that the prefix cache held", labels=by_engine
+        )
         failed_steps = CounterMetricFamily(
             "muai_failed_steps", "Engine steps that raised and were made again", labels=by_engine
         )
@@ -231,6 +237,9 @@ class ServingMetrics(Collector):
                 output.add_metric(both, observer.output_tokens)
                 step.add_metric(both, *observer.step_s.snapshot())
                 first.add_metric(both, *observer.first_token_s.snapshot())
+                if observer.looked_up_tokens:
+                    looked_up.add_metric(both, observer.looked_up_tokens)
+                    found.add_metric(both, observer.cached_tokens)
                 if observer.cache is not None:
                     cache_bytes.add_metric(both, observer.cache.stored_bytes)
                     cache_budget.add_metric(both, observer.cache.budget_bytes)
@@ -263,6 +272,8 @@ class ServingMetrics(Collector):
             cache_bytes,
             cache_budget,
             evictions,
+            looked_up,
+            found,
             failed_steps,
             value,
             decisions,

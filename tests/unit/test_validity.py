@@ -129,3 +129,12 @@ def test_a_server_that_ends_answers_early_is_not_comparable_with_one_that_does_n
 
     assert early["asked"]["output_tokens"]["deviation"] == pytest.approx(-14 / 16)
     assert not early["asked"]["comparable"]
+
+
+def test_the_hit_rate_of_the_cache_is_that_of_the_window_and_not_since_the_servers_start(tmp_path: Path) -> None:
+    counters = [(0.0, 10_000.0, 0.0), (2.0, 12_000.0, 0.0), (7.0, 14_000.0, 1_000.0), (9.0, 20_000.0, 1_000.0)]
+    scraped = [(t, "muai_prefix_lookup_tokens_total", {}, looked_up) for t, looked_up, _ in counters]
+    scraped += [(t, "muai_prefix_hit_tokens_total", {}, found) for t, _, found in counters]
+    path = write_run(tmp_path, answered(60), measure=(2.0, 8.0), server_metrics=scraped)
+
+    assert summarise(load_run(path))["server"]["kv_cache_hit_rate"] == pytest.approx(0.5)

@@ -50,6 +50,12 @@ class RunError(MuaiError):
     """A run cannot start or cannot go on: empty schedule, unwritable directory, port in use, server died."""
 
 
+class RequestsFailed(RunError):
+    """A run ended, and its requests failed: the result is there and not valid."""
+
+    exit_status = 1
+
+
 class RequestError(MuaiError):
     """One request to the stack ends without a result; `status` is the metric label.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +26,9 @@ OVERLOADED = "overloaded"
 REQUESTS_FAILED = "requests failed"
 TOO_SHORT = "window too short"
 
+UNANSWERED = (NOTHING, OVERLOADED, REQUESTS_FAILED)
+"""Verdicts on runs whose requests failed."""
+
 FAILURE_LIMIT = 0.01
 """Share of failed requests above which the successful ones do not speak for the run."""
 
@@ -37,7 +39,7 @@ _REFUSALS = ("rejected", "timeout")
 
 __all__ = [
     "ENGINE_CHANGED", "FAILED", "NOTHING", "NOT_STEADY", "OVERLOADED", "PARTIAL", "REQUESTS_FAILED", "SATURATED",
-    "TOO_SHORT", "VALID", "cut_short", "failed_share", "validity_of",
+    "TOO_SHORT", "UNANSWERED", "VALID", "cut_short", "validity_of",
 ]  # fmt: skip
 
 
@@ -239,8 +241,3 @@ def _served_rps(run: Run) -> float | None:
 def _commonest_error(failed: pd.DataFrame) -> str:
     errors = failed["error"].dropna().value_counts()
     return f", most often: {errors.index[0]}" if len(errors) else ""
-
-
-def failed_share(validity: Mapping[str, Any]) -> float:
-    """Share of the requests due in the window that failed; 0 if none was due."""
-    return validity.get("failed", 0) / validity["due"] if validity.get("due") else 0.0

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from muai_lab.commands.show_composed import check_options, show_composed
-from muai_lab.errors import MuaiError, RunError, SettingsError
+from muai_lab.errors import MuaiError, RequestsFailed, RunError, SettingsError
 from muai_lab.settings.compose import Jobs, check_overrides, resolve_job
 from muai_lab.settings.hydra_groups import PRIMARY, groups_folder, hydra_message, register_base_nodes
 from muai_lab.settings.overrides import parse_overrides, quoted, with_open_mappings
@@ -92,6 +92,7 @@ def _value(line: str) -> str:
 def _run_one(cfg: DictConfig) -> None:
     """One job of the invocation. Hydra calls it once for a run and once for each job of a sweep."""
     from muai_lab.analysis import result_table
+    from muai_lab.analysis.validity import UNANSWERED
     from muai_lab.commands.progress import watching
     from muai_lab.experiment.directory import is_finished, unfinished
     from muai_lab.experiment.runner import run_experiment
@@ -119,6 +120,9 @@ def _run_one(cfg: DictConfig) -> None:
         return
     result_table(summary).show(Console())
     _say(f"report: {_short(directory / 'report.html')}")
+    validity = summary["validity"]
+    if validity["verdict"] in UNANSWERED and not sweeping:
+        raise RequestsFailed(f"{validity['verdict']}: {validity['reason']}")
 
 
 def end_sweep(sweep: Path) -> None:

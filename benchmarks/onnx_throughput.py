@@ -15,6 +15,7 @@ import os
 import statistics
 import sys
 import time
+from dataclasses import asdict
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in muai_lab.__main__, before torch is imported
 
@@ -25,6 +26,7 @@ from muai_lab.engines.onnx.engine import OnnxEngine
 from muai_lab.engines.pytorch.engine import PyTorchEngine
 from muai_lab.models.registry import resolve_model
 from muai_lab.models.tokenizer import load_tokenizer
+from muai_lab.processor import this_processor
 from muai_lab.settings.schema import OnnxSettings, OptimizationSettings
 from muai_lab.stack.limits import BatchLimits
 from muai_lab.stack.request import GenerationRequest
@@ -101,6 +103,8 @@ def main() -> None:
             for name, values in seen.items()
         },
         "int8_greedy_agreement_with_fp32": arms["onnx int8"].info.details["int8_greedy_agreement_with_fp32"],
+        "int8_product": arms["onnx int8"].info.details["int8_product"],
+        "processor": asdict(this_processor()),
     }
     if options.json:
         sys.stdout.write(json.dumps(result) + "\n")
@@ -112,7 +116,11 @@ def main() -> None:
             f"{name:<13} {statistics.median(values):>7,.0f} output tokens/s, {ratio:.2f} × PyTorch (of {shown})\n"
         )
     agreement = result["int8_greedy_agreement_with_fp32"]
-    sys.stdout.write(f"int8 chooses fp32's greedy token at {agreement:.1%} of positions\n")
+    processor = this_processor()
+    sys.stdout.write(
+        f"int8 ({result['int8_product']}) chooses fp32's greedy token at {agreement:.1%} of positions\n"
+        f"{processor.name}: {' '.join(processor.instruction_sets or ['instruction sets not known'])}\n"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The processor that this process runs on: its name, its family, and the instruction sets that libraries choose by.
+"""The processor that this process runs on: name, family, the instruction sets that libraries choose by, usable cores.
 
 Libraries have other kernels for each instruction set. Speed depends on that choice, and sometimes outputs do. The name
 alone does not tell: a virtual machine calls several generations `AMD EPYC`, and ARM's kernels name none at all.
@@ -6,6 +6,7 @@ alone does not tell: a virtual machine calls several generations `AMD EPYC`, and
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping
@@ -58,7 +59,7 @@ def this_processor() -> Processor:
     """Return the processor of this machine, as far as its system describes it."""
     system = platform.system()
     if system == "Linux":
-        return of_cpuinfo(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
+        return of_cpuinfo(_read(Path("/proc/cpuinfo")))
     if system == "Darwin":
         return of_sysctl(_sysctl("machdep.cpu", "hw.optional", "hw.cpufamily"))
     return Processor(_platform_name(), None, None)
@@ -93,6 +94,49 @@ def of_sysctl(text: str) -> Processor:
         fields.get("hw.cpufamily"),
         tuple(sorted(_CHOSEN_BY & named)) if found else None,
     )
+
+
+def usable_cores(root: Path = Path("/")) -> float:
+    """Return the cores that this process may use: those of its affinity, at most the quota of its control group.
+
+    A container with `--cpus=1.5` sees all cores of its machine, and gets 1.5 of their time.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min([allowed, *_quotas(root)])
+
+
+def _quotas(root: Path) -> list[float]:
+    """The quota in cores of each control group that holds this process; none where there is no limit."""
+    found = []
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, controllers, place = line.split(":", 2)
+        if controllers == "":
+            top, limit = root / "sys/fs/cgroup", "cpu.max"
+        elif "cpu" in controllers.split(","):
+            top, limit = root / "sys/fs/cgroup/cpu", "cpu.cfs_quota_us"
+        else:
+            continue
+        group = top / place.lstrip("/")
+        # In a container without a namespace of its own the path is the host's; what is mounted is the top.
+        for directory in {top, *(one for one in (group, *group.parents) if one.is_relative_to(top))}:
+            period = "" if controllers == "" else f" {_read(directory / 'cpu.cfs_period_us')}"
+            found += _quota(f"{_read(directory / limit)}{period}")
+    return found
+
+
+def _quota(text: str) -> list[float]:
+    """Of `200000 100000` 2.0; nothing of `max 100000`, `-1 100000` and texts of other forms."""
+    parts = text.split()
+    if len(parts) != 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        return []
+    return [int(parts[0]) / int(parts[1])]
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def _fields(block: str) -> dict[str, str]:

@@ -20,7 +20,7 @@ class Machine:
     """
 
     cpu: str | None
-    cores: int | None
+    cores: float | None
     gpus: tuple[str, ...]
     memory_bytes: float
     family: str | None

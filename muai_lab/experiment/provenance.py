@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 
 from muai_lab.gpus import visible_gpus
-from muai_lab.processor import this_processor
+from muai_lab.processor import this_processor, usable_cores
 
 # What the figures depend on; packages that are not installed are left out.
 _PACKAGES = (
@@ -63,7 +63,7 @@ def hardware() -> dict[str, Any]:
         "cpu_family": processor.family,
         "instruction_sets": None if processor.instruction_sets is None else list(processor.instruction_sets),
         "instruction_limits": {name: os.environ[name] for name in _INSTRUCTION_LIMITS if os.environ.get(name)},
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "memory_bytes": psutil.virtual_memory().total,
         "system": platform.platform(),
         "gpus": _gpus(),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import pytest
 
-from muai_lab.processor import Processor, of_cpuinfo, of_sysctl, this_processor
+from muai_lab.processor import Processor, of_cpuinfo, of_sysctl, this_processor, usable_cores
 
 ZEN3 = """processor\t: 0
 vendor_id\t: AuthenticAMD
@@ -91,3 +94,42 @@ def test_instruction_sets_that_are_not_described_are_not_known(text: str) -> Non
 def test_this_machine_is_described() -> None:
     assert this_processor().name
     assert this_processor() == this_processor()
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, 8),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "150000 100000\n"}, 1.5),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, 8),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "6400000 100000\n"}, 8),
+        (  # the tightest of all groups counts
+            {
+                "proc/self/cgroup": "0::/a/b\n",
+                "sys/fs/cgroup/a/cpu.max": "300000 100000",
+                "sys/fs/cgroup/a/b/cpu.max": "400000 100000",
+            },
+            3,
+        ),
+        (  # version 1
+            {
+                "proc/self/cgroup": "3:cpuset:/\n2:cpu,cpuacct:/docker/1f\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "50000\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+            },
+            0.5,
+        ),
+        ({"proc/self/cgroup": "2:cpu:/\n", "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n"}, 8),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "many\n"}, 8),
+        ({"proc/self/cgroup": "0::/../..\n"}, 8),
+    ],
+)
+def test_a_containers_quota_bounds_its_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: Mapping[str, str], cores: float
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(8)), raising=False)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+
+    assert usable_cores(tmp_path) == cores

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 
 from muai_lab.engines.onnx.elsewhere import NAME
 from muai_lab.errors import EngineError
+from muai_lab.processor import usable_cores
 
 if TYPE_CHECKING:
     from muai_lab.settings.schema import OnnxSettings
@@ -61,8 +62,8 @@ def choose_providers(wanted: Sequence[str]) -> Providers:
 
 
 def default_threads() -> int:
-    """The physical cores that this process may use."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """The physical cores that this process may use, a part of one counted whole."""
+    allowed = math.ceil(usable_cores())
     return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
 
 

@@ -37,6 +37,8 @@ class Row:
     names in messages and notes. texts: values are texts of a CSV file.
     """
 
+    __slots__ = ("_elements", "_fields", "_inner", "_layout", "_prefix", "_used", "name", "texts")
+
     def __init__(
         self, fields: Mapping[str, Any], *, name: str | None = None, prefix: str = "", texts: bool = False
     ) -> None:
@@ -46,8 +48,9 @@ class Row:
         self._layout = _layout(tuple(fields))
         self._used: set[str] = set()
         self._prefix = prefix
-        self._inner: dict[str, Row] = {}
-        self._elements: list[Row] = []
+        # Most rows have no objects in them, and a trace has millions of rows: what is not needed is not made.
+        self._inner: dict[str, Row] | None = None
+        self._elements: list[Row] | None = None
 
     def __contains__(self, name: str) -> bool:
         return self._fields.get(name) not in (None, "")
@@ -81,16 +84,18 @@ class Row:
 
     def inner(self, name: str) -> Row | None:
         """The object in a field, as fields whose use counts for themselves; None if there is no object."""
-        if name not in self._inner:
+        if self._inner is None or name not in self._inner:
             value = self._fields.get(name)
             if not isinstance(value, dict):
                 return None
             self._used.add(name)
+            self._inner = self._inner or {}
             self._inner[name] = Row(value, name=name, prefix=f"{self._prefix}{name}.")
         return self._inner[name]
 
     def element(self, name: str, value: Mapping[str, Any]) -> Row:
         """An object in the list that a field holds, as fields whose use counts for themselves."""
+        self._elements = self._elements or []
         self._elements.append(Row(value, name=name, prefix=f"{self._prefix}{name}[]."))
         return self._elements[-1]
 
@@ -100,8 +105,10 @@ class Row:
         for name, value in self._fields.items():
             if name not in used and value is not None and value != "":
                 yield f"{prefix}{name}"
-        for row in (*self._inner.values(), *self._elements):
-            yield from row.unused()
+        for inner in (self._inner or {}).values():
+            yield from inner.unused()
+        for element in self._elements or ():
+            yield from element.unused()
 
     def among(self, names: frozenset[str]) -> tuple[str, ...]:
         """The fields of exactly these names, with or without values."""

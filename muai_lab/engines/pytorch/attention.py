@@ -267,7 +267,8 @@ def _grouped_attention(
     They see the same positions, so nothing changes but the shape, and every kernel takes it. CUDA's fused kernels take
     no mask together with heads that share keys: the keys would be copied for each head, in each layer of each step.
     """
-    grouped = query.squeeze(2).unflatten(1, (key.shape[1], -1))  # [rows, kv_heads, heads / kv_heads, dim]
+    rows, _, _, dim = query.shape
+    grouped = query.reshape(rows, key.shape[1], -1, dim)  # [rows, kv_heads, heads / kv_heads, dim]
     attended = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
     return attended.flatten(1, 2).unsqueeze(2)
 

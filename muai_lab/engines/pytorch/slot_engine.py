@@ -141,7 +141,7 @@ class SlotEngine(StepEngine):
     def close(self) -> None:
         """Drop the model and its memory."""
         self._model = None
-        if torch.cuda.is_initialized():
+        if self.info.device != "cpu":
             gc.collect()  # what failed steps left in cycles still holds memory that the next engine wants
             torch.cuda.empty_cache()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import time
@@ -136,6 +137,9 @@ class InferenceService:
             *(name, engine.name, engine.version, engine.device, engine.dtype),
             *(engine.max_model_len, time.monotonic() - began),
         )
+        # What was loaded stays: a full collection would look through all of it, and hold every request up meanwhile.
+        gc.collect()
+        gc.freeze()
         return stack
 
     def _tell_addresses(self) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import resource
 import socket
 from typing import Any
 
 import pytest
 from http_client import Client
+from server_fakes import ParrotEngine, parrot_stack
 
 from muai_lab.errors import RunError
 from muai_lab.server.connection import Connection
@@ -142,3 +144,22 @@ def test_every_connection_is_looked_at_once_in_a_round_of_ticks(monkeypatch: pyt
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
     """Never asked."""
+
+
+def test_what_a_model_leaves_in_memory_is_not_looked_through_again_while_it_is_served() -> None:
+    """A full collection over a loaded model takes half a second, in which no request is answered."""
+    ports = {"monitoring.server.port": 0, "monitoring.prometheus.port": 0, "monitoring.server.host": "127.0.0.1"}
+    settings = load_settings(environ={}, overrides=ports).settings
+    service = InferenceService(settings, lambda _settings, _name, _observers: parrot_stack(ParrotEngine()))
+    gc.unfreeze()
+
+    async def work() -> int:
+        await service.start()
+        frozen = gc.get_freeze_count()
+        await service.stop()
+        return frozen
+
+    try:
+        assert asyncio.run(work()) > 1000
+    finally:
+        gc.unfreeze()

@@ -152,7 +152,7 @@ class VllmEngine(StreamingEngine):
             self._log = None
             # vLLM's objects refer to each other; left to the end of the interpreter, they complain on the terminal.
             del llm
-            await asyncio.to_thread(gc.collect)
+            await asyncio.to_thread(_collect)
 
     def _load(self) -> None:
         with _ONE_START:
@@ -217,3 +217,10 @@ class VllmEngine(StreamingEngine):
                 "kv_block_tokens": cache.block_size,
             },
         )
+
+
+def _collect() -> None:
+    """Collect garbage, also among what the server has set apart as loaded for good."""
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,17 +22,23 @@ from muai_lab.errors import RunError
 from muai_lab.load.cap import CappedTarget
 from muai_lab.load.clock_watch import ClockWatch
 from muai_lab.load.event_loop import run_on_fast_loop
-from muai_lab.load.garbage import rare_garbage_collection
+from muai_lab.load.garbage import GarbagePauses, rare_garbage_collection
+from muai_lab.load.heartbeat import Heartbeat, waiting_clock
+from muai_lab.load.machine_load import MachineLoad, load_since, read_processes
 from muai_lab.load.own_limits import GeneratorExhausted
+from muai_lab.load.precise_timer import PreciseTimer, precise_timer
 from muai_lab.load.records import Phase, RequestRecord, Status, Window
 from muai_lab.load.self_report import GeneratorReport, report_on_generator
 from muai_lab.load.target import Target
+from muai_lab.load.thread_slice import short_slice
+from muai_lab.load.unsent import Unsent
 from muai_lab.settings.lab import LabSettings
 from muai_lab.workload.schedule import Schedule, ScheduledRequest
 
 # From opening the load to its first due request: the time to start the tasks that watch it.
 _LEAD_NS = 20_000_000
 _WATCH_INTERVAL_NS = 250_000_000
+_TIMEOUT_ROUNDING_S = 0.002  # an event loop's timeout may be this late
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +128,18 @@ async def generate(
     try:
         main = asyncio.current_task()
         assert main is not None, "a coroutine runs in a task"
-        with rare_garbage_collection():
+        processes = read_processes()
+        with (
+            rare_garbage_collection() as pauses,
+            short_slice(),
+            closing(precise_timer(clock)) as timer,
+            waiting_clock() as wait_clock,
+        ):
+            heartbeat = Heartbeat(timer, clock, cpu_clock, wait_clock)
             start_ns = clock() + _LEAD_NS if begin is None else await begin()
-            return await _Load(main, schedule, target, plan, clock, cpu_clock, progress, start_ns).run()
+            load = _Load(main, schedule, target, plan, clock, timer, heartbeat, progress, start_ns)
+            await load.run()
+        return load.result(pauses, machine=lambda: load_since(processes))
     finally:
         await target.close()
 
@@ -139,7 +154,8 @@ class _Load:
         target: Target,
         plan: LoadPlan,
         clock: Callable[[], int],
-        cpu_clock: Callable[[], int],
+        timer: PreciseTimer,
+        heartbeat: Heartbeat,
         progress: Callable[[LoadProgress], None] | None,
         start_ns: int,
     ) -> None:
@@ -148,7 +164,8 @@ class _Load:
         self.target = target
         self.plan = plan
         self.clock = clock
-        self.cpu_clock = cpu_clock
+        self.timer = timer
+        self.heartbeat = heartbeat
         self.progress = progress
         self.records: list[RequestRecord] = []
         self.tasks: set[asyncio.Task[None]] = set()
@@ -157,40 +174,53 @@ class _Load:
         self.giving_up: tuple[Status, str] = ("cancelled", "the run was interrupted")
         self.exhausted: str | None = None
         self.ran_out = asyncio.Event()
-        self.unsent_after_failure = 0  # turns of sessions in which an earlier turn failed
-        self.unsent_without_text = 0  # turns of sessions in which an earlier answer had no text
-        self.unsent_at_end = 0  # turns that were not due before the load ended
+        self.unsent = Unsent()
         self.clocks = ClockWatch(clock)
         self.start_ns = start_ns
         self.measure_ns = self.start_ns + round(plan.warmup_s * 1e9)
         self.end_ns = self.measure_ns + round(plan.duration_s * 1e9)  # moves to the front when the schedule runs out
-        self.cpu_at_measure: tuple[int, int] | None = None  # wall and CPU time
+        self.interrupted = False
+        self.ended_ns = self.end_ns
         self.crash: BaseException | None = None
 
-    async def run(self) -> LoadResult:
+    async def run(self) -> None:
         watch = asyncio.create_task(self._watch())
         watch.add_done_callback(self._finished)
-        interrupted = False
-        cpu_share = None
+        self.heartbeat.begin(self.measure_ns)
         try:
             await (self._open_loop() if self.schedule.open_loop else self._closed_loop())
-            cpu_share = self._cpu_share()
+            self.heartbeat.end()
             await self._drain()
         except asyncio.CancelledError:
             self.main.uncancel()
-            interrupted = self.exhausted is None
+            self.interrupted = self.exhausted is None
             self.end_ns = min(self.end_ns, self.clock())
         finally:
+            self.heartbeat.end()
             await self._give_up(watch)
+        self.ended_ns = self.clock()
         if self.crash is not None:
             raise self.crash
-        window = Window(self.start_ns, min(self.measure_ns, self.end_ns), self.end_ns, self.clock())
+
+    def result(self, pauses: GarbagePauses, machine: Callable[[], MachineLoad]) -> LoadResult:
+        """All that came of it. machine: asked who used the processors, if the generator was late."""
+        window = Window(self.start_ns, min(self.measure_ns, self.end_ns), self.end_ns, self.ended_ns)
+        report = report_on_generator(
+            self.records,
+            window,
+            self.heartbeat.timing(),
+            open_loop=self.schedule.open_loop,
+            stall_s=self.clocks.longest_stall_s,
+            garbage_s=pauses.longest_s,
+            machine=machine,
+        )
+        ran_out = [self.unsent.ran_out(window, len(self.schedule))] if self.ran_out.is_set() else []
         return LoadResult(
             records=tuple(self.records),
             window=window,
-            generator=report_on_generator(self.records, window, cpu_share, stall_s=self.clocks.longest_stall_s),
-            interrupted=interrupted,
-            notes=self.target.notes + self._notes(window) + self.clocks.notes(),
+            generator=report,
+            interrupted=self.interrupted,
+            notes=(*self.target.notes, *self.unsent.notes(), *ran_out, *self.clocks.notes()),
             exhausted=self.exhausted,
         )
 
@@ -201,13 +231,13 @@ class _Load:
             assert request.intended_s is not None, "an open-loop schedule has times"
             record = _record_of(request)
             record.intended_ns = self.start_ns + round(request.intended_s * 1e9)
-            await self._sleep_until(record.intended_ns)
+            await self.timer.sleep_until(record.intended_ns)
             self._start(self._send_session(row, request, record))
-        await self._sleep_until(self.end_ns)
+        await self.timer.sleep_until(self.end_ns)
 
     async def _closed_loop(self) -> None:
         """Keep every slot busy until the window ends or the schedule has run out."""
-        await self._sleep_until(self.start_ns)
+        await self.timer.sleep_until(self.start_ns)
         rows = iter(self.schedule.starts)
         slots = [self._start(self._slot(rows)) for _ in range(self.plan.concurrency)]
         left_s = (self.end_ns - self.clock()) / 1e9
@@ -238,19 +268,19 @@ class _Load:
             record.answer = []
             await self._send(request, record)
             if record.status != "ok":
-                self.unsent_after_failure += left
+                self.unsent.after_failure += left
                 record.answer = None
                 return record
             said, record.answer = "".join(record.answer), None
             if not said:
-                self.unsent_without_text += left
+                self.unsent.without_text += left
                 return record
             earlier = (*request.conversation(), {"role": "assistant", "content": said})
             row += 1
             request = replace(self.schedule.request(row), earlier=earlier)
             due_ns = (record.stream_end_ns or self.clock()) + round((request.think_s or 0.0) * 1e9)
             if not await self._think_until(due_ns):
-                self.unsent_at_end += left
+                self.unsent.at_end += left
                 return record
             before, record = record, _record_of(request)
             if before.intended_ns is None:
@@ -264,10 +294,10 @@ class _Load:
         """Wait for a later turn's time; False when the load ends before it."""
         if due_ns < self.end_ns:
             with suppress(TimeoutError):
-                async with asyncio.timeout((due_ns - self.clock()) / 1e9):
+                async with asyncio.timeout((due_ns - self.clock()) / 1e9 - _TIMEOUT_ROUNDING_S):
                     await self.ran_out.wait()
             if due_ns < self.end_ns:
-                await self._sleep_until(due_ns)
+                await self.timer.sleep_until(due_ns)
                 return True
         return False
 
@@ -326,23 +356,14 @@ class _Load:
             self.main.cancel()
 
     async def _watch(self) -> None:
-        """Take the CPU time when the measurement begins, report progress, and look whether the clocks go evenly."""
+        """Report progress, and look whether the clocks go evenly."""
         while True:
             now = self.clock()
-            if self.cpu_at_measure is None and now >= self.measure_ns:
-                self.cpu_at_measure = (now, self.cpu_clock())
             if self.progress is not None:
                 self.progress(self._progress(now))
             wake_ns = now + _WATCH_INTERVAL_NS
-            if self.cpu_at_measure is None:
-                wake_ns = min(wake_ns, self.measure_ns)
-            await self._sleep_until(wake_ns)
+            await self.timer.sleep_until(wake_ns)
             self.clocks.woke(wake_ns)
-
-    async def _sleep_until(self, due_ns: int) -> None:
-        """Return at `due_ns` or as soon after as the loop allows, never before; past it, without yielding."""
-        while (left_ns := due_ns - self.clock()) > 0:  # noqa: ASYNC110 (uvloop may wake half a millisecond early)
-            await asyncio.sleep(left_ns * 1e-9)
 
     def _progress(self, now: int) -> LoadProgress:
         return LoadProgress(
@@ -354,37 +375,6 @@ class _Load:
             failed=self.failed,
             outstanding=len(self.records) - self.ok - self.failed,
         )
-
-    def _cpu_share(self) -> float | None:
-        if self.cpu_at_measure is None:
-            return None
-        wall_ns, cpu_ns = self.cpu_at_measure
-        elapsed_ns = self.clock() - wall_ns
-        return (self.cpu_clock() - cpu_ns) / elapsed_ns if elapsed_ns > 0 else None
-
-    def _notes(self, window: Window) -> tuple[str, ...]:
-        notes = []
-        if self.unsent_after_failure:
-            notes.append(f"turns not sent because an earlier turn of theirs failed: {self.unsent_after_failure:,}")
-        if self.unsent_without_text:
-            notes.append(
-                "turns not sent because the answer before them had no text (reasoning or a tool call only): "
-                f"{self.unsent_without_text:,}"
-            )
-        if self.unsent_at_end:
-            notes.append(f"turns not sent because they were due after the end of the load: {self.unsent_at_end:,}")
-        return (*notes, *self._end_notes(window))
-
-    def _end_notes(self, window: Window) -> tuple[str, ...]:
-        if not self.ran_out.is_set():
-            return ()
-        after_s = (self.end_ns - self.start_ns) / 1e9
-        unsent = self.unsent_after_failure + self.unsent_without_text + self.unsent_at_end
-        all_sent = f"all {len(self.schedule)} requests of the schedule were sent"
-        after = f"{'no session of the schedule was left' if unsent else all_sent} after {after_s:.1f} s"
-        if window.measured_s <= 0:
-            return (f"{after}, during the warm-up: nothing was measured; lower load.warmup_s or raise load.requests",)
-        return (f"{after}: the window ends there, {window.measured_s:.1f} s long",)
 
 
 def _record_of(request: ScheduledRequest) -> RequestRecord:

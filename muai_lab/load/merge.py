@@ -63,6 +63,8 @@ def _of(part: Part) -> WorkerReport:
         send_lag_p99_s=own.send_lag_p99_s,
         verdict=own.verdict,
         reason=own.reason,
+        wait_share=own.wait_share,
+        lateness_p99_s=own.lateness_p99_s,
         clock_offset_s=part.clock.offset_ns / 1e9,
         clock_error_s=part.clock.error_ns / 1e9,
     )

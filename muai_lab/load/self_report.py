@@ -1,34 +1,42 @@
-"""What the load generator says about itself: how late it was, how busy it was, and whether that spoilt the result."""
+"""The load generator's report on itself: its own part of each figure, the reason for it, and the verdict."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 
+from muai_lab.load.added_delay import (
+    TOLERATED_SHARE,
+    AddedDelay,
+    added_delays,
+    share_of_cycles,
+)
+from muai_lab.load.heartbeat import NO_TIMING, LoopTiming
+from muai_lab.load.machine_load import MachineLoad, described
 from muai_lab.load.records import RequestRecord, Window
 
-Verdict = Literal["ok", "client_saturated"]
+Verdict = Literal["ok", "machine_busy", "client_saturated"]
 
-# A loop that sends late also reads late, so lag is a measure of the error of every time in the records. Up to 5 ms
-# are within what a request to a real server may be off; a slower server tolerates a proportionally slower client.
-LAG_LIMIT_S = 0.005
-LAG_LIMIT_OF_TTFT = 0.05
-# The loop runs on one thread: near one full core it has no reserve, and queues form in the client. In the closed loop
-# this is the only sign, since a late loop also releases its slots late.
+# The loop runs on one thread: near one full core it has no reserve, and queues form in the client.
 CPU_SHARE_LIMIT = 0.9
+_WORST: dict[Verdict, int] = {"ok": 0, "machine_busy": 1, "client_saturated": 2}
 
 
 @dataclass(frozen=True, slots=True)
 class GeneratorReport:
-    """How the generator itself did in the measurement window.
+    """The generator in the measurement window.
 
     cpu_share: CPU time of the loop's thread divided by wall time, None when there was no window. send_lag_*_s: `sent`
     minus due time over the requests due in the window, None when none was sent. longest_stall_s: the longest time for
-    which the event loop did not turn although it should have. workers: one report for each, when several processes or
-    machines shared the load; the busiest one's share is then `cpu_share`, and any one's verdict is the verdict.
+    which the event loop did not turn although it should have. wait_share: time for which the thread waited for a
+    processor, divided by wall time. lateness_*_s: of the beat of the event loop. garbage_s: the longest garbage
+    collection. added: by metric column, the most that the generator's own delays can have added to each figure.
+    cycle_share: the most of a closed loop's throughput that they can have cost. machine: who used the processors; read
+    only if the generator was late. workers: one report for each, when several processes or machines shared the load;
+    the busiest one's values are then the values, and the worst verdict is the verdict.
     """
 
     cpu_share: float | None
@@ -39,11 +47,18 @@ class GeneratorReport:
     reason: str | None
     longest_stall_s: float | None = None
     workers: tuple[WorkerReport, ...] = ()
+    wait_share: float | None = None
+    lateness_p50_s: float | None = None
+    lateness_p99_s: float | None = None
+    garbage_s: float | None = None
+    added: Mapping[str, AddedDelay] = field(default_factory=dict)
+    cycle_share: float | None = None
+    machine: MachineLoad | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerReport:
-    """How one of several generators did; the values are those of its own `GeneratorReport`.
+    """One of several generators; the values are those of its own `GeneratorReport`.
 
     clock_offset_s: its monotonic clock minus ours, taken off its times; clock_error_s: by how much that may be wrong.
     Both are 0 on one machine, whose processes share a clock.
@@ -57,51 +72,136 @@ class WorkerReport:
     reason: str | None
     clock_offset_s: float = 0.0
     clock_error_s: float = 0.0
+    wait_share: float | None = None
+    lateness_p99_s: float | None = None
 
 
 def report_on_generator(
-    records: Sequence[RequestRecord], window: Window, cpu_share: float | None, *, stall_s: float | None = None
+    records: Sequence[RequestRecord],
+    window: Window,
+    timing: LoopTiming = NO_TIMING,
+    *,
+    open_loop: bool,
+    stall_s: float | None = None,
+    garbage_s: float | None = None,
+    machine: Callable[[], MachineLoad] | None = None,
 ) -> GeneratorReport:
-    """Judge the generator by its records.
+    """Judge the generator by its records and the beat of its loop.
 
-    `client_saturated` when the p99 of the send lag exceeds both `LAG_LIMIT_S` and `LAG_LIMIT_OF_TTFT` of the median
-    time to first token, or the CPU share exceeds `CPU_SHARE_LIMIT`.
+    Not `ok` if its own delays can explain more than is tolerated of the headline: the median time to first token, or
+    the throughput of a closed loop. `machine_busy`: most of them were waiting for a processor that others used;
+    `client_saturated`: most were its own work, or its thread used more than `CPU_SHARE_LIMIT` of a core. machine: asked
+    who used the processors, if something is to be explained.
     """
     due = [record for record in records if window.phase(record.due_ns) == "measure" and record.sent_ns is not None]
-    lags_s = np.array([(record.sent_ns or 0) - record.sendable_ns for record in due], dtype=np.float64) / 1e9
-    ttfts_s = [
-        (record.first_content_ns - record.sent_ns) / 1e9
-        for record in due
-        if record.first_content_ns is not None and record.sent_ns is not None
-    ]
-    p50, p99, longest = (np.quantile(lags_s, [0.5, 0.99, 1.0]).tolist()) if len(lags_s) else (None, None, None)
-    reason = None
-    if p99 is not None:
-        limit_s = max(LAG_LIMIT_S, LAG_LIMIT_OF_TTFT * float(np.median(ttfts_s))) if ttfts_s else LAG_LIMIT_S
-        if p99 > limit_s:
-            reason = f"p99 of the send lag is {p99 * 1e3:.1f} ms, more than {limit_s * 1e3:.1f} ms"
-    if cpu_share is not None and cpu_share > CPU_SHARE_LIMIT:
-        busy = f"the load generator used {cpu_share:.0%} of a core, more than {CPU_SHARE_LIMIT:.0%}"
-        reason = busy if reason is None else f"{reason}; {busy}"
-    return GeneratorReport(
-        cpu_share=cpu_share,
-        send_lag_p50_s=p50,
-        send_lag_p99_s=p99,
-        send_lag_max_s=longest,
-        verdict="ok" if reason is None else "client_saturated",
-        reason=reason,
+    answered = [record for record in due if record.status == "ok" and record.chunk_t_ns]
+    lags_s = np.array([(record.sent_ns or 0) - record.due_ns for record in due], dtype=np.float64) / 1e9
+    lag = np.quantile(lags_s, [0.5, 0.99, 1.0]).tolist() if len(lags_s) else (None, None, None)
+    late = np.quantile(timing.lateness_s, [0.5, 0.99]).tolist() if len(timing.lateness_s) else (None, None)
+    added = added_delays(answered, timing.lateness_s, open_loop=open_loop)
+    cycles = None if open_loop else share_of_cycles(answered, timing.lateness_s)
+    report = GeneratorReport(
+        cpu_share=timing.cpu_share,
+        send_lag_p50_s=lag[0],
+        send_lag_p99_s=lag[1],
+        send_lag_max_s=lag[2],
+        verdict="ok",
+        reason=None,
         longest_stall_s=stall_s,
+        wait_share=timing.wait_share,
+        lateness_p50_s=late[0],
+        lateness_p99_s=late[1],
+        garbage_s=garbage_s,
+        added=added,
+        cycle_share=cycles,
+    )
+    if machine is not None and any(one.marked for one in added.values()):
+        report = replace(report, machine=machine())
+    return _judged(report, timing, _connecting(answered), open_loop=open_loop)
+
+
+def _judged(report: GeneratorReport, timing: LoopTiming, connecting: str | None, *, open_loop: bool) -> GeneratorReport:
+    explained = _headline(report, open_loop=open_loop)
+    full = report.cpu_share is not None and report.cpu_share > CPU_SHARE_LIMIT
+    if full:
+        busy = f"the load generator used {report.cpu_share:.0%} of a core, more than {CPU_SHARE_LIMIT:.0%}"
+        reason = "; ".join([busy, *explained]) + ": raise load.processes, or lower the load"
+        return replace(report, verdict="client_saturated", reason=reason)
+    if not explained:
+        return report
+    reason = f"the load generator's own delays can be {' and '.join(explained)}"
+    if connecting is not None:
+        return replace(report, verdict="client_saturated", reason=f"{reason}; {connecting}")
+    if timing.waited_share is not None and timing.waited_share >= 0.5:
+        who = f": {described(report.machine)}" if report.machine is not None else ""
+        waited = f"{reason}; its thread waited for a processor {timing.wait_share:.0%} of the time{who}"
+        return replace(report, verdict="machine_busy", reason=waited)
+    used = "" if report.cpu_share is None else f"; it used {report.cpu_share:.0%} of a core"
+    return replace(
+        report, verdict="client_saturated", reason=f"{reason}{used}: raise load.processes, or lower the load"
+    )
+
+
+def _headline(report: GeneratorReport, *, open_loop: bool) -> list[str]:
+    """The headline's figures of which the generator can explain more than is tolerated."""
+    found = []
+    added = report.added.get("ttft_from_intended_s" if open_loop else "ttft_s")
+    if added is not None and "p50" in added.marked:
+        found.append(f"up to {added.quantiles_s['p50'] * 1e3:.1f} ms of the median TTFT")
+    if report.cycle_share is not None and report.cycle_share > TOLERATED_SHARE:
+        found.append(f"up to {report.cycle_share:.0%} of the time of each request, which the throughput lacks")
+    return found
+
+
+def _connecting(answered: Sequence[RequestRecord]) -> str | None:
+    """The remedy if most of the time from due to sent went into making connections."""
+    took_ns = [record.connect_ns for record in answered if record.connect_ns is not None]
+    lag_ns = sum((record.sent_ns or 0) - record.due_ns for record in answered)
+    if not took_ns or 2 * len(took_ns) < len(answered) or 2 * sum(took_ns) < lag_ns:
+        return None
+    median_ms = float(np.median(took_ns)) / 1e6
+    return (
+        f"{len(took_ns):,} of {len(answered):,} requests made a new connection first, which took {median_ms:.1f} ms: "
+        "let the server keep connections alive"
     )
 
 
 def report_on_generators(
     records: Sequence[RequestRecord], window: Window, workers: Sequence[tuple[WorkerReport, GeneratorReport]]
 ) -> GeneratorReport:
-    """Judge several generators together by all their records; the worst of them decides."""
-    shares = [own.cpu_share for _, own in workers if own.cpu_share is not None]
-    stalls = [own.longest_stall_s for _, own in workers if own.longest_stall_s is not None]
-    together = report_on_generator(records, window, max(shares, default=None), stall_s=max(stalls, default=None))
-    saturated = [f"{worker.name}: {own.reason}" for worker, own in workers if own.verdict == "client_saturated"]
-    if saturated:
-        together = replace(together, verdict="client_saturated", reason="; ".join(saturated))
-    return replace(together, workers=tuple(worker for worker, _ in workers))
+    """Several generators together: lag over all records, all else of the worst of them."""
+    reports = [own for _, own in workers]
+    lags = report_on_generator(records, window, open_loop=True)
+    worst = max(reports, key=lambda own: _WORST[own.verdict])
+    reasons = [f"{worker.name}: {own.reason}" for worker, own in workers if own.verdict != "ok"]
+    return replace(
+        lags,
+        verdict=worst.verdict,
+        reason="; ".join(reasons) or None,
+        cpu_share=_most([own.cpu_share for own in reports]),
+        longest_stall_s=_most([own.longest_stall_s for own in reports]),
+        workers=tuple(worker for worker, _ in workers),
+        wait_share=_most([own.wait_share for own in reports]),
+        lateness_p50_s=_most([own.lateness_p50_s for own in reports]),
+        lateness_p99_s=_most([own.lateness_p99_s for own in reports]),
+        garbage_s=_most([own.garbage_s for own in reports]),
+        added=_worst_added(reports),
+        cycle_share=_most([own.cycle_share for own in reports]),
+        machine=worst.machine,
+    )
+
+
+def _most(values: Sequence[float | None]) -> float | None:
+    return max((value for value in values if value is not None), default=None)
+
+
+def _worst_added(reports: Sequence[GeneratorReport]) -> dict[str, AddedDelay]:
+    found: dict[str, AddedDelay] = {}
+    for column, added in ((column, added) for own in reports for column, added in own.added.items()):
+        other = found.get(column, added)
+        found[column] = AddedDelay(
+            {name: max(added_s, other.quantiles_s[name]) for name, added_s in added.quantiles_s.items()},
+            tuple(name for name in added.quantiles_s if name in added.marked or name in other.marked),
+            max(added.floor_s, other.floor_s),
+        )
+    return found

@@ -1,0 +1,123 @@
+"""By how much the load generator can have moved each figure that a run reports.
+
+Let T = S + D be a time as it is recorded, S the server's and D the generator's own delay, of which the beat of its loop
+gives the distribution. If D does not depend on S, P(T <= s + d) >= P(S <= s) P(D <= d) for all s and d; so for every
+share p the quantile q of S is no less than the quantile q p of T minus the quantile p of D, and
+
+    Q_T(q) - Q_S(q)  <=  min over p of  Q_D(p) + Q_T(q) - Q_T(q p).
+
+Nothing is assumed about the shape of either. A mean is moved by exactly the mean of D.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muai_lab.load.records import RequestRecord
+
+Floats = NDArray[np.float64]
+
+# A figure is marked when the generator itself can explain more of it than this: whichever is larger.
+TOLERATED_SHARE = 0.05
+TOLERATED_S = 0.001
+
+QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
+_STEPS = 200
+_MOST_GAPS_OF = 2_000  # requests whose chunks are looked at
+
+
+def tolerated(of_s: float, floor_s: float = TOLERATED_S) -> float:
+    """Seconds of a figure that may be the generator's own before it is marked."""
+    return max(TOLERATED_SHARE * of_s, floor_s)
+
+
+@dataclass(frozen=True, slots=True)
+class AddedDelay:
+    """One metric: quantiles_s: the most that the generator can have added, by `mean`, `p50`, `p90`, `p95`, `p99`.
+
+    marked: those of which that is more than is tolerated. floor_s: tolerated of any figure of this metric.
+    """
+
+    quantiles_s: Mapping[str, float]
+    marked: tuple[str, ...]
+    floor_s: float = TOLERATED_S
+
+
+def most_added(times_s: Floats, delays_s: Floats, floor_s: float = TOLERATED_S) -> AddedDelay:
+    """The bound for a sample of recorded times, and one of the delays within each; neither may be empty."""
+    shares = np.arange(1, _STEPS + 1) / _STEPS
+    delay = np.quantile(delays_s, shares)
+    found = {"mean": float(np.abs(delays_s).mean()) if (delays_s < 0).any() else float(delays_s.mean())}
+    of = {"mean": float(times_s.mean())}
+    for name, q in QUANTILES.items():
+        of[name] = float(np.quantile(times_s, q))
+        bound = float((delay + of[name] - np.quantile(times_s, q * shares)).min())
+        found[name] = min(max(bound, 0.0), max(of[name], 0.0))
+    marked = tuple(name for name, added_s in found.items() if added_s > tolerated(of[name], floor_s))
+    return AddedDelay(found, marked, floor_s)
+
+
+def added_delays(answered: Sequence[RequestRecord], lateness_s: Floats, *, open_loop: bool) -> dict[str, AddedDelay]:
+    """The bound of each latency metric, by its column; empty without answers or beats.
+
+    answered: successful requests of the window that have content.
+    """
+    if not answered or not len(lateness_s):
+        return {}
+    sent = np.array([record.sent_ns for record in answered], dtype=np.int64)
+    first = np.array([record.first_content_ns for record in answered], dtype=np.int64)
+    last = np.array([record.chunk_t_ns[-1] for record in answered], dtype=np.int64)
+    chunks = np.array([len(record.chunk_t_ns) for record in answered], dtype=np.int64)
+    once = _thinned(lateness_s)
+    # Twice: from the stamp until the request is out and read, and from the answer's bytes until they are. A server on
+    # the same machine waits for a processor as its client does.
+    twice = _thinned(np.add.outer(once, once).ravel())
+    ttft_s, e2e_s = (first - sent) / 1e9, (last - sent) / 1e9
+    found = {"ttft_s": most_added(ttft_s, twice), "e2e_s": most_added(e2e_s, twice)}
+    if open_loop:
+        lag_s = (sent - np.array([record.due_ns for record in answered], dtype=np.int64)) / 1e9
+        late = np.add.outer(_thinned(lag_s), twice).ravel()
+        found["ttft_from_intended_s"] = most_added(ttft_s + lag_s, late)
+        found["e2e_from_intended_s"] = most_added(e2e_s + lag_s, late)
+    if (several := chunks > 1).any():
+        between = np.subtract.outer(once, once).ravel()  # of two reads, one is late by more than the other
+        count = (chunks - 1)[several]
+        per_gap = float(np.median(count))
+        found["tpot_s"] = most_added((last - first)[several] / 1e9 / count, between / per_gap, TOLERATED_S / per_gap)
+        found["itl_s"] = most_added(_gaps_s(answered), between)
+    return found
+
+
+def share_of_cycles(closed: Sequence[RequestRecord], lateness_s: Floats) -> float | None:
+    """The generator's share of a slot's time from one request to the next, and so of the closed loop's throughput.
+
+    A beat counts for half a cycle at most: a slot stands still through a long stall once, however many beats it holds.
+    """
+    if not closed or not len(lateness_s):
+        return None
+    due = np.array([record.due_ns for record in closed], dtype=np.int64)
+    sent = np.array([record.sent_ns for record in closed], dtype=np.int64)
+    end = np.array([record.stream_end_ns for record in closed], dtype=np.int64)
+    cycle_s = float((end - due).mean()) / 1e9
+    if cycle_s <= 0:
+        return None
+    own_s = float((sent - due).mean()) / 1e9 + 2 * float(np.minimum(lateness_s, cycle_s / 2).mean())
+    return min(own_s / cycle_s, 1.0)
+
+
+def _thinned(values: Floats) -> Floats:
+    """At most `_STEPS` values of the same distribution, the largest among them."""
+    if len(values) <= _STEPS:
+        return values
+    found: Floats = np.quantile(values, np.arange(1, _STEPS + 1) / _STEPS)
+    return found
+
+
+def _gaps_s(answered: Sequence[RequestRecord]) -> Floats:
+    step = max(len(answered) // _MOST_GAPS_OF, 1)
+    gaps = [np.diff(np.frombuffer(record.chunk_t_ns, dtype=np.int64)) for record in answered[::step]]
+    return np.concatenate(gaps) / 1e9 if any(map(len, gaps)) else np.zeros(1)

@@ -26,6 +26,7 @@ from muai_lab.analysis.table import result_table
 from muai_lab.analysis.wording import (
     MISSING,
     agreement_line,
+    clients_part,
     duration,
     engine_line,
     estimate_of,
@@ -98,7 +99,11 @@ def _checks(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     evidence = []
     if generator["cpu_share"] is not None:
         evidence.append(f"used {percent(generator['cpu_share'])} of one CPU core")
-    if generator["send_lag_p99_s"] is not None:
+    if generator.get("wait_share") is not None:
+        evidence.append(f"waited for a processor {percent(generator['wait_share'])} of the time")
+    if generator.get("lateness_p99_s") is not None:
+        evidence.append(f"99 % of the beats of its loop came within {duration(generator['lateness_p99_s'])}")
+    if generator["send_lag_p99_s"] is not None and summary["identity"]["arrival"] != "closed":
         evidence.append(f"sent 99 % of the requests within {duration(generator['send_lag_p99_s'])} of their time")
     steady, _, why = str(validity["steadiness"]).partition(": ")
     return [
@@ -119,10 +124,10 @@ def _cards(summary: Mapping[str, Any]) -> list[dict[str, str]]:
     cards = [
         _card("Requests", throughput["requests_per_s"], "per second"),
         _card("Output tokens", throughput["output_tokens_per_s"], "per second"),
-        _latency_card("First token, median", estimate_of(summary, ttft, "p50")),
-        _latency_card("First token, p99", estimate_of(summary, ttft, "p99")),
-        _latency_card("Per token, median", estimate_of(summary, "tpot_s", "p50")),
-        _latency_card("Whole answer, median", estimate_of(summary, e2e, "p50")),
+        _latency_card("First token, median", summary, ttft, "p50"),
+        _latency_card("First token, p99", summary, ttft, "p99"),
+        _latency_card("Per token, median", summary, "tpot_s", "p50"),
+        _latency_card("Whole answer, median", summary, e2e, "p50"),
     ]
     if slo:
         cards.append(_card("Met the SLO", slo["attainment"], "% of requests", 100.0))
@@ -132,9 +137,13 @@ def _cards(summary: Mapping[str, Any]) -> list[dict[str, str]]:
     return cards
 
 
-def _latency_card(label: str, estimate: Mapping[str, Any] | None) -> dict[str, str]:
+def _latency_card(label: str, summary: Mapping[str, Any], column: str, figure: str) -> dict[str, str]:
+    estimate = estimate_of(summary, column, figure)
     long = (value_of(estimate) or 0.0) >= 10.0
-    return _card(label, estimate, "s" if long else "ms", 1.0 if long else 1e3)
+    card = _card(label, estimate, "s" if long else "ms", 1.0 if long else 1e3)
+    if estimate is not None and clients_part(summary, column, figure) is not None:
+        card["figure"] += "*"
+    return card
 
 
 def _card(label: str, estimate: Mapping[str, Any] | None, unit: str, scale: float = 1.0) -> dict[str, str]:

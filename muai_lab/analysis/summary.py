@@ -15,6 +15,7 @@ import pandas as pd
 
 from muai_lab.analysis import server_series
 from muai_lab.analysis.breakdown import breakdown, cached_share
+from muai_lab.analysis.client_part import part_of
 from muai_lab.analysis.frames import Run
 from muai_lab.analysis.metrics import METRICS, Metric
 from muai_lab.analysis.samples import completed_requests, delivered_prompts, delivered_tokens, samples_of
@@ -156,6 +157,8 @@ def _latency(run: Run, metric: Metric, blocks: Blocks | None) -> dict[str, Any] 
     document = _distribution(found)
     if samples.merged_share is not None:
         document["merged_share"] = samples.merged_share
+    if (client := part_of(run.manifest.get("generator") or {}, metric.column)) is not None:
+        document["client"] = client
     return document
 
 
@@ -216,4 +219,7 @@ def _generator(run: Run) -> dict[str, Any]:
         "reason": generator.get("reason"),
         "cpu_share": generator.get("cpu_share"),
         "send_lag_p99_s": generator.get("send_lag_p99_s"),
+        "wait_share": generator.get("wait_share"),
+        "lateness_p99_s": generator.get("lateness_p99_s"),
+        "cycle_share": generator.get("cycle_share"),
     }

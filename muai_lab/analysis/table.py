@@ -14,6 +14,7 @@ from muai_lab.analysis.wording import (
     MISSING,
     SHORT_NAMES,
     agreement_line,
+    clients_part,
     count,
     engine_line,
     estimate_of,
@@ -82,13 +83,21 @@ def _latency(summary: Mapping[str, Any]) -> Grid | None:
         if not summary["latency"].get(metric.column):
             continue
         figures = {name: estimate_of(summary, metric.column, name) for name in ("mean", "p50", "p90", "p95", "p99")}
-        cells = [milliseconds(value_of(figure)) for figure in figures.values()]
+        cells = [
+            milliseconds(value_of(figure)) + _mark(summary, metric.column, name) for name, figure in figures.items()
+        ]
         intervals = [interval(figures[name], 1e3) or MISSING for name in ("p50", "p99")]
         rows.append((SHORT_NAMES[metric.column], *cells, *intervals))
     if not rows:
         return None
     columns = ("", "mean", "p50", "p90", "p95", "p99", "p50 95 % interval", "p99 95 % interval")
     return Grid("latency in ms", columns, tuple(rows), "lrrrrrrr")
+
+
+def _mark(summary: Mapping[str, Any], column: str, figure: str) -> str:
+    """The mark of a figure of which the load generator itself can explain too much; a warning explains it."""
+    shown = value_of(estimate_of(summary, column, figure)) is not None
+    return "*" if shown and clients_part(summary, column, figure) is not None else ""
 
 
 def _breakdown(summary: Mapping[str, Any]) -> Grid | None:

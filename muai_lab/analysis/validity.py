@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from muai_lab.analysis import server_series
+from muai_lab.analysis.client_part import doubt_of, footnote
 from muai_lab.analysis.frames import Run
 from muai_lab.analysis.samples import completed_requests
 from muai_lab.analysis.statistics import QUANTILES, min_samples, quantile_name
@@ -192,6 +193,10 @@ def _warnings(run: Run, measured: pd.DataFrame, steady: Steadiness, found: Findi
         warnings.append(
             f"too few successful requests in the window ({len(ok)}) for {', '.join(short)}; needed at least {needed}"
         )
+    generator = run.manifest.get("generator") or {}
+    warnings += [note] if (note := footnote(generator)) else []
+    if run.slo is not None and (doubt := doubt_of(generator, run.slo)):
+        warnings.append(f"{doubt}: the SLO may have been missed for that alone")
     if steady.verdict == UNKNOWN and len(ok):
         warnings.append(f"steadiness {steady}")
     if known := prompts_known(run):

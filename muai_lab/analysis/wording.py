@@ -101,6 +101,12 @@ def estimate_of(summary: Mapping[str, Any], column: str, figure: str) -> Mapping
     return found if isinstance(found, Mapping) else None
 
 
+def clients_part(summary: Mapping[str, Any], column: str, figure: str) -> float | None:
+    """Seconds of a figure that can be the load generator's own delay; None unless they are too many to be ignored."""
+    client = (summary["latency"].get(column) or {}).get("client") or {"marked": ()}
+    return float(client["may_add_s"][figure]) if figure in client["marked"] else None
+
+
 def judged(summary: Mapping[str, Any], metric: str) -> str:
     """The column of `ttft` or `e2e` that counts: from the intended time where the run has one (open loop)."""
     from_intended = f"{metric}_from_intended_s"
@@ -197,8 +203,11 @@ def headline(summary: Mapping[str, Any]) -> str:
     half, tail = (value_of(estimate_of(summary, column, figure)) for figure in ("p50", "p99"))
     if half is not None:
         sentence = f"Half of the answers began within {duration(half)}"
-        sentence += f", 99 of 100 within {duration(tail)}." if tail is not None else "."
-        sentences.append(sentence)
+        if tail is not None:
+            own_s = clients_part(summary, column, "p99")
+            own = "" if own_s is None else f" (up to {duration(own_s)} of them the load generator's own delay)"
+            sentence += f", 99 of 100 within {duration(tail)}{own}"
+        sentences.append(f"{sentence}.")
     if summary["slo"] and summary["slo"]["attainment"]:
         sentences.append(_kept(summary["slo"]))
     return " ".join(sentences)

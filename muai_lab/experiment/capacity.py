@@ -306,8 +306,11 @@ def judge_probe(run: Run, slo: Slo, number: int, rate: float, length_s: float, s
 
     Decided are those that ended, and those that were under way for longer than the SLO allows.
     """
+    from muai_lab.analysis.client_part import doubt_of
     from muai_lab.analysis.slo import met
     from muai_lab.analysis.validity import SATURATED, validity_of
+
+    generator = run.manifest.get("generator") or {}
 
     measured = run.measured
     window = run.window
@@ -333,7 +336,7 @@ def judge_probe(run: Run, slo: Slo, number: int, rate: float, length_s: float, s
         "stopped early" if stopped else str(validity_of(run)["verdict"]),
         stopped,
         run.path,
-        (run.manifest.get("generator") or {}).get("verdict") == SATURATED,
+        generator.get("verdict") == SATURATED or doubt_of(generator, slo) is not None,
         {
             "offered": len(measured) / span_s if stopped is None else None,
             "goodput": float(hit.sum()) / span_s if stopped is None else None,

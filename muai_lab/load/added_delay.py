@@ -18,47 +18,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 from muai_lab.load.records import RequestRecord
+from muai_lab.visible import TOLERATED_S, tolerated
 
 Floats = NDArray[np.float64]
-
-# A figure is marked when the generator itself can explain more of it than this: whichever is larger.
-TOLERATED_SHARE = 0.05
-TOLERATED_S = 0.001
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 _STEPS = 200
 _MOST_GAPS_OF = 2_000  # requests whose chunks are looked at
 
 
-def tolerated(of_s: float, floor_s: float = TOLERATED_S) -> float:
-    """Seconds of a figure that may be the generator's own before it is marked."""
-    return max(TOLERATED_SHARE * of_s, floor_s)
-
-
 @dataclass(frozen=True, slots=True)
 class AddedDelay:
-    """One metric: quantiles_s: the most that the generator can have added, by `mean`, `p50`, `p90`, `p95`, `p99`.
+    """The most that the generator can have added to each figure of one metric.
 
-    marked: those of which that is more than is tolerated. floor_s: tolerated of any figure of this metric.
+    figures_s: by `mean`, `p50`, `p90`, `p95`, `p99`. marked: those of which that is more than is tolerated.
     """
 
-    quantiles_s: Mapping[str, float]
+    figures_s: Mapping[str, float]
     marked: tuple[str, ...]
-    floor_s: float = TOLERATED_S
 
 
 def most_added(times_s: Floats, delays_s: Floats, floor_s: float = TOLERATED_S) -> AddedDelay:
     """The bound for a sample of recorded times, and one of the delays within each; neither may be empty."""
     shares = np.arange(1, _STEPS + 1) / _STEPS
-    delay = np.quantile(delays_s, shares)
+    delay = _quantile(delays_s, shares)
     found = {"mean": float(np.abs(delays_s).mean()) if (delays_s < 0).any() else float(delays_s.mean())}
     of = {"mean": float(times_s.mean())}
     for name, q in QUANTILES.items():
-        of[name] = float(np.quantile(times_s, q))
-        bound = float((delay + of[name] - np.quantile(times_s, q * shares)).min())
+        at = _quantile(times_s, np.append(q * shares, q))
+        of[name] = float(at[-1])
+        bound = float((delay + at[-1] - at[:-1]).min())
         found[name] = min(max(bound, 0.0), max(of[name], 0.0))
     marked = tuple(name for name, added_s in found.items() if added_s > tolerated(of[name], floor_s))
-    return AddedDelay(found, marked, floor_s)
+    return AddedDelay(found, marked)
 
 
 def added_delays(answered: Sequence[RequestRecord], lateness_s: Floats, *, open_loop: bool) -> dict[str, AddedDelay]:
@@ -109,12 +101,16 @@ def share_of_cycles(closed: Sequence[RequestRecord], lateness_s: Floats) -> floa
     return min(own_s / cycle_s, 1.0)
 
 
+def _quantile(values: Floats, shares: Floats) -> Floats:
+    """Steps of the distribution, never a value between two: the bound is proved for those."""
+    return np.quantile(values, shares, method="inverted_cdf").astype(np.float64)
+
+
 def _thinned(values: Floats) -> Floats:
     """At most `_STEPS` values of the same distribution, the largest among them."""
     if len(values) <= _STEPS:
         return values
-    found: Floats = np.quantile(values, np.arange(1, _STEPS + 1) / _STEPS)
-    return found
+    return _quantile(values, np.arange(1, _STEPS + 1) / _STEPS)
 
 
 def _gaps_s(answered: Sequence[RequestRecord]) -> Floats:

@@ -94,19 +94,18 @@ def load_since(before: ProcessTable) -> MachineLoad:
     return load_between(before, _with_commands(read_processes(), before), own, root)
 
 
-def described(load: MachineLoad) -> str:
-    """Who used the processors, and what can be done, in words."""
+def described(load: MachineLoad) -> tuple[str | None, str]:
+    """The programs that used the processors, and what can be done, in words."""
     said = []
     if load.others >= _WORTH_NAMING:
         named = ", ".join(f"{name} {cores:.1f}" for name, cores in load.named)
         said.append(f"other programs used {load.others:.1f} of {load.cores} cores" + (f" ({named})" if named else ""))
     if load.run >= _WORTH_NAMING:
         said.append(f"the server under test, on the same cores, {load.run:.1f}")
-    if load.others >= load.run:
-        remedy = "end them, or run the load generator on cores or a machine of its own"
-    else:
-        remedy = "leave the load generator a core, or run it on another machine against target=endpoint"
-    return f"{' and '.join(said)}: {remedy}" if said else "run the load generator on cores or a machine of its own"
+    remedy = "end the other programs, or run the load generator on cores or a machine of its own"
+    if load.run > load.others:
+        remedy = "leave a core to the load generator, or run it on another machine with target=endpoint"
+    return " and ".join(said) or None, remedy
 
 
 def _descends(pid: int, root: int, parents: Mapping[int, int]) -> bool:

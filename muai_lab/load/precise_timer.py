@@ -88,7 +88,12 @@ class KernelTimer:
         if due_ns <= time.monotonic_ns():
             return
         woken: asyncio.Future[None] = self._loop.create_future()
-        self.call_at(due_ns, lambda: woken.done() or woken.set_result(None))
+
+        def wake() -> None:
+            if not woken.done():  # the task that waits may have been cancelled
+                woken.set_result(None)
+
+        self.call_at(due_ns, wake)
         await woken
 
     def close(self) -> None:

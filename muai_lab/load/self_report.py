@@ -8,20 +8,19 @@ from typing import Literal
 
 import numpy as np
 
-from muai_lab.load.added_delay import (
-    TOLERATED_SHARE,
-    AddedDelay,
-    added_delays,
-    share_of_cycles,
-)
+from muai_lab.load.added_delay import AddedDelay, added_delays, share_of_cycles
 from muai_lab.load.heartbeat import NO_TIMING, LoopTiming
 from muai_lab.load.machine_load import MachineLoad, described
 from muai_lab.load.records import RequestRecord, Window
+from muai_lab.visible import TOLERATED_SHARE
 
 Verdict = Literal["ok", "machine_busy", "client_saturated"]
 
 # The loop runs on one thread: near one full core it has no reserve, and queues form in the client.
 CPU_SHARE_LIMIT = 0.9
+_MOSTLY = 0.5
+_MORE_PROCESSES = "raise load.processes, or lower the load"
+_OWN_CORES = "run the load generator on cores or a machine of its own"
 _WORST: dict[Verdict, int] = {"ok": 0, "machine_busy": 1, "client_saturated": 2}
 
 
@@ -34,9 +33,10 @@ class GeneratorReport:
     which the event loop did not turn although it should have. wait_share: time for which the thread waited for a
     processor, divided by wall time. lateness_*_s: of the beat of the event loop. garbage_s: the longest garbage
     collection. added: by metric column, the most that the generator's own delays can have added to each figure.
-    cycle_share: the most of a closed loop's throughput that they can have cost. machine: who used the processors; read
-    only if the generator was late. workers: one report for each, when several processes or machines shared the load;
-    the busiest one's values are then the values, and the worst verdict is the verdict.
+    cycle_share: the most of a closed loop's throughput that they can have cost. machine: the programs that used the
+    processors; read only if the generator was late. advice: the next step for the user unless the verdict is `ok`.
+    workers: one report for each, when several processes or machines shared the load; the worst one's values are then
+    the values, and its verdict is the verdict.
     """
 
     cpu_share: float | None
@@ -54,6 +54,7 @@ class GeneratorReport:
     added: Mapping[str, AddedDelay] = field(default_factory=dict)
     cycle_share: float | None = None
     machine: MachineLoad | None = None
+    advice: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,26 +121,28 @@ def report_on_generator(
     return _judged(report, timing, _connecting(answered), open_loop=open_loop)
 
 
-def _judged(report: GeneratorReport, timing: LoopTiming, connecting: str | None, *, open_loop: bool) -> GeneratorReport:
+def _judged(
+    report: GeneratorReport, timing: LoopTiming, connecting: tuple[str, str] | None, *, open_loop: bool
+) -> GeneratorReport:
     explained = _headline(report, open_loop=open_loop)
-    full = report.cpu_share is not None and report.cpu_share > CPU_SHARE_LIMIT
-    if full:
+    reason = f"the load generator's own delays can be {' and '.join(explained)}" if explained else None
+    if report.cpu_share is not None and report.cpu_share > CPU_SHARE_LIMIT:
         busy = f"the load generator used {report.cpu_share:.0%} of a core, more than {CPU_SHARE_LIMIT:.0%}"
-        reason = "; ".join([busy, *explained]) + ": raise load.processes, or lower the load"
-        return replace(report, verdict="client_saturated", reason=reason)
-    if not explained:
+        return replace(
+            report, verdict="client_saturated", reason="; ".join(filter(None, (busy, reason))), advice=_MORE_PROCESSES
+        )
+    if reason is None:
         return report
-    reason = f"the load generator's own delays can be {' and '.join(explained)}"
     if connecting is not None:
-        return replace(report, verdict="client_saturated", reason=f"{reason}; {connecting}")
-    if timing.waited_share is not None and timing.waited_share >= 0.5:
-        who = f": {described(report.machine)}" if report.machine is not None else ""
-        waited = f"{reason}; its thread waited for a processor {timing.wait_share:.0%} of the time{who}"
-        return replace(report, verdict="machine_busy", reason=waited)
-    used = "" if report.cpu_share is None else f"; it used {report.cpu_share:.0%} of a core"
-    return replace(
-        report, verdict="client_saturated", reason=f"{reason}{used}: raise load.processes, or lower the load"
-    )
+        return replace(report, verdict="client_saturated", reason=f"{reason}; {connecting[0]}", advice=connecting[1])
+    if timing.waited_share is not None and timing.waited_share >= _MOSTLY:
+        waited = f"{reason}; its thread waited for a processor {timing.wait_share:.0%} of the time"
+        who, remedy = (None, _OWN_CORES) if report.machine is None else described(report.machine)
+        reason = waited if who is None else f"{waited}: {who}"
+        return replace(report, verdict="machine_busy", reason=reason, advice=remedy)
+    if report.cpu_share is not None:
+        reason += f"; it used {report.cpu_share:.0%} of a core"
+    return replace(report, verdict="client_saturated", reason=reason, advice=_MORE_PROCESSES)
 
 
 def _headline(report: GeneratorReport, *, open_loop: bool) -> list[str]:
@@ -147,23 +150,21 @@ def _headline(report: GeneratorReport, *, open_loop: bool) -> list[str]:
     found = []
     added = report.added.get("ttft_from_intended_s" if open_loop else "ttft_s")
     if added is not None and "p50" in added.marked:
-        found.append(f"up to {added.quantiles_s['p50'] * 1e3:.1f} ms of the median TTFT")
+        found.append(f"up to {added.figures_s['p50'] * 1e3:.1f} ms of the median TTFT")
     if report.cycle_share is not None and report.cycle_share > TOLERATED_SHARE:
         found.append(f"up to {report.cycle_share:.0%} of the time of each request, which the throughput lacks")
     return found
 
 
-def _connecting(answered: Sequence[RequestRecord]) -> str | None:
-    """The remedy if most of the time from due to sent went into making connections."""
+def _connecting(answered: Sequence[RequestRecord]) -> tuple[str, str] | None:
+    """The fact and the remedy if most of the time from due to sent went into making connections."""
     took_ns = [record.connect_ns for record in answered if record.connect_ns is not None]
     lag_ns = sum((record.sent_ns or 0) - record.due_ns for record in answered)
-    if not took_ns or 2 * len(took_ns) < len(answered) or 2 * sum(took_ns) < lag_ns:
+    if 2 * len(took_ns) < len(answered) or 2 * sum(took_ns) < lag_ns or not took_ns:
         return None
     median_ms = float(np.median(took_ns)) / 1e6
-    return (
-        f"{len(took_ns):,} of {len(answered):,} requests made a new connection first, which took {median_ms:.1f} ms: "
-        "let the server keep connections alive"
-    )
+    made = f"{len(took_ns):,} of {len(answered):,} requests made a new connection first, which took {median_ms:.1f} ms"
+    return made, "let the server keep connections alive, or judge by the times from `sent`"
 
 
 def report_on_generators(
@@ -188,6 +189,7 @@ def report_on_generators(
         added=_worst_added(reports),
         cycle_share=_most([own.cycle_share for own in reports]),
         machine=worst.machine,
+        advice=worst.advice,
     )
 
 
@@ -200,8 +202,7 @@ def _worst_added(reports: Sequence[GeneratorReport]) -> dict[str, AddedDelay]:
     for column, added in ((column, added) for own in reports for column, added in own.added.items()):
         other = found.get(column, added)
         found[column] = AddedDelay(
-            {name: max(added_s, other.quantiles_s[name]) for name, added_s in added.quantiles_s.items()},
-            tuple(name for name in added.quantiles_s if name in added.marked or name in other.marked),
-            max(added.floor_s, other.floor_s),
+            {name: max(added_s, other.figures_s[name]) for name, added_s in added.figures_s.items()},
+            tuple(name for name in added.figures_s if name in added.marked or name in other.marked),
         )
     return found

@@ -14,10 +14,6 @@ if TYPE_CHECKING:
     from muai_lab.load.self_report import GeneratorReport
 
 
-# Of the shortest time that is promised.
-_LAG_OF_PROMISE = 0.02
-
-
 @dataclass(frozen=True, slots=True)
 class BlockResult:
     """What came of one block.
@@ -91,19 +87,16 @@ def judge(result: LoadResult, slo: Slo | None, request_timeout_s: float) -> Bloc
 def spoilt_by(generator: GeneratorReport, slo: Slo | None) -> str | None:
     """Why the block measures the load generator rather than the server; None when it does not.
 
-    A generator that is late, but by little of what is promised until the first token or the end, decides nothing about
-    which requests keep the promise, and such times count against the server anyway.
+    The same limit as for a run's figures, applied to the figure that a trial reports: with a promise about the first
+    token or the end, the share of requests that keep it; else latency and throughput, of which the verdict is.
     """
+    from muai_lab.analysis.client_part import promise_in_doubt
     from muai_lab.load.self_report import CPU_SHARE_LIMIT
 
-    if generator.verdict == "ok":
-        return None
-    bounds_ms = [] if slo is None else [bound for bound in (slo.ttft_ms, slo.e2e_ms) if bound is not None]
-    busy = generator.cpu_share is not None and generator.cpu_share > CPU_SHARE_LIMIT
-    lag_s = generator.send_lag_p99_s
-    if bounds_ms and not busy and lag_s is not None and lag_s * 1e3 <= _LAG_OF_PROMISE * min(bounds_ms):
-        return None
-    return generator.reason
+    full = generator.cpu_share is not None and generator.cpu_share > CPU_SHARE_LIMIT
+    if full or slo is None or (slo.ttft_ms is None and slo.e2e_ms is None):
+        return generator.reason
+    return promise_in_doubt({column: one.figures_s for column, one in generator.added.items()}, slo)
 
 
 def _tokens_in(result: LoadResult) -> float:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from muai_lab.load.clock_offset import ClockOffset
 from muai_lab.load.generator import LoadPlan, LoadResult
+from muai_lab.load.heartbeat import LoopTiming
 from muai_lab.load.merge import Part, merge
 from muai_lab.load.offer import CHUNKS_PER_S, REQUESTS_PER_S, processes_for
 from muai_lab.load.partition import partition, share
@@ -50,8 +52,11 @@ def record(index: int, due_s: float, lag_s: float = 0.0, base_ns: int = 0) -> Re
 def result(
     records: list[RequestRecord], *, end_s: float = 10.0, cpu_share: float = 0.2, base_ns: int = 0, note: str = "n"
 ) -> LoadResult:
+    timing = LoopTiming(np.zeros(100), cpu_share=cpu_share)
     window = Window(base_ns, base_ns, base_ns + round(end_s * SECOND), base_ns + round((end_s + 1) * SECOND))
-    return LoadResult(tuple(records), window, report_on_generator(records, window, cpu_share), False, (note,))
+    return LoadResult(
+        tuple(records), window, report_on_generator(records, window, timing, open_loop=True), False, (note,)
+    )
 
 
 class TestPartition:
@@ -134,7 +139,7 @@ class TestMerge:
         report: GeneratorReport = merged.generator
         assert report.verdict == "client_saturated"
         assert report.reason is not None
-        assert report.reason.startswith("b: p99 of the send lag is 500.0 ms")
+        assert report.reason.startswith("b: the load generator's own delays can be up to 500.0 ms of the median TTFT")
         assert report.cpu_share == 0.5
 
     def test_what_was_lost_is_named(self) -> None:

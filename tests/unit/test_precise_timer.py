@@ -1,0 +1,118 @@
+"""Both timers: never early, in order, silent once closed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from virtual_time import VirtualTimeLoop, run_virtual
+
+from muai_lab.load.event_loop import run_on_fast_loop
+from muai_lab.load.precise_timer import KernelTimer, LoopTimer, PreciseTimer, precise_timer
+from muai_lab.load.thread_slice import _asked, short_slice
+
+MS = 1_000_000
+clock = time.monotonic_ns
+
+
+@pytest.fixture(params=["kernel", "loop"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def made(kind: str) -> PreciseTimer:
+    timer = precise_timer(clock) if kind == "kernel" else LoopTimer(clock)
+    if kind == "kernel" and not isinstance(timer, KernelTimer):
+        pytest.skip("this system has no timerfd")
+    return timer
+
+
+def test_waits_end_in_order_and_none_before_its_time(kind: str) -> None:
+    async def main() -> list[tuple[str, int]]:
+        timer, start = made(kind), clock()
+        woken: list[tuple[str, int]] = []
+
+        async def sleeper(name: str, after_ms: float) -> None:
+            due = start + int(after_ms * MS)
+            await timer.sleep_until(due)
+            woken.append((name, clock() - due))
+
+        await asyncio.gather(sleeper("last", 9), sleeper("first", 2), sleeper("middle", 5.5), sleeper("past", -1))
+        timer.close()
+        return woken
+
+    woken = run_on_fast_loop(main())
+
+    assert [name for name, _ in woken] == ["past", "first", "middle", "last"]
+    assert all(late >= 0 for _, late in woken)
+
+
+def test_a_callback_may_ask_for_the_next_one(kind: str) -> None:
+    async def main() -> int:
+        timer, calls = made(kind), 0
+        done = asyncio.get_running_loop().create_future()
+
+        def again() -> None:
+            nonlocal calls
+            calls += 1
+            if calls == 5:
+                done.set_result(None)
+            else:
+                timer.call_at(clock() + MS // 2, again)
+
+        timer.call_at(clock(), again)
+        await done
+        timer.close()
+        return calls
+
+    assert run_on_fast_loop(main()) == 5
+
+
+def test_nothing_is_called_after_closing(kind: str) -> None:
+    async def main() -> list[str]:
+        timer, called = made(kind), []
+        timer.call_at(clock() + MS, lambda: called.append("late"))
+        timer.close()
+        timer.close()
+        other = LoopTimer(clock)
+        await other.sleep_until(clock() + 3 * MS)
+        return called
+
+    assert run_on_fast_loop(main()) == []
+
+
+def test_a_wait_that_was_cancelled_does_not_disturb_the_others(kind: str) -> None:
+    async def main() -> bool:
+        timer, start = made(kind), clock()
+        gone = asyncio.create_task(timer.sleep_until(start + MS))
+        stays = asyncio.create_task(timer.sleep_until(start + 2 * MS))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await stays
+        timer.close()
+        return gone.cancelled()
+
+    assert run_on_fast_loop(main())
+
+
+def test_a_clock_of_ones_own_gets_the_loops_timer() -> None:
+    async def main(loop: VirtualTimeLoop) -> int:
+        timer = precise_timer(loop.now_ns)
+        assert isinstance(timer, LoopTimer)
+        await timer.sleep_until(7 * MS)
+        return loop.now_ns()
+
+    assert run_virtual(main) == 7 * MS
+
+
+def test_the_slice_of_the_thread_is_as_it_was_afterwards() -> None:
+    def runtime() -> int | None:
+        asked = _asked()
+        return None if asked is None else asked.runtime
+
+    before = runtime()
+    with short_slice():
+        within = runtime()
+    assert runtime() == before
+    assert within in (before, 100_000)

@@ -71,10 +71,11 @@ def added_delays(answered: Sequence[RequestRecord], lateness_s: Floats, *, open_
     ttft_s, e2e_s = (first - sent) / 1e9, (last - sent) / 1e9
     found = {"ttft_s": most_added(ttft_s, twice), "e2e_s": most_added(e2e_s, twice)}
     if open_loop:
-        lag_s = (sent - np.array([record.due_ns for record in answered], dtype=np.int64)) / 1e9
+        due = np.array([record.due_ns for record in answered], dtype=np.int64)
+        lag_s = (sent - np.array([record.sendable_ns for record in answered], dtype=np.int64)) / 1e9
         late = np.add.outer(_thinned(lag_s), twice).ravel()
-        found["ttft_from_intended_s"] = most_added(ttft_s + lag_s, late)
-        found["e2e_from_intended_s"] = most_added(e2e_s + lag_s, late)
+        found["ttft_from_intended_s"] = most_added((first - due) / 1e9, late)
+        found["e2e_from_intended_s"] = most_added((last - due) / 1e9, late)
     if (several := chunks > 1).any():
         between = np.subtract.outer(once, once).ravel()  # of two reads, one is late by more than the other
         count = (chunks - 1)[several]

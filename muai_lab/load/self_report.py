@@ -96,7 +96,7 @@ def report_on_generator(
     """
     due = [record for record in records if window.phase(record.due_ns) == "measure" and record.sent_ns is not None]
     answered = [record for record in due if record.status == "ok" and record.chunk_t_ns]
-    lags_s = np.array([(record.sent_ns or 0) - record.due_ns for record in due], dtype=np.float64) / 1e9
+    lags_s = np.array([(record.sent_ns or 0) - record.sendable_ns for record in due], dtype=np.float64) / 1e9
     lag = np.quantile(lags_s, [0.5, 0.99, 1.0]).tolist() if len(lags_s) else (None, None, None)
     late = np.quantile(timing.lateness_s, [0.5, 0.99]).tolist() if len(timing.lateness_s) else (None, None)
     added = added_delays(answered, timing.lateness_s, open_loop=open_loop)
@@ -159,7 +159,7 @@ def _headline(report: GeneratorReport, *, open_loop: bool) -> list[str]:
 def _connecting(answered: Sequence[RequestRecord]) -> tuple[str, str] | None:
     """The fact and the remedy if most of the time from due to sent went into making connections."""
     took_ns = [record.connect_ns for record in answered if record.connect_ns is not None]
-    lag_ns = sum((record.sent_ns or 0) - record.due_ns for record in answered)
+    lag_ns = sum((record.sent_ns or 0) - record.sendable_ns for record in answered)
     if 2 * len(took_ns) < len(answered) or 2 * sum(took_ns) < lag_ns or not took_ns:
         return None
     median_ms = float(np.median(took_ns)) / 1e6

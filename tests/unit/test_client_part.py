@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic_run import write_run
+from test_analysis_table import example
 
 from muai_lab.analysis import load_run
 from muai_lab.analysis.client_part import doubt_of, footnote
@@ -27,7 +27,7 @@ def generator(**further: Any) -> dict[str, Any]:
 
 
 def test_a_marked_figure_has_its_mark_in_summary_table_and_report(tmp_path: Path) -> None:
-    run = load_run(write_run(tmp_path / "run", manifest={"generator": generator()}))
+    run = load_run(example(tmp_path, manifest={"generator": generator()}))
     summary = summarise(run)
 
     assert summary["latency"]["ttft_s"]["client"] == {"may_add_s": FIGURES, "marked": ["p50"]}
@@ -43,14 +43,14 @@ def test_a_marked_figure_has_its_mark_in_summary_table_and_report(tmp_path: Path
 
 def test_a_busy_machine_is_a_verdict_with_its_advice(tmp_path: Path) -> None:
     busy = generator(verdict="machine_busy", reason="others used 1.6 of 2 cores", advice="end the other programs")
-    validity = summarise(load_run(write_run(tmp_path / "run", manifest={"generator": busy})))["validity"]
+    validity = summarise(load_run(example(tmp_path, manifest={"generator": busy})))["validity"]
 
     assert (validity["verdict"], validity["valid"]) == ("machine_busy", False)
     assert (validity["reason"], validity["next_step"]) == ("others used 1.6 of 2 cores", "end the other programs")
 
 
 def test_a_run_that_states_no_part_has_no_marks(tmp_path: Path) -> None:
-    summary = summarise(load_run(write_run(tmp_path / "run")))
+    summary = summarise(load_run(example(tmp_path)))
 
     assert "client" not in summary["latency"]["ttft_s"]
     assert footnote({"verdict": "ok"}) is None

@@ -7,6 +7,11 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import settings as hypothesis_settings
+
+# No test is timed: on a machine that is busy with other work an example takes as long as it takes.
+hypothesis_settings.register_profile("untimed", deadline=None)
+hypothesis_settings.load_profile("untimed")
 
 # As in muai_lab.__main__, for the tests that run an engine in their own process: set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -49,7 +49,7 @@ def made_run(path: Path, *, slower: float = 1.0, limit: int = 8) -> Path:
                 "index": index, "phase": "measure", "intended_ns": int((100.0 + due) * 1e9),
                 "sent_ns": int((100.0002 + due) * 1e9), "status": "error" if failed else "ok",
                 "error": "HTTP 500: <b>the engine died</b>" if failed else None, "prompt_tokens": 40,
-                "max_tokens": 8, "stream_end_ns": stamps[-1],
+                "max_tokens": 8, "stream_end_ns": stamps[-1], "read_together": 0,
             }
             | ({} if failed else {
                 "first_content_ns": stamps[0], "last_token_ns": stamps[-1], "output_tokens": 8,

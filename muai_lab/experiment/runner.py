@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from muai_lab.settings.load import Resolved
 
 _DEATH_CHECK_S = 0.25
+_DEATH_NOTICE_S = 10.0
 _TERMINATED = 128 + signal.SIGTERM
 
 
@@ -166,10 +167,10 @@ def _run(
         result = run_on_fast_loop(offering.run())
         count_tokens(result.records, tokenizer)
         death = measured.failure()
-        _note_asked_model(directory, measured)
+        _note_asked_model(directory, measured, before)
         _keep(directory, schedule, result, measured)
         if death is None:
-            _note_takeover(directory, before, measured.serving())
+            _note_takeover(directory, before, _serving_after(measured))
     if death is not None:
         raise RunError(death)
     watcher.stage("analysing")
@@ -313,10 +314,24 @@ def _keep(directory: RunDirectory, schedule: Schedule, result: LoadResult, measu
     )
 
 
-def _note_asked_model(directory: RunDirectory, measured: Measured) -> None:
+def _note_asked_model(directory: RunDirectory, measured: Measured, before: ServedBy) -> None:
     """Name the model that an endpoint was asked for; it may have been found out only when the target was opened."""
-    if (asked := getattr(measured.target, "model", None)) is not None and measured.serving().engine is None:
+    if (asked := getattr(measured.target, "model", None)) is not None and before.engine is None:
         directory.update_manifest(load={**directory.manifest["load"], "asked_model": asked})
+
+
+def _serving_after(measured: Measured) -> ServedBy:
+    """What serves after the load. Raises RunError, with the server's end if that is why it does not answer."""
+    try:
+        return measured.serving()
+    except RunError:
+        # A process that was killed closes its connections some time before its end can be seen.
+        give_up_at = time.monotonic() + _DEATH_NOTICE_S
+        while (death := measured.failure()) is None and time.monotonic() < give_up_at:
+            time.sleep(_DEATH_CHECK_S)
+        if death is None:
+            raise
+        raise RunError(death) from None
 
 
 def _note_takeover(directory: RunDirectory, before: ServedBy, after: ServedBy) -> None:

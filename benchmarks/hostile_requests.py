@@ -112,6 +112,12 @@ def post(body: bytes, path: str = "/v1/completions", *headers: str, version: str
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
+def nothing(_address: Address) -> str:
+    """Ask for nothing, for two seconds."""
+    time.sleep(2)
+    return "-"
+
+
 def chunked_head() -> bytes:
     """The head of a request whose body comes in chunks."""
     lines = ["POST /v1/completions HTTP/1.1", "host: x", "content-type: application/json", "connection: close"]
@@ -194,7 +200,7 @@ def cases() -> list[tuple[str, Callable[[Address], str]]]:
 
     stream = completion(stream=True, max_tokens=1000, n=8, ignore_eos=True)
     return [
-        ("nothing, for 2 s", lambda _address: time.sleep(2) or "-"),
+        ("nothing, for 2 s", nothing),
         ("an ordinary completion of 32 tokens", asks(completion(max_tokens=32, ignore_eos=True))),
         ("1 MiB of wrong messages: `1,1,…`", asks(repeated(start, b"1,", MIB, b"1]}"), chat)),
         ("1 MiB of wrong messages: `{},{},…`", asks(repeated(start, b"{},", MIB, b"1]}"), chat)),

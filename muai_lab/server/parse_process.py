@@ -80,7 +80,12 @@ class ParseProcess:
         assert process.stdin is not None
         assert process.stdout is not None
         late = threading.Event()
-        timer = threading.Timer(PARSE_LIMIT_S, lambda: (late.set(), process.kill()))
+
+        def give_up() -> None:
+            late.set()
+            process.kill()
+
+        timer = threading.Timer(PARSE_LIMIT_S, give_up)
         timer.start()
         try:
             process.stdin.write(_ASKED.pack(_KINDS.index(kind), sum(map(len, parts))))

@@ -113,7 +113,7 @@ def test_the_metrics_listen_where_the_server_does_unless_told_otherwise(override
 def test_every_socket_that_is_open_to_others_is_warned_of(
     caplog: pytest.LogCaptureFixture, server: str, metrics: str, named: list[str]
 ) -> None:
-    ports = {"monitoring.server.port": 0, "monitoring.prometheus.port": 0}
+    ports: dict[str, object] = {"monitoring.server.port": 0, "monitoring.prometheus.port": 0}
     hosts = {"monitoring.server.host": server, "monitoring.prometheus.host": metrics}
     service = InferenceService(load_settings(environ={}, overrides=ports | hosts).settings)
 

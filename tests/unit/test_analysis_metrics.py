@@ -54,14 +54,14 @@ def test_tpot_is_missing_never_zero(tmp_path: Path, chunks: list[float], chunk_t
 
 
 def test_tpot_counts_tokens_not_chunks(tmp_path: Path) -> None:
-    # 2 + 3 tokens in two chunks, 0.8 s apart: 0.8 / (5 - 1)
-    request = first_request(tmp_path, chunks=[1.0, 1.8], chunk_tokens=[2, 3])
+    # 2 + 4 tokens in two chunks, 0.8 s apart: the first two belong to the time to first token
+    request = first_request(tmp_path, chunks=[1.0, 1.8], chunk_tokens=[2, 4])
 
     assert request["tpot_s"] == pytest.approx(0.2)
 
 
 def test_the_clients_count_stands_in_for_a_missing_usage(tmp_path: Path) -> None:
-    row = record(chunks=[1.0, 2.0]) | {"output_tokens": None, "client_output_tokens": 3, "chunk_tokens": None}
+    row = record(chunks=[1.0, 2.0]) | {"output_tokens": None, "client_output_tokens": 3, "decode_tokens": 2}
 
     request = load_run(write_run(tmp_path, [row])).requests.iloc[0]
 
@@ -70,7 +70,7 @@ def test_the_clients_count_stands_in_for_a_missing_usage(tmp_path: Path) -> None
 
 
 def test_tpot_is_missing_when_nobody_counted(tmp_path: Path) -> None:
-    row = record(chunks=[1.0, 2.0]) | {"output_tokens": None, "chunk_tokens": None}
+    row = record(chunks=[1.0, 2.0]) | {"output_tokens": None, "chunk_tokens": None, "decode_tokens": None}
 
     assert np.isnan(load_run(write_run(tmp_path, [row])).requests.iloc[0]["tpot_s"])
 

@@ -50,8 +50,9 @@ def test_a_promise_that_is_never_kept_ends_the_probes_early(url: str, tmp_path: 
 
     document = json.loads(search.output)
     assert document["capacity_rps"]["value"] is None
-    (probe,) = document["probes"]
-    assert probe["stopped"].startswith("over capacity: at least")
+    # On a busy machine the load generator may have been late in the first probe, which is then made once more.
+    assert 1 <= len(document["probes"]) <= 2
+    assert all(probe["stopped"].startswith("over capacity: at least") for probe in document["probes"])
     assert load_run(tmp_path / "study" / "probe-00").status == "partial"
 
 

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from typing import Any
 
-from muai_lab.load.foreign_values import count, nanoseconds, parse_object, word
+from muai_lab.load.foreign_values import nanoseconds, parse_object, says_something, word
 from muai_lab.load.records import RequestRecord
-from muai_lab.load.token_counts import NO_CLAIM, infer_counts
+from muai_lab.load.stated_usage import (
+    BEYOND_TOTAL,
+    NO_CLAIM,
+    cached_tokens,
+    claimed_tokens,
+    exceeds_its_parts,
+    prompt_tokens,
+    reasoning_tokens,
+    usage_of,
+)
+from muai_lab.load.token_counts import TokenCounts, infer_counts
 
 # Fields of a chat delta that carry generated tokens; reasoning models stream their thoughts in the latter ones.
 _DELTA_CONTENT = ("content", "reasoning_content", "reasoning", "tool_calls", "function_call", "refusal", "audio")
 _DELTA_SILENT = frozenset({"role", "name", "id", "type", "annotations", "provider_specific_fields", *_DELTA_CONTENT})
-_TOKEN_COUNTS = ("completion_tokens", "output_tokens")
 _ERRORS = ("error", "errors", "detail", "message", "error_message", "error_msg", "fault", "exception")
 # Parts of finish reasons by which servers report that an answer is not what the model would have said.
 _FAILED_ENDINGS = (
     "error", "abort", "cancel", "fail", "filter", "timeout", "timed_out", "overload", "unavailable", "insufficient",
     "sensitive", "safety", "recitation", "malformed", "blocklist", "prohibited", "spii", "interrupt", "disconnect",
 )  # fmt: skip
-_LENGTH_ENDINGS = ("length", "max_tokens")
+_NO_REASONS = ("null", "none")  # an absent reason that a server turned into text
+_LENGTH_ENDINGS = ("length", "max_tokens", "max_output_tokens", "model_length")
 
 
 class StreamError(Exception):
@@ -42,9 +53,11 @@ class CompletionStream:
         "_finish",
         "_grown",
         "_highest",
+        "_index",
         "_record",
         "_settled",
         "_silent",
+        "_stray",
         "_text",
         "_usage",
     )
@@ -61,6 +74,8 @@ class CompletionStream:
         self._events = 0
         self._done = False
         self._settled = False
+        self._index = 0  # of the choice at hand
+        self._stray = ""  # the fields of an event that has no choices
         self._text = ""  # of the event at hand
 
     def take(self, payload: bytes, at_ns: int) -> None:
@@ -68,13 +83,16 @@ class CompletionStream:
         if payload == b"[DONE]":
             self._done = True
             return
-        self._events += 1
         event = parse_object(payload)
+        if event is None and payload.strip() in (b"", b"[DONE]"):  # an empty event keeps the connection alive
+            self._done |= bool(payload.strip())
+            return
+        self._events += 1
         if event is None:
             raise StreamError(f"event {self._events} of the stream is not a completion: {_excerpt(payload)}")
         if event.get("error"):
             raise StreamError(f"the server ended the stream with an error: {error_message(event)}")
-        claim = self._claim(event["usage"]) if event.get("usage") else NO_CLAIM
+        claim = self._claim(usage) if (usage := usage_of(event)) else NO_CLAIM
         shown, ends = self._take_choices(event, payload)
         if shown:
             self._record.chunk_t_ns.append(at_ns)
@@ -103,14 +121,11 @@ class CompletionStream:
         if grew:
             self._grown = at_ns
 
-    def _claim(self, usage: Any) -> int:
-        if type(usage) is not dict:
-            return NO_CLAIM
-        self._usage = usage
-        for name in _TOKEN_COUNTS:
-            if (claimed := count(usage.get(name))) is not None:
-                return claimed
-        return NO_CLAIM
+    def _claim(self, usage: dict[str, Any]) -> int:
+        claim = claimed_tokens(usage)
+        if claim != NO_CLAIM or self._usage is None:
+            self._usage = usage
+        return claim
 
     def _take_choices(self, event: dict[str, Any], payload: bytes) -> tuple[bool, bool]:
         """Whether the event has content, and whether it belongs to the end of the answer."""
@@ -122,11 +137,26 @@ class CompletionStream:
             raise StreamError(f"event {self._events} of the stream is not a completion: {_excerpt(payload)}")
         choice = choices[0]
         content = self._content(choice)
-        if reason := word(choice.get("finish_reason")):
+        if len(choices) > 1 or choice.get("index") != self._index:
+            self._check_single(choices, content)
+        if (reason := word(choice.get("finish_reason"))) and reason.lower() not in _NO_REASONS:
             self._finish_with(reason, choice)
         elif not content and choice.get("error"):
             raise StreamError(f"the server ended the answer with an error: {error_message(choice)}")
         return content, self._record.finish_reason is not None
+
+    def _check_single(self, choices: list[Any], content: bool) -> None:
+        """Raise StreamError if the answer holds several choices: their tokens arrive between each other."""
+        index = choices[0].get("index")
+        if type(index) is not int:
+            index = self._index
+        elsewhere = index != self._index and content and self._record.finish_reason is not None
+        if index < self._index or elsewhere or len(choices) > 1:
+            raise StreamError(
+                "the answer holds several choices, and only one per request is measured; take n (best_of) out of "
+                "target.extra_body or the workload"
+            )
+        self._index = index  # a server that numbers its events with it
 
     def _content(self, choice: dict[str, Any]) -> bool:
         """Whether the choice carries generated tokens; its text goes to the record if that keeps it."""
@@ -140,10 +170,10 @@ class CompletionStream:
             return False
         if type(delta) is not dict:
             raise StreamError(f"event {self._events} of the stream has a delta that is no object")
-        if text := delta.get("content"):
+        if (text := delta.get("content")) and says_something(text):
             self._keep(text)
             return True
-        found = [value for name in _DELTA_CONTENT if (value := delta.get(name))]
+        found = [value for name in _DELTA_CONTENT if says_something(value := delta.get(name))]
         if found:
             self._text = "".join(value if isinstance(value, str) else "" for value in found)
             return True
@@ -173,6 +203,8 @@ class CompletionStream:
             self._record.server_prefill_ns = nanoseconds(phases.get("prefill_ms"))
         elif event.get("choices") is None and any(event.get(name) for name in _ERRORS):
             raise StreamError(f"the server ended the stream with an error: {error_message(event)}")
+        elif event.get("choices") is None and not self._claims and usage_of(event) is None:
+            self._stray = _excerpt(json.dumps(event).encode())
 
     def _finish_with(self, reason: str, choice: dict[str, Any]) -> None:
         self._record.finish_reason = reason
@@ -193,7 +225,10 @@ class CompletionStream:
         if not self._events and not self._done:
             raise StreamError("the answer holds no event of a stream")
         if not self._done and record.finish_reason is None:
-            raise StreamError(f"the stream broke off after {self._events} events: neither finish_reason nor [DONE]")
+            stray = f"; an event without choices: {self._stray}" if self._stray and not self._claims else ""
+            raise StreamError(
+                f"the stream broke off after {self._events} events: neither finish_reason nor [DONE]{stray}"
+            )
         self.settle()
         if not record.chunk_t_ns and not record.output_tokens:
             raise StreamError(self._nothing_came())
@@ -204,31 +239,46 @@ class CompletionStream:
             return
         self._settled = True
         record, usage = self._record, self._usage or {}
-        details = usage.get("completion_tokens_details")
-        reasoning = count(details.get("reasoning_tokens")) if type(details) is dict else None
-        stopped = record.finish_reason is not None and record.finish_reason.lower() not in _LENGTH_ENDINGS
-        found = infer_counts(self._claims, self._final, ended_by_stop=stopped, reasoning=reasoning or 0)
-        if self._silent and found.per_chunk is None:  # the counts that made them arrivals are not believed
-            self._drop_silent()
-            found = infer_counts(self._claims, self._final, ended_by_stop=stopped, reasoning=reasoning or 0)
+        self._drop_silent(self._premature())
+        found = self._infer()
+        if self._silent and (found.per_chunk is None or NO_CLAIM in self._claims):
+            self._drop_silent(self._silent)  # the counts that made them arrivals are not believed
+            found = self._infer()
         record.output_tokens = found.total
-        if found.note is not None:
+        if found.total is not None and exceeds_its_parts(usage):
+            record.note = BEYOND_TOTAL
+        elif found.note is not None:
             record.note = found.note
         if found.unseen and self._grown:
             record.unseen_tokens, record.unseen_ns = found.unseen, self._grown
         record.fill_chunks(found.per_chunk)
-        # No prompt is empty: a count of 0 is a placeholder.
-        record.prompt_tokens = count(usage.get("prompt_tokens")) or count(usage.get("input_tokens")) or None
-        prompt_details = usage.get("prompt_tokens_details")
-        if type(prompt_details) is dict:
-            record.cached_prompt_tokens = count(prompt_details.get("cached_tokens"))
+        record.prompt_tokens = prompt_tokens(usage)
+        record.cached_prompt_tokens = cached_tokens(usage)
 
-    def _drop_silent(self) -> None:
-        for position in reversed(self._silent):
+    def _infer(self) -> TokenCounts:
+        record = self._record
+        stopped = record.finish_reason is not None and record.finish_reason.lower() not in _LENGTH_ENDINGS
+        return infer_counts(
+            self._claims,
+            self._final,
+            ended_by_stop=stopped,
+            reasoning=reasoning_tokens(self._usage or {}),
+            limit=record.max_tokens,
+        )
+
+    def _premature(self) -> list[int]:
+        """The arrivals without content whose count did not grow with the content that followed: that brought it."""
+        claims = self._claims
+        return [at for at in self._silent if at + 1 < len(claims) and claims[at + 1] == claims[at]]
+
+    def _drop_silent(self, positions: list[int]) -> None:
+        for position in reversed(positions):
             del self._record.chunk_t_ns[position]
             del self._claims[position]
             if self._record.texts is not None:
                 del self._record.texts[position]
+        kept = [position for position in self._silent if position not in positions]
+        self._silent = [position - bisect_left(positions, position) for position in kept]
 
     def _nothing_came(self) -> str:
         record = self._record
@@ -239,6 +289,8 @@ class CompletionStream:
             facts.append(f"completion_tokens {self._final}")
         if record.note is not None:
             facts.append(record.note)
+        elif self._stray:
+            facts.append(f"an event without choices: {self._stray}")
         return f"the answer holds no token ({', '.join(facts)})"
 
 

@@ -11,6 +11,7 @@ import orjson
 # Counts and times must fit the columns of the records; no answer comes near this.
 COUNT_LIMIT = 2**31 - 1
 _WORD_LIMIT = 100
+_LABELS = frozenset({"type", "id", "index", "role", "object"})
 
 
 def parse_object(payload: bytes) -> dict[str, Any] | None:
@@ -50,6 +51,15 @@ def nanoseconds(value_ms: Any) -> int | None:
     if not math.isfinite(value_ms) or not 0 <= value_ms <= COUNT_LIMIT:
         return None
     return round(value_ms * 1e6)
+
+
+def says_something(value: Any) -> bool:
+    """True if a field of a delta holds any text; its labels alone (`type`, `id`, `index`) say nothing."""
+    if isinstance(value, list):
+        return any(map(says_something, value))
+    if isinstance(value, dict):
+        return any(says_something(part) for name, part in value.items() if name not in _LABELS)
+    return bool(value)
 
 
 def word(value: Any) -> str | None:

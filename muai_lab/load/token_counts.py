@@ -13,8 +13,8 @@ from itertools import pairwise
 from operator import sub
 
 from muai_lab.load.foreign_values import COUNT_LIMIT
+from muai_lab.load.stated_usage import NO_CLAIM
 
-NO_CLAIM = -1
 # A token rarely needs more than a few events of its own. A total this many times smaller than the number of chunks is
 # a placeholder (0 or 1), not a count.
 _CHUNKS_PER_TOKEN_LIMIT = 8
@@ -43,7 +43,12 @@ UNKNOWN = TokenCounts(None, None)
 
 
 def infer_counts(
-    claims: Sequence[int], final: int | None, *, ended_by_stop: bool = False, reasoning: int = 0
+    claims: Sequence[int],
+    final: int | None,
+    *,
+    ended_by_stop: bool = False,
+    reasoning: int = 0,
+    limit: int = COUNT_LIMIT,
 ) -> TokenCounts:
     """Infer the token counts of one answer.
 
@@ -52,12 +57,13 @@ def infer_counts(
         final: `completion_tokens` that came after the last chunk, None if none did.
         ended_by_stop: True if the answer ended by itself, not by its length limit.
         reasoning: `reasoning_tokens` of the final usage; 0 if not given.
+        limit: tokens that were asked for; counts of single chunks that exceed it together were none.
     """
     chunks = len(claims)
     if not chunks:
         return TokenCounts(final, None, unseen=final) if final else UNKNOWN
     if NO_CLAIM not in claims:
-        found = _each_alone(claims, final) or _so_far(claims, final)
+        found = _each_alone(claims, final, limit) or _so_far(claims, final, limit)
         if found is not None:
             return found
         total = final
@@ -65,22 +71,29 @@ def infer_counts(
         total = final if final is not None else (claims[-1] if claims[-1] != NO_CLAIM else None)
         if total is None:
             return UNKNOWN
-    if total is None or total * _CHUNKS_PER_TOKEN_LIMIT < chunks:
+    if total is None or total < max(claims) or _is_placeholder(total, chunks):
         return TokenCounts(None, None, note=CONTRADICTION)
     return _one_each(chunks, total, ended_by_stop, reasoning)
 
 
-def _each_alone(claims: Sequence[int], final: int | None) -> TokenCounts | None:
+def _is_placeholder(total: int, chunks: int) -> bool:
+    return total * _CHUNKS_PER_TOKEN_LIMIT < chunks or (total == 1 and chunks > 1)
+
+
+def _each_alone(claims: Sequence[int], final: int | None, limit: int) -> TokenCounts | None:
     """The counts if each claim is that of its chunk alone."""
     if len(claims) < 2 or min(claims) < 1 or sum(claims) > COUNT_LIMIT:
         return None
     if final is None:
-        return None if _grows(claims) else TokenCounts(sum(claims), list(claims), note=PER_CHUNK)
+        possible = sum(claims) <= limit and not _grows(claims)
+        return TokenCounts(sum(claims), list(claims), note=PER_CHUNK) if possible else None
     return TokenCounts(final, list(claims), note=PER_CHUNK) if sum(claims) == final else None
 
 
-def _so_far(claims: Sequence[int], final: int | None) -> TokenCounts | None:
+def _so_far(claims: Sequence[int], final: int | None, limit: int) -> TokenCounts | None:
     """The counts if each claim is that of the answer so far."""
+    if final is None and len(set(claims)) < len(claims) and min(claims) > 0 and sum(claims) <= limit:
+        return None  # counts of chunks that happen not to fall, such as 1, 3, 4, 4, look the same
     total = claims[-1] if final is None else final
     if total < 1 or total < claims[-1] or not _grows(claims):
         return None

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from muai_lab.load.completion_stream import CompletionStream, StreamError, error_message
 from muai_lab.load.records import RequestRecord, Window, records_table
-from muai_lab.load.token_counts import NO_CLAIM, infer_counts
+from muai_lab.load.stated_usage import NO_CLAIM
+from muai_lab.load.token_counts import infer_counts
 
 scalars = (
     st.none()

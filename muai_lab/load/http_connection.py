@@ -75,7 +75,7 @@ class HttpConnection(asyncio.Protocol):
         self._bytes_came = False
         self._head_bytes = 0  # read before the headers were complete
         self._head: tuple[int, str, str] | None = None  # read, and not handed on yet
-        self._content_type = self._location = ""
+        self._content_type = self._location = self._encoding = ""
         self._framed = False  # the headers say where the body ends; otherwise the end of the connection does
         self._started = False  # the head of the final response was read
         self._complete = False
@@ -97,7 +97,7 @@ class HttpConnection(asyncio.Protocol):
         self._answer = answer
         self._parser = httptools.HttpResponseParser(self)
         self._pieces.clear()
-        self._head, self._content_type, self._location = None, "", ""
+        self._head, self._content_type, self._location, self._encoding = None, "", "", ""
         self._bytes_came = self._framed = self._started = self._complete = self._keep_alive = False
         self._head_bytes = 0
         answer.sent(self._clock())
@@ -161,6 +161,8 @@ class HttpConnection(asyncio.Protocol):
         match name.lower():
             case b"content-type":
                 self._content_type = value.decode("latin-1")
+            case b"content-encoding":
+                self._encoding = value.decode("latin-1")
             case b"location":
                 self._location = value.decode("latin-1")
             case b"content-length" | b"transfer-encoding":
@@ -183,8 +185,13 @@ class HttpConnection(asyncio.Protocol):
         answer, pieces = self._answer, self._pieces
         assert answer is not None
         if self._head is not None:
-            answer.head(*self._head)
-            self._head = None
+            head, self._head = self._head, None
+            answer.head(*head)
+            if self._encoding.lower() not in ("", "identity"):
+                raise ConnectionProblem(
+                    f"HTTP {head[0]}: the answer is compressed ({self._encoding[:20]}) although the request "
+                    "forbids it, and compression hides when tokens arrive; switch it off in the server or proxy"
+                )
         if pieces:
             data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
             pieces.clear()

@@ -301,6 +301,7 @@ class HttpTarget:
             f"Host: {host_header(url)}",
             f"User-Agent: muai-lab/{__version__}",
             "Accept: text/event-stream, application/json",
+            "Accept-Encoding: identity",  # without it a proxy may compress, and so hold tokens back
         ]
         if method == "POST":
             lines.append("Content-Type: application/json")

@@ -6,6 +6,8 @@ uses: the `data` field. Other fields and comments are read and dropped.
 
 from __future__ import annotations
 
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
 
 class SseParser:
     """Incremental parser; one per response. Chunks may be split anywhere, even inside a line end.
@@ -15,12 +17,13 @@ class SseParser:
 
     LIMIT_BYTES = 4 << 20
 
-    __slots__ = ("_data", "_line", "_skip_lf", "overlong")
+    __slots__ = ("_begun", "_data", "_line", "_skip_lf", "overlong")
 
     def __init__(self) -> None:
         self._line = b""  # the line that has not ended yet
         self._data: list[bytes] = []  # data lines of the event that has not ended yet
         self._skip_lf = False  # the last byte was a CR: an LF that follows belongs to it
+        self._begun = False  # the first line was read: no byte order mark can come any more
         self.overlong = False
 
     def feed(self, chunk: bytes) -> list[bytes]:
@@ -54,7 +57,20 @@ class SseParser:
             self._line, self._data = b"", []
         return payloads
 
+    def rest(self) -> bytes | None:
+        """The payload of an event whose end is missing, once the stream is over; None if there is none.
+
+        The standard drops such an event. Servers in the field leave the last line ends out.
+        """
+        payloads: list[bytes] = []
+        self._take_lines([self._line, b""], payloads)
+        self._line = b""
+        return payloads[0] if payloads else None
+
     def _take_lines(self, lines: list[bytes], payloads: list[bytes]) -> None:
+        if not self._begun and lines:
+            self._begun = True
+            lines[0] = lines[0].removeprefix(_BYTE_ORDER_MARK)
         for line in lines:
             if not line:
                 if self._data:

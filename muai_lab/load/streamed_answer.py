@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from muai_lab.load.completion_stream import CompletionStream, StreamError
+from muai_lab.load.completion_stream import CompletionStream, StreamError, error_message
+from muai_lab.load.foreign_values import parse_object
 from muai_lab.load.http_connection import ConnectionProblem
 from muai_lab.load.records import RequestRecord
 from muai_lab.load.sse import SseParser
@@ -14,7 +15,7 @@ _WHOLE_BYTES = 16 << 20
 class StreamedAnswer:
     """Reads one response into the record of its request."""
 
-    __slots__ = ("_error_body", "_events", "_record", "_stream", "content_type", "location")
+    __slots__ = ("_error_body", "_events", "_other", "_read_ns", "_record", "_stream", "content_type", "location")
 
     def __init__(self, record: RequestRecord) -> None:
         self.content_type = self.location = ""
@@ -22,6 +23,8 @@ class StreamedAnswer:
         self._events = SseParser()
         self._stream = CompletionStream(record)
         self._error_body: bytes | None = None
+        self._read_ns = 0
+        self._other: bytes | None = None  # the first bytes of an answer that does not say that it is a stream
 
     @property
     def content(self) -> bytes:
@@ -39,11 +42,16 @@ class StreamedAnswer:
         self.content_type, self.location = content_type, location
         if status != 200:
             self._error_body = b""
+        elif "text/event-stream" not in content_type:
+            self._other = b""
 
     def body(self, data: bytes, at_ns: int) -> None:
         if self._error_body is not None:
             self._error_body += data[: _ERROR_BODY_BYTES - len(self._error_body)]
             return
+        if self._other is not None:
+            self._other += data[: _ERROR_BODY_BYTES - len(self._other)]
+        self._read_ns = at_ns
         take = self._stream.take
         for payload in self._events.feed(data):
             take(payload, at_ns)
@@ -53,14 +61,24 @@ class StreamedAnswer:
     def end(self, at_ns: int) -> None:
         if self._error_body is not None:
             return
+        rest = self._events.rest()
+        if rest is not None and (rest.strip() == b"[DONE]" or parse_object(rest) is not None):
+            self._stream.take(rest, self._read_ns)
         try:
             self._stream.finish()
         except StreamError as error:
-            if "text/event-stream" in self.content_type:
+            if self._other is None:
                 raise
             kind = self.content_type or "none"
-            raise StreamError(f"{error} (content type {kind} instead of text/event-stream)") from error
+            raise StreamError(f"{error} (content type {kind} instead of text/event-stream{self._said()})") from error
         self._record.end("ok", at_ns)
+
+    def _said(self) -> str:
+        """What an answer that is no stream says, for an error message."""
+        body = self._other or b""
+        found = parse_object(body)
+        said = body.decode("utf-8", "replace") if found is None or "choices" in found else error_message(found)
+        return f": {' '.join(said.split())[:160]}" if body and not body.startswith(b"data:") else ""
 
     def settle(self) -> None:
         """Count the tokens that came; also of an answer that was cut short."""

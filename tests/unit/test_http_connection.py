@@ -135,6 +135,14 @@ def test_a_connection_serves_one_exchange_after_another() -> None:
     assert run_virtual(main) == [b"hello, world", b"nope", b"hello, world"]
 
 
+@pytest.mark.parametrize("encoding", [b"gzip", b"br"])
+def test_a_compressed_answer_is_named(encoding: bytes) -> None:
+    compressed = CHUNKED.replace(b"\r\n\r\n", b"\r\nContent-Encoding: " + encoding + b"\r\n\r\n")
+
+    with pytest.raises(ConnectionProblem, match=rf"compressed \({encoding.decode()}\)"):
+        exchange(feeding(compressed + b"1\r\n\x1f\r\n"))
+
+
 def test_an_interim_answer_is_passed_over() -> None:
     answer, connection, _ = exchange(feeding(b"HTTP/1.1 100 Continue\r\n\r\n", PLAIN))
 

@@ -53,6 +53,24 @@ def test_events_of_a_stream(stream: bytes, expected: list[bytes]) -> None:
     assert payloads(*[stream[i : i + 1] for i in range(len(stream))]) == expected
 
 
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("stream", [b"data: one\n\ndata: two\n\n", b"data: one\r\n\r\ndata: two\r\n\r\n"])
+def test_a_byte_order_mark_belongs_to_no_event(mark: bytes, stream: bytes) -> None:
+    marked = mark + stream
+
+    assert payloads(marked) == [b"one", b"two"]
+    assert payloads(*[marked[i : i + 1] for i in range(len(marked))]) == [b"one", b"two"]
+
+
+@pytest.mark.parametrize("cut", [b"data: two", b"data: two\n", b"data: two\r\n"])
+def test_the_last_event_may_lack_its_end(cut: bytes) -> None:
+    parser = SseParser()
+
+    assert parser.feed(b"data: one\n\n" + cut) == [b"one"]
+    assert parser.rest() == b"two"
+    assert parser.rest() is None
+
+
 def test_an_event_cut_in_two_comes_with_its_second_half() -> None:
     parser = SseParser()
     assert parser.feed(b"data: one\n\ndata: t") == [b"one"]

@@ -70,7 +70,7 @@ class StreamedAnswer:
             if self._other is None:
                 raise
             kind = self.content_type or "none"
-            raise StreamError(f"{error} (content type {kind} instead of text/event-stream{self._said()})") from error
+            raise StreamError(f"{error} (content type {kind} instead of text/event-stream){self._said()}") from error
         self._record.end("ok", at_ns)
 
     def _said(self) -> str:

@@ -30,6 +30,7 @@ _FAILED_ENDINGS = (
     "sensitive", "safety", "recitation", "malformed", "blocklist", "prohibited", "spii", "interrupt", "disconnect",
 )  # fmt: skip
 _NO_REASONS = ("null", "none")  # an absent reason that a server turned into text
+_USUAL_ENDINGS = frozenset({"stop", "length", "tool_calls", "eos_token"})
 _LENGTH_ENDINGS = ("length", "max_tokens", "max_output_tokens", "model_length")
 
 
@@ -93,7 +94,11 @@ class CompletionStream:
         if event.get("error"):
             raise StreamError(f"the server ended the stream with an error: {error_message(event)}")
         claim = self._claim(usage) if (usage := usage_of(event)) else NO_CLAIM
-        shown, ends = self._take_choices(event, payload)
+        record = self._record
+        if record.answer is None and record.texts is None and _is_text_alone(event.get("choices"), self._index):
+            shown, ends = True, False
+        else:
+            shown, ends = self._take_choices(event, payload)
         if shown:
             self._record.chunk_t_ns.append(at_ns)
             self._claims.append(claim)
@@ -208,6 +213,8 @@ class CompletionStream:
 
     def _finish_with(self, reason: str, choice: dict[str, Any]) -> None:
         self._record.finish_reason = reason
+        if reason in _USUAL_ENDINGS:
+            return
         lowered = reason.lower()
         if any(part in lowered for part in _FAILED_ENDINGS):
             said = choice.get("error") or choice.get("message")
@@ -292,6 +299,21 @@ class CompletionStream:
         elif self._stray:
             facts.append(f"an event without choices: {self._stray}")
         return f"the answer holds no token ({', '.join(facts)})"
+
+
+def _is_text_alone(choices: Any, index: int) -> bool:
+    """True for the choices of nearly every event: one piece of text and no ending, which needs no further question."""
+    if type(choices) is not list or len(choices) != 1 or type(choice := choices[0]) is not dict:
+        return False
+    if choice.get("finish_reason") or choice.get("index") != index:
+        return False
+    if (delta := choice.get("delta")) is None:
+        text = choice.get("text")
+    elif type(delta) is dict:
+        text = delta.get("content")
+    else:
+        return False
+    return type(text) is str and text != ""
 
 
 def error_message(body: Any) -> str:

@@ -30,7 +30,6 @@ from muai_lab.load.precise_timer import PreciseTimer, precise_timer
 from muai_lab.load.records import Phase, RequestRecord, Status, Window
 from muai_lab.load.self_report import GeneratorReport, report_on_generator
 from muai_lab.load.target import Target
-from muai_lab.load.thread_slice import short_slice
 from muai_lab.load.unsent import Unsent
 from muai_lab.settings.lab import LabSettings
 from muai_lab.workload.schedule import Schedule, ScheduledRequest
@@ -131,7 +130,6 @@ async def generate(
         processes = read_processes()
         with (
             rare_garbage_collection() as pauses,
-            short_slice(),
             closing(precise_timer(clock)) as timer,
             waiting_clock() as wait_clock,
         ):

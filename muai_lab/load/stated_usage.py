@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from muai_lab.load.foreign_values import count
+from muai_lab.load.foreign_values import COUNT_LIMIT, count
 
 NO_CLAIM = -1
 """Stands for a count of output tokens that an event does not state."""
@@ -39,6 +39,8 @@ def _elsewhere(event: dict[str, Any]) -> Any:
 
 def claimed_tokens(usage: dict[str, Any]) -> int:
     """The output tokens that a usage states; `NO_CLAIM` if none."""
+    if type(claimed := usage.get("completion_tokens")) is int and 0 < claimed <= COUNT_LIMIT:
+        return claimed  # of every chunk of most servers
     return _first_count(usage, "completion_tokens", "output_tokens", otherwise=NO_CLAIM)
 
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from operator import sub
+from operator import le, sub
 
 from muai_lab.load.foreign_values import COUNT_LIMIT
 from muai_lab.load.stated_usage import NO_CLAIM
@@ -104,7 +103,7 @@ def _grows(claims: Sequence[int]) -> bool:
     """True if the claims never fall and most chunks add to them."""
     if len(claims) == 1:
         return claims[0] > 0
-    if claims[0] < 0 or any(later < earlier for earlier, later in pairwise(claims)):
+    if claims[0] < 0 or not all(map(le, claims, claims[1:])):
         return False
     return len(set(claims) - {0}) * 2 > len(claims)
 

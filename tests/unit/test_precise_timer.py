@@ -10,7 +10,6 @@ from virtual_time import VirtualTimeLoop, run_virtual
 
 from muai_lab.load.event_loop import run_on_fast_loop
 from muai_lab.load.precise_timer import KernelTimer, LoopTimer, PreciseTimer, precise_timer
-from muai_lab.load.thread_slice import _asked, short_slice
 
 MS = 1_000_000
 clock = time.monotonic_ns
@@ -106,15 +105,3 @@ def test_a_clock_of_ones_own_gets_the_loops_timer() -> None:
         return loop.now_ns()
 
     assert run_virtual(main) == 7 * MS
-
-
-def test_the_slice_of_the_thread_is_as_it_was_afterwards() -> None:
-    def runtime() -> int | None:
-        asked = _asked()
-        return None if asked is None else asked.runtime
-
-    before = runtime()
-    with short_slice():
-        within = runtime()
-    assert runtime() == before
-    assert within in (before, 100_000)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic
 
 from starlette.types import Receive, Scope, Send
 
-from muai_lab.errors import MuaiError, RequestError
+from muai_lab.errors import InvalidRequest, MuaiError, RequestError
 from muai_lab.server.exchange import ClientGone, Disconnect, check_json, send_json
 from muai_lab.server.frames import (
     DONE,
@@ -85,7 +85,11 @@ class GenerationEndpoint(Generic[AnyRequest]):
             request = await self._reader.parse(self._kind, body, scope, receive)
             stack = await self._host.stack(request.model)
             stack.check_room(request.sequences)
-            prompts = await self._reader.tokenize(request, stack.tokenizer, stack.info.engine.max_model_len)
+            try:
+                prompts = await self._reader.tokenize(request, stack.tokenizer, stack.info.engine.max_model_len)
+            except InvalidRequest as error:
+                stack.refuse(error)
+                raise
         answer = Answer(id=f"{self._shape.id_prefix}{uuid.uuid4().hex}", model=request.model, created=int(time.time()))
         choices = await self._submit(stack, request, prompts, answer.id)
         disconnect = Disconnect(receive, [choice.generation for choice in choices])

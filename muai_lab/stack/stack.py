@@ -132,7 +132,7 @@ class InferenceStack:
         try:
             check_room(sequences, len(self._open), self._serving.engine.slots, self._queue_capacity)
         except (InvalidRequest, Overloaded) as error:
-            self._reject(error)
+            self.refuse(error)
             raise
 
     def submit(self, request: GenerationRequest) -> Generation:
@@ -141,7 +141,7 @@ class InferenceStack:
         try:
             self._check(request)
         except (InvalidRequest, Overloaded, EngineError) as error:
-            self._reject(error)
+            self.refuse(error)
             raise
         self._take_over_if_dead()
         generation = Generation(
@@ -210,7 +210,8 @@ class InferenceStack:
             await self._takeover  # its thread loads an engine, which cannot be interrupted
         await asyncio.gather(asyncio.to_thread(self._serving.driver.close), *self._closing)
 
-    def _reject(self, error: Exception) -> None:
+    def refuse(self, error: Exception) -> None:
+        """Show the observers a request that is refused, here or before it came here."""
         self._serving.driver.tell([Rejected(time.monotonic(), str(error))])
 
     def _check(self, request: GenerationRequest) -> None:

@@ -61,9 +61,10 @@ def validity_of(run: Run) -> dict[str, Any]:
     found = (
         _ended_early(run)
         or _engine_changed(run)
+        or _requests_failed(run)
         or _client_at_fault(run)
         or _nothing_measured(run)
-        or _too_many_failed(run)
+        or _overloaded(run)
         or _too_short(run)
         or _not_steady(run, steady)
     )
@@ -124,24 +125,40 @@ def _nothing_measured(run: Run) -> Finding | None:
     return Finding(NOTHING, reason, "see the errors in report.html, and the server's log")
 
 
-def _too_many_failed(run: Run) -> Finding | None:
+def _requests_failed(run: Run) -> Finding | None:
+    """Errors of the server, which no delay of the client explains."""
+    failed, refused = _failed(run)
+    if not len(failed) or refused * 2 >= len(failed) or len(failed) == len(run.measured):
+        return None
+    step = "see the failures in report.html and the server's log; the figures are those of the other requests only"
+    return Finding(REQUESTS_FAILED, f"{_failures(run, failed)}{_commonest_error(failed)}", step)
+
+
+def _overloaded(run: Run) -> Finding | None:
+    failed, refused = _failed(run)
+    if not len(failed) or refused * 2 < len(failed):
+        return None
+    served = _served_rps(run)
+    step = f"lower arrival.rate below {number(served)} requests/s" if served else "lower arrival.rate"
+    step += ", or find the limit with the command `capacity`"
+    if (run.manifest.get("load") or {}).get("kind") == "closed":
+        step = "lower arrival.concurrency, or raise load.request_timeout_s if the answers are wanted all the same"
+    reason = f"{_failures(run, failed)}, {refused:,} of them refused or out of time{_commonest_error(failed)}"
+    return Finding(OVERLOADED, reason, step)
+
+
+def _failed(run: Run) -> tuple[pd.DataFrame, int]:
+    """The failed requests of the window, none if they are few enough; and how many were refused or out of time."""
     measured = run.measured
     failed = measured[measured["status"] != "ok"]
     if len(failed) <= FAILURE_LIMIT * len(measured):
-        return None
-    share = f"{len(failed):,} of {plural(len(measured), 'request')} failed ({percent(len(failed) / len(measured))})"
-    refused = int(failed["status"].isin(_REFUSALS).sum())
-    if refused * 2 >= len(failed):
-        served = _served_rps(run)
-        below = f"below {number(served)} requests/s" if served else "the load"
-        step = f"lower arrival.rate {below}, or find the limit with the command `capacity`"
-        if (run.manifest.get("load") or {}).get("kind") == "closed":
-            step = "lower arrival.concurrency, or raise load.request_timeout_s if the answers are wanted all the same"
-        return Finding(
-            OVERLOADED, f"{share}, {refused:,} of them refused or out of time{_commonest_error(failed)}", step
-        )
-    step = "see the failures in report.html and the server's log; the figures are those of the other requests only"
-    return Finding(REQUESTS_FAILED, f"{share}{_commonest_error(failed)}", step)
+        failed = failed.iloc[:0]
+    return failed, int(failed["status"].isin(_REFUSALS).sum())
+
+
+def _failures(run: Run, failed: pd.DataFrame) -> str:
+    due = len(run.measured)
+    return f"{len(failed):,} of {plural(due, 'request')} failed ({percent(len(failed) / due)})"
 
 
 def _too_short(run: Run) -> Finding | None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -92,7 +93,6 @@ def _value(line: str) -> str:
 def _run_one(cfg: DictConfig) -> None:
     """One job of the invocation. Hydra calls it once for a run and once for each job of a sweep."""
     from muai_lab.analysis import result_table
-    from muai_lab.analysis.validity import UNANSWERED
     from muai_lab.commands.progress import watching
     from muai_lab.experiment.directory import is_finished, unfinished
     from muai_lab.experiment.runner import run_experiment
@@ -120,8 +120,15 @@ def _run_one(cfg: DictConfig) -> None:
         return
     result_table(summary).show(Console())
     _say(f"report: {_short(directory / 'report.html')}")
-    validity = summary["validity"]
-    if validity["verdict"] in UNANSWERED and not sweeping:
+    if not sweeping:
+        _check_answered(summary["validity"])
+
+
+def _check_answered(validity: Mapping[str, Any]) -> None:
+    """Raise RequestsFailed for a run whose requests failed: the result was shown, and the command fails."""
+    from muai_lab.analysis.validity import UNANSWERED
+
+    if validity["verdict"] in UNANSWERED:
         raise RequestsFailed(f"{validity['verdict']}: {validity['reason']}")
 
 

@@ -206,10 +206,10 @@ class LabSettings(Section):
     orders = (Order("arrival.concurrency", "load.requests"),)
 
     def giving_way(self, was_set: WasSet) -> Iterator[GivesWay]:
-        yield from super().giving_way(was_set)
         meant = self._arrivals_meant(was_set)
         if len(set(meant.values())) == 1:
             yield from (GivesWay("arrival.kind", kind, key) for key, kind in list(meant.items())[:1])
+        yield from super().giving_way(was_set)
 
     def conflicts(self) -> Iterator[Conflict]:
         yield from super().conflicts()

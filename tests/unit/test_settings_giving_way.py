@@ -246,6 +246,7 @@ def test_options_that_nobody_chose_are_defaults(tmp_path: Path, monkeypatch: pyt
 
     assert moved(compose(["workload.prompt_tokens.low=200", "load.requests=5", "target.url=http://h/v1"])) == {
         "arrival.kind": ("closed", "default, gives way to load.requests"),
+        "arrival.concurrency": (5, "default, gives way to load.requests"),
         "workload.prompt_tokens.high": (200, "default, gives way to workload.prompt_tokens.low"),
         "target.kind": ("endpoint", "default, gives way to target.url"),
     }

@@ -6,7 +6,9 @@ import json
 from bisect import bisect_left
 from typing import Any
 
-from muai_lab.load.foreign_values import nanoseconds, parse_object, says_something, word
+from orjson import loads
+
+from muai_lab.load.foreign_values import COUNT_LIMIT, nanoseconds, parse_object, says_something, word
 from muai_lab.load.records import RequestRecord
 from muai_lab.load.stated_usage import (
     BEYOND_TOTAL,
@@ -47,6 +49,7 @@ class CompletionStream:
     """
 
     __slots__ = (
+        "_append_time",
         "_claims",
         "_done",
         "_events",
@@ -55,6 +58,7 @@ class CompletionStream:
         "_grown",
         "_highest",
         "_index",
+        "_keeps_text",
         "_record",
         "_settled",
         "_silent",
@@ -66,6 +70,8 @@ class CompletionStream:
     def __init__(self, record: RequestRecord) -> None:
         record.tokens_known = False
         self._record = record
+        self._append_time = record.chunk_t_ns.append
+        self._keeps_text = record.answer is not None or record.texts is not None
         self._usage: dict[str, Any] | None = None
         self._claims: list[int] = []  # the server's count that came with each arrival
         self._silent: list[int] = []  # the arrivals without content: only the count grew
@@ -84,6 +90,39 @@ class CompletionStream:
         if payload == b"[DONE]":
             self._done = True
             return
+        try:
+            event = loads(payload)
+            usage = event["usage"]
+            claim = usage["completion_tokens"]
+            choices = event["choices"]
+            choice = choices[0]
+            usual = (  # nearly every event of most servers: some text and a count, at the price of a few look-ups
+                type(claim) is int
+                and type(choice["text"]) is str
+                and 0 < claim <= COUNT_LIMIT
+                and choice["text"]
+                and choice["finish_reason"] is None
+                and choice["index"] == self._index
+                and len(choices) == 1
+                and "delta" not in choice
+                and "error" not in choice
+                and not event.get("error")
+                and not self._keeps_text
+            )
+        except (ValueError, TypeError, LookupError):
+            usual = False
+        if usual:
+            self._events += 1
+            self._usage = usage
+            self._append_time(at_ns)
+            self._claims.append(claim)
+            self._final = None
+            if claim > self._highest:
+                self._highest = claim
+            return
+        self._take_any(payload, at_ns)
+
+    def _take_any(self, payload: bytes, at_ns: int) -> None:
         event = parse_object(payload)
         if event is None and payload.strip() in (b"", b"[DONE]"):  # an empty event keeps the connection alive
             self._done |= bool(payload.strip())
@@ -95,16 +134,16 @@ class CompletionStream:
             raise StreamError(f"the server ended the stream with an error: {error_message(event)}")
         claim = self._claim(usage) if (usage := usage_of(event)) else NO_CLAIM
         record = self._record
-        if record.answer is None and record.texts is None and _is_text_alone(event.get("choices"), self._index):
+        if not self._keeps_text and _is_text_alone(event.get("choices"), self._index):
             shown, ends = True, False
         else:
             shown, ends = self._take_choices(event, payload)
         if shown:
-            self._record.chunk_t_ns.append(at_ns)
+            record.chunk_t_ns.append(at_ns)
             self._claims.append(claim)
             self._final = None
-            if self._record.texts is not None:
-                self._record.texts.append(self._text)
+            if record.texts is not None:
+                record.texts.append(self._text)
                 self._text = ""
         elif claim != NO_CLAIM:
             self._take_count(claim, at_ns, seen=not ends and bool(event.get("choices")))

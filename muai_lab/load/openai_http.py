@@ -151,9 +151,9 @@ class HttpTarget:
         assert self._pool is not None, "open() comes first"
         body = self._encode(request)
         head = b"%bX-Request-Id: %d\r\nContent-Length: %d\r\n\r\n" % (self._post_head, request.index, len(body))
-        answer = StreamedAnswer(record)
         if self._keeps_texts:
             record.texts = []
+        answer = StreamedAnswer(record)
         try:
             await self._pool.exchange(head + body, answer)
         except (StreamError, ConnectionProblem) as error:

@@ -217,7 +217,7 @@ def test_a_server_that_dies_fails_the_run_and_says_so(start) -> None:
         (("optimization.batcher.max_batch_size=0",), "max_batch_size"),
         (("config_file=nowhere.yaml",), "nowhere.yaml"),
         (("arrival.rate=0.000001",), "schedule is empty"),
-        (("target=endpoint", "target.url=http://127.0.0.1:1"), "127.0.0.1:1"),
+        (("target=endpoint", "target.url=http://127.0.0.1:1", "target.ready_timeout_s=0"), "127.0.0.1:1"),
         (("optimization.pytorch.dtype=fp16", "optimization.pytorch.device=cpu"), "fp16"),
     ],
 )

@@ -221,6 +221,8 @@ class VllmEngine(StreamingEngine):
 
 def _collect() -> None:
     """Collect garbage, also among what the server has set apart as loaded for good."""
+    apart = gc.get_freeze_count() > 0
     gc.unfreeze()
     gc.collect()
-    gc.freeze()
+    if apart:  # else what a failed start still refers to would never be collected, and complain at the end
+        gc.freeze()

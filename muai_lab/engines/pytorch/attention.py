@@ -88,7 +88,10 @@ class Survey(AttentionStep):
         scaling: float | None,
         window: int | None,
     ) -> torch.Tensor:
-        """See `AttentionStep.attend`."""
+        """See `AttentionStep.attend`. Raises ValueError for heads that do not fit each other."""
+        heads, shared = query.shape[1], key.shape[1]
+        if not heads or not shared or heads % shared:
+            raise ValueError(f"layer {layer} attends with {heads} query heads over {shared} key heads")
         self.shapes[layer] = KVShape(key.shape[1], key.shape[3], value.shape[3])
         self.windows[layer] = window
         return _attention(query, key, value, scaling=scaling, is_causal=True).transpose(1, 2)

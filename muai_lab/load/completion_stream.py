@@ -90,6 +90,7 @@ class CompletionStream:
         if payload == b"[DONE]":
             self._done = True
             return
+        event: Any = None
         try:
             event = loads(payload)
             usage = event["usage"]
@@ -120,10 +121,9 @@ class CompletionStream:
             if claim > self._highest:
                 self._highest = claim
             return
-        self._take_any(payload, at_ns)
+        self._take_any(payload, event if type(event) is dict else parse_object(payload), at_ns)
 
-    def _take_any(self, payload: bytes, at_ns: int) -> None:
-        event = parse_object(payload)
+    def _take_any(self, payload: bytes, event: dict[str, Any] | None, at_ns: int) -> None:
         if event is None and payload.strip() in (b"", b"[DONE]"):  # an empty event keeps the connection alive
             self._done |= bool(payload.strip())
             return
@@ -285,7 +285,8 @@ class CompletionStream:
             return
         self._settled = True
         record, usage = self._record, self._usage or {}
-        self._drop_silent(self._premature())
+        if self._silent:
+            self._drop_silent(self._premature())
         found = self._infer()
         if self._silent and (found.per_chunk is None or NO_CLAIM in self._claims):
             self._drop_silent(self._silent)  # the counts that made them arrivals are not believed

@@ -37,11 +37,11 @@ def _parse_leniently(payload: bytes) -> Any:
 
 def count(value: Any) -> int | None:
     """A number of tokens; None if `value` is none: another type, negative, fractional, or too large."""
+    if type(value) is int:
+        return value if 0 <= value <= COUNT_LIMIT else None
     if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
-        return None
-    return value if 0 <= value <= COUNT_LIMIT else None
+        return count(int(value))
+    return None
 
 
 def nanoseconds(value_ms: Any) -> int | None:

@@ -69,4 +69,7 @@ def exceeds_its_parts(usage: dict[str, Any]) -> bool:
 
 
 def _first_count(usage: dict[str, Any], *names: str, otherwise: int) -> int:
-    return next((found for name in names if (found := count(usage.get(name))) is not None), otherwise)
+    for name in names:
+        if (found := count(usage.get(name))) is not None:
+            return found
+    return otherwise

@@ -61,6 +61,8 @@ def infer_counts(
     chunks = len(claims)
     if not chunks:
         return TokenCounts(final, None, unseen=final) if final else UNKNOWN
+    if claims[-1] == chunks and final in (None, chunks) and claims == list(range(1, chunks + 1)):
+        return TokenCounts(chunks, [1] * chunks)  # of most answers of most servers: one token in each chunk, counted
     if NO_CLAIM not in claims:
         found = _each_alone(claims, final, limit) or _so_far(claims, final, limit)
         if found is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -158,25 +158,9 @@ class Schedule:
 
     def request(self, row: int) -> ScheduledRequest:
         """One row; cheap enough to be called when the request is due."""
-        columns = self._columns
-        ids = columns["prompt_ids"]
         start, stop = self._id_offsets[row], self._id_offsets[row + 1]
-        return ScheduledRequest(
-            index=columns["index"][row].as_py(),
-            intended_s=columns["intended_s"][row].as_py(),
-            prompt=columns["prompt"][row].as_py(),
-            prompt_ids=self._id_values[start:stop] if ids[row].is_valid else None,
-            prompt_tokens=columns["prompt_tokens"][row].as_py(),
-            max_tokens=columns["max_tokens"][row].as_py(),
-            session=columns["session"][row].as_py(),
-            turn=columns["turn"][row].as_py(),
-            prefix_group=columns["prefix_group"][row].as_py(),
-            seed=columns["seed"][row].as_py(),
-            messages=columns["messages"][row].as_py(),
-            think_s=columns["think_s"][row].as_py(),
-            part=columns["part"][row].as_py(),
-            extra=columns["extra"][row].as_py(),
-        )
+        values = {name: value_at(row) for name, value_at in self._readers.items()}
+        return ScheduledRequest(**values, prompt_ids=self._id_values[start:stop] if self._has_ids(row) else None)
 
     def write(self, path: Path) -> None:
         """Save as Parquet, with the notes beside the table; raises RunError when the file cannot be written."""
@@ -208,6 +192,16 @@ class Schedule:
         return columns
 
     @cached_property
+    def _readers(self) -> dict[str, Callable[[int], Any]]:
+        """What reads a row of each column but the ids'; the fields of a request are called like the columns."""
+        return {name: _reader(column) for name, column in self._columns.items() if name != "prompt_ids"}
+
+    @cached_property
+    def _has_ids(self) -> Callable[[int], bool]:
+        valid: Callable[[int], bool] = self._columns["prompt_ids"].is_valid().to_numpy(zero_copy_only=False).item
+        return valid
+
+    @cached_property
     def _id_offsets(self) -> list[int]:
         offsets: list[int] = self._columns["prompt_ids"].offsets.to_pylist()
         return offsets
@@ -216,6 +210,16 @@ class Schedule:
     def _id_values(self) -> npt.NDArray[np.int32]:
         values: npt.NDArray[np.int32] = self._columns["prompt_ids"].values.to_numpy(zero_copy_only=False)
         return values
+
+
+def _reader(column: pa.Array) -> Callable[[int], Any]:
+    """Reads one row as a Python value: most columns of most loads are empty, or numbers without gaps."""
+    if column.null_count == len(column):
+        return lambda row: None
+    if column.null_count == 0 and pa.types.is_primitive(column.type):
+        item: Callable[[int], Any] = column.to_numpy().item
+        return item
+    return lambda row: column[row].as_py()
 
 
 def _notes_of(metadata: Mapping[bytes, bytes] | None) -> tuple[str, ...]:

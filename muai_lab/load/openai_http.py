@@ -25,8 +25,17 @@ from muai_lab.settings.lab import LabSettings
 from muai_lab.workload.schedule import Schedule, ScheduledRequest
 
 _REJECTED = frozenset({429, 503})
-# A server that starts up refuses connections, or answers so (a gateway before it, the server itself).
-_NOT_READY = frozenset({502, 503, 504})
+# A server that starts up refuses connections, or answers so (a gateway before it, the server itself); so does one whose
+# limit of requests was just used up.
+_NOT_READY = frozenset({429, 502, 503, 504})
+_CHECK_KEY = "check the key that target.api_key_env or target.headers_env names"
+_CHECKS = {
+    401: _CHECK_KEY,
+    402: _CHECK_KEY,
+    403: _CHECK_KEY,
+    429: "its limit was used up before the load began: ask for a larger one, or let the run wait for it with "
+    "target.ready_timeout_s",
+}
 _READY_INTERVAL_S = 0.5
 
 
@@ -235,7 +244,8 @@ class HttpTarget:
             while answer.status in _NOT_READY and await self._may_wait(self._error_of(answer.status, answer)):
                 answer = await self._ask(url)
             if answer.status != 200:
-                raise RunError(f"{url} answers {self._error_of(answer.status, answer)}; set target.model")
+                check = _CHECKS.get(answer.status, "set target.model")
+                raise RunError(f"{url} answers {self._error_of(answer.status, answer)}; {check}")
             models = [str(model["id"]) for model in orjson.loads(answer.content)["data"]]
         except (orjson.JSONDecodeError, LookupError, TypeError) as error:
             raise RunError(f"{url} does not answer with a list of models; set target.model") from error
@@ -251,6 +261,7 @@ class HttpTarget:
         if request.prompt_ids is not None and self._api == "chat":
             raise RunError("workload.api=chat needs prompts as text, and the schedule holds token ids; draw it again")
         refusal: str | None = None
+        check = "check target.url and target.model"
         for dialect in dialects(self._wanted):
             self._speak(dialect)
             probe, counts = await self._probe(request)
@@ -259,10 +270,11 @@ class HttpTarget:
             if probe.status == "ok":
                 self._keeps_texts = self._may_keep_texts and not counts
                 return
-            refusal = refusal or probe.error
+            if refusal is None:
+                refusal, check = probe.error, _CHECKS.get(probe.http_status or 0, check)
             if probe.status == "timeout" or probe.http_status is None or probe.http_status in NOT_ABOUT_FIELDS:
                 break
-        raise RunError(f"{self.url} cannot be measured: {refusal}; check target.url, target.model and the key")
+        raise RunError(f"{self.url} cannot be measured: {refusal}; {check}")
 
     async def _probe(self, request: ScheduledRequest) -> tuple[RequestRecord, bool]:
         """Ask for one token of a short prompt. The flag is True if the server counted the tokens of the chunk."""

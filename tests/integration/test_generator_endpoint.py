@@ -49,6 +49,32 @@ class TestEndpoint:
             run(main())
         assert KEY not in str(caught.value)
 
+    @pytest.mark.parametrize("model", ["m", None])
+    @pytest.mark.parametrize(
+        ("code", "check"),
+        [
+            (401, r"check the key that target\.api_key_env or target\.headers_env names"),
+            (429, r"ask for a larger one, or let the run wait for it with target\.ready_timeout_s"),
+        ],
+    )
+    def test_a_refusal_names_what_would_mend_it(self, code: int, check: str, model: str | None) -> None:
+        async def main() -> None:
+            async with ScriptedServer([status(code, b'{"error": {"message": "no"}}')]) as server:
+                await generate(schedule_of(2), self.of(server, model=model), closed_plan())
+
+        with pytest.raises(RunError, match=rf"HTTP {code}: no; .*{check}"):
+            run(main())
+
+    def test_a_limit_that_is_used_up_for_a_moment_is_waited_for(self) -> None:
+        busy = status(429, b'{"error": {"message": "slow down"}}')
+
+        async def main() -> LoadResult:
+            async with ScriptedServer([busy, GOOD]) as server:
+                target = self.of(server, model="m", ready_timeout_s=30.0)
+                return await generate(schedule_of(2), target, closed_plan())
+
+        assert [record.status for record in run(main()).records] == ["ok", "ok"]
+
     def test_a_key_variable_that_is_not_set_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("LAB_TEST_KEY", raising=False)
 

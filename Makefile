@@ -7,6 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 PYTEST_ARGS ?=
+# Test files at once. Engines compute with several threads, so this is fewer than there are cores.
+TEST_JOBS ?= 2
 RUN_ARGS ?= engine=pytorch
 PEERS := aiperf guidellm
 
@@ -34,7 +36,7 @@ run: $(VENV)/.installed ## Measure the embedded model; prints the result table a
 	$(BIN)/python -m muai_lab run $(RUN_ARGS)
 
 test: setup ## Run all tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: setup ## Format, lint, types, layers
 	$(BIN)/ruff format --check .

@@ -187,8 +187,8 @@ async def test_a_request_of_which_engines_die_takes_two_with_it_and_no_other_req
     assert texts == ["ABAB"] * 6
     assert stack.info.engine.name == "third"
     assert stack.healthy()
+    await stack.close()  # the observers have been told of everything then
     assert [(name, kind) for _, name, kind in log.ends if kind == "Failed"] == [(str(fatal), "Failed")]
-    await stack.close()
 
 
 async def test_without_another_engine_every_request_ends_and_the_stack_says_that_it_is_ill() -> None:

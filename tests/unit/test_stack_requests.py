@@ -244,8 +244,9 @@ async def test_output_that_cannot_be_decoded_ends_only_its_own_request(
     make: MakeStack, caplog: pytest.LogCaptureFixture
 ) -> None:
     recorder = Recorder()
-    stack = make(CountingEngine(context=2 * FOREVER), observers=[recorder], broken_token=99)
-    broken = stack.submit(ask("broken", last=97, max_tokens=FOREVER))
+    endless = 10**9  # the engine must not be done before the loop, which may be slow, has seen the token
+    stack = make(CountingEngine(context=2 * endless), observers=[recorder], broken_token=99)
+    broken = stack.submit(ask("broken", last=97, max_tokens=endless))
     good = stack.submit(ask("good"))
 
     with pytest.raises(RequestError, match="token 99 cannot be decoded: no such text"):

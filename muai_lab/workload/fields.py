@@ -27,6 +27,7 @@ OUTPUT_LIMITS = ("maxcompletiontokens", "maxtokens", "maxnewtokens", "maxoutputt
 """Limits of answers; a length beside them comes first."""
 
 
+_NO_LIMIT = (-1, "-1", "-1.0")
 _SHOWN = 8
 
 
@@ -77,6 +78,10 @@ class Row:
         self._used.add(name)
         value = self._fields.get(name)
         return None if isinstance(value, str) and not value else value
+
+    def peek(self, name: str) -> Any:
+        """The value of the field of exactly this name, which does not count as used by that."""
+        return self._fields.get(name)
 
     def known_as(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """The fields known under one of these names (see above), in the order of `names`, with or without values."""
@@ -145,7 +150,7 @@ def length(row: Row, names: tuple[str, ...]) -> int | None:
 
 def limit(value: Any, name: str) -> int | None:
     """A number of tokens; None for null and for -1, which means no limit. Raises ValueError for anything else."""
-    return None if value is None or value in (-1, "-1") else tokens(value, name)
+    return None if value is None or value in _NO_LIMIT else tokens(value, name)
 
 
 def text(value: Any, name: str) -> str:

@@ -11,6 +11,7 @@ _ROLES = {
     "human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
     "model": "assistant", "bot": "assistant", "prompter": "user",
 }  # fmt: skip
+_ROLES |= {role: role for role in ("system", "developer", "user", "assistant", "tool", "function")}
 _SPEAKER, _SPEECH = ("role", "from", "speaker"), ("content", "value", "text")
 # Fields of a message that chat APIs know. What else a data set keeps in its messages is no part of the request.
 _SENT = frozenset({"name", "tool_calls", "tool_call_id", "function_call", "reasoning_content", "reasoning", "refusal"})
@@ -24,7 +25,7 @@ def message_of(value: Any, reading: Reading, name: str) -> Message:
     """
     if not isinstance(value, dict):
         raise ValueError(f"message {shown(value)} has no role or no text")
-    speaker = next((key for key in _SPEAKER if isinstance(value.get(key), str)), None)
+    speaker = next((key for key in _SPEAKER if isinstance(value.get(key), str) and value[key].strip()), None)
     speech = next((key for key in _SPEECH if isinstance(value.get(key), str | list)), None)
     calls = value.get("tool_calls") or value.get("function_call")
     if speaker is None or (speech is None and not calls):

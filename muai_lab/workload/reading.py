@@ -18,6 +18,18 @@ _SHOWN = 60
 _FIELDS_SHOWN = 12
 _GZIP = b"\x1f\x8b"
 _UTF8_MARK = b"\xef\xbb\xbf"
+_UNREAD = {
+    b"\xff\xfe": "UTF-16 text: convert it to UTF-8",
+    b"\xfe\xff": "UTF-16 text: convert it to UTF-8",
+    b"BZh": "compressed with bzip2: unpack it, or compress it with gzip",
+    b"\xfd7zXZ\0": "compressed with xz: unpack it, or compress it with gzip",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd: unpack it, or compress it with gzip",
+    b"PK\x03\x04": "a ZIP archive: unpack it",
+}
+"""First bytes of files that cannot be read, and the remedy."""
+_LONGEST_MARK = max(map(len, _UNREAD))
+
+_BEYOND_INTEGERS = 2.0**63
 
 MOST_TOKENS = 100_000_000
 """No prompt and no answer is longer: a larger count is of something else, such as bytes, or damaged."""
@@ -121,7 +133,10 @@ class Reading:
     def _open(self) -> IO[bytes]:
         file = self.path.open("rb")
         try:
-            packed = file.read(len(_GZIP)) == _GZIP
+            begun = file.read(_LONGEST_MARK)
+            packed = begun.startswith(_GZIP)
+            if (known := next((what for mark, what in _UNREAD.items() if begun.startswith(mark)), None)) is not None:
+                raise RunError(f"{self.path} is {known}")
             file.seek(0)
         except BaseException:
             file.close()
@@ -187,12 +202,23 @@ def shown(value: Any) -> str:
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
 
 
+def exact(value: Any, name: str) -> Any:
+    """The value itself.
+
+    Raises ValueError for NaN, infinity, and an integer of more than 64 bits, which JSON readers round to a float.
+    """
+    if isinstance(value, float) and not abs(value) < _BEYOND_INTEGERS:
+        raise ValueError(f"{name} is {shown(value)}, expected a finite number of at most 64 bits")
+    return value
+
+
 def counted(count: int, noun: str) -> str:
     """`1 line`, `2 lines`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def _listed(counts: Counter[str]) -> str:
+    counts = Counter({" ".join(name.split()): count for name, count in counts.items()})
     named = [f"{name if len(name) <= _SHOWN else f'{name[:_SHOWN]}…'} ({count:,})" for name, count in counts.items()]
     more = [f"and {len(named) - _FIELDS_SHOWN} more"] if len(named) > _FIELDS_SHOWN else []
     return ", ".join(named[:_FIELDS_SHOWN] + more)

@@ -10,6 +10,7 @@ import orjson
 
 from muai_lab.settings.workload import Api
 from muai_lab.workload.fields import OUTPUT_LIMITS, OUTPUT_TOKENS, Row, squeezed
+from muai_lab.workload.reading import exact
 
 _SAMPLING = (
     "temperature", "top_p", "top_k", "min_p", "typical_p", "seed", "stop", "stop_token_ids", "min_tokens",
@@ -30,6 +31,9 @@ _CHAT_ONLY = frozenset({"tools", "tool_choice", "parallel_tool_calls", "function
 _OWN = frozenset({"model", "stream", "stream_options", "n", "best_of", "echo", "prompt", "messages", "suffix"})
 _AS_SET = {"stream": True, "n": 1, "best_of": 1, "echo": False}
 _TEXTS = frozenset({"stop", "tool_choice", "reasoning_effort", "guided_regex", "guided_grammar"})
+
+_STRUCTURED = frozenset({"tools", "functions", "response_format", "logit_bias", "chat_template_kwargs"})
+"""Fields whose values are lists or objects; data sets keep them as JSON texts too."""
 
 BODIES = ("body", "payload")
 """Fields that hold a whole request, of which all is sent that the load generator does not set itself."""
@@ -68,8 +72,11 @@ def _taken(row: Row, api: Api, *, whole: bool) -> dict[str, Any]:
             if name in _AS_SET and value == _AS_SET[name]:
                 row.take(name)  # asks for what is done anyway
         elif _is_sent(name, api, whole=whole):
+            value = exact(_parsed(name, value) if row.texts or name in _STRUCTURED else value, row.named(name))
+            if name in _STRUCTURED and not value:
+                continue  # an empty list of tools is none, and servers refuse it
             row.take(name)
-            fields[name] = _parsed(name, value) if row.texts else value
+            fields[name] = value
     return fields
 
 

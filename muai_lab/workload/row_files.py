@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from muai_lab.workload.reading import Reading
 # A field may hold a whole document; the csv module's own limit is 128 KiB.
 _LONGEST_FIELD = 1 << 27
 _DELIMITERS = ",;\t|"
+_QUOTED = re.compile(r'"[^"]*"')
 _SNIFFED_BYTES = 4096
 
 NumberedRow = tuple[int, dict[str, Any]]
@@ -74,11 +78,13 @@ def _csv_rows(reading: Reading) -> Iterator[NumberedRow]:
     first = next((line for line in lines if line.strip()), None)
     if first is None:
         return
-    delimiter = max(_DELIMITERS, key=first.count)
-    header = _names(next(csv.reader([first], delimiter=delimiter)))
-    if twice := sorted({name for name in header if header.count(name) > 1}):
-        raise RunError(f"{reading.path}:{lines.number}: several columns are called {', '.join(map(repr, twice))}")
-    rows = csv.reader(lines, delimiter=delimiter, strict=True)
+    delimiter = max(_DELIMITERS, key=_QUOTED.sub("", first).count)
+    rows = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
+    try:
+        header = _names(next(rows))
+    except csv.Error as error:
+        raise RunError(f"{reading.path}:{lines.number}: the header is no CSV: {error}; check workload.path") from error
+    _check_names(f"{reading.path}:{lines.number}", header)
     while True:
         lines.begins = None
         try:
@@ -122,9 +128,18 @@ def _names(header: Sequence[str]) -> list[str]:
     return [name or f"column {place}" for place, name in enumerate(names, 1)]
 
 
+def _check_names(where: str, names: Sequence[str]) -> None:
+    """Raises RunError if two columns share a name: a row could hold only one of them."""
+    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
+        raise RunError(
+            f"{where}: several columns are called {', '.join(map(repr, twice))}; rename them, or check workload.path"
+        )
+
+
 def _parquet_rows(reading: Reading) -> Iterator[NumberedRow]:
     try:
         with pq.ParquetFile(reading.path) as file:
+            _check_names(str(reading.path), file.schema_arrow.names)
             number = 0
             for batch in file.iter_batches():
                 for row in batch.to_pylist():

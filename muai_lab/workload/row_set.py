@@ -15,7 +15,7 @@ from muai_lab.workload.row_files import format_of, rows_of
 from muai_lab.workload.source import Source
 from muai_lab.workload.written import USUAL, Form, RowReader, Written
 
-_SEVERAL = "payloads"
+_SEVERAL = ("payloads", "payload")
 
 
 def row_set_source(
@@ -61,11 +61,12 @@ def _check_columns(reading: Reading, form: Form) -> None:
 
 
 def _requests(fields: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The requests of a row: one, unless it holds a list of whole bodies (aiperf's inputs.json)."""
-    bodies = fields.get(_SEVERAL)
-    if not isinstance(bodies, list):
+    """The requests of a row: one, unless it holds a list of whole bodies (inputs.json of aiperf and GenAI-Perf)."""
+    several = next((name for name in _SEVERAL if isinstance(fields.get(name), list)), None)
+    if several is None:
         yield fields
         return
-    shared = {name: value for name, value in fields.items() if name != _SEVERAL}
+    bodies = fields[several]
+    shared = {name: value for name, value in fields.items() if name != several}
     for body in bodies:
         yield {**shared, "payload": body}

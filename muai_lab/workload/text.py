@@ -14,6 +14,9 @@ from muai_lab.workload.reading import Reading
 from muai_lab.workload.source import Source
 from muai_lab.workload.written import Written, WrittenTurn
 
+_READERS = {".csv": "table", ".tsv": "table", ".json": "openai_jsonl"}
+"""Endings of files whose lines are no prompts, and the kinds that read them."""
+
 
 def text_source(workload: TextWorkload, streams: RandomStreams, maker: PromptMaker) -> Source:
     """The lines of the file that are not empty. Raises RunError when there is none."""
@@ -22,11 +25,16 @@ def text_source(workload: TextWorkload, streams: RandomStreams, maker: PromptMak
 
 
 def _lines(reading: Reading) -> Iterator[Written]:
+    reader = _READERS.get(reading.path.suffix.lower())
     for _, line in reading.lines():
         if not line.strip():
             continue
         if _is_json_object(line):
-            reading.remark("that are JSON objects, asked as they are: workload.kind=openai_jsonl reads their fields")
+            reading.remark("with a JSON object, asked as it stands: workload.kind=openai_jsonl reads its fields")
+        elif reader is not None:
+            reading.remark(
+                f"of a {reading.path.suffix} file, asked line by line: workload.kind={reader} reads its fields"
+            )
         yield (WrittenTurn((user(line),)),)
 
 

@@ -16,6 +16,9 @@ _UNITS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nan
 # Seconds since 1970 of the years 2001 to 2096: no clock of another unit, and no duration, comes near these numbers.
 _EPOCH_S = (1e9, 4e9)
 _FARTHEST_S = 1e11
+# Clocks that times may be of. Times of a file must have one in common, else their distances mean nothing.
+_ZONED, _ZONELESS, _RELATIVE = frozenset({"zoned"}), frozenset({"zoneless"}), frozenset({"relative"})
+_ANY_CLOCK = _ZONED | _ZONELESS | _RELATIVE
 # Mean arrivals per second that one endpoint's traffic has; beyond, the unit is more likely wrong than the traffic.
 _USUAL_RATES = (0.01, 200.0)
 
@@ -31,16 +34,29 @@ class Timestamps:
         self.usual = usual
         self._chosen = chosen
         self._unit: TimeUnit | None = chosen
+        self._clocks: frozenset[str] = _ANY_CLOCK
 
     def seconds(self, value: Any, name: str) -> float:
         """Seconds of a number, a date and time (UTC if it does not say otherwise), or either as a text.
 
-        Raises ValueError for anything else.
+        Raises ValueError for anything else, and for a time of another origin than those before it.
         """
-        if isinstance(value, datetime):
-            return _since_1970(value)
-        if isinstance(value, str) and (date := _date(value)) is not None:
-            return _since_1970(date)
+        date = _date(value) if isinstance(value, str) else value
+        if isinstance(date, datetime):
+            seconds, clocks = _since_1970(date), _clocks_of(date)
+        else:
+            seconds = self._counted(value, name)
+            clocks = _ZONED | _ZONELESS if _EPOCH_S[0] <= seconds < _EPOCH_S[1] else _RELATIVE
+        if not clocks & self._clocks:
+            raise ValueError(
+                f"{name} is {shown(value)}, but the times before it have another origin: dates with and without a zone, "
+                "or dates and numbers that count from elsewhere, cannot be told apart"
+            )
+        self._clocks &= clocks
+        return seconds
+
+    def _counted(self, value: Any, name: str) -> float:
+        """Seconds of a number; the first one decides on the unit."""
         try:
             count = number(value, name)
         except ValueError:
@@ -65,17 +81,20 @@ class Timestamps:
         span_s = float(times_s[-1] - times_s[0])
         rate = (len(times_s) - 1) / span_s if span_s > 0 else None
         if rate is not None and not _USUAL_RATES[0] <= rate <= _USUAL_RATES[1]:
-            finer = rate > _USUAL_RATES[1]
-            better = (
-                {"ns": "us", "us": "ms"}.get(self._unit, "s")
-                if finer
-                else {"s": "ms", "ms": "us"}.get(self._unit, "ns")
-            )
+            better = _neighbour(self._unit, coarser=rate > _USUAL_RATES[1])
+            wrong = "convert them to seconds" if better is None else f"set workload.time_unit={better}"
             notes.append(
-                f"the recorded times, read as {unit}, are {rate:.3g} arrivals/s: set workload.time_unit={better} if "
-                f"that is wrong, or workload.time_unit={self._unit} if it is right"
+                f"the recorded times, read as {unit}, are {rate:.3g} arrivals/s: {wrong} if that is wrong, or set "
+                f"workload.time_unit={self._unit} if it is right"
             )
         return tuple(notes)
+
+
+def _neighbour(unit: TimeUnit, *, coarser: bool) -> TimeUnit | None:
+    """The next unit, None if there is none."""
+    units = list(PER_SECOND)
+    place = units.index(unit) + (-1 if coarser else 1)
+    return units[place] if 0 <= place < len(units) else None
 
 
 def order_notes(times_s: npt.NDArray[np.float64], where: str) -> tuple[str, ...]:
@@ -95,6 +114,13 @@ def _date(text: str) -> datetime | None:
         return None if text.strip().isdecimal() else datetime.fromisoformat(text.strip())
     except ValueError:
         return None
+
+
+def _clocks_of(date: datetime) -> frozenset[str]:
+    """The clocks that a date may be of: without a zone it is taken for UTC, and goes together with no other zone."""
+    if date.tzinfo is None:
+        return _ZONELESS
+    return _ZONED if date.utcoffset() else _ZONED | _ZONELESS
 
 
 def _since_1970(time: datetime) -> float:

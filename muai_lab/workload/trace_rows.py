@@ -12,7 +12,7 @@ from typing import Any
 from muai_lab.errors import RunError
 from muai_lab.settings.workload import BurstGptWorkload, MooncakeWorkload, TraceWorkload
 from muai_lab.workload.fields import OUTPUT_LIMITS, OUTPUT_TOKENS, PROMPT_TOKENS, TIME, Row, length, name_unused
-from muai_lab.workload.reading import Reading, number, shown
+from muai_lab.workload.reading import Reading, exact, number, shown
 from muai_lab.workload.request_fields import request_fields
 from muai_lab.workload.row_files import format_of, rows_of
 from muai_lab.workload.timestamps import PER_SECOND, Timestamps
@@ -134,6 +134,7 @@ class _Mooncake:
     """Reads rows with `input_length` and `hash_ids`, or with a text (`text_input`, `messages`, `payload`)."""
 
     def __init__(self, reading: Reading, workload: MooncakeWorkload, clock: Timestamps) -> None:
+        self._reading = reading
         self._workload = workload
         self._clock = clock
         self._send = workload.request_fields == "send"
@@ -141,7 +142,7 @@ class _Mooncake:
 
     def row(self, row: Row) -> TraceRow | None:
         """The request of a row; None if it asks nothing. Raises ValueError if the row makes no sense."""
-        session = next((str(row.take(name)) for name in _SESSIONS if name in row), None)
+        session = next((str(exact(row.take(name), name)) for name in _SESSIONS if name in row), None)
         time_s, pause_s = _time_s(row, self._clock), self._pause_s(row)
         prompt = length(row, PROMPT_TOKENS)
         if prompt is None:
@@ -184,7 +185,13 @@ class _Mooncake:
                 f"{len(ids)} hash_ids of {block_tokens} tokens cannot make an input_length of {prompt}; see "
                 "workload.block_tokens"
             )
-        return ids[: -(-prompt // block_tokens)]
+        needed = -(-prompt // block_tokens)
+        if len(ids) > needed:
+            self._reading.remark(
+                f"with more hash_ids than blocks of {block_tokens} tokens in input_length: the first ones are used, see "
+                "workload.block_tokens"
+            )
+        return ids[:needed]
 
 
 def _time_s(row: Row, clock: Timestamps) -> float | None:

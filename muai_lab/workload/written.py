@@ -16,7 +16,10 @@ from muai_lab.workload.request_fields import BODIES, PARAMETERS, request_fields
 from muai_lab.workload.schedule import Message, message_text
 
 _NESTED = (*BODIES, "request", "input")
-_PROMPTS = ("prompt", "text_input", "text", "question", "instruction", "query", "input", "inputs", "content")
+# `text` comes after `instruction`: beside it, Alpaca's `text` holds the recorded answer too.
+_PROMPTS = ("prompt", "text_input", "question", "instruction", "text", "query", "input", "inputs", "content")
+_ABOUT = ("input", "context")
+"""Texts that an instruction is about, as Alpaca and Dolly name them."""
 _ANSWERS = ("completion", "response", "answer", "output")
 _SYSTEM = ("system", "system_prompt")
 _CONVERSATIONS = ("conversations", "conversation")
@@ -120,7 +123,13 @@ class RowReader:
             for name in _PROMPTS:
                 if name in row and row.inner(name) is None:
                     return self._prompt(row, name, system)
-        raise ValueError(f"expected messages, conversations, turns or prompt, found {rows[0].listed()}")
+        for name in rows[0].names():
+            if name in _PROMPTS:
+                raise ValueError(f"{name} is {shown(rows[0].peek(name))}, expected a text")
+        raise ValueError(
+            f"expected messages, conversations, turns or prompt, found {rows[0].listed()}; workload.kind=table with "
+            "workload.prompt_column reads a text of another name"
+        )
 
     def _system(self, rows: Sequence[Row]) -> list[Message]:
         names = _SYSTEM if self._form.system is None else (self._form.system,)
@@ -137,8 +146,9 @@ class RowReader:
         if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
             value = value[0]
         asked = text(value, row.named(name))
-        if name == "instruction" and isinstance(more := row.take("input"), str):
-            asked = f"{asked}\n\n{more}"  # Alpaca's form: an instruction and the text that it is about
+        if name == "instruction":
+            about = [row.take(each) for each in _ABOUT if isinstance(row.peek(each), str)]
+            asked = "\n\n".join((asked, *filter(None, about)))
         return (WrittenTurn((*system, user(asked)), answer=self._answer(row)),)
 
     def _answer(self, row: Row) -> str | None:
@@ -156,7 +166,7 @@ class RowReader:
             answer = plain(said.pop())["content"]
             if not any(message["role"] != "system" for message in said):
                 raise ValueError(f"{row.named(name)} holds an answer and no question")
-        if not any(message_text(message).strip() or message.get("tool_calls") for message in said):
+        if not any(map(_says_something, said)):
             self._reading.leave_out("with an empty conversation")
             return None
         return (WrittenTurn(tuple(said), answer=answer or None),)
@@ -235,6 +245,12 @@ class RowReader:
         return next(iter(lengths + limits), None)
 
 
+def _says_something(message: Message) -> bool:
+    """True for a text that is not blank, for parts such as images, and for tool calls."""
+    content = message.get("content")
+    return bool(message_text(message).strip() or message.get("tool_calls") or isinstance(content, list))
+
+
 def pause_s(value: Any, name: str) -> float:
     """Seconds of a pause in milliseconds; raises ValueError for what is none."""
     if (pause := number(value, name)) < 0:
@@ -260,7 +276,7 @@ def _with_parameters(rows: Iterable[Row]) -> Iterable[Row]:
 
 def _list(row: Row, name: str) -> list[Any]:
     value = row.take(name)
-    if row.texts and isinstance(value, str):
+    if isinstance(value, str):  # of a CSV file, or of a table that keeps JSON in texts
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):

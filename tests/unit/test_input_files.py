@@ -19,6 +19,7 @@ from muai_lab.errors import MuaiError, RunError
 from muai_lab.workload.schedule import Schedule
 
 TRACE = {"kind": "trace"}
+AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens"
 FIXED = {"output_tokens": {"distribution": "fixed", "value": 9}}
 
 
@@ -362,7 +363,7 @@ class TestFormats:
         assert schedule.notes[0].startswith("left out of set.csv, since they cannot be read: 2 lines, first line 3")
 
     def test_json_lines_read_as_plain_text_are_noted(self, tmp_path: Path) -> None:
-        assert "JSON objects, asked as they are" in asked(tmp_path, *ROWS, kind="text").notes[0]
+        assert "with a JSON object, asked as it stands" in asked(tmp_path, *ROWS, kind="text").notes[0]
 
 
 def mooncake(tmp_path: Path, *rows: Any, arrival: Any = TRACE, **keys: Any) -> Schedule:
@@ -592,3 +593,139 @@ def test_the_fields_of_a_schedule_agree_with_the_rows(
         assert request.prompt == entry["prompt"].replace("\r", "")
         assert request.max_tokens == entry.get("output_tokens", 9)
         assert json.loads(request.extra or "{}").get("temperature") == entry.get("temperature")
+
+
+class TestWhatOtherToolsWrite:
+    def test_the_prompt_of_alpaca_is_its_instruction_and_not_the_text_that_holds_the_answer(
+        self, tmp_path: Path
+    ) -> None:
+        schedule = asked(tmp_path, {"instruction": "Sum up", "input": "a b", "output": "x", "text": "Sum up a b: x"})
+
+        assert schedule.request(0).prompt == "Sum up\n\na b"
+        assert any("text (1)" in note for note in schedule.notes)
+
+    def test_the_context_of_dolly_is_part_of_the_prompt(self, tmp_path: Path) -> None:
+        schedule = asked(tmp_path, {"instruction": "When", "context": "In 1990", "response": "x y"})
+
+        assert schedule.request(0).prompt == "When\n\nIn 1990"
+
+    def test_a_payload_may_be_a_list_of_bodies(self, tmp_path: Path) -> None:
+        bodies = [{"messages": [{"role": "user", "content": text}], "max_tokens": 6} for text in ("a", "b")]
+
+        schedule = asked(tmp_path, {"data": [{"payload": bodies}]}, count=2)
+
+        assert [(request.prompt, request.max_tokens) for request in schedule] == [("a", 6), ("b", 6)]
+
+    def test_messages_and_tools_may_be_json_texts(self, tmp_path: Path) -> None:
+        tools = [{"type": "function", "function": {"name": "f"}}]
+        row = {"messages": json.dumps([{"role": "User", "content": "a"}]), "tools": json.dumps(tools)}
+
+        schedule = asked(tmp_path, row, {"prompt": "b", "tools": "[]"})
+
+        assert schedule.request(0).conversation() == [{"role": "user", "content": "a"}]
+        assert extra(schedule, 0) == {"tools": tools}
+        assert extra(schedule, 1) is None
+
+    def test_a_message_of_an_image_alone_is_asked(self, tmp_path: Path) -> None:
+        image = {"type": "image_url", "image_url": {"url": "http://h/i.png"}}
+
+        schedule = asked(tmp_path, {"messages": [{"role": "user", "content": [image]}]})
+
+        assert schedule.request(0).conversation()[0]["content"] == [image]
+        assert any("no text" in note for note in schedule.notes)
+
+    @pytest.mark.parametrize("number", ["1180591620717411303424", "NaN", "Infinity"])
+    def test_a_number_that_no_request_can_hold_is_named(self, tmp_path: Path, number: str) -> None:
+        with pytest.raises(RunError, match=r":1: seed is .*64 bits"):
+            asked(tmp_path, f'{{"prompt": "a", "seed": {number}}}')
+
+    def test_sessions_of_rounded_numbers_are_not_taken_for_one(self, tmp_path: Path) -> None:
+        rows = (f'{{"session_id": {2**70 + place}, "input_length": 5, "output_length": 2}}' for place in (0, 1))
+
+        with pytest.raises(RunError, match="session_id is .*64 bits"):
+            draw({"kind": "mooncake", "path": written(tmp_path / "m.jsonl", *rows)})
+
+    def test_more_blocks_than_tokens_are_noted(self, tmp_path: Path) -> None:
+        path = written(tmp_path / "m.jsonl", '{"input_length": 60, "output_length": 2, "hash_ids": [1, 2, 3, 4]}')
+
+        blocks_of_512 = draw({"kind": "mooncake", "path": path})
+        blocks_of_16 = draw({"kind": "mooncake", "path": path, "block_tokens": 16})
+
+        assert any("1 row with more hash_ids than blocks of 512 tokens" in note for note in blocks_of_512.notes)
+        assert not any("hash_ids" in note for note in blocks_of_16.notes)
+
+
+class TestFilesThatCannotBeRead:
+    @pytest.mark.parametrize(
+        ("begun", "remedy"),
+        [
+            ("a".encode("utf-16"), "convert it to UTF-8"),
+            (b"BZh91AY", "compress it with gzip"),
+            (b"\xfd7zXZ\0", "compress it with gzip"),
+            (b"\x28\xb5\x2f\xfd\0", "compress it with gzip"),
+            (b"PK\x03\x04\0", "unpack it"),
+        ],
+    )
+    @pytest.mark.parametrize("kind", ["text", "openai_jsonl", "table", "azure"])
+    def test_the_remedy_is_named(self, tmp_path: Path, begun: bytes, remedy: str, kind: str) -> None:
+        path = tmp_path / "file.jsonl"
+        path.write_bytes(begun)
+
+        with pytest.raises(RunError, match=f"{path}.*{remedy}"):
+            draw({"kind": kind, "path": str(path), "on_error": "skip"})
+
+    def test_a_header_that_is_no_csv_is_named(self, tmp_path: Path) -> None:
+        path = tmp_path / "old.csv"
+        path.write_bytes(b"prompt,max_tokens\ra,2\rb,3\r")
+
+        with pytest.raises(RunError, match=r"old\.csv:1: the header is no CSV"):
+            draw({"kind": "table", "path": str(path)})
+
+    def test_a_header_may_have_line_ends_and_delimiters_in_quotes(self, tmp_path: Path) -> None:
+        delimiters = written(tmp_path / "a.csv", '"a, b, c";prompt;max_tokens', "x;hello, you;4")
+        lines = written(tmp_path / "b.csv", '"two', 'lines",prompt,max_tokens', 'x,"hello, you",4')
+
+        for path in (delimiters, lines):
+            request = draw({"kind": "table", "path": path}, load={"requests": 1}).request(0)
+            assert (request.prompt, request.max_tokens) == ("hello, you", 4)
+
+    def test_two_columns_of_one_name_are_an_error_in_parquet_too(self, tmp_path: Path) -> None:
+        path = tmp_path / "twice.parquet"
+        pq.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["prompt", "prompt"]), path)
+
+        with pytest.raises(RunError, match="several columns are called 'prompt'"):
+            draw({"kind": "table", "path": str(path)})
+
+    def test_a_table_read_as_plain_text_is_noted(self, tmp_path: Path) -> None:
+        path = written(tmp_path / "t.csv", "prompt,max_tokens", "a b,4")
+
+        schedule = draw({"kind": "text", "path": path})
+
+        assert any("workload.kind=table reads its fields" in note for note in schedule.notes)
+
+
+class TestOriginsOfTimes:
+    @pytest.mark.parametrize(
+        "times",
+        [
+            ("0.5", "2023-11-14 22:13:21"),
+            ("2023-11-14 22:13:21+02:00", "2023-11-14 22:13:22"),
+            ("1700000000", "12"),
+            ("2023-11-14", "20231115"),
+        ],
+    )
+    def test_times_without_a_common_origin_are_an_error(self, tmp_path: Path, times: tuple[str, str]) -> None:
+        with pytest.raises(RunError, match=r":2: .*another origin"):
+            trace_of(tmp_path, *times)
+
+    def test_numbers_since_1970_and_dates_have_one(self, tmp_path: Path) -> None:
+        schedule = trace_of(tmp_path, "1700000000", "2023-11-14 22:13:21", "2023-11-14 22:13:22")
+
+        assert schedule.table["intended_s"].to_pylist() == [0.0, 1.0, 2.0]
+
+    def test_a_doubt_never_proposes_the_unit_that_it_doubts(self, tmp_path: Path) -> None:
+        days = written(tmp_path / "days.csv", AZURE, *(f"45245.{place:06},5,2" for place in range(1, 9)))
+
+        schedule = draw({"kind": "azure", "path": days}, arrival=TRACE)
+
+        assert any("convert them to seconds if that is wrong" in note for note in schedule.notes)

@@ -49,8 +49,8 @@ class Timestamps:
             clocks = _ZONED | _ZONELESS if _EPOCH_S[0] <= seconds < _EPOCH_S[1] else _RELATIVE
         if not clocks & self._clocks:
             raise ValueError(
-                f"{name} is {shown(value)}, but the times before it have another origin: dates with and without a zone, "
-                "or dates and numbers that count from elsewhere, cannot be told apart"
+                f"{name} is {shown(value)}, but the times before it have another origin: dates with and without a "
+                "zone, or dates and numbers that count from elsewhere, have no distance"
             )
         self._clocks &= clocks
         return seconds

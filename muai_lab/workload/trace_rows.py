@@ -188,7 +188,7 @@ class _Mooncake:
         needed = -(-prompt // block_tokens)
         if len(ids) > needed:
             self._reading.remark(
-                f"with more hash_ids than blocks of {block_tokens} tokens in input_length: the first ones are used, see "
+                f"with more hash_ids than blocks of {block_tokens} tokens in input_length: the first are used, see "
                 "workload.block_tokens"
             )
         return ids[:needed]

@@ -642,7 +642,7 @@ class TestWhatOtherToolsWrite:
     def test_sessions_of_rounded_numbers_are_not_taken_for_one(self, tmp_path: Path) -> None:
         rows = (f'{{"session_id": {2**70 + place}, "input_length": 5, "output_length": 2}}' for place in (0, 1))
 
-        with pytest.raises(RunError, match="session_id is .*64 bits"):
+        with pytest.raises(RunError, match=r"session_id is .*64 bits"):
             draw({"kind": "mooncake", "path": written(tmp_path / "m.jsonl", *rows)})
 
     def test_more_blocks_than_tokens_are_noted(self, tmp_path: Path) -> None:

@@ -53,4 +53,4 @@ def postgres(folder: Path) -> Iterator[str]:
         run(str(bin_folder / "createdb"), "-h", "127.0.0.1", "-p", str(port), "-U", "tuner", "studies")
         yield f"postgresql://tuner@127.0.0.1:{port}/studies"
     finally:
-        run(str(bin_folder / "pg_ctl"), "-D", str(data), "-m", "immediate", "-w", "stop")
+        run(str(bin_folder / "pg_ctl"), "-D", str(data), "-m", "immediate", "-w", "-t", "200", "stop")

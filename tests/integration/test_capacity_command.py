@@ -49,11 +49,15 @@ def test_a_promise_that_is_never_kept_ends_the_probes_early(url: str, tmp_path: 
         assert search.end() == 0, search.errors
 
     document = json.loads(search.output)
-    assert document["capacity_rps"]["value"] is None
-    # On a busy machine the load generator may have been late in the first probe, which is then made once more.
-    assert 1 <= len(document["probes"]) <= 2
-    assert all(probe["stopped"].startswith("over capacity: at least") for probe in document["probes"])
-    assert load_run(tmp_path / "study" / "probe-00").status == "partial"
+    probes, capacity_rps = document["probes"], document["capacity_rps"]
+    assert capacity_rps is None or capacity_rps["value"] is None
+    # On a busy machine the load generator may have been late in a probe, which decides nothing and is made once more.
+    assert 1 <= len(probes) <= 2
+    ended_early = [probe for probe in probes if probe["stopped"]]
+    assert all(probe["stopped"].startswith("over capacity: at least") for probe in ended_early)
+    assert ended_early or capacity_rps is None
+    for probe in ended_early:
+        assert load_run(tmp_path / "study" / probe["directory"]).status == "partial"
 
 
 def test_ctrl_c_keeps_what_is_known(url: str, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ class TestEndpoint:
     def test_a_refusal_names_what_would_mend_it(self, code: int, check: str, model: str | None) -> None:
         async def main() -> None:
             async with ScriptedServer([status(code, b'{"error": {"message": "no"}}')]) as server:
-                await generate(schedule_of(2), self.of(server, model=model), closed_plan())
+                await generate(schedule_of(2), self.of(server, model=model, ready_timeout_s=0.0), closed_plan())
 
         with pytest.raises(RunError, match=rf"HTTP {code}: no; .*{check}"):
             run(main())

@@ -90,6 +90,10 @@ class _AnswerTransport(asyncio.Transport):
     def close(self) -> None:
         self._finish()
 
+    def forget(self) -> None:
+        """Let go of the connection, which is over: a circle would wait for the garbage collector, and all clients then."""
+        self._finish = self._transport.close
+
 
 class Connection(HttpToolsProtocol):
     """One connection of a client. See the module's description."""
@@ -132,6 +136,7 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
         self.flow.backlog.clear()
+        self._answers.forget()
 
     def data_received(self, data: bytes) -> None:
         if self._phase is _Phase.ENDING:

@@ -229,12 +229,16 @@ async def _all(work: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
     """Results in the order given; the first failure ends the rest and is raised."""
     if len(work) == 1:  # nearly always: no task needed
         return [await work[0]]
+    tasks = [asyncio.create_task(item) for item in work]
     try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(item) for item in work]
-    except BaseExceptionGroup as failures:
-        raise failures.exceptions[0] from failures
-    return [task.result() for task in tasks]
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        raise
+    finally:
+        tasks.clear()  # a failed task holds its error, whose traceback holds this frame
 
 
 def _usage_wanted(request: GenerationFields) -> Usage:

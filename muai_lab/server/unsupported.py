@@ -130,10 +130,16 @@ _BOTH: Mapping[str, Neutral] = {
     **_FORM_OF_ANSWER,
     **_WRAPPERS,
 }
-COMPLETION_FIELDS: Mapping[str, Neutral] = {**_BOTH, "add_special_tokens": _YES}
+# Each endpoint refuses what the other one takes: ignored, it would change the length of the answer, or what is asked.
+COMPLETION_FIELDS: Mapping[str, Neutral] = {
+    **_BOTH,
+    "add_special_tokens": _YES,
+    "max_completion_tokens": (None,),
+    "messages": _NO_VALUE,
+}
 """Of `/v1/completions`: the tokenizer adds the special tokens that the model expects around a prompt."""
 
-CHAT_FIELDS: Mapping[str, Neutral] = {**_BOTH, "add_special_tokens": NOTHING}
+CHAT_FIELDS: Mapping[str, Neutral] = {**_BOTH, "add_special_tokens": NOTHING, "prompt": _NO_VALUE}
 """Of `/v1/chat/completions`: the chat template has written the special tokens."""
 
 

@@ -11,6 +11,7 @@ from muai_lab.settings.nearest import did_you_mean, nearest_path
 from muai_lab.settings.schema import OptimizationSettings
 
 LIVE_SECTIONS = ("batcher", "cache", "tuner")
+_MOST_PROBLEMS = 5  # that one error names: to look for names that resemble a wrong one takes milliseconds
 _FIXED = {
     "optimization.batcher.enabled": "it decides how many slots the engine is opened with",
     "optimization.batcher.max_slots": "the engine was opened with that many slots",
@@ -20,14 +21,18 @@ _FIXED = {
 def changed(optimization: OptimizationSettings, changes: Mapping[str, Any]) -> OptimizationSettings:
     """The settings with `changes` laid over them, shaped like the `optimization` section: `{"batcher": {…}, …}`.
 
-    Raises SettingsError with every problem; then nothing of it may be applied.
+    Raises SettingsError with the first problems; then nothing of it may be applied.
     """
     problems: list[str] = []
     updates: dict[str, dict[str, object]] = {}
-    for path, value in _leaves("optimization", changes):
+    leaves = list(_leaves("optimization", changes))
+    for place, (path, value) in enumerate(leaves):
         problem, checked = _check(path, value)
         if problem is not None:
             problems.append(problem)
+            if len(problems) == _MOST_PROBLEMS and place + 1 < len(leaves):
+                problems[-1] += f"; {len(leaves) - place - 1} more were not checked"
+                break
         else:
             _, section, name = path.split(".")
             updates.setdefault(section, {})[name] = checked

@@ -58,7 +58,7 @@ class Generation:
     @property
     def ended(self) -> bool:
         """True once nothing more will be produced (the consumer may still have deltas to read)."""
-        return self._finish_reason is not None or self._error is not None
+        return self._over or self._finish_reason is not None or self._error is not None
 
     @property
     def can_restart(self) -> bool:
@@ -93,14 +93,19 @@ class Generation:
             self._wakeup = asyncio.get_running_loop().create_future()
             await self._wakeup
         if self._error is not None:
-            self._over = True
-            raise self._error
+            raise self._take_error()
         self._over = self._finish_reason is not None
         text = self._pieces[0] if len(self._pieces) == 1 else "".join(self._pieces)
         delta = Delta(text, self._new_tokens, self._output_tokens, self._finish_reason, self.cached_tokens)
         self._pieces.clear()
         self._new_tokens = 0
         return delta
+
+    def _take_error(self) -> RequestError:
+        """The error, kept no longer: with its traceback it holds the frames that hold this object."""
+        assert self._error is not None, "the request has failed"
+        error, self._error, self._over = self._error, None, True
+        return error
 
     def admitted(self, queued_at: float, at: float) -> None:
         """Note that the request got its place; monotonic seconds."""

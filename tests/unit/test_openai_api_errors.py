@@ -121,6 +121,8 @@ def test_a_bad_field_is_refused_by_name(path: str, fields: dict[str, Any], param
         {"max_new_tokens": 4},
         {"stream_interval": 8},
         {"extra_body": {"top_k": 1}},
+        {"max_completion_tokens": 4},
+        {"messages": HELLO},
     ],
 )
 def test_a_field_that_would_change_the_answer_but_cannot_be_honoured_is_refused(extra: dict[str, Any]) -> None:
@@ -145,6 +147,7 @@ def test_a_field_that_would_change_the_answer_but_cannot_be_honoured_is_refused(
         {"chat_template": "{{ messages }}"},
         {"chat_template_kwargs": {"enable_thinking": False}},
         {"reasoning_effort": "high"},
+        {"prompt": "a"},
     ],
 )
 def test_a_chat_field_that_cannot_be_honoured_is_refused(extra: dict[str, Any]) -> None:

@@ -66,3 +66,12 @@ def test_all_problems_are_told_together() -> None:
     told = problems({"batcher": {"max_batch_size": 0, "nonsense": 1}, "cache": {"max_memory_mb": -1}})
 
     assert told.startswith("3 invalid settings")
+
+
+def test_of_many_problems_the_first_are_named_since_each_takes_time() -> None:
+    told = problems({"batcher": {f"nonsense_{place}": 1 for place in range(5000)}})
+
+    assert told.startswith("5 invalid settings")
+    assert "nonsense_4: no such key; did you mean" in told
+    assert "; 4995 more were not checked" in told
+    assert "nonsense_5" not in told

@@ -91,7 +91,7 @@ class _AnswerTransport(asyncio.Transport):
         self._finish()
 
     def forget(self) -> None:
-        """Let go of the connection, which is over: a circle would wait for the garbage collector, and all clients then."""
+        """Let go of the connection, which is over: a circle would wait for the garbage collector."""
         self._finish = self._transport.close
 
 

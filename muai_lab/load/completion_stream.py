@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
+from collections.abc import Iterable
 from typing import Any
 
 from orjson import loads
@@ -85,43 +86,52 @@ class CompletionStream:
         self._stray = ""  # the fields of an event that has no choices
         self._text = ""  # of the event at hand
 
-    def take(self, payload: bytes, at_ns: int) -> None:
-        """Take in one event that arrived at `at_ns`; raises StreamError."""
-        if payload == b"[DONE]":
-            self._done = True
-            return
-        event: Any = None
-        try:
-            event = loads(payload)
-            usage = event["usage"]
-            claim = usage["completion_tokens"]
-            choices = event["choices"]
-            choice = choices[0]
-            usual = (  # nearly every event of most servers: some text and a count, at the price of a few look-ups
-                type(claim) is int
-                and type(choice["text"]) is str
-                and 0 < claim <= COUNT_LIMIT
-                and choice["text"]
-                and choice["finish_reason"] is None
-                and choice["index"] == self._index
-                and len(choices) == 1
-                and "delta" not in choice
-                and "error" not in choice
-                and not event.get("error")
-                and not self._keeps_text
-            )
-        except (ValueError, TypeError, LookupError):
-            usual = False
-        if usual:
-            self._events += 1
-            self._usage = usage
-            self._append_time(at_ns)
-            self._claims.append(claim)
-            self._final = None
-            if claim > self._highest:
-                self._highest = claim
-            return
-        self._take_any(payload, event if type(event) is dict else parse_object(payload), at_ns)
+    def take(self, payloads: Iterable[bytes], at_ns: int) -> None:
+        """Take in the events that one read brought at `at_ns`; raises StreamError."""
+        index, append_time, append_claim = self._index, self._append_time, self._claims.append
+        usual, usage = 0, None
+        for payload in payloads:
+            if payload == b"[DONE]":
+                self._done = True
+                continue
+            event: Any = None
+            try:
+                event = loads(payload)
+                stated = event["usage"]
+                claim = stated["completion_tokens"]
+                (choice,) = event["choices"]
+                text = choice["text"]
+                if (  # nearly every event of most servers: some text and a count, at the price of a few look-ups
+                    type(claim) is int
+                    and 0 < claim <= COUNT_LIMIT
+                    and type(text) is str
+                    and text
+                    and choice["finish_reason"] is None
+                    and choice["index"] == index
+                    and "delta" not in choice
+                    and "error" not in choice
+                    and "error" not in event
+                    and not self._keeps_text
+                ):
+                    append_time(at_ns)
+                    append_claim(claim)
+                    usage = stated
+                    usual += 1
+                    continue
+            except (ValueError, TypeError, LookupError):
+                pass  # another kind of event, or none
+            self._note_usual(usual, usage)
+            usual = 0
+            self._take_any(payload, event if type(event) is dict else parse_object(payload), at_ns)
+            index = self._index
+        self._note_usual(usual, usage)
+
+    def _note_usual(self, count: int, usage: dict[str, Any] | None) -> None:
+        """Account for the last `count` arrivals, which were usual events; usage: that of the last one."""
+        if count:
+            self._events += count
+            self._usage, self._final = usage, None
+            self._highest = max(self._highest, *self._claims[-count:])
 
     def _take_any(self, payload: bytes, event: dict[str, Any] | None, at_ns: int) -> None:
         if event is None and payload.strip() in (b"", b"[DONE]"):  # an empty event keeps the connection alive

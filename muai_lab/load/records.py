@@ -245,9 +245,12 @@ class RequestRecord:
         """Set the tokens of each chunk (None if unknown), and merge the chunks that one read brought."""
         times = self.chunk_t_ns
         events = len(times)
-        if len(set(times)) < events:
-            together = times[0] == times[-1]  # all of them, the usual case of a fast answer
-            starts = [0] if together else [i for i in range(events) if i == 0 or times[i] != times[i - 1]]
+        if events > 1 and times[0] == times[-1]:  # one read brought all of them, the usual case of a fast answer
+            tokens = tokens if tokens is None else [sum(tokens)]
+            self.texts = self.texts if self.texts is None else ["".join(self.texts)]
+            self.chunk_t_ns, self.read_together = times[:1], events - 1
+        elif len(set(times)) < events:
+            starts = [i for i in range(events) if i == 0 or times[i] != times[i - 1]]
             if tokens is not None:
                 tokens = [sum(tokens[i:j]) for i, j in pairwise([*starts, events])]
             if self.texts is not None:

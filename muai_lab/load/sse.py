@@ -62,6 +62,8 @@ class SseParser:
 
         The standard drops such an event. Servers in the field leave the last line ends out.
         """
+        if not (self._line or self._data):
+            return None
         payloads: list[bytes] = []
         self._take_lines([self._line, b""], payloads)
         self._line = b""

@@ -52,9 +52,7 @@ class StreamedAnswer:
         if self._other is not None:
             self._other += data[: _ERROR_BODY_BYTES - len(self._other)]
         self._read_ns = at_ns
-        take = self._stream.take
-        for payload in self._events.feed(data):
-            take(payload, at_ns)
+        self._stream.take(self._events.feed(data), at_ns)
         if self._events.overlong:
             raise StreamError(f"an event of the stream is longer than {SseParser.LIMIT_BYTES >> 20} MiB")
 
@@ -63,7 +61,7 @@ class StreamedAnswer:
             return
         rest = self._events.rest()
         if rest is not None and (rest.strip() == b"[DONE]" or parse_object(rest) is not None):
-            self._stream.take(rest, self._read_ns)
+            self._stream.take([rest], self._read_ns)
         try:
             self._stream.finish()
         except StreamError as error:

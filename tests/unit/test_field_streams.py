@@ -322,7 +322,7 @@ def recorded(events: Any) -> RequestRecord:
     record.sent_ns = 0
     stream = CompletionStream(record)
     for at_ms, event in events:
-        stream.take(event if isinstance(event, bytes) else orjson.dumps(event), round(at_ms * MS))
+        stream.take([event if isinstance(event, bytes) else orjson.dumps(event)], round(at_ms * MS))
     stream.finish()
     record.end("ok", 10_000 * MS)
     return record

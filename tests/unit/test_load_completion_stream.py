@@ -36,7 +36,7 @@ def read(*payloads: bytes) -> RequestRecord:
     record = RequestRecord(0, max_tokens=16)
     stream = CompletionStream(record)
     for number, payload in enumerate(payloads, start=1):
-        stream.take(payload, number * 100)
+        stream.take([payload], number * 100)
     stream.finish()
     return record
 

@@ -82,7 +82,7 @@ def test_any_stream_gives_a_record_that_can_be_stored(sent: list[tuple[bytes, in
     try:
         for payload, later_ms in sent:
             now += later_ms * 1_000_000
-            stream.take(payload, now)
+            stream.take([payload], now)
         stream.finish()
     except StreamError as error:
         record.end("error", now, str(error))

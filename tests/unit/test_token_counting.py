@@ -25,10 +25,10 @@ def answer(*events: tuple[int, str], final: int | None = None, chat: bool = Fals
     stream = CompletionStream(record)
     for at_ms, text in events:
         choice: dict[str, Any] = {"delta": {"reasoning": text}} if chat else {"text": text}
-        stream.take(orjson.dumps({"choices": [choice]}), at_ms * 1_000_000)
+        stream.take([orjson.dumps({"choices": [choice]})], at_ms * 1_000_000)
     if final is not None:
-        stream.take(orjson.dumps({"choices": [], "usage": {"completion_tokens": final}}), 10**9)
-    stream.take(b"[DONE]", 10**9)
+        stream.take([orjson.dumps({"choices": [], "usage": {"completion_tokens": final}})], 10**9)
+    stream.take([b"[DONE]"], 10**9)
     stream.finish()
     record.end("ok", 10**9)
     return record

@@ -4,7 +4,7 @@
 
 Each try makes three groups of repeats over the same schedules, interleaved: A, A again, and a server that is 10 %
 slower. Counted is how often a difference is found between the first two (it should be at most once in 20 tries) and
-between the first and the third (always), with single runs and with all repeats.
+between the first and the third (always), with single runs, which get no verdict, and with all repeats.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 import orjson
 
 from muai_lab.analysis import compare, load_run
-from muai_lab.analysis.comparison import NO_DIFFERENCE, NOT_COMPARABLE
+from muai_lab.analysis.change import BETTER, NOT_COMPARABLE, WORSE
 from muai_lab.analysis.comparison_sheet import verdict_text
 from muai_lab.analysis.frames import Run
 from muai_lab.experiment.runner import run_experiment
@@ -86,8 +86,9 @@ def main() -> None:
                 if comparison.verdict == NOT_COMPARABLE:
                     continue
                 judged[runs, other] += 1
-                found[runs, other] += comparison.verdict != NO_DIFFERENCE
-                if (comparison.verdict == NO_DIFFERENCE) == (SERVERS[other] != 1.0):
+                shown = comparison.verdict in (BETTER, WORSE)
+                found[runs, other] += shown
+                if shown != (SERVERS[other] != 1.0):
                     say(f"  try {attempt}, A and {other}, {runs} run(s) each: {verdict_text(comparison)}")
     for runs, other in cases:
         say(f"{runs} run(s) each, A and {other}: a difference in {found[runs, other]} of {judged[runs, other]} tries")

@@ -10,8 +10,10 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.ticker import FuncFormatter
 
-from muai_lab.analysis.comparison import BETTER, SMALLEST_EFFECT, WORSE, Comparison, Difference
-from muai_lab.analysis.comparison_sheet import comparison_sheet
+from muai_lab.analysis.change import BETTER, WORSE, Difference
+from muai_lab.analysis.comparison import Comparison
+from muai_lab.analysis.comparison_sheet import comparison_sheet, interval_name, noise_text
+from muai_lab.analysis.judgement import NO_SUCCESS, SMALLEST_EFFECT
 from muai_lab.analysis.page import render_page
 from muai_lab.analysis.regression import Outcome, relative_text, signed
 from muai_lab.analysis.svg import BLUE, MUTED, ORANGE, SHADE, inline_svg, new_figure, style
@@ -33,7 +35,12 @@ def render_comparison(comparison: Comparison, outcomes: Sequence[Outcome] = ()) 
         "sheet": sheet,
         "figure": Markup(forest_figure(drawn, name="changes")) if drawn else None,
         "smallest": percent(SMALLEST_EFFECT),
-        "measured": comparison.noise_measured,
+        "single": comparison.single,
+        "between": any(one.between_runs for one in drawn),
+        "interval": interval_name(comparison),
+        "primary": comparison.primary if comparison.judgement.why != NO_SUCCESS else None,
+        "why": comparison.judgement.why,
+        "noise": noise_text(comparison) if comparison.pairing.pairs and not comparison.reasons else None,
         "runs": [
             (label, [str(run.path) for run in group.runs])
             for label, group in (("A", comparison.a), ("B", comparison.b))

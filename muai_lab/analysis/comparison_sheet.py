@@ -5,21 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from muai_lab.analysis.comparison import BETTER, MIXED, NO_DIFFERENCE, NOT_COMPARABLE, WORSE, Comparison, Difference
+from muai_lab.analysis.change import BETTER, NO_DIFFERENCE, NOT_TESTED, WORSE, Difference
+from muai_lab.analysis.comparison import Comparison
 from muai_lab.analysis.configuration import differing, redacted, shown
 from muai_lab.analysis.frames import Run, flatten
+from muai_lab.analysis.judgement import NO_SUCCESS, SMALLEST_EFFECT, harms
+from muai_lab.analysis.moderation import MOST_REPEATS, Prior
 from muai_lab.analysis.pairing import PER_REPEAT, Group, is_usable
 from muai_lab.analysis.regression import Outcome, relative_text, signed
 from muai_lab.analysis.sheet import Grid, Sheet
 from muai_lab.analysis.wording import MISSING, milliseconds, number, percent, plural, setting_text
 
-_SENTENCES = {
-    WORSE: "B is worse than A",
-    BETTER: "B is better than A",
-    MIXED: "B is better than A in some figures and worse in others",
-    NO_DIFFERENCE: "no difference shown between A and B",
-    NOT_COMPARABLE: "A and B cannot be compared",
-}
 _PROVENANCE = ("engine", "versions", "git")
 
 
@@ -29,39 +25,109 @@ def comparison_sheet(comparison: Comparison, outcomes: Sequence[Outcome] = ()) -
     pairs = len(comparison.pairing.pairs)
     if pairs and not comparison.reasons:
         facts.append(("pairs", _pairs(comparison)))
-        facts.append(("noise", _noise(comparison)))
+        facts += _primary_fact(comparison)
+        facts.append(("noise", noise_text(comparison)))
     grids = [_figures(comparison)] if comparison.differences and pairs else []
     if outcomes:
         grids.append(_conditions(outcomes))
     changed = differences_of_configuration(comparison)
     if changed:
         grids.append(Grid("what differs", ("", "A", "B"), tuple(changed), "lll"))
-    notes = [f"{one.figure.title}: {one.reason}" for one in comparison.differences if one.reason and one.p is not None]
-    notes += _missing(comparison)
+    notes = [f"{one.figure.title}: {one.reason}" for one in comparison.differences if one.reason and one.pairs]
+    notes += [*_untested(comparison), *_missing(comparison)]
     notes += [redacted(note) for note in comparison.notes]
     if any(obstacle.kind == "invalid" for obstacle in comparison.pairing.obstacles) and not pairs:
         notes.append("--include-invalid shows the figures of invalid runs")
     broken = [outcome for outcome in outcomes if outcome.broken]
-    good = comparison.verdict in (BETTER, NO_DIFFERENCE) if not outcomes else not broken
+    good = not broken if outcomes else comparison.verdict in (BETTER, NO_DIFFERENCE, NOT_TESTED)
+    good = good and (bool(outcomes) or not harms(comparison.judgement))
     return Sheet(verdict_text(comparison, outcomes), good, tuple(facts), tuple(grids), tuple(notes))
 
 
 def verdict_text(comparison: Comparison, outcomes: Sequence[Outcome] = ()) -> str:
     """The comparison in one line."""
     if comparison.reasons:
-        return redacted(f"{_SENTENCES[NOT_COMPARABLE]}: {'; '.join(comparison.reasons)}")
+        return redacted(f"A and B cannot be compared: {'; '.join(comparison.reasons)}")
     broken = [outcome for outcome in outcomes if outcome.broken]
     if broken:
         return f"REGRESSION: {'; '.join(outcome.because for outcome in broken)}"
-    told = [
-        f"{one.figure.title} {relative_text(one)}".strip()
-        for verdict in (WORSE, BETTER)
-        for one in comparison.differences
-        if one.verdict == verdict
-    ]
-    line = _SENTENCES[comparison.verdict]
-    line += f": {', '.join(told)}" if told else ""
+    line = _sentence(comparison)
     return f"no regression; {line}" if outcomes else line
+
+
+def _sentence(comparison: Comparison) -> str:
+    if comparison.judgement.why == NO_SUCCESS:
+        return f"B is worse than A: {NO_SUCCESS}"
+    first = comparison.primary
+    if first is None:
+        return "A and B cannot be compared: no figure is known of both"
+    if comparison.verdict == NOT_TESTED:
+        return f"no verdict from one run each: {_told(first)} from A to B; {_advice(first)}"
+    if comparison.verdict == NO_DIFFERENCE:
+        told = f"no difference shown between A and B: {_told(first)}"
+        return f"{told}; {_undecided(first)}"
+    line = f"B is {comparison.verdict} than A: {_told(first)}"
+    for verdict in (BETTER, WORSE):
+        others = [_told(one) for one in comparison.differences if one.verdict == verdict and one is not first]
+        joint = "also" if verdict == comparison.verdict else "but"
+        line += f"; {joint} {verdict}: {', '.join(others)}" if others else ""
+    return line
+
+
+def _undecided(first: Difference) -> str:
+    """Why the primary figure shows no difference, or what it would have shown."""
+    return first.reason if first.reason else f"{_detectable(first)} or more would be found in 4 of 5 such comparisons"
+
+
+def _told(one: Difference) -> str:
+    return f"{one.figure.title} {relative_text(one)}".strip()
+
+
+def _detectable(one: Difference) -> str:
+    least = SMALLEST_EFFECT if one.figure.scale == "ratio" else one.figure.floor
+    return signed(one, max(one.detectable or 0.0, least)).removeprefix("+")
+
+
+def _advice(one: Difference) -> str:
+    """How many repeats would decide a change of the size seen."""
+    if one.figure.scale == "ratio" and abs(one.change.value or 0.0) < SMALLEST_EFFECT:
+        return f"a change below {percent(SMALLEST_EFFECT)} counts as none"
+    if one.repeats is None:
+        return f"more than {MOST_REPEATS} repeats of each would be needed to decide a change of this size"
+    return f"about {one.repeats} repeats of each would decide a change of this size (experiment.repeats={one.repeats})"
+
+
+def _primary_fact(comparison: Comparison) -> list[tuple[str, str]]:
+    first = comparison.primary
+    if first is None or comparison.judgement.why == NO_SUCCESS:
+        return []
+    return [("primary figure", f"{first.figure.title} ({comparison.judgement.why}; --primary names another)")]
+
+
+def noise_text(comparison: Comparison) -> str:
+    """Where the noise between runs of the primary figure is known from."""
+    first = comparison.primary
+    prior = comparison.priors[first.figure.name] if first else next(iter(comparison.priors.values()))
+    known = _prior_text(prior, share=first is not None and first.figure.scale == "share")
+    if comparison.single:
+        if prior.decides_alone:
+            return f"between runs {known}; the interval holds it"
+        return f"between runs not measured: one run each; to advise on repeats it is taken {known}"
+    pairs = plural(len(comparison.pairing.pairs), "pair")
+    if first is not None and first.noisier:
+        return f"between runs as these {pairs} scatter; they were quieter before, {known}"
+    return f"between runs as these {pairs} scatter, averaged with what is known before: {known}"
+
+
+def _prior_text(prior: Prior, *, share: bool) -> str:
+    size = f"{percent(prior.variance**0.5)}{' of the root of p (1 - p)' if share else ''}"
+    worth = f"as {prior.freedom:.2g} degrees of freedom" if prior.freedom != 1.0 else "as 1 degree of freedom"
+    match prior.source:
+        case "declared":
+            return f"as declared, {size} ({worth})"
+        case "history":
+            return f"as in {plural(prior.comparisons, 'earlier comparison')} on this machine, {size} ({worth})"
+    return f"as usual, {size} ({worth}); no earlier comparison on this machine"
 
 
 def _side(group: Group) -> str:
@@ -80,33 +146,40 @@ def _pairs(comparison: Comparison) -> str:
     return f"{pairs} of runs {how}"
 
 
-def _noise(comparison: Comparison) -> str:
-    if comparison.noise_measured:
-        return "between runs as measured, from the spread of the pairs"
-    return (
-        f"between runs assumed to be {percent(comparison.assumed_noise)}: too few pairs to measure it "
-        "(experiment.repeats=5 would)"
-    )
-
-
 def _figures(comparison: Comparison) -> Grid:
+    first = comparison.primary
+    ordered = sorted(comparison.differences, key=lambda one: one is not first)
     rows = []
-    for one in comparison.differences:
+    for one in ordered:
         if one.a is None and one.b is None:
             continue
+        mark = " (primary)" if one is first and len(ordered) > 1 else ""
         rows.append(
             (
-                one.figure.title,
+                one.figure.title + mark,
                 _value(one, one.a),
                 _value(one, one.b),
                 _unit(one),
                 relative_text(one) or MISSING,
                 _interval(one),
-                one.verdict,
+                verdict_cell(one),
             )
         )
     sides = [_marked(label, [pair[side] for pair in comparison.pairing.pairs]) for side, label in enumerate("AB")]
-    return Grid("figures", ("", *sides, "unit", "change", "95 % interval", "verdict"), tuple(rows), "lrrlrrl")
+    return Grid("figures", ("", *sides, "unit", "change", interval_name(comparison), "verdict"), tuple(rows), "lrrlrrl")
+
+
+def verdict_cell(one: Difference) -> str:
+    """The verdict; beside "no difference shown" the smallest change that would be found."""
+    if one.verdict == NO_DIFFERENCE and one.reason is None and one.detectable is not None:
+        return f"{NO_DIFFERENCE} (detectable: {_detectable(one)})"
+    return one.verdict
+
+
+def interval_name(comparison: Comparison) -> str:
+    """What the intervals of the figures hold."""
+    within = [one for one in comparison.differences if one.change.low is not None and not one.between_runs]
+    return "interval within the runs" if within else "95 % interval"
 
 
 def _marked(label: str, runs: Sequence[Run]) -> str:
@@ -145,11 +218,25 @@ def _conditions(outcomes: Sequence[Outcome]) -> Grid:
     return Grid("conditions (--fail-on)", ("", "outcome", "seen"), tuple(rows), "lll")
 
 
+def _untested(comparison: Comparison) -> list[str]:
+    """Why figures have no verdict, and those among them that look like harm."""
+    first = comparison.primary
+    untested = [one for one in comparison.differences if one.verdict == NOT_TESTED and one is not first]
+    if first is None or not untested or comparison.single or comparison.judgement.why == NO_SUCCESS:
+        return []
+    notes = [f"other figures are tested only behind a decided primary figure; {first.figure.title} is not decided"]
+    harmed = [one for one in harms(comparison.judgement) if one.verdict == NOT_TESTED]
+    if harmed:
+        told = ", ".join(f"{_told(one)} ({_interval(one)})" for one in harmed)
+        notes.append(f"looks worse, but is not tested: {told}; --primary '{harmed[0].figure.name}' tests it")
+    return notes
+
+
 def _missing(comparison: Comparison) -> list[str]:
     """Figures that both lack, together by reason; too few samples for one is no news by itself."""
     by_reason: dict[str, list[str]] = {}
     for one in comparison.differences:
-        if one.p is None and one.reason and not comparison.reasons:
+        if not one.pairs and one.reason and not comparison.reasons:
             by_reason.setdefault(one.reason, []).append(one.figure.title)
     return [f"{', '.join(titles)} not compared: {reason}" for reason, titles in by_reason.items()]
 

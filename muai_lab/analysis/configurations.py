@@ -16,7 +16,9 @@ import numpy as np
 
 from muai_lab.analysis.configuration import differing, named_sections, short_names
 from muai_lab.analysis.frames import Run
+from muai_lab.analysis.moderation import SMALLEST_VARIANCE, Variance
 from muai_lab.analysis.noise import Noise, run_noise
+from muai_lab.analysis.noise_history import NoiseHistory, key_of
 from muai_lab.analysis.pairing import PER_REPEAT, Group, is_usable, stated_validity
 from muai_lab.analysis.sweep import summary_of
 from muai_lab.analysis.validity import VALID
@@ -25,6 +27,10 @@ from muai_lab.analysis.wording import estimate_of, judged, setting_text, value_o
 FIGURES = ("requests/s", "tokens/s", "TTFT p50", "TTFT p99", "TPOT p50", "goodput/s")
 CACHED = "cached"  # share of the prompt tokens that came from the prefix cache
 LATENCIES = ("TTFT p50", "TTFT p99", "TPOT p50")
+_KEY_FIGURES = {
+    "requests/s": "requests", "tokens/s": "tokens", "TTFT p50": "p50 ttft", "TTFT p99": "p99 ttft",
+    "TPOT p50": "p50 tpot", "goodput/s": "goodput",
+}  # fmt: skip
 
 _Round = tuple[int, int, int]  # number of the repeat, seed, and which of several runs with both
 
@@ -145,6 +151,20 @@ def sweep_noise(found: Sequence[Configuration]) -> dict[str, Noise]:
         figure: run_noise([one.figures[figure] for one in found if any(one.figures[figure])]) for figure in FIGURES
     }
     return {figure: noise for figure, noise in noises.items() if noise is not None}
+
+
+def record_sweep_noise(runs: Sequence[Run], history: NoiseHistory) -> str | None:
+    """Add what the repeats of a sweep tell of the noise between runs to the history.
+
+    Returns why it could not be written.
+    """
+    found = configurations(runs)
+    usable = [run for one in found for run in one.group.runs if is_usable(run)]
+    variances = {
+        _KEY_FIGURES[figure]: Variance(max(noise.sd**2, SMALLEST_VARIANCE), float(noise.freedom))
+        for figure, noise in sweep_noise(found).items()
+    }
+    return history.add(key_of(usable), usable, variances)
 
 
 def _by_round(runs: Sequence[Run]) -> dict[_Round, Run]:

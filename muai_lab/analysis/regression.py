@@ -10,7 +10,11 @@
 
 A condition is broken when B differs from A in the bad direction by more than that, *and* the difference is
 significant: by how much a figure happened to change says nothing alone. With several conditions the p-values are
-adjusted (Holm), so ten conditions raise no more false alarms than one.
+adjusted (Holm), so ten conditions raise no more false alarms than one. They are a family of their own, since they are
+named before anything is looked at: the primary figure of the comparison need not be decided.
+
+Single runs are judged only if the noise between runs is known otherwise: from enough of the machine's history, or
+declared. Else a condition cannot be judged, whatever the runs show.
 """
 
 from __future__ import annotations
@@ -19,15 +23,21 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from muai_lab.analysis.comparison import SIGNIFICANCE, Comparison, Difference, holm
+from muai_lab.analysis.change import Difference
+from muai_lab.analysis.comparison import Comparison
+from muai_lab.analysis.judgement import NO_SUCCESS
 from muai_lab.analysis.key_figures import FIGURES, LATENCIES, NEEDS_SLO, QUANTILES, KeyFigure
+from muai_lab.analysis.moderation import ENOUGH_HISTORY, SIGNIFICANCE, holm
 from muai_lab.analysis.wording import duration, number
 from muai_lab.errors import MuaiError
 from muai_lab.settings.nearest import did_you_mean, nearest
 
+_FIGURE_FORMS = (
+    f"FIGURE is {', '.join(QUANTILES)} or mean of {', '.join(LATENCIES)}, or requests, tokens, success, goodput, "
+    "attainment"
+)
 _FORMS = (
-    f"write FIGURE CHANGE, such as 'p50 ttft +5%', 'p99 e2e +20ms', 'tokens -3%' or 'attainment -1pp'; FIGURE is "
-    f"{', '.join(QUANTILES)} or mean of {', '.join(LATENCIES)}, or requests, tokens, success, goodput, attainment"
+    f"write FIGURE CHANGE, such as 'p50 ttft +5%', 'p99 e2e +20ms', 'tokens -3%' or 'attainment -1pp'; {_FIGURE_FORMS}"
 )
 _CONDITION = re.compile(
     r"(?P<figure>[A-Za-z0-9. ]+?)\s*(?P<sign>[+-])\s*(?P<amount>\d+(?:\.\d*)?|\.\d+)\s*(?P<unit>\S*)"
@@ -59,7 +69,7 @@ def parse_condition(text: str) -> Condition:
     match = _CONDITION.fullmatch(text.strip())
     if match is None:
         raise MuaiError(f"--fail-on {text!r} cannot be read: {_FORMS}")
-    figure = _figure(match["figure"], text)
+    figure = _figure(match["figure"], f"--fail-on {text!r}", _FORMS)
     bad = "+" if figure.better == "lower" else "-"
     if match["sign"] != bad:
         raise MuaiError(
@@ -76,34 +86,48 @@ def parse_condition(text: str) -> Condition:
     return Condition(text.strip(), figure, float(match["amount"]) * scale, unit == "%")
 
 
-def _figure(written: str, text: str) -> KeyFigure:
+def parse_figure(text: str) -> KeyFigure:
+    """Read the figure of `--primary`. Raises MuaiError that names the valid forms."""
+    return _figure(text, f"--primary {text!r}", _FIGURE_FORMS)
+
+
+def _figure(written: str, where: str, forms: str) -> KeyFigure:
     words = written.lower().split()
     for name in (" ".join(words), " ".join(reversed(words))):
         if name in FIGURES:
             return FIGURES[name]
     hint = did_you_mean(nearest(" ".join(words), FIGURES))
-    raise MuaiError(f"--fail-on {text!r}: no such figure: {written.strip()!r}{hint}; {_FORMS}")
+    raise MuaiError(f"{where}: no such figure: {written.strip()!r}{hint}; {forms}")
 
 
 def judge(conditions: Sequence[Condition], comparison: Comparison) -> list[Outcome]:
     """Hold each condition against the comparison, which must have its figure.
 
-    Raises MuaiError where a condition cannot be judged: the figure is missing in A, or in both. A figure that only B
-    lacks, because nothing succeeded there, breaks its condition.
+    Raises MuaiError where a condition cannot be judged: the figure is missing in A, or in both, or nothing tells the
+    noise between single runs. A figure that only B lacks, because nothing succeeded there, breaks its condition.
     """
     differences = [comparison.of(condition.figure.name) for condition in conditions]
-    tested = [one.p for one in differences if one.p is not None]
-    adjusted = iter(holm(tested))
-    outcomes = []
-    for condition, found in zip(conditions, differences, strict=True):
-        if found.p is None:
-            if found.a is None or found.b is not None or not comparison.pairing.pairs:
-                hint = " (run with slo=interactive, or another)" if condition.figure.name in NEEDS_SLO else ""
-                raise MuaiError(f"--fail-on {condition.text!r} cannot be judged: {found.reason}{hint}")
-            outcomes.append(Outcome(condition, True, f"cannot be shown any more: {found.reason}"))
-            continue
-        outcomes.append(_outcome(condition, found, next(adjusted)))
-    return outcomes
+    adjusted = iter(holm([one.p for one in differences if one.p is not None]))
+    return [
+        _outcome(condition, found, next(adjusted)) if found.p is not None else _lost(condition, found, comparison)
+        for condition, found in zip(conditions, differences, strict=True)
+    ]
+
+
+def _lost(condition: Condition, found: Difference, comparison: Comparison) -> Outcome:
+    """The outcome of a figure without a p-value: broken if B cannot show it any more, else an error."""
+    if found.pairs and comparison.judgement.why != NO_SUCCESS:
+        raise MuaiError(
+            f"--fail-on {condition.text!r} cannot be judged from one run each: nothing tells how much equal runs "
+            f"differ here. Repeat both (experiment.repeats=3); or declare it (--noise 3%); or compare repeats on this "
+            f"machine first, whose history then judges single runs (from {ENOUGH_HISTORY:.0f} degrees of freedom on)"
+        )
+    if found.pairs:
+        return Outcome(condition, found.looks_worse, change_text(found))
+    if found.a is None or found.b is not None or not comparison.pairing.pairs:
+        hint = " (run with slo=interactive, or another)" if condition.figure.name in NEEDS_SLO else ""
+        raise MuaiError(f"--fail-on {condition.text!r} cannot be judged: {found.reason}{hint}")
+    return Outcome(condition, True, f"cannot be shown any more: {found.reason}")
 
 
 def _outcome(condition: Condition, found: Difference, p: float) -> Outcome:

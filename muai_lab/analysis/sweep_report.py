@@ -16,6 +16,7 @@ from muai_lab.analysis.configuration import redacted
 from muai_lab.analysis.configurations import Configuration, configurations, same_rounds
 from muai_lab.analysis.frames import Run
 from muai_lab.analysis.labels import label_points
+from muai_lab.analysis.noise_history import NO_HISTORY, NoiseHistory
 from muai_lab.analysis.page import render_page, write_page
 from muai_lab.analysis.pairing import stated_validity
 from muai_lab.analysis.sheet import Sheet
@@ -27,18 +28,20 @@ from muai_lab.analysis.wording import duration, number, plural, validity_line
 _WIDTH = 9.2
 
 
-def write_sweep_report(runs: Sequence[Run], directory: Path) -> Path:
+def write_sweep_report(runs: Sequence[Run], directory: Path, *, history: NoiseHistory = NO_HISTORY) -> Path:
     """Write the page into the sweep's directory and return its path. Raises RunError when it cannot be written."""
-    return write_page(directory / "report.html", render_sweep_report(runs, directory))
+    return write_page(directory / "report.html", render_sweep_report(runs, directory, history=history))
 
 
-def render_sweep_report(runs: Sequence[Run], directory: Path, *, name: str | None = None) -> str:
+def render_sweep_report(
+    runs: Sequence[Run], directory: Path, *, name: str | None = None, history: NoiseHistory = NO_HISTORY
+) -> str:
     """The page as one HTML document; the runs' own reports are linked relative to `directory`.
 
-    name: of the sweep, if it is not that of the directory.
+    name: of the sweep, if it is not that of the directory. history: equal runs of the past.
     """
     found = configurations(runs)
-    sheet = sweep_sheet(found, folders=False)
+    sheet = sweep_sheet(found, folders=False, history=history)
     drawn = [one for one in found if one.drawn]
     context: dict[str, Any] = {
         "kind": "sweep",

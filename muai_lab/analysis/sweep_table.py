@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from muai_lab.analysis.comparison import NO_DIFFERENCE, compare
-from muai_lab.analysis.comparison_sheet import verdict_text
+from muai_lab.analysis.change import NO_DIFFERENCE, NOT_TESTED
+from muai_lab.analysis.comparison import compare
+from muai_lab.analysis.comparison_sheet import verdict_cell, verdict_text
 from muai_lab.analysis.configuration import redacted, short_names
 from muai_lab.analysis.configurations import (
     CACHED,
@@ -20,6 +21,7 @@ from muai_lab.analysis.configurations import (
 )
 from muai_lab.analysis.frames import Run
 from muai_lab.analysis.machines import mixture
+from muai_lab.analysis.noise_history import NO_HISTORY, NoiseHistory
 from muai_lab.analysis.pairing import is_usable, stated_validity
 from muai_lab.analysis.sheet import Grid, Sheet
 from muai_lab.analysis.sweep import summary_of
@@ -31,21 +33,29 @@ _NAMED = 3  # runs that a note names
 _OTHER_LOAD = "not comparable: other workload"
 
 
-def comparison_table(runs: Sequence[Run], *, include_invalid: bool = False) -> Sheet:
+def comparison_table(
+    runs: Sequence[Run], *, include_invalid: bool = False, history: NoiseHistory = NO_HISTORY
+) -> Sheet:
     """The sweep: the settings that differ, the engine that served, and the key figures; mean values over repeats.
 
     Where configurations were repeated, each is compared with the first usable one, and the A/A noise is given; one run
     each shows no difference, so nothing is compared then. The first line gives the number of valid runs.
-    include_invalid: list the figures of invalid runs too, in a table of their own.
+    include_invalid: list the figures of invalid runs too, in a table of their own. history: equal runs of the past.
     """
-    return sweep_sheet(configurations(runs), include_invalid=include_invalid)
+    return sweep_sheet(configurations(runs), include_invalid=include_invalid, history=history)
 
 
-def sweep_sheet(found: Sequence[Configuration], *, include_invalid: bool = False, folders: bool = True) -> Sheet:
+def sweep_sheet(
+    found: Sequence[Configuration],
+    *,
+    include_invalid: bool = False,
+    folders: bool = True,
+    history: NoiseHistory = NO_HISTORY,
+) -> Sheet:
     """`comparison_table` of runs that are grouped already. folders: name each configuration's directory."""
     runs = [run for one in found for run in one.group.runs]
     repeated = is_repeated(found)
-    against = against_baseline(found) if repeated else {}
+    against = against_baseline(found, history) if repeated else {}
     facts = []
     if repeated and (noise := noise_line(found)):
         facts.append(("A/A noise", noise))
@@ -153,7 +163,7 @@ def _cell(figure: str, value: float | None) -> str:
     return milliseconds(value) if figure in LATENCIES else number(value)
 
 
-def against_baseline(found: Sequence[Configuration]) -> dict[int, str]:
+def against_baseline(found: Sequence[Configuration], history: NoiseHistory = NO_HISTORY) -> dict[int, str]:
     """By number, in short, the comparison of each configuration with the first that has a usable run.
 
     Empty if there is nothing to compare, or if the load itself is what was swept.
@@ -161,18 +171,21 @@ def against_baseline(found: Sequence[Configuration]) -> dict[int, str]:
     baseline = next((one for one in found if one.compared), None)
     if baseline is None or len(found) < 2:
         return {}
-    told = {one.number: _BASELINE if one is baseline else _compared(baseline, one) for one in found}
+    told = {one.number: _BASELINE if one is baseline else _compared(baseline, one, history) for one in found}
     comparable = [text for number, text in told.items() if number != baseline.number]
     return {} if all(text == _OTHER_LOAD for text in comparable) else told
 
 
-def _compared(baseline: Configuration, one: Configuration) -> str:
-    comparison = compare(baseline.group, one.group)
+def _compared(baseline: Configuration, one: Configuration, history: NoiseHistory) -> str:
+    comparison = compare(baseline.group, one.group, history=history)
     if comparison.reasons:
         kind = comparison.pairing.obstacles[0].kind
         return f"not comparable: {'no valid run' if kind == 'invalid' else f'other {kind}'}"
-    if comparison.verdict == NO_DIFFERENCE:
-        return NO_DIFFERENCE
+    first = comparison.primary
+    if first is not None and comparison.verdict == NO_DIFFERENCE:
+        return f"{first.figure.title}: {verdict_cell(first)}"
+    if comparison.verdict == NOT_TESTED:
+        return "one run to compare: no verdict"
     return f"{comparison.verdict}: {verdict_text(comparison).partition(': ')[2]}"
 
 

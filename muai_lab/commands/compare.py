@@ -7,6 +7,7 @@ import glob
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from muai_lab.errors import MuaiError, RunError
 
 if TYPE_CHECKING:
     from muai_lab.analysis.comparison import Comparison
+    from muai_lab.analysis.noise_history import NoiseHistory
     from muai_lab.analysis.regression import Condition, Outcome
 
 REGRESSION = 1
@@ -26,8 +28,11 @@ A and B are run directories, directories that hold repeats of one configuration,
 
 Invalid runs are left out. --include-invalid shows their figures, marked, and no verdict that rests on them.
 
+One run of each side gives the changes and no verdict; --fail-on then needs the noise between runs from elsewhere:
+this machine's history (kept in MUAI_CACHE_DIR), or --noise.
+
 exit status: 0 no regression; 1 a regression: a broken condition of --fail-on, or without --fail-on any figure
-that is worse; 2 a mistake, or runs that cannot be compared
+that is worse; 2 a mistake, runs that cannot be compared, or a condition that cannot be judged
 
 --fail-on conditions (docs/compare.md has the grammar):
   p50 ttft +5%      the median time to first token rose by more than 5 %
@@ -49,7 +54,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _show_comparison(args: argparse.Namespace) -> int:
-    from muai_lab.analysis.comparison import WORSE, comparison_document
+    from muai_lab.analysis.change import WORSE
+    from muai_lab.analysis.comparison_document import comparison_document
     from muai_lab.analysis.comparison_sheet import comparison_sheet
     from muai_lab.analysis.regression import judge, parse_condition
     from muai_lab.analysis.summary import clean
@@ -80,39 +86,57 @@ def _show_comparison(args: argparse.Namespace) -> int:
 
 def _show_sweep(args: argparse.Namespace) -> int:
     from muai_lab.analysis import comparison_table, find_runs, load_run
+    from muai_lab.analysis.configurations import record_sweep_noise
     from muai_lab.analysis.page import write_page
     from muai_lab.analysis.sweep_report import render_sweep_report
 
-    for_two = [f"--{name.replace('_', '-')}" for name in ("fail_on", "across", "json") if getattr(args, name)]
+    of_two = ("fail_on", "across", "json", "primary", "noise")
+    for_two = [f"--{name.replace('_', '-')}" for name in of_two if getattr(args, name)]
     if for_two:
         raise MuaiError(f"{', '.join(for_two)} needs two sides: name a run to compare with {args.a}")
     places = _places(args.a)
     runs = sorted(map(load_run, find_runs(places)), key=lambda run: str(run.manifest.get("started") or ""))
     if len(runs) == 1:
         raise MuaiError(f"{args.a} holds one run: name another to compare with it, or the directory of a sweep")
+    history = _history(args)
     if args.html is not None:
-        write_page(args.html, render_sweep_report(runs, args.html.parent, name=places[0].name))
-    comparison_table(runs, include_invalid=args.include_invalid).show(Console())
+        write_page(args.html, render_sweep_report(runs, args.html.parent, name=places[0].name, history=history))
+    comparison_table(runs, include_invalid=args.include_invalid, history=history).show(Console())
+    if failure := record_sweep_noise(runs, history):
+        Console(stderr=True).print(f"note: {failure}", markup=False, highlight=False, soft_wrap=True)
     return 0
 
 
 def _compare(args: argparse.Namespace, conditions: Sequence[Condition]) -> Comparison:
-    from muai_lab.analysis.comparison import compare
+    from muai_lab.analysis.comparison import compare, record_noise
     from muai_lab.analysis.key_figures import COMPARED, NEEDS_SLO
     from muai_lab.analysis.pairing import load_group
+    from muai_lab.analysis.regression import parse_figure
 
+    primary = None if args.primary is None else parse_figure(args.primary).name
+    history = _history(args)
     a, b = (load_group(_places(pattern), pattern) for pattern in (args.a, args.b))
     asked = [condition.figure.name for condition in conditions]
     promised = any(run.slo for run in (a.runs[0], b.runs[0]))
     usual = [name for name in COMPARED if promised or name not in NEEDS_SLO]
-    return compare(
+    found = compare(
         a,
         b,
         figures=list(dict.fromkeys([*usual, *asked])),
+        primary=primary,
         across=args.across,
         include_invalid=args.include_invalid,
-        assumed_noise=args.noise / 100.0,
+        noise=None if args.noise is None else args.noise / 100.0,
+        history=history,
     )
+    failure = record_noise(found, history)
+    return found if failure is None else replace(found, notes=(*found.notes, failure))
+
+
+def _history(args: argparse.Namespace) -> NoiseHistory:
+    from muai_lab.analysis.noise_history import NO_HISTORY, NoiseHistory
+
+    return NO_HISTORY if args.no_history else NoiseHistory.of_user()
 
 
 def _places(pattern: str) -> list[Path]:
@@ -163,10 +187,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--noise",
         type=_percentage,
-        default=2.0,
         metavar="PERCENT",
-        help="by how much equal runs are assumed to differ where fewer than 3 pairs tell (standard deviation; "
-        "default: 2%%)",
+        help="declare how much equal runs differ (standard deviation), in place of the history of this machine",
+    )
+    parser.add_argument(
+        "--primary",
+        metavar="FIGURE",
+        help="the figure that decides, such as 'p99 e2e' (default: goodput with an SLO, else tokens in a closed loop "
+        "and 'p50 e2e' in an open loop)",
+    )
+    parser.add_argument(
+        "--no-history",
+        action="store_true",
+        help="neither use nor extend what earlier comparisons tell of the noise between runs on this machine",
     )
     parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the comparison as a page, too")

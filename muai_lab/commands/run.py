@@ -135,11 +135,16 @@ def _check_answered(validity: Mapping[str, Any]) -> None:
 def end_sweep(sweep: Path) -> None:
     """Print one table of all runs and write the sweep's report. Raises RunError with their number when runs failed."""
     from muai_lab.analysis import comparison_table, find_runs, load_run, write_sweep_report
+    from muai_lab.analysis.configurations import record_sweep_noise
+    from muai_lab.analysis.noise_history import NoiseHistory
 
     runs = sorted((load_run(path) for path in find_runs(sweep)), key=lambda run: str(run.manifest.get("started") or ""))
     _say("")
-    comparison_table(runs).show(Console())
-    _say(f"report: {_short(write_sweep_report(runs, sweep))}")
+    history = NoiseHistory.of_user()
+    comparison_table(runs, history=history).show(Console())
+    _say(f"report: {_short(write_sweep_report(runs, sweep, history=history))}")
+    if failure := record_sweep_noise(runs, history):
+        _say(f"note: {failure}")
     failed = [str(run.path.relative_to(sweep)) for run in runs if not run.complete]
     if failed:
         raise RunError(

@@ -32,7 +32,7 @@ def test_it_analyses_the_run_that_the_environment_names(
     assert capsys.readouterr().out.startswith("valid")
     assert isinstance(names["figure"], Figure)
     assert len(names["runs"]) == 1
-    assert names["comparison"].verdict == "no difference shown"
+    assert names["comparison"].verdict == "not tested"
 
 
 def test_it_takes_the_newest_run_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

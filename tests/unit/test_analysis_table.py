@@ -158,7 +158,7 @@ def test_repeats_make_one_row_with_their_noise_and_a_comparison(tmp_path: Path) 
     (first, second) = sheet.grids[0].rows
     assert first[:4] == ("max_batch_size=8", "8", "pytorch fp32", "3/3")
     assert first[-1] == "baseline"
-    assert second[-1].startswith("worse: TTFT p50 +")
+    assert second[-1].startswith("worse: E2E p50 +")
 
 
 def test_secrets_that_differ_are_not_shown(tmp_path: Path) -> None:

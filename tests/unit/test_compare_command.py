@@ -10,13 +10,21 @@ import numpy as np
 import pytest
 from synthetic_run import record, write_run
 
-from muai_lab.analysis import compare, comparison_page, load_run
+from muai_lab.analysis import compare, comparison_page, load_group, load_run
 from muai_lab.analysis.key_figures import FIGURES
+from muai_lab.analysis.moderation import Variance
+from muai_lab.analysis.noise_history import NoiseHistory, key_of
 from muai_lab.analysis.regression import parse_condition
 from muai_lab.commands.compare import main
 from muai_lab.errors import MuaiError
 
 Make = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def _own_history(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without history: no test sees the noise that another one measured."""
+    monkeypatch.setenv("MUAI_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture
@@ -36,27 +44,86 @@ def make(tmp_path: Path) -> Make:
     return run
 
 
-def test_equal_runs_end_with_0_and_say_so(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
-    status = main([str(make("a")), str(make("b"))])
+@pytest.fixture
+def repeats(make: Make, tmp_path: Path) -> Make:
+    """A directory with three repeats of one configuration, over three schedules."""
+
+    def runs(name: str, *, slower: float = 1.0, **written: object) -> Path:
+        for repeat, drift in enumerate((1.0, 1.01, 0.99)):
+            started = f"2026-01-31T12:{repeat:02d}:{len(list(tmp_path.iterdir())):02d}"
+            stated = {"schedule_hash": f"s{repeat}", "started": started} | dict(
+                written.get("manifest", {})  # type: ignore[call-overload]
+            )
+            make(f"{name}/{repeat}", slower=slower * drift, **(written | {"manifest": stated}))
+        return tmp_path / name
+
+    return runs
+
+
+def test_equal_runs_end_with_0_and_say_so(repeats: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    status = main([str(repeats("a")), str(repeats("b"))])
 
     output = capsys.readouterr().out
     assert status == 0
-    assert output.startswith("no difference shown between A and B\n")
-    assert "assumed to be 2 %: too few pairs" in output
-    assert "TTFT p50" in output
+    assert output.startswith("no difference shown between A and B: E2E p50 ")
+    assert " % or more would be found in 4 of 5 such comparisons\n" in output
+    assert "averaged with what is known before: as usual, 4 % (as 1 degree of freedom)" in output
+    assert "no difference shown (detectable: " in next(line for line in output.splitlines() if "(primary)" in line)
+    assert next(line for line in output.splitlines() if "TTFT p50" in line).endswith("not tested")
 
 
-def test_a_slower_run_ends_with_1(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_slower_configuration_ends_with_1(repeats: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    status = main([str(repeats("a")), str(repeats("b", slower=1.3))])
+
+    output = capsys.readouterr().out
+    assert status == 1
+    assert output.startswith("B is worse than A: E2E p50 +30")
+    assert "; also worse: TTFT p50 +30" in output.splitlines()[0]
+
+
+def test_one_run_each_is_described_and_not_judged(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     status = main([str(make("a")), str(make("b", slower=1.3))])
 
-    assert status == 1
+    output = capsys.readouterr().out
+    assert status == 0
+    assert output.startswith("no verdict from one run each: E2E p50 +30")
+    assert "about 2 repeats of each would decide a change of this size (experiment.repeats=2)" in output
+    assert "interval within the runs" in output
+    assert "not measured: one run each" in output
+
+
+def test_the_primary_figure_can_be_named(repeats: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = str(repeats("a")), str(repeats("b", slower=1.3))
+
+    assert main([a, b, "--primary", "ttft p50"]) == 1
     assert capsys.readouterr().out.startswith("B is worse than A: TTFT p50 +30")
+    with pytest.raises(MuaiError, match="--primary 'p50 tftt': no such figure: 'p50 tftt'; did you mean p50 ttft"):
+        main([a, b, "--primary", "p50 tftt"])
+    with pytest.raises(MuaiError, match=r"primary figure p99 ttft cannot be compared: A: 100 successful requests, at"):
+        main([a, b, "--primary", "p99 ttft"])
+    with pytest.raises(MuaiError, match=r"figure goodput cannot be compared: A: no SLO was set \(run with slo="):
+        main([a, b, "--primary", "goodput"])
+
+
+def test_comparisons_build_the_history_that_later_ones_use(repeats: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    # Given one comparison of repeats, made twice
+    a, b = str(repeats("a")), str(repeats("b"))
+    for _ in range(2):
+        main([a, b])
+        assert "no earlier comparison on this machine" in capsys.readouterr().out
+
+    # Then others know it, once, unless they are told not to
+    c, d = str(repeats("c")), str(repeats("d", slower=1.1))
+    main([c, d, "--no-history"])
+    assert "no earlier comparison on this machine" in capsys.readouterr().out
+    main([c, d])
+    assert "as in 1 earlier comparison on this machine" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("conditions", "status", "said"),
     [
-        (["p50 ttft +5%"], 1, "REGRESSION: TTFT p50 51.9 ms instead of 40.0"),
+        (["p50 ttft +5%"], 1, "REGRESSION: TTFT p50 5"),
         (["ttft p50 + 5 %"], 1, "REGRESSION: TTFT p50"),
         (["p50 ttft +50%"], 0, "no regression; B is worse than A"),
         (["p50 ttft +5ms"], 1, "REGRESSION: TTFT p50"),
@@ -66,12 +133,30 @@ def test_a_slower_run_ends_with_1(make: Make, capsys: pytest.CaptureFixture[str]
     ],
 )
 def test_conditions_decide_what_counts_as_a_regression(
-    make: Make, capsys: pytest.CaptureFixture[str], conditions: list[str], status: int, said: str
+    repeats: Make, capsys: pytest.CaptureFixture[str], conditions: list[str], status: int, said: str
 ) -> None:
     arguments = [word for condition in conditions for word in ("--fail-on", condition)]
 
-    assert main([str(make("a")), str(make("b", slower=1.3)), *arguments]) == status
+    assert main([str(repeats("a")), str(repeats("b", slower=1.3)), *arguments]) == status
     assert said in capsys.readouterr().out
+
+
+def test_a_condition_is_not_judged_from_one_run_each_unless_the_noise_is_known(
+    make: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Given one run each, on a machine without history
+    a, b, condition = str(make("a")), str(make("b", slower=1.3)), ("--fail-on", "p50 ttft +5%")
+    with pytest.raises(MuaiError, match=r"cannot be judged from one run each.*experiment.repeats=3.*--noise 3%"):
+        main([a, b, *condition])
+
+    # When the noise is declared, or enough of it was measured before, then it is judged
+    assert main([a, b, *condition, "--noise", "3%"]) == 1
+    assert main([a, b, *condition, "--noise", "20%"]) == 0
+    assert "which chance can do as well" in capsys.readouterr().out
+    past = load_run(make("past"))
+    NoiseHistory.of_user().add(key_of([past]), [past], {"p50 ttft": Variance(1e-4, 10.0)})
+    assert main([a, b, *condition]) == 1
+    assert main([a, a, *condition]) == 0
 
 
 def test_a_candidate_that_answers_nothing_breaks_every_condition_on_latency(
@@ -136,7 +221,11 @@ def test_patterns_and_directories_hold_repeats(make: Make, tmp_path: Path, capsy
     assert main([str(tmp_path / "base"), str(tmp_path / "new" / "*"), "--json"]) == 0
 
     document = json.loads(capsys.readouterr().out)
-    assert (document["pairs"], document["noise"]) == (3, "measured")
+    assert (document["pairs"], document["schema_version"]) == (3, 2)
+    assert document["primary"]["figure"] == "p50 e2e"
+    assert document["figures"]["p50 e2e"]["interval"] == "between runs"
+    assert document["figures"]["p50 e2e"]["noise"]["prior"] == "default"
+    assert document["figures"]["p50 e2e"]["detectable"] > 0.0
     assert len(document["b"]["runs"]) == 3
 
 
@@ -206,11 +295,13 @@ def test_a_sweep_alone_gives_its_table_again(make: Make, tmp_path: Path, capsys:
         main([str(tmp_path / "sweep" / "0-a")])
 
 
-def test_bars_and_labels_of_the_chart_have_the_sign_of_the_table(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bars_and_labels_of_the_chart_have_the_sign_of_the_table(
+    repeats: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawn = []
     monkeypatch.setattr(comparison_page, "inline_svg", lambda figure, *texts: drawn.append(figure) or "")
-    a, b = (load_run(make(name, slower=slower)) for name, slower in (("a", 1.0), ("b", 1.3)))
-    found = [one for one in compare([a], [b]).differences if one.change.value]
+    a, b = (load_group(repeats(name, slower=slower)) for name, slower in (("a", 1.0), ("b", 1.3)))
+    found = [one for one in compare(a, b).differences if one.change.value]
 
     comparison_page.forest_figure(found, name="x")
 

@@ -13,19 +13,12 @@ from hypothesis import strategies as st
 from synthetic_run import record, write_run
 
 from muai_lab.analysis import load_run
-from muai_lab.analysis.comparison import (
-    BETTER,
-    NO_DIFFERENCE,
-    NOT_COMPARABLE,
-    WORSE,
-    Comparison,
-    compare,
-    comparison_document,
-    difference,
-    holm,
-    mean_change,
-)
+from muai_lab.analysis.change import BETTER, NO_DIFFERENCE, NOT_COMPARABLE, NOT_TESTED, WORSE
+from muai_lab.analysis.comparison import Comparison, compare, difference, mean_change
+from muai_lab.analysis.comparison_document import comparison_document
+from muai_lab.analysis.comparison_sheet import comparison_sheet, verdict_text
 from muai_lab.analysis.frames import Run
+from muai_lab.analysis.moderation import holm
 from muai_lab.analysis.pairing import load_group
 from muai_lab.analysis.slo import Slo
 from muai_lab.analysis.sweep_table import comparison_table
@@ -101,8 +94,10 @@ def test_repeats_of_one_configuration_show_no_difference(make: Make) -> None:
     found = compare(a, b)
 
     assert found.verdict == NO_DIFFERENCE
-    assert found.noise_measured
+    assert found.primary is found.of("p50 e2e")
+    assert found.of("p50 ttft").verdict == NOT_TESTED
     assert found.of("p50 ttft").pairs == 3
+    assert 0.02 < (found.of("p50 e2e").detectable or 0.0) < 0.2
 
 
 def test_a_server_that_is_a_tenth_slower_is_found(make: Make) -> None:
@@ -120,7 +115,7 @@ def test_a_server_that_is_a_tenth_slower_is_found(make: Make) -> None:
 
 
 def test_what_is_worse_one_way_is_better_the_other(make: Make) -> None:
-    a, b = [make()], [make(slower=2.0)]
+    a, b = ([make(schedule=name, slower=slower) for name in ("one", "two")] for slower in (1.0, 2.0))
 
     assert compare(a, b).verdict == WORSE
     assert compare(b, a).verdict == BETTER
@@ -130,22 +125,81 @@ def test_what_is_worse_one_way_is_better_the_other(make: Make) -> None:
     assert gain.low < gain.value < (gain.high or 0.0)
 
 
-def test_single_runs_are_judged_by_an_assumed_noise_and_say_so(make: Make) -> None:
-    # Given two runs that differ by less than two runs of a noisy machine do
+def test_single_runs_are_described_with_the_repeats_that_would_decide(make: Make) -> None:
+    # Given two runs that differ by a lot, and two that differ by little
+    large, small = (compare([make()], [make(slower=slower, spread=0.01)]) for slower in (1.5, 1.05))
+
+    # Then neither has a verdict or a p-value, and the smaller difference needs more repeats
+    for found in (large, small):
+        assert found.verdict == NOT_TESTED
+        assert {one.verdict for one in found.differences if one.pairs} == {NOT_TESTED}
+        assert found.of("p50 tpot").p is None
+        assert not found.of("p50 tpot").between_runs
+    few, many = (found.of("p50 tpot").repeats for found in (large, small))
+    assert few is not None
+    assert many is None or 2 <= few < many
+
+
+def test_declared_noise_gives_single_runs_an_interval_but_no_verdict(make: Make) -> None:
     a, b = [make()], [make(slower=1.15)]
 
-    # Then the difference is found under the usual assumption, and not under that of a noisier machine
-    assert compare(a, b).of("p50 tpot").verdict == WORSE
-    noisy = compare(a, b, assumed_noise=0.1)
-    assert noisy.of("p50 tpot").verdict == NO_DIFFERENCE
-    assert not noisy.noise_measured
+    quiet, loud = (compare(a, b, noise=noise).of("p50 tpot") for noise in (0.01, 0.1))
+
+    assert quiet.between_runs
+    assert quiet.p is not None
+    assert loud.p is not None
+    assert quiet.p < 0.05 < loud.p
+    assert quiet.verdict == NOT_TESTED
+
+
+def test_harm_behind_an_undecided_primary_figure_is_named_but_not_judged(make: Make) -> None:
+    # Given configurations that are equal in the primary figure, and far apart in another
+    names = ("one", "two", "three")
+    a, b = ([make(schedule=name, slower=slower) for name in names] for slower in (1.0, 1.5))
+
+    found = compare(a, b, primary="requests")
+
+    assert found.verdict == NO_DIFFERENCE
+    assert found.of("p50 ttft").verdict == NOT_TESTED
+    notes = comparison_sheet(found).notes
+    assert any(note.startswith("looks worse, but is not tested: ") and "TTFT p50 +" in note for note in notes), notes
+
+
+def test_harm_beside_a_better_primary_figure_is_in_the_verdict(make: Make) -> None:
+    names = [str(number) for number in range(5)]
+    a = [make(schedule=name, slower=2.0) for name in names]
+    b = [make(schedule=name, failed=40) for name in names]
+
+    found = compare(a, b)
+
+    assert found.verdict == BETTER
+    assert found.of("success").verdict == WORSE
+    assert "; but worse: " in verdict_text(found)
+
+
+@pytest.mark.parametrize(
+    ("load", "slo", "figure"),
+    [
+        ({"kind": "poisson"}, None, "p50 e2e"),
+        ({"kind": "closed", "concurrency": 8}, None, "tokens"),
+        ({"kind": "poisson"}, Slo(e2e_ms=190), "goodput"),
+        ({"kind": "closed", "concurrency": 8}, Slo(e2e_ms=190), "goodput"),
+        ({"kind": "poisson"}, Slo(e2e_ms=10_000), "p50 e2e"),
+        ({"kind": "closed", "concurrency": 8}, Slo(e2e_ms=10_000), "tokens"),
+    ],
+)
+def test_the_primary_figure_follows_slo_and_load(make: Make, load: dict, slo: Slo | None, figure: str) -> None:
+    found = compare([make(manifest={"load": load})], [make(manifest={"load": load})], slo=slo)
+
+    assert found.primary is not None
+    assert found.primary.figure.name == figure
 
 
 def test_a_certain_difference_that_is_too_small_to_matter_is_none(make: Make) -> None:
     names = [str(number) for number in range(4)]
     a, b = ([make(schedule=name, slower=by, spread=0.01) for name in names] for by in (1.0, 1.015))
 
-    found = compare(a, b).of("p50 tpot")
+    found = compare(a, b, primary="p50 tpot", noise=0.002).of("p50 tpot")
 
     assert found.p_adjusted is not None
     assert found.p_adjusted < 0.05
@@ -154,10 +208,11 @@ def test_a_certain_difference_that_is_too_small_to_matter_is_none(make: Make) ->
 
 
 def test_more_failures_are_worse_and_the_slo_counts_them(make: Make) -> None:
-    a, b = [make()], [make(failed=20)]
+    a, b = ([make(schedule=name, failed=failed) for name in ("one", "two", "three")] for failed in (0, 20))
 
     found = compare(a, b, slo=Slo(e2e_ms=10_000))
 
+    assert found.judgement.primary == "goodput"
     assert found.of("success").verdict == WORSE
     assert found.of("attainment").b == pytest.approx(100 / 120)
     assert found.of("goodput").change.value == pytest.approx(-20 / 120)
@@ -188,7 +243,9 @@ def test_the_change_of_a_rate_is_that_of_its_inverse_turned_round_and_never_belo
 
 
 def test_from_no_goodput_at_all_there_is_no_relative_change(make: Make) -> None:
-    found = difference([make()], [make(slower=0.01)], "goodput", slo=Slo(e2e_ms=50))
+    a, b = ([make(schedule=name, slower=slower) for name in ("one", "two", "three")] for slower in (1.0, 0.01))
+
+    found = difference(a, b, "goodput", slo=Slo(e2e_ms=50))
 
     assert (found.a, found.change.value) == (0.0, None)
     assert found.verdict == BETTER
@@ -219,7 +276,7 @@ def test_a_declared_difference_is_a_note(make: Make) -> None:
 
     found = compare([make()], [other], across=("hardware",))
 
-    assert found.verdict == BETTER
+    assert found.verdict == NOT_TESTED
     assert any(note.startswith("compared across hardware: other hardware") for note in found.notes)
 
 
@@ -309,7 +366,8 @@ def test_the_document_holds_numbers_and_nothing_else(make: Make) -> None:
 
     assert document["figures"]["p50 ttft"]["a"] == pytest.approx(0.1, rel=0.1)
     assert document["figures"]["p50 ttft"]["b"] is None
-    assert document["noise"] == "assumed"
+    assert (document["verdict"], document["schema_version"]) == (WORSE, 2)
+    assert document["figures"]["success"]["reason"] == "no request of B succeeded"
 
 
 def test_runs_in_whose_window_nothing_was_due_cannot_be_compared(make: Make, tmp_path: Path) -> None:

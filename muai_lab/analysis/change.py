@@ -1,0 +1,223 @@
+"""The change of one figure from A to B over the pairs of runs: its size, its interval, its p-value; not yet a verdict.
+
+Ratios are averaged, and their intervals taken, on the log scale: twice and half weigh the same, and no interval reaches
+below -100 %. The noise between runs is moderated (see `moderation`), and never counts less than what resampling blocks
+of time within the runs shows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from muai_lab.analysis.frames import Run
+from muai_lab.analysis.key_figures import KeyFigure, Reading, read_figures
+from muai_lab.analysis.moderation import (
+    Prior,
+    Variance,
+    default_prior,
+    moderated_change,
+    repeats_to_decide,
+    run_variance,
+    within_interval,
+)
+from muai_lab.analysis.slo import Slo
+from muai_lab.analysis.statistics import Blocks, Estimate, Floats, make_blocks
+
+Verdict = Literal["better", "worse", "no difference shown", "not tested", "not comparable"]
+BETTER: Verdict = "better"
+WORSE: Verdict = "worse"
+NO_DIFFERENCE: Verdict = "no difference shown"
+NOT_TESTED: Verdict = "not tested"
+NOT_COMPARABLE: Verdict = "not comparable"
+
+DEFAULT_NOISE = {"ratio": 0.04, "share": 0.1}
+"""Standard deviation of one run's figure where no earlier runs tell it: of a ratio relative, of a share in units of the
+root of p (1 - p), which is 3 percentage points at 90 %."""
+
+_HIGHEST_LOG = 50.0
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One figure of A and B.
+
+    a, b: over the pairs the geometric mean of a latency or a rate, the mean of a share. change: from A to B with its
+    95 % interval; relative for scale `ratio` (0.1 is 10 % more), absolute for a share. between_runs: the interval holds
+    the noise between runs, else only what happened within them. p, p_adjusted: two-sided, alone and in its family;
+    p is None where nothing tells the noise between runs. detectable: smallest change, in the unit of `change`, that
+    such a comparison finds in four of five cases. repeats: those of both configurations that would decide a change of
+    this size, for single runs. reason: why there is no verdict, or what qualifies it. noise: of one run, for the
+    history. noisier: the runs scatter more than the history allows.
+    """
+
+    figure: KeyFigure
+    a: float | None
+    b: float | None
+    change: Estimate
+    p: float | None
+    p_adjusted: float | None
+    verdict: Verdict
+    reason: str | None = None
+    pairs: int = 0
+    between_runs: bool = False
+    detectable: float | None = None
+    repeats: int | None = None
+    noise: Variance | None = None
+    noisier: bool = False
+
+    @property
+    def gain(self) -> Estimate:
+        """The change as a gain: positive where B is better."""
+        if self.figure.better == "higher" or self.change.value is None:
+            return self.change
+        low, high = self.change.low, self.change.high
+        return Estimate(-self.change.value, None if high is None else -high, None if low is None else -low)
+
+    @property
+    def looks_worse(self) -> bool:
+        """True if B's figure is on the worse side of A's, by chance or not."""
+        if self.a is None or self.b is None:
+            return False
+        return self.b < self.a if self.figure.better == "higher" else self.b > self.a
+
+
+def read_pair(
+    a: Run, b: Run, figures: Sequence[KeyFigure], slo: Slo | None, same_schedule: bool, seed: int
+) -> dict[str, tuple[Reading, Reading]]:
+    """The figures of a pair; open-loop runs over the same schedule are resampled in step.
+
+    In a closed loop the requests of a time are not the same in both runs, so there is nothing to keep in step.
+    """
+    in_step = same_schedule and bool(a.requests["intended_s"].notna().any())
+    blocks = _blocks(a, b, seed), _blocks(b, a, seed if in_step else seed + 10_000)
+    ours, theirs = (
+        dict.fromkeys((figure.name for figure in figures), Reading(None, missing="no measurement window"))
+        if drawn is None
+        else read_figures(run, figures, drawn, slo)
+        for run, drawn in zip((a, b), blocks, strict=True)
+    )
+    return {figure.name: (ours[figure.name], theirs[figure.name]) for figure in figures}
+
+
+def _blocks(run: Run, other: Run, seed: int) -> Blocks | None:
+    """Blocks of the run's window, as many as in the other run's: the longer answers of both decide."""
+    if run.window is None or not run.window.duration_s > 0.0:
+        return None
+    typical = [float(one.measured["e2e_s"].median()) for one in (run, other) if one.measured["e2e_s"].notna().any()]
+    return make_blocks(run.window.start_s, run.window.end_s, correlation_s=max(typical, default=0.0), seed=seed)
+
+
+def change_of(
+    figure: KeyFigure,
+    readings: Sequence[tuple[Reading, Reading]],
+    prior: Callable[[KeyFigure], Prior] = lambda figure: default_prior(DEFAULT_NOISE[figure.scale]),
+) -> Difference:
+    """The change of a figure over all pairs of readings that have it, not yet judged.
+
+    prior: what is known of a figure's noise between runs. With a single pair it gives a p-value only if it may decide
+    alone; the interval is then of what happened within the runs.
+    """
+    pairs = [(ours, theirs) for ours, theirs in readings if ours.value is not None and theirs.value is not None]
+    if not pairs:
+        return _missing(figure, readings)
+    a, b = (np.array([pair[side].value for pair in pairs], dtype=np.float64) for side in (0, 1))
+    scale = _Scale.of(figure, a, b)
+    seen = scale.changes(a, b)
+    replicates = [[_replicates(one, above_zero=scale.logarithmic) for one in pair] for pair in pairs]
+    within = float(np.mean([_variance(scale.changes(ours, theirs)) for ours, theirs in replicates]))
+    unit = 1.0
+    if figure.scale == "share":
+        within = max(within, _binomial_floor(pairs))
+        unit = _share_unit(pairs)
+    known = prior(figure)
+    judged = moderated_change(seen, within, known, unit=unit)
+    alone, decided = len(pairs) == 1, len(pairs) > 1 or known.decides_alone
+    interval = judged.change if decided else within_interval(float(seen.mean()), within)
+    undefined = figure.scale == "ratio" and not scale.logarithmic and a.mean() == 0.0 and b.mean() != 0.0
+    typical = [float(np.exp(np.log(side).mean())) if scale.logarithmic else float(side.mean()) for side in (a, b)]
+    return Difference(
+        figure,
+        typical[0],
+        typical[1],
+        Estimate(None) if undefined else Estimate(*(scale.written(end or 0.0) for end in _ends(interval))),
+        judged.p if decided else None,
+        None,
+        NOT_TESTED,
+        pairs=len(pairs),
+        between_runs=decided,
+        detectable=scale.written(judged.detectable) if decided else None,
+        repeats=repeats_to_decide(float(seen.mean()), within, known, unit=unit) if alone and not undefined else None,
+        noise=run_variance(seen, within, unit=unit),
+        noisier=judged.noisier and known.source == "history",
+    )
+
+
+def _missing(figure: KeyFigure, readings: Sequence[tuple[Reading, Reading]]) -> Difference:
+    lacking = next((f"{side}: {one.missing}" for pair in readings for side, one in zip("AB", pair, strict=True)
+                    if one.missing), "no pair of runs")  # fmt: skip
+    a, b = (next((pair[side].value for pair in readings if pair[side].value is not None), None) for side in (0, 1))
+    return Difference(figure, a, b, Estimate(None), None, None, NOT_COMPARABLE, lacking)
+
+
+@dataclass(frozen=True, slots=True)
+class _Scale:
+    """The scale that changes are averaged on. divisor: what a difference is relative to, if no logarithm is taken."""
+
+    logarithmic: bool
+    divisor: float
+    relative: bool
+
+    @classmethod
+    def of(cls, figure: KeyFigure, a: Floats, b: Floats) -> _Scale:
+        relative = figure.scale == "ratio"
+        logarithmic = relative and bool((a > 0).all() and (b > 0).all())
+        divisor = 1.0 if not relative or logarithmic else float(a.mean()) or float(b.mean()) or 1.0
+        return cls(logarithmic, divisor, relative)
+
+    def changes(self, a: Floats, b: Floats) -> Floats:
+        return np.log(b) - np.log(a) if self.logarithmic else (b - a) / self.divisor
+
+    def written(self, change: float) -> float:
+        """The change as it is reported: relative, or of a share absolute."""
+        if self.logarithmic:
+            return math.expm1(min(change, _HIGHEST_LOG))
+        return max(change, -1.0) if self.relative else change
+
+
+def _ends(estimate: Estimate) -> tuple[float | None, float | None, float | None]:
+    return estimate.value, estimate.low, estimate.high
+
+
+def _replicates(reading: Reading, *, above_zero: bool) -> Floats:
+    """The bootstrap replicates of a reading. above_zero: one without any event counts as one with half an event."""
+    assert reading.replicates is not None, "a reading with a value has replicates"
+    if not above_zero:
+        return reading.replicates
+    return np.maximum(reading.replicates, (reading.value or 0.0) / (2.0 * max(reading.samples, 1)))
+
+
+def _variance(values: Floats) -> float:
+    finite = values[np.isfinite(values)]
+    return float(finite.var()) if finite.size > 1 else 0.0
+
+
+def _shrunk(reading: Reading) -> float:
+    """A share with half a hit and half a miss more than were seen (Jeffreys' prior)."""
+    return ((reading.value or 0.0) * reading.samples + 0.5) / (reading.samples + 1.0)
+
+
+def _binomial_floor(pairs: Sequence[tuple[Reading, Reading]]) -> float:
+    """Smallest variance of a difference of shares: where all requests of a run hit, resampling shows no spread."""
+    variances = [[(p := _shrunk(one)) * (1.0 - p) / one.samples for one in pair] for pair in pairs]
+    return float(np.sum(variances) / len(pairs))
+
+
+def _share_unit(pairs: Sequence[tuple[Reading, Reading]]) -> float:
+    """p (1 - p) of the mean share of both sides: what the variance of a share is proportional to."""
+    p = float(np.mean([_shrunk(one) for pair in pairs for one in pair]))
+    return p * (1.0 - p)

@@ -1,0 +1,216 @@
+"""The noise between runs, from the few runs at hand and from equal runs of the past: moderated t-tests.
+
+Three repeats measure their own noise badly: Student's t with two degrees of freedom needs a change of 4.3 standard
+errors. Runs of the past on the same machine know more. Their variances, each with its degrees of freedom, are fitted by
+a scaled inverse chi-square distribution: a prior variance and the degrees of freedom that it is worth. The variance at
+hand is averaged with the prior, each weighted by its degrees of freedom, and the test has the sum of both (Smyth 2004,
+https://doi.org/10.2202/1544-6115.1027). The more the past variances differ among themselves, the less the prior counts.
+
+Variances are those of one run. Of a ratio figure they are of its logarithm; of a share in units of p (1 - p).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy.special import digamma, fdtrc, nctdtrinc, polygamma, stdtr, stdtrit
+
+from muai_lab.analysis.statistics import CONFIDENCE, Estimate, Floats
+
+SIGNIFICANCE = 1.0 - CONFIDENCE
+POWER = 0.8
+"""Share of the comparisons in which the smallest detectable change is found."""
+ENOUGH_HISTORY = 10.0
+"""Degrees of freedom of the history from which on a condition may be judged by it alone, with one run each."""
+MOST_REPEATS = 50
+"""Repeats beyond which no number of them is given as advice."""
+
+Source = Literal["default", "history", "declared"]
+
+_DECLARED_FREEDOM = 10.0
+_MOST_FREEDOM = 10.0  # of a prior, so that ten runs at hand still count as much as any history
+SMALLEST_VARIANCE = 1e-6  # 0.1 %: equal readings are a matter of rounding, not evidence of a machine without noise
+_SMALLEST_ERROR = 1e-6  # equal runs without any spread differ by nothing, not infinitely significantly
+# The spread of past variances is estimated from few of them. As many imaginary ones stand beside them, which differ as
+# variances with `_USUAL_FREEDOM` degrees of freedom do.
+_IMAGINARY, _USUAL_FREEDOM = 2.0, 4.0
+_SURPRISE = 0.1  # level of the F-test that the runs at hand are noisier than the prior allows
+
+
+@dataclass(frozen=True, slots=True)
+class Variance:
+    """A variance of one run, as measured by equal runs with `freedom` degrees of freedom."""
+
+    value: float
+    freedom: float
+
+
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """What is known of the noise between runs before the runs at hand.
+
+    variance: of one run; freedom: degrees of freedom that it counts for. mean: the plain mean of the past variances,
+    which is larger when they differ. comparisons, behind: past groups of equal runs, and their degrees of freedom.
+    """
+
+    variance: float
+    freedom: float
+    source: Source
+    mean: float
+    comparisons: int = 0
+    behind: float = 0.0
+
+    @property
+    def decides_alone(self) -> bool:
+        """True if it may judge a change between single runs."""
+        return self.source == "declared" or self.behind >= ENOUGH_HISTORY
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A mean change between two configurations.
+
+    change: with its 95 % interval, on the scale of the changes. p: two-sided. error: standard error of the mean, with
+    `freedom` degrees of freedom. detectable: smallest change that is found with probability `POWER`. noisier: the runs
+    at hand scatter more than the prior allows, so it was left out.
+    """
+
+    change: Estimate
+    p: float
+    error: float
+    freedom: float
+    detectable: float
+    noisier: bool = False
+
+
+def default_prior(sd: float) -> Prior:
+    """The prior without any history. sd: of one run; it counts as a single degree of freedom."""
+    return Prior(sd**2, 1.0, "default", sd**2)
+
+
+def declared_prior(sd: float) -> Prior:
+    """The prior that a user declares. sd: of one run; it counts as ten degrees of freedom."""
+    return Prior(sd**2, _DECLARED_FREEDOM, "declared", sd**2)
+
+
+def fitted_prior(past: Sequence[Variance], default: Prior) -> Prior:
+    """Fit the prior to the variances of equal runs of the past; the default counts as one of them.
+
+    Smyth's moments of the logarithms, each weighted by its precision (DerSimonian and Laird 1986), since past groups
+    have few or many runs.
+    """
+    if not past:
+        return default
+    variances = np.array([max(one.value, SMALLEST_VARIANCE) for one in past] + [default.variance])
+    freedoms = np.array([one.freedom for one in past] + [default.freedom])
+    logs = np.log(variances) - digamma(freedoms / 2.0) + np.log(freedoms / 2.0)
+    sampling = polygamma(1, freedoms / 2.0)
+    spread = _spread(logs, sampling)
+    weights = 1.0 / (sampling + spread)
+    mean = float((variances * freedoms).sum() / freedoms.sum())
+    fitted, freedom = mean, math.inf
+    if spread > 0.0:
+        freedom = 2.0 * _inverse_trigamma(spread)
+        middle = float((weights * logs).sum() / weights.sum())
+        fitted = math.exp(middle + float(digamma(freedom / 2.0)) - math.log(freedom / 2.0))
+    # No more than half of what it rests on: the prior variance is an estimate, too.
+    freedom = min(freedom, float(freedoms.sum()) / 2.0, _MOST_FREEDOM)
+    behind = float(freedoms[:-1].sum())
+    return Prior(fitted, freedom, "history", max(mean, fitted), len(past), behind)
+
+
+def _spread(logs: Floats, sampling: Floats) -> float:
+    """Variance of the true log variances, at least 0, shrunk towards the usual."""
+    weights = 1.0 / sampling
+    middle = (weights * logs).sum() / weights.sum()
+    excess = float((weights * (logs - middle) ** 2).sum()) - (logs.size - 1)
+    found = excess / float(weights.sum() - (weights**2).sum() / weights.sum())
+    usual = float(polygamma(1, _USUAL_FREEDOM / 2.0))
+    return max((_IMAGINARY * usual + (logs.size - 1) * found) / (_IMAGINARY + logs.size - 1), 0.0)
+
+
+def _inverse_trigamma(value: float) -> float:
+    """x with trigamma(x) = value, by Newton's method on 1 / trigamma (Smyth 2004, appendix)."""
+    x = 0.5 + 1.0 / value
+    for _ in range(50):
+        trigamma = float(polygamma(1, x))
+        step = trigamma * (1.0 - trigamma / value) / float(polygamma(2, x))
+        x += step
+        if abs(step) < 1e-9 * x:
+            break
+    return x
+
+
+def moderated_change(changes: Floats, within: float, prior: Prior, *, unit: float = 1.0) -> Judged:
+    """Judge the mean of the pairs' changes, with the noise at hand averaged with the prior.
+
+    changes: one per pair. within: variance of one change by what happened within the runs. unit: the prior's variances
+    times this are of the changes' scale. With a single pair there is no noise at hand: the prior stands alone.
+    """
+    before, own = _one_run(prior, within, unit), changes.size - 1
+    if own == 0:
+        variance, freedom, noisier = max(before, prior.mean * unit), prior.freedom, False
+    else:
+        seen = float(changes.var(ddof=1)) / 2.0
+        noisier = float(fdtrc(own, prior.freedom, seen / before)) < _SURPRISE
+        freedom = own if noisier else prior.freedom + own
+        variance = seen if noisier else (prior.freedom * before + own * seen) / freedom
+    error = max(math.sqrt(max(2.0 * variance, within) / changes.size), _SMALLEST_ERROR)
+    middle = float(changes.mean())
+    reach = float(stdtrit(freedom, 1.0 - SIGNIFICANCE / 2.0)) * error
+    p = 2.0 * float(stdtr(freedom, -abs(middle) / error))
+    change = Estimate(middle, middle - reach, middle + reach)
+    return Judged(change, p, error, freedom, smallest_detectable(error, freedom), noisier)
+
+
+def _one_run(prior: Prior, within: float, unit: float) -> float:
+    """The prior's variance of one run. A history holds what happens within runs; to other priors it is added."""
+    known = prior.variance * unit
+    found = max(known, within / 2.0) if prior.source == "history" else known + within / 2.0
+    return max(found, _SMALLEST_ERROR**2)
+
+
+def smallest_detectable(error: float, freedom: float) -> float:
+    """Smallest true change that is significant with probability `POWER`, by the noncentral t-distribution."""
+    freedom = min(freedom, 1000.0)
+    critical = float(stdtrit(freedom, 1.0 - SIGNIFICANCE / 2.0))
+    return float(nctdtrinc(freedom, 1.0 - POWER, critical)) * error
+
+
+def repeats_to_decide(change: float, within: float, prior: Prior, *, unit: float = 1.0) -> int | None:
+    """Repeats of both configurations that would find a change of this size; None beyond `MOST_REPEATS`."""
+    noise = max(2.0 * _one_run(prior, within, unit), within)
+    for repeats in range(2, MOST_REPEATS + 1):
+        error = max(math.sqrt(noise / repeats), _SMALLEST_ERROR)
+        if smallest_detectable(error, prior.freedom + repeats - 1) <= abs(change):
+            return repeats
+    return None
+
+
+def within_interval(change: float, within: float) -> Estimate:
+    """A change between single runs with the interval of what happened within them; noise between runs is not in it."""
+    reach = float(stdtrit(1e9, 1.0 - SIGNIFICANCE / 2.0)) * math.sqrt(within)
+    return Estimate(change, change - reach, change + reach)
+
+
+def run_variance(changes: Floats, within: float, *, unit: float = 1.0) -> Variance | None:
+    """The variance of one run that the pairs' changes tell, for the history; None with fewer than two pairs."""
+    if changes.size < 2 or not unit > 0.0:
+        return None
+    value = max(float(changes.var(ddof=1)), within) / 2.0 / unit
+    return Variance(max(value, SMALLEST_VARIANCE), float(changes.size - 1))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment: at most 5 % chance of any false finding when those with p <= 0.05 are taken."""
+    order = np.argsort(p)
+    adjusted = [0.0] * len(p)
+    highest = 0.0
+    for step, index in enumerate(order):
+        highest = max(highest, min(1.0, (len(p) - step) * p[index]))
+        adjusted[index] = highest
+    return adjusted

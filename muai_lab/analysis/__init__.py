@@ -13,8 +13,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from muai_lab.analysis.change import Difference as Difference
     from muai_lab.analysis.comparison import Comparison as Comparison
-    from muai_lab.analysis.comparison import Difference as Difference
     from muai_lab.analysis.comparison import compare as compare
     from muai_lab.analysis.comparison import difference as difference
     from muai_lab.analysis.frames import Run as Run
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Comparison": "comparison",
-    "Difference": "comparison",
+    "Difference": "change",
     "Group": "pairing",
     "METRICS": "metrics",
     "Metric": "metrics",

@@ -14,10 +14,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
-from scipy.special import digamma, fdtrc, nctdtrinc, polygamma, stdtr, stdtrit
+from scipy.special import digamma, fdtrc, gammaincinv, ndtr, polygamma, stdtr, stdtrit
 
 from muai_lab.analysis.statistics import CONFIDENCE, Estimate, Floats
 
@@ -38,6 +39,7 @@ _SMALLEST_ERROR = 1e-6  # equal runs without any spread differ by nothing, not i
 # The spread of past variances is estimated from few of them. As many imaginary ones stand beside them, which differ as
 # variances with `_USUAL_FREEDOM` degrees of freedom do.
 _IMAGINARY, _USUAL_FREEDOM = 2.0, 4.0
+_QUANTILES = 500
 _SURPRISE = 0.1  # level of the F-test that the runs at hand are noisier than the prior allows
 
 
@@ -175,10 +177,25 @@ def _one_run(prior: Prior, within: float, unit: float) -> float:
 
 
 def smallest_detectable(error: float, freedom: float) -> float:
-    """Smallest true change that is significant with probability `POWER`, by the noncentral t-distribution."""
-    freedom = min(freedom, 1000.0)
+    """Smallest true change that is significant with probability `POWER`."""
+    return _detectable_errors(round(min(max(freedom, 1.0), 1000.0), 3)) * error
+
+
+@lru_cache(maxsize=256)
+def _detectable_errors(freedom: float) -> float:
+    """`smallest_detectable` in standard errors: the noncentrality at which Student's t has that power.
+
+    The power is the mean of the normal one over the distribution of the estimated error, taken at its quantiles.
+    """
     critical = float(stdtrit(freedom, 1.0 - SIGNIFICANCE / 2.0))
-    return float(nctdtrinc(freedom, 1.0 - POWER, critical)) * error
+    quantiles = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
+    estimated = np.sqrt(gammaincinv(freedom / 2.0, quantiles) * 2.0 / freedom)
+    low, high = 0.0, 10.0 * critical
+    for _ in range(40):
+        middle = (low + high) / 2.0
+        power = float(ndtr(middle - critical * estimated).mean())
+        low, high = (middle, high) if power < POWER else (low, middle)
+    return high
 
 
 def repeats_to_decide(change: float, within: float, prior: Prior, *, unit: float = 1.0) -> int | None:

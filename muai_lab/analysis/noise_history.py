@@ -87,11 +87,14 @@ class NoiseHistory:
         ]
 
     def add(self, key: Key | None, runs: Sequence[Run], variances: Mapping[str, Variance]) -> str | None:
-        """Append what equal runs tell; returns why it could not be written, None if it was or had been."""
+        """Append what equal runs tell; returns why it could not be written.
+
+        Runs that are known already, or that are given twice (a run compared with itself), add nothing.
+        """
         if self.path is None or key is None or not variances:
             return None
         entry = Entry(key, frozenset(map(digest_of, runs)), variances)
-        if any(known.key == key and entry.runs <= known.runs for known in self._entries):
+        if len(entry.runs) < len(runs) or any(known.key == key and entry.runs <= known.runs for known in self._entries):
             return None
         try:
             _append(self.path, _line(entry))
@@ -126,9 +129,9 @@ def _key(run: Run) -> Key:
 
 
 def digest_of(run: Run) -> str:
-    """Short digest that tells this run from all others, wherever its directory is moved."""
+    """Short digest that tells this run from all others, also where its directory is moved or copied."""
     stated = run.manifest
-    return _digest([stated.get("started"), stated.get("clock"), stated.get("schedule_hash"), run.path.name])
+    return _digest([stated.get("started"), stated.get("clock"), stated.get("schedule_hash")])
 
 
 def _digest(facts: Any) -> str:

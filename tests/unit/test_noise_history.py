@@ -104,6 +104,14 @@ def test_a_file_that_cannot_be_written_is_a_note(make: Make, tmp_path: Path) -> 
     assert directory.add(KEY, [make("b")], {"tokens": Variance(1e-4, 2.0)}) is not None
 
 
+def test_a_run_compared_with_itself_or_its_copy_tells_no_noise(make: Make, path: Path) -> None:
+    run, copy = make("a"), make("copy", manifest={"started": "a"})
+
+    NoiseHistory.read(path).add(KEY, [run, copy], {"tokens": Variance(1e-6, 2.0)})
+
+    assert not path.exists()
+
+
 def test_no_history_keeps_nothing(make: Make) -> None:
     history = NoiseHistory()
 

@@ -153,7 +153,7 @@ def test_a_condition_is_not_judged_from_one_run_each_unless_the_noise_is_known(
     assert main([a, b, *condition, "--noise", "3%"]) == 1
     assert main([a, b, *condition, "--noise", "20%"]) == 0
     assert "which chance can do as well" in capsys.readouterr().out
-    past = load_run(make("past"))
+    past = load_run(make("past", manifest={"started": "2026-01-30T12:00:00"}))
     NoiseHistory.of_user().add(key_of([past]), [past], {"p50 ttft": Variance(1e-4, 10.0)})
     assert main([a, b, *condition]) == 1
     assert main([a, a, *condition]) == 0

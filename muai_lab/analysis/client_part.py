@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from muai_lab.analysis.slo import Slo
+from muai_lab.analysis.statistics import min_samples
 from muai_lab.analysis.wording import SHORT_NAMES, duration, percent
 from muai_lab.visible import tolerated
 
@@ -22,17 +23,26 @@ def part_of(generator: Mapping[str, Any], column: str) -> dict[str, Any] | None:
     return None if added is None else {"may_add_s": dict(added["figures_s"]), "marked": list(added["marked"])}
 
 
-def footnote(generator: Mapping[str, Any]) -> str | None:
-    """The sentence that explains the marks; None without any."""
+def footnote(generator: Mapping[str, Any], samples: Callable[[str], int]) -> str | None:
+    """The sentence that explains the marks; None without any.
+
+    samples: how many samples a latency column has. A quantile of too few is not given, so it has no mark.
+    """
     said = []
     for column in _SHOWN:
         added = (generator.get("added") or {}).get(column) or {"marked": (), "figures_s": {}}
-        figures = [f"{name} {duration(added['figures_s'][name])}" for name in added["marked"]]
+        given = [name for name in added["marked"] if samples(column) >= _needed(name)]
+        figures = [f"{name} {duration(added['figures_s'][name])}" for name in given]
         if figures:
             said.append(f"{SHORT_NAMES[column]} {', '.join(figures)}")
     if not said:
         return None
     return f"* of the marked figures, up to this much can be the load generator's own delay: {'; '.join(said)}"
+
+
+def _needed(figure: str) -> int:
+    """Fewest samples with which a figure (`mean`, `p50`, ...) is given."""
+    return 1 if figure == "mean" else min_samples(float(figure[1:]) / 100)
 
 
 def promise_in_doubt(added: Mapping[str, Mapping[str, float]], slo: Slo) -> str | None:

@@ -211,7 +211,11 @@ def _warnings(run: Run, measured: pd.DataFrame, steady: Steadiness, found: Findi
             f"too few successful requests in the window ({len(ok)}) for {', '.join(short)}; needed at least {needed}"
         )
     generator = run.manifest.get("generator") or {}
-    warnings += [note] if (note := footnote(generator)) else []
+
+    def samples(column: str) -> int:
+        return int(ok[column].notna().sum()) if column in ok else len(ok)
+
+    warnings += [note] if (note := footnote(generator, samples)) else []
     if run.slo is not None and (doubt := doubt_of(generator, run.slo)):
         warnings.append(f"{doubt}: the SLO may have been missed for that alone")
     if steady.verdict == UNKNOWN and len(ok):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,19 @@ def test_a_run_that_states_no_part_has_no_marks(tmp_path: Path) -> None:
     summary = summarise(load_run(example(tmp_path)))
 
     assert "client" not in summary["latency"]["ttft_s"]
-    assert footnote({"verdict": "ok"}) is None
+    assert footnote({"verdict": "ok"}, lambda column: 1000) is None
+
+
+@pytest.mark.parametrize(
+    ("samples", "named"),
+    [(9, []), (38, ["p50"]), (60, ["p50", "p90"]), (100, ["p50", "p90", "p95"]), (500, ["p50", "p90", "p95", "p99"])],
+)
+def test_the_note_names_only_figures_that_are_given(samples: int, named: list[str]) -> None:
+    added = {"ttft_s": {"figures_s": FIGURES, "marked": ["p50", "p90", "p95", "p99"]}}
+
+    note = footnote({"added": added}, lambda column: samples)
+
+    assert ([] if note is None else re.findall(r"p\d+", note)) == named
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from muai_lab.analysis.slo import Slo
@@ -69,3 +70,14 @@ def doubt_of(generator: Mapping[str, Any], slo: Slo) -> str | None:
     """`promise_in_doubt` from the generator's part of a manifest."""
     added = generator.get("added") or {}
     return promise_in_doubt({column: one["figures_s"] for column, one in added.items()}, slo)
+
+
+def allowing(generator: Mapping[str, Any], slo: Slo) -> Slo:
+    """The SLO with bounds that are wider by the most that the generator can have added."""
+    added = generator.get("added") or {}
+
+    def wider(metric: str, bound_ms: float | None) -> float | None:
+        part = added.get(f"{metric}_from_intended_s") or added.get(f"{metric}_s")
+        return bound_ms if bound_ms is None or part is None else bound_ms + 1e3 * max(part["figures_s"].values())
+
+    return replace(slo, ttft_ms=wider("ttft", slo.ttft_ms), e2e_ms=wider("e2e", slo.e2e_ms))

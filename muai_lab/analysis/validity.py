@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from muai_lab.analysis import server_series
-from muai_lab.analysis.client_part import doubt_of, footnote
+from muai_lab.analysis.client_part import allowing, doubt_of, footnote
 from muai_lab.analysis.frames import Run
 from muai_lab.analysis.samples import completed_requests
+from muai_lab.analysis.slo import Slo, met
 from muai_lab.analysis.statistics import QUANTILES, min_samples, quantile_name
 from muai_lab.analysis.steadiness import NOT_STEADY, UNKNOWN, Steadiness, steadiness
 from muai_lab.analysis.visibility import asked_and_got, visibility, visibility_warnings
@@ -36,6 +38,7 @@ FAILURE_LIMIT = 0.01
 # A window of this many answers has few that begin and end in it; the length to set gives about as many.
 _ANSWERS_IN_WINDOW = 5
 _ANSWERS_TO_ADVISE = 20
+_SPARE_REQUESTS = 1.2  # to advise, by the number that the rate so far needs
 _REFUSALS = ("rejected", "timeout")
 
 __all__ = [
@@ -118,7 +121,9 @@ def _nothing_measured(run: Run) -> Finding | None:
     if measured.empty:
         step = "raise load.duration_s, lower load.warmup_s, or raise load.requests"
         answer_s = _answer_s(run.requests)
-        if answer_s is not None:
+        if run.window is not None and run.window.duration_s <= 0:
+            step = "lower load.warmup_s, or raise load.requests: all requests were sent during the warm-up"
+        elif answer_s is not None:
             step = f"an answer takes {duration(answer_s)}: set load.duration_s={_advised_s(answer_s)}"
         return Finding(NOTHING, "no request was due in the measurement window", step)
     reason = f"none of {plural(len(measured), 'request')} succeeded{_commonest_error(measured)}"
@@ -216,13 +221,23 @@ def _warnings(run: Run, measured: pd.DataFrame, steady: Steadiness, found: Findi
         return int(ok[column].notna().sum()) if column in ok else len(ok)
 
     warnings += [note] if (note := footnote(generator, samples)) else []
-    if run.slo is not None and (doubt := doubt_of(generator, run.slo)):
-        warnings.append(f"{doubt}: the SLO may have been missed for that alone")
+    if run.slo is not None:
+        warnings += _slo_warnings(measured, run.slo, generator)
     if steady.verdict == UNKNOWN and len(ok):
         warnings.append(f"steadiness {steady}")
     if known := prompts_known(run):
         warnings.append(known)
     return [*warnings, *visibility_warnings(visibility(run), asked_and_got(run))]
+
+
+def _slo_warnings(measured: pd.DataFrame, slo: Slo, generator: Mapping[str, Any]) -> Iterator[str]:
+    if (doubt := doubt_of(generator, slo)) and len(measured):
+        kept, at_best = (met(measured, bounds).mean() for bounds in (slo, allowing(generator, slo)))
+        if kept < slo.quantile <= at_best:
+            yield f"{doubt}: the SLO may have been missed for that alone"
+    ok = measured[measured["status"] == "ok"]
+    if slo.tpot_ms is not None and len(ok) and (ok["tokens"] <= 1).fillna(False).all():
+        yield "the TPOT bound applies to no request of the window: every answer has one token"
 
 
 def prompts_known(run: Run) -> str | None:
@@ -245,7 +260,17 @@ def cut_short(run: Run) -> str | None:
     wanted_s = (run.config.get("load") or {}).get("duration_s")
     if run.window is None or not isinstance(wanted_s, int | float) or run.window.duration_s >= 0.98 * wanted_s:
         return None
-    return f"the window was cut short: {duration(run.window.duration_s)} of {duration(float(wanted_s))}"
+    cut = f"the window was cut short: {duration(run.window.duration_s)} of {duration(float(wanted_s))}"
+    if run.window.duration_s > 0 and run.complete and (run.manifest.get("load") or {}).get("kind") == "closed":
+        longer = (run.window.start_s + wanted_s) / (run.window.start_s + run.window.duration_s)
+        cut += f"; load.requests={_rounded_up(len(run.requests) * longer * _SPARE_REQUESTS)} fills it"
+    return cut
+
+
+def _rounded_up(count: float) -> int:
+    """At least so many, with two digits that are not zero."""
+    unit: int = 10 ** max(0, len(str(math.ceil(count))) - 2)
+    return math.ceil(count / unit) * unit
 
 
 def _answer_s(requests: pd.DataFrame) -> float | None:

@@ -25,11 +25,12 @@ from muai_lab.settings.hydra_groups import PRIMARY, groups_folder, hydra_message
 from muai_lab.settings.overrides import parse_overrides, quoted, with_open_mappings
 
 _PROGRAM = "python -m muai_lab run"
+_FLAGS = ("-m", "--multirun", "-r", "--run")
 
 
 def main(argv: Sequence[str]) -> int:
     """Check the whole invocation, then let Hydra run its job or jobs; returns the exit status."""
-    arguments = list(argv)
+    arguments = _flags_first(argv)
     with _as_program(arguments):
         args = get_args_parser().parse_args(arguments)
     parsed, _ = parse_overrides(args.overrides)
@@ -49,6 +50,11 @@ def main(argv: Sequence[str]) -> int:
         _launch(_run_one, arguments_of_round)
     end_sweep(jobs.sweep_dir)
     return 0
+
+
+def _flags_first(argv: Sequence[str]) -> list[str]:
+    """The arguments with the choice of run or sweep in front: Hydra takes no flag between overrides."""
+    return sorted(argv, key=lambda argument: argument not in _FLAGS)
 
 
 def _rounds(arguments: Sequence[str], jobs: Jobs) -> Iterator[list[str]]:

@@ -52,6 +52,10 @@ _CLOSED_LOOP_ANSWERS_PER_SLOT_S = 8.0
 _CLOSED_LOOP_MINIMUM = 64
 
 
+# A schedule of more requests would take many hours to draw, and more memory than machines have.
+MOST_REQUESTS = 50_000_000
+
+
 class EmptySchedule(RunError):
     """No request is due within the time of the load."""
 
@@ -63,6 +67,7 @@ def draw_schedule(settings: LabSettings, tokenizer: PromptTokenizer, context_tok
     cut, and `Schedule.notes` says how much. None cuts nothing. Raises RunError when nothing is due in the given time,
     when prompts of the wanted lengths cannot be made, or when a file cannot be read.
     """
+    check_size(settings.arrival, settings.load)
     streams = RandomStreams(settings.seed)
     if settings.experiment.repeat:  # the first repeat is what a run without repeats is
         streams = streams.below(f"repeat {settings.experiment.repeat}")
@@ -161,6 +166,30 @@ def closed_loop_requests(arrival: ArrivalSettings, load: LoadSettings) -> int:
         return load.requests
     enough = arrival.concurrency * (load.warmup_s + load.duration_s) * _CLOSED_LOOP_ANSWERS_PER_SLOT_S
     return max(_CLOSED_LOOP_MINIMUM, math.ceil(enough))
+
+
+def check_size(arrival: ArrivalSettings, load: LoadSettings) -> None:
+    """Raises RunError for a load of more requests than a schedule can hold."""
+    horizon_s = load.warmup_s + load.duration_s
+    match arrival.kind:
+        case "closed":
+            if load.requests is not None:
+                requests = float(load.requests)
+            else:
+                requests = arrival.concurrency * horizon_s * _CLOSED_LOOP_ANSWERS_PER_SLOT_S
+        case "constant" | "poisson" | "gamma" | "diurnal":
+            requests = arrival.rate * horizon_s
+        case "ramp":
+            requests = max(arrival.rate, arrival.end_rate) * horizon_s
+        case "steps":
+            requests = max(arrival.step_rates) * horizon_s
+        case "trace":
+            requests = 0.0  # no more than the file has
+    if requests > MOST_REQUESTS:
+        raise RunError(
+            f"a load of {horizon_s:g} s asks for about {requests:.2g} requests, and a schedule holds at most "
+            f"{MOST_REQUESTS:,}: lower load.duration_s, load.requests, or the rate or concurrency of the arrival"
+        )
 
 
 def _fill_closed_loop(rows: ScheduleRows, units: Iterator[Unit], most: int) -> None:

@@ -128,6 +128,20 @@ class TestDrawing:
         with pytest.raises(RunError, match=r"no poisson arrival at 0\.0001 requests/s falls into 10 s; raise"):
             draw(arrival=arrival)
 
+    @pytest.mark.parametrize(
+        "sections",
+        [
+            {"arrival": CLOSED, "load": {"duration_s": 1e99}},
+            {"arrival": CLOSED, "load": {"requests": 10**12}},
+            {"arrival": {"kind": "poisson", "rate": 1e12}},
+            {"arrival": {"kind": "ramp", "rate": 1.0, "end_rate": 1e12}},
+            {"arrival": {"kind": "steps", "step_rates": [1.0, 1e12]}},
+        ],
+    )
+    def test_a_load_that_no_memory_holds_is_refused_before_it_is_drawn(self, sections: dict[str, Any]) -> None:
+        with pytest.raises(RunError, match=r"a schedule holds at most 50,000,000: lower load\.duration_s"):
+            draw(**sections)
+
 
 def small(**changes: Any) -> Schedule:
     first = {"index": 0, "intended_s": 0.5, "prompt": "a", "prompt_ids": None, "prompt_tokens": 1, "max_tokens": 4}

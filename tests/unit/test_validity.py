@@ -138,3 +138,42 @@ def test_the_hit_rate_of_the_cache_is_that_of_the_window_and_not_since_the_serve
     path = write_run(tmp_path, answered(60), measure=(2.0, 8.0), server_metrics=scraped)
 
     assert summarise(load_run(path))["server"]["kv_cache_hit_rate"] == pytest.approx(0.5)
+
+
+def warnings_of(path: Path, slo: dict[str, float], added_s: float, **fields: Any) -> list[str]:
+    """The warnings of 100 requests whose first token takes 150 ms, beside a load generator that may have added some."""
+    figures = dict.fromkeys(("mean", "p50", "p90", "p95", "p99"), added_s)
+    added = {column: {"figures_s": figures, "marked": []} for column in ("ttft_s", "ttft_from_intended_s")}
+    generator = {"verdict": "ok", "reason": None, "cpu_share": 0.1, "send_lag_p99_s": 0.0, "added": added}
+    summary = summary_of(path, answered(100, **fields), config={"slo": slo}, manifest={"generator": generator})
+    return list(summary["validity"]["warnings"])
+
+
+@pytest.mark.parametrize(("bound_ms", "decisive"), [(0.001, False), (100.0, False), (140.0, True), (160.0, False)])
+def test_own_delays_are_named_only_where_they_can_have_decided_about_the_slo(
+    tmp_path: Path, bound_ms: float, *, decisive: bool
+) -> None:
+    warnings = warnings_of(tmp_path, {"ttft_ms": bound_ms, "quantile": 0.99}, added_s=0.02)
+
+    assert any("may have been missed for that alone" in warning for warning in warnings) == decisive
+
+
+@pytest.mark.parametrize(("tokens", "noted"), [(1, True), (2, False)])
+def test_a_bound_that_applies_to_no_request_is_noted(tmp_path: Path, tokens: int, *, noted: bool) -> None:
+    warnings = warnings_of(tmp_path, {"tpot_ms": 1000.0, "quantile": 0.99}, 0.0, output_tokens=tokens)
+
+    assert any("TPOT bound applies to no request" in warning for warning in warnings) == noted
+
+
+def test_a_closed_loop_that_ran_out_of_requests_says_how_many_fill_the_window(tmp_path: Path) -> None:
+    config = {"load": {"duration_s": 30.0}}
+    path = write_run(tmp_path, answered(60), measure=(0.0, 6.0), config=config, manifest={"load": {"kind": "closed"}})
+
+    assert "6.00 s of 30.0 s; load.requests=360 fills it." in headline(summarise(load_run(path)))
+
+
+def test_a_warm_up_that_takes_all_requests_is_not_mended_by_a_longer_window(tmp_path: Path) -> None:
+    rows = [record(0, due=-5.0, sent=-5.0, chunks=[-4.0, -3.0], phase="warmup")]
+    path = write_run(tmp_path, rows, measure=(0.0, 0.0), config={"load": {"duration_s": 30.0}})
+
+    assert "next: lower load.warmup_s, or raise load.requests" in verdict_line(summarise(load_run(path)))

@@ -1,8 +1,9 @@
-"""Quantiles that are given only with enough samples, and intervals from a block bootstrap over time.
+"""Figures of one run with their intervals, and replicates of them for the comparison of two runs.
 
-Latencies of neighbouring requests resemble each other (they share a queue and a batch), so resampling single requests
-would give intervals that are far too narrow. Whole blocks of time are resampled instead (Künsch 1989; here the simple
-variant with blocks that do not overlap, as in Carlstein 1986), each with everything that fell due in it.
+Latencies of neighbouring requests resemble each other (they share a queue and a batch), so single requests are no
+independent samples. Intervals come from the long-run variance over time (see `dependence`), and there is none if the
+window is too short for one. Replicates come from whole blocks of time (Künsch 1989; here the simple variant with blocks
+that do not overlap, as in Carlstein 1986), each with everything that fell due in it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,15 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtri
+
+from muai_lab.analysis.dependence import (
+    CONFIDENCE,
+    FEW_MEMORIES,
+    LEAST_RATIO,
+    Span,
+    share_bounds,
+)
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -21,10 +31,10 @@ SAMPLES_BEYOND = 5
 """Samples that must lie beyond a quantile before it is given: p99 then needs 500 samples, p95 100, p90 50, p50 10."""
 
 QUANTILES: tuple[float, ...] = (0.50, 0.90, 0.95, 0.99)
-CONFIDENCE = 0.95
 REPLICATES = 1000
 MIN_BLOCKS = 10
 MAX_BLOCKS = 50
+_WIDEST = 0.9  # of a mean, on one side: wider says nothing, and a width of 1 has no upper end
 _MAX_BINS = 4096  # more samples than this are put into bins of equal count: 0.024 % of rank, far below any interval
 
 
@@ -40,11 +50,16 @@ def quantile_name(quantile: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A value with its interval of confidence `CONFIDENCE`; None where it cannot be given."""
+    """A value with its interval of confidence `CONFIDENCE`; None where it cannot be given.
+
+    needs_s: length of the window, in seconds, from which on there would be an interval; None if there is one, or if
+    that is not known.
+    """
 
     value: float | None
     low: float | None = None
     high: float | None = None
+    needs_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +106,6 @@ def make_blocks(start_s: float, end_s: float, *, correlation_s: float = 0.0, see
     return Blocks(start_s, duration / count, count, draws.astype(np.float64))
 
 
-def _interval(replicates: Floats) -> tuple[float | None, float | None]:
-    finite = replicates[np.isfinite(replicates)]
-    if finite.size < REPLICATES // 2:
-        return None, None
-    tail = (1.0 - CONFIDENCE) / 2.0
-    low, high = np.quantile(finite, [tail, 1.0 - tail])
-    return float(low), float(high)
-
-
 def bootstrap_quantiles(values: Floats, block_of: Ints, blocks: Blocks, quantiles: Sequence[float]) -> Floats:
     """Quantiles (linear interpolation, as `numpy.quantile`) of every replicate: [quantiles, replicates].
 
@@ -136,7 +142,7 @@ def bootstrap_quantiles(values: Floats, block_of: Ints, blocks: Blocks, quantile
 def describe(
     values: Floats,
     t_s: Floats,
-    blocks: Blocks,
+    span: Span,
     *,
     quantiles: Sequence[float] = QUANTILES,
     independent: int | None = None,
@@ -152,49 +158,97 @@ def describe(
     nothing = Estimate(None)
     if values.size == 0:
         return Distribution(0, nothing, {quantile_name(q): nothing for q in quantiles}, None, None)
-    block_of = blocks.of(t_s)
     given = [q for q in quantiles if enough_for >= min_samples(q)]
     estimates = {quantile_name(q): nothing for q in quantiles}
-    mean = Estimate(float(values.mean()))
-    if given:
-        replicates = bootstrap_quantiles(values, block_of, blocks, given)
-        for quantile, point, sample in zip(given, np.quantile(values, given), replicates, strict=True):
-            estimates[quantile_name(quantile)] = Estimate(float(point), *_interval(sample))
-        sums = blocks.weights @ np.bincount(block_of, weights=values, minlength=blocks.count)
-        counts = blocks.weights @ np.bincount(block_of, minlength=blocks.count)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            mean = Estimate(mean.value, *_interval(np.where(counts > 0, sums / counts, np.nan)))
-    return Distribution(values.size, mean, estimates, float(values.min()), float(values.max()))
+    ranked = np.sort(values)
+    ratio = _dependence(values - values.mean(), t_s, span)
+    for quantile, point in zip(given, np.quantile(ranked, given), strict=True):
+        estimates[quantile_name(quantile)] = _quantile(quantile, float(point), values, ranked, t_s, span, ratio)
+    mean = _mean(values, t_s, span, ratio) if given else Estimate(float(values.mean()))
+    return Distribution(values.size, mean, estimates, float(ranked[0]), float(ranked[-1]))
 
 
-def rate(amounts: Floats, t_s: Floats, blocks: Blocks) -> Estimate:
+def _dependence(deviations: Floats, t_s: Floats, span: Span) -> float:
+    """Ratio of the long-run variance of a sum to that of independent samples; 0 for a constant."""
+    independent = float(deviations @ deviations)
+    return span.long_run_variance(deviations, t_s) / independent if independent > 0.0 else 0.0
+
+
+def _mean(values: Floats, t_s: Floats, span: Span, ratio: float) -> Estimate:
+    """The mean, with an interval that is symmetric on the scale of its reciprocal.
+
+    The latency of a queue goes with the reciprocal of its spare capacity. So the standard error of a mean grows with
+    the square of the mean, and its reciprocal has the same standard error everywhere.
+    """
+    value = float(values.mean())
+    needs_s = span.needed_s(ratio)
+    if needs_s > span.length_s:
+        return Estimate(value, needs_s=needs_s)
+    width = span.t(ratio) * math.sqrt(max(ratio, LEAST_RATIO) * float(values.var()) / values.size)
+    if value <= 0.0:
+        return Estimate(value, value - width, value + width)
+    if width >= _WIDEST * value:
+        return Estimate(value, needs_s=span.length_s * (width / (_WIDEST * value)) ** 2)
+    return Estimate(value, value / (1.0 + width / value), value / (1.0 - width / value))
+
+
+def _quantile(
+    q: float, point: float, values: Floats, ranked: Floats, t_s: Floats, span: Span, ratio_of_mean: float
+) -> Estimate:
+    """A quantile, with the interval between the ranks that the share of values below it leaves open (Woodruff 1952).
+
+    A run without a backlog shows no dependence in its tail, so the mean must not show any either.
+    """
+    below = (values <= point).astype(np.float64)
+    ratio = _dependence(below - below.mean(), t_s, span)
+    needs_s = span.needed_s(max(ratio, ratio_of_mean), min(q, 1.0 - q))
+    if needs_s > span.length_s:
+        return Estimate(point, needs_s=needs_s)
+    low, high = _share_bounds(q, values.size, ratio, span)
+    first, last = math.floor(low * values.size) - 1, math.ceil(high * values.size)
+    if first < 0 or last >= values.size:  # too few samples beyond: the interval would reach past the extremes
+        return Estimate(point, needs_s=2.0 * span.length_s)
+    return Estimate(point, float(ranked[first]), float(ranked[last]))
+
+
+def _share_bounds(share: float, samples: int, ratio: float, span: Span) -> tuple[float, float]:
+    """Bounds of a share of `samples` whose number of hits varies `ratio` times as much as if they were independent."""
+    normal = float(ndtri(0.5 + CONFIDENCE / 2.0))
+    return share_bounds(share, samples / max(ratio, LEAST_RATIO) * (normal / span.t(ratio)) ** 2)
+
+
+def rate(amounts: Floats, t_s: Floats, span: Span) -> Estimate:
     """Sum of `amounts` that fell into the window ÷ window (per second), with its interval.
 
     amounts, t_s: one entry per event (a request: amount 1; a chunk: its tokens), all of them inside the window.
     """
-    per_block = np.bincount(blocks.of(t_s), weights=amounts, minlength=blocks.count)
-    duration = blocks.count * blocks.length_s
-    value = float(per_block.sum() / duration)
-    if amounts.size < min_samples(0.5):
+    total = float(amounts.sum())
+    value = total / span.length_s
+    if amounts.size < min_samples(0.5) or not total > 0.0:
         return Estimate(value)
-    return Estimate(value, *_interval(blocks.weights @ per_block / duration))
+    variance = span.long_run_variance_of_count(amounts, t_s)
+    ratio = variance / float(amounts @ amounts)
+    needs_s = span.needed_s(ratio)
+    if needs_s > span.length_s:
+        return Estimate(value, needs_s=needs_s)
+    factor = math.exp(span.t(ratio) * math.sqrt(variance) / total)
+    return Estimate(value, value / factor, value * factor)
 
 
-def share(hits: NDArray[np.bool_], t_s: Floats, blocks: Blocks) -> Estimate:
+def share(hits: NDArray[np.bool_], t_s: Floats, span: Span) -> Estimate:
     """Share of the events that are hits (0 to 1), with its interval; no value without events.
 
-    Where all or none hit, resampling shows no spread, so the exact binomial bound is used (Clopper and Pearson 1934).
+    Where all or none hit, the events show no spread: each memory of the window then counts as one sample.
     """
     if hits.size == 0:
         return Estimate(None)
     value = float(hits.mean())
     if value in (0.0, 1.0):
-        bound = ((1.0 - CONFIDENCE) / 2.0) ** (1.0 / hits.size)
-        return Estimate(value, bound, 1.0) if value == 1.0 else Estimate(value, 0.0, 1.0 - bound)
+        return Estimate(value, *share_bounds(value, min(float(hits.size), span.memories)))
     if hits.size < min_samples(0.5):
         return Estimate(value)
-    block_of = blocks.of(t_s)
-    counts = blocks.weights @ np.bincount(block_of, minlength=blocks.count)
-    sums = blocks.weights @ np.bincount(block_of, weights=hits.astype(np.float64), minlength=blocks.count)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return Estimate(value, *_interval(np.where(counts > 0, sums / counts, np.nan)))
+    ratio = _dependence(hits - value, t_s, span)
+    needs_s = span.needed_s(ratio, min(value, 1.0 - value))
+    if needs_s > span.length_s:
+        return Estimate(value, needs_s=needs_s)
+    return Estimate(value, *_share_bounds(value, hits.size, ratio, span))

@@ -89,8 +89,13 @@ def in_flight(requests: pd.DataFrame, at_s: NDArray[np.float64]) -> NDArray[np.f
 
     A request that never ended (no stamp) counts as in flight until the end.
     """
-    due = np.sort(requests["due_s"].dropna().to_numpy())
-    over = np.sort(requests["over_s"].dropna().to_numpy())
-    arrived = np.searchsorted(due, at_s, side="right")
-    ended = np.searchsorted(over, at_s, side="right")
+    return in_flight_at(requests["due_s"].dropna().to_numpy(), requests["over_s"].dropna().to_numpy(), at_s)
+
+
+def in_flight_at(
+    due_s: NDArray[np.float64], over_s: NDArray[np.float64], at_s: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """`in_flight` from the times at which requests were due, and at which they were over."""
+    arrived = np.searchsorted(np.sort(due_s), at_s, side="right")
+    ended = np.searchsorted(np.sort(over_s), at_s, side="right")
     return np.asarray(arrived - ended, dtype=np.float64)

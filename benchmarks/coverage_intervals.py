@@ -1,0 +1,109 @@
+"""How often the 95 % intervals of one run hold the truth, and how often there is an interval at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.coverage import Table
+from muai_lab.analysis.dependence import Span, middles_s, span_of
+from muai_lab.analysis.statistics import Estimate, describe, rate
+from muai_lab.analysis.window import in_flight_at
+from muai_lab.simulation.worlds import WORLDS, Window, World
+
+REQUESTS = (600, 2400, 9600)
+FIGURES = ("mean", "p50", "p99", "throughput")
+_AT_ONCE = 100  # runs that are simulated together
+
+BEFORE = {
+    "batching 0.5": ".93 .95 .77",
+    "batching 0.8": ".61 .83 .29",
+    "batching 0.9": ".46 .68 .09",
+    "mm1 0.8": ".54 .71 .15",
+    "ar1 2": ".65 .71 .38",
+    "iid": ".93 .92 .89",
+}
+"""Coverage of mean, p50 and p99 at 600 requests with the intervals of before (block bootstrap, percentiles)."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """Of runs: how many there were, printed an interval, and held the truth in it."""
+
+    runs: int = 0
+    printed: int = 0
+    held: int = 0
+
+    def add(self, found: Estimate | None, truth: float) -> None:
+        """Count one run."""
+        self.runs += 1
+        if found is not None and found.low is not None and found.high is not None:
+            self.printed += 1
+            self.held += found.low <= truth <= found.high
+
+    @property
+    def coverage(self) -> float:
+        """Share of the intervals that held the truth; NaN without any."""
+        return self.held / self.printed if self.printed else float("nan")
+
+    def __str__(self) -> str:
+        if not self.printed:
+            return "none"
+        share = f"{100 * self.printed / self.runs:.0f} %"
+        return f"{self.coverage:.3f}".removeprefix("0") + (f" of {share}" if self.printed < self.runs else "")
+
+
+def span_in(window: Window) -> Span:
+    """The window with its memory, from what a client sees."""
+    start_s, length_s = window.start_s, window.length_s
+    flying = in_flight_at(window.due_s, window.end_s, middles_s(start_s, length_s))
+    measured = window.measured
+    return span_of(start_s, length_s, flying, [(window.latency_s[measured], window.due_s[measured])])
+
+
+def estimates(window: Window) -> Mapping[str, Estimate]:
+    """The figures of one simulated run as `summarise` takes them of a real one."""
+    span, measured = span_in(window), window.measured
+    latency = describe(window.latency_s[measured], window.due_s[measured], span, quantiles=(0.5, 0.99))
+    ended_s = window.end_s[(window.end_s >= span.start_s) & (window.end_s < span.start_s + span.length_s)]
+    throughput = rate(np.ones(ended_s.size), ended_s, span)
+    return {"mean": latency.mean, **latency.quantiles, "throughput": throughput}
+
+
+def simulated(world: World, requests: int, runs: int, seed: int) -> Iterator[Window]:
+    """Windows of independent runs of a world in which so many requests are due on average."""
+    rng = np.random.default_rng([seed, requests, *world.name.encode()])
+    for first in range(0, runs, _AT_ONCE):
+        traffic = world.draw(rng, min(_AT_ONCE, runs - first), requests)
+        yield from traffic.windows(requests / traffic.rate)
+
+
+def tallies(world: World, requests: int, runs: int, seed: int) -> dict[str, Tally]:
+    """How often each figure's interval is there, and holds the truth."""
+    half, tail = world.quantiles((0.5, 0.99))
+    truth = {"mean": world.mean_s, "p50": half, "p99": tail}
+    found = {figure: Tally() for figure in FIGURES}
+    for window in simulated(world, requests, runs, seed):
+        truth["throughput"] = world.rate
+        read = estimates(window)
+        for figure, tally in found.items():
+            tally.add(read.get(figure), truth[figure])
+    return found
+
+
+def table(repeats: int, seed: int) -> Table:
+    """Coverage where an interval is given, and in which share of the runs it is."""
+    rows = []
+    for world in WORLDS:
+        for requests in REQUESTS:
+            found = tallies(world, requests, repeats, seed)
+            before = BEFORE.get(world.name, "") if requests == REQUESTS[0] else ""
+            rows.append([world.title, f"{requests:,}", *(str(found[figure]) for figure in FIGURES), before])
+    columns = ["system", "requests", *FIGURES, "before: mean p50 p99"]
+    note = (
+        f"Coverage of 95 % intervals where one is given, and the share of the {repeats:,} simulated runs that get one "
+        "(no share: all of them)."
+    )
+    return Table(columns, rows, note)

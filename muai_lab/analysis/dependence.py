@@ -1,0 +1,156 @@
+"""Inference for figures of one run, whose requests depend on each other through queues and batches.
+
+Three steps. The *memory* of a run is the longest integrated autocorrelation time among its slow signals (requests in
+flight, latencies), by Geyer's initial monotone sequence (1992). The *long-run variance* of a figure comes from the
+lowest frequencies of its influence over time: the mean square of `COSINES` cosine coefficients, so that the estimate
+divided by its standard error follows Student's t with `COSINES` degrees of freedom (Müller 2007; Lazarus, Lewis, Stock
+and Watson 2018). That is the estimate from few long batches, with less bias for the same degrees of freedom. The
+*adequacy rule* decides if the window spans enough memories for an interval; if not, there is none.
+
+A window that is too short underestimates its own memory, and a lucky one (no backlog happened to form) shows low
+latencies, a low variance and a short memory together. So the demanded number of memories is larger than the 20 or so
+that would do if the memory were known, and the standard error is widened by `1 + WIDENING * memory / window`.
+`python -m benchmarks.coverage` measures what that achieves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import betaincinv, stdtrit
+
+Floats = NDArray[np.float64]
+
+CONFIDENCE = 0.95
+BINS = 1024
+COSINES = 6
+WIDENING = 30.0
+ENOUGH_MEMORIES = 60.0
+"""Memories that a window must span before its figures get an interval."""
+MEMORIES_BEYOND = 4.0
+"""Memories that must lie beyond a quantile before it gets an interval, as a share of the window: p99 needs 400."""
+FEW_MEMORIES = 25.0
+"""Memories that do for a figure in which the memory hardly shows (see `HARDLY_DEPENDENT`)."""
+HARDLY_DEPENDENT = 3.0
+"""Ratio of the long-run variance to that of independent samples up to which the memory hardly shows in a figure."""
+LEAST_RATIO = 0.5
+"""Smallest such ratio that is believed: dependence only widens, and the estimate of the variance scatters."""
+_REQUESTS_PER_BIN = 2
+_MIN_BINS = 16
+
+
+def autocorrelation_time(series: Floats) -> float:
+    """Integrated autocorrelation time `1 + 2 * (r1 + r2 + ...)` of an evenly spaced series, in steps, at least 1.
+
+    Autocorrelations are summed in adjacent pairs while the pair's sum is positive, and no pair counts for more than the
+    one before it. A constant series has no memory: 1.
+    """
+    deviation = series - series.mean()
+    square = float(deviation @ deviation)
+    if series.size < 4 or square <= 1e-24 * max(1.0, float(series @ series)):
+        return 1.0
+    spectrum = np.fft.rfft(deviation, 2 * series.size)
+    correlation = np.fft.irfft(spectrum * np.conj(spectrum))[: series.size // 2 * 2] / square
+    pairs = correlation[::2] + correlation[1::2]
+    ends = np.flatnonzero(pairs <= 0.0)
+    positive = np.minimum.accumulate(pairs[: ends[0]] if ends.size else pairs)
+    return max(1.0, 2.0 * float(positive.sum()) - 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The measurement window `[start_s, start_s + length_s)` and the memory of what was measured in it, in seconds."""
+
+    start_s: float
+    length_s: float
+    memory_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.length_s > 0.0:
+            raise ValueError(f"a window needs a positive length, got {self.length_s} s")
+
+    @property
+    def memories(self) -> float:
+        """Memories that the window spans."""
+        return self.length_s / max(self.memory_s, self.length_s / BINS)
+
+    def t(self, ratio: float) -> float:
+        """Standard errors on either side of an estimate that make its interval. ratio: see `needed_s`."""
+        widening = 1.0 if ratio <= HARDLY_DEPENDENT else 1.0 + WIDENING / self.memories
+        return widening * float(stdtrit(COSINES, 0.5 + CONFIDENCE / 2.0))
+
+    def long_run_variance(self, influences: Floats, t_s: Floats) -> float:
+        """Variance of the sum of influences (deviations whose sum is 0) that fell at `t_s`, dependence included."""
+        return self._of_sums(np.bincount(self._bins(t_s), weights=influences, minlength=BINS))
+
+    def long_run_variance_of_count(self, amounts: Floats, t_s: Floats) -> float:
+        """Variance of the sum of amounts over the window, where when they fell is itself random."""
+        sums = np.bincount(self._bins(t_s), weights=amounts, minlength=BINS)
+        return self._of_sums(sums - sums.mean())
+
+    def _bins(self, t_s: Floats) -> NDArray[np.int64]:
+        index = ((t_s - self.start_s) * (BINS / self.length_s)).astype(np.int64)
+        return np.clip(index, 0, BINS - 1)
+
+    @staticmethod
+    def _of_sums(sums: Floats) -> float:
+        order = np.arange(1, COSINES + 1)[:, None]
+        waves = math.sqrt(2.0) * np.cos(math.pi * order * (np.arange(BINS) + 0.5) / BINS)
+        return float(np.mean((waves @ sums) ** 2))
+
+    def needed_s(self, ratio: float, beyond: float = 0.5) -> float:
+        """Length of a window, in seconds, that would do for the interval of a figure; at least the memories it needs.
+
+        ratio: of the long-run variance to that of independent samples. beyond: share of the samples beyond a quantile.
+        """
+        memories = max(ENOUGH_MEMORIES, MEMORIES_BEYOND / beyond)
+        if ratio <= HARDLY_DEPENDENT:
+            memories = FEW_MEMORIES
+        return self.length_s * memories / self.memories
+
+
+def span_of(start_s: float, length_s: float, in_flight: Floats, latencies: Iterable[tuple[Floats, Floats]]) -> Span:
+    """The window with its memory: the longest among requests in flight and latencies.
+
+    in_flight: requests in flight at the middle of each of `BINS` equal parts of the window. latencies: values of each
+    metric (NaN where missing) and when their requests were due.
+    """
+    signals = [in_flight, *(level_over_time(values, t_s, start_s, length_s) for values, t_s in latencies)]
+    longest_s = max((length_s / signal.size * autocorrelation_time(signal) for signal in signals if signal.size))
+    return Span(start_s, length_s, longest_s)
+
+
+def middles_s(start_s: float, length_s: float) -> Floats:
+    """The middle of each of `BINS` equal parts of a window, in seconds."""
+    return start_s + (np.arange(BINS) + 0.5) * (length_s / BINS)
+
+
+def level_over_time(values: Floats, t_s: Floats, start_s: float, length_s: float) -> Floats:
+    """Mean logarithm of positive values in equal bins of time, a few values each; gaps are interpolated.
+
+    The values of single requests scatter, which hides a slow change: a few of them together show it.
+    """
+    usable = np.isfinite(values) & (values > 0.0)
+    bins = min(int(np.count_nonzero(usable)) // _REQUESTS_PER_BIN, BINS)
+    if bins < _MIN_BINS:
+        return np.empty(0)
+    index = np.clip(((t_s[usable] - start_s) * (bins / length_s)).astype(np.int64), 0, bins - 1)
+    counts = np.bincount(index, minlength=bins)
+    sums = np.bincount(index, weights=np.log(values[usable]), minlength=bins)
+    filled = np.flatnonzero(counts)
+    return np.interp(np.arange(bins), filled, sums[filled] / counts[filled])
+
+
+def share_bounds(share: float, count: float) -> tuple[float, float]:
+    """Exact binomial bounds (Clopper and Pearson 1934) of a share seen in an effective, not necessarily whole, count.
+
+    As Korn and Graubard (1998) take them for shares whose samples depend on each other.
+    """
+    hits, tail = share * count, (1.0 - CONFIDENCE) / 2.0
+    low = 0.0 if hits <= 0.0 else float(betaincinv(hits, count - hits + 1.0, tail))
+    high = 1.0 if hits >= count else float(betaincinv(hits + 1.0, count - hits, 1.0 - tail))
+    return low, high

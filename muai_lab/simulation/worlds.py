@@ -1,0 +1,265 @@
+"""Simulated systems of known truth, by which intervals and verdicts are checked. Many independent runs at once.
+
+Each world yields a latency (time to first token, or time in the system) whose distribution is known, from a formula or
+from very long runs. The worlds differ in how long the present depends on the past:
+
+* `batching`: continuous batching with 32 slots. A step takes longer the fuller the batch is; who finds no free slot
+  waits in order of arrival. Near saturation a rare backlog makes most of the tail.
+* `mm1`: the M/M/1 queue, time in the system. Its relaxation time grows with 1 / (1 - sqrt(load))^2.
+* `ar1`: log-normal latencies whose logarithm is an Ornstein-Uhlenbeck process (continuous AR(1)).
+* `iid`: independent latencies with a heavy tail (Lomax, shape 3: the third moment is infinite).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtri
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+SLOTS = 32
+STEP_S, STEP_PER_SLOT_S = 0.010, 0.00025
+OUTPUT_TOKENS = 64.0
+PREFILL_S, PREFILL_SIGMA = 0.020, 0.5
+_BATCHING_WARM_UP = 3000  # requests before the window: several relaxation times at a load of 0.9
+_MM1_WARM_UP = 2000
+_TRUTH_RUNS, _TRUTH_REQUESTS = 400, 10_000
+
+SERVICE_S = 0.1  # mean service time of the M/M/1 queue
+AR1_RATE, AR1_MEDIAN_S, AR1_SIGMA = 20.0, 0.2, 0.5
+IID_RATE, IID_SCALE_S, IID_SHAPE = 20.0, 0.1, 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What a client sees of one run: the requests that were due in the window, or still in flight when it began.
+
+    start_s, length_s: the window. due_s, latency_s, end_s: one entry per request, ordered by due time. A request counts
+    if it was due in the window.
+    """
+
+    start_s: float
+    length_s: float
+    due_s: Floats
+    latency_s: Floats
+    end_s: Floats
+
+    @property
+    def measured(self) -> NDArray[np.bool_]:
+        """True for each request that was due in the window."""
+        return np.asarray(self.due_s >= self.start_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Requests of many independent runs of a world: arrays [runs, requests].
+
+    rate: offered, requests/s. start_s: [runs], when the system has forgotten that it began empty.
+    """
+
+    rate: float
+    due_s: Floats
+    latency_s: Floats
+    end_s: Floats
+    start_s: Floats
+
+    def windows(self, length_s: float) -> Iterator[Window]:
+        """The window of this length of each run."""
+        rows = zip(self.due_s, self.latency_s, self.end_s, self.start_s.tolist(), strict=True)
+        for due_s, latency_s, end_s, start_s in rows:
+            seen = (end_s >= start_s) & (due_s < start_s + length_s)
+            yield Window(start_s, length_s, due_s[seen], latency_s[seen], end_s[seen])
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """One simulated system.
+
+    rate: offered, which is also the true throughput, requests/s. draw: `draw(rng, runs, requests)` simulates windows in which so many requests are due on average.
+    quantile: of the latency's distribution; None: it is taken from very long runs.
+    """
+
+    name: str
+    title: str
+    rate: float
+    draw: Callable[[np.random.Generator, int, int], Traffic]
+    mean_s: float
+    quantile: Callable[[float], float] | None = None
+
+    def quantiles(self, wanted: Sequence[float]) -> list[float]:
+        """True quantiles of the latency, in seconds."""
+        if self.quantile is not None:
+            return [self.quantile(q) for q in wanted]
+        traffic = self.draw(np.random.default_rng(20_000), _TRUTH_RUNS, _TRUTH_REQUESTS)
+        return [float(value) for value in np.quantile(traffic.latency_s[:, _BATCHING_WARM_UP:], wanted)]
+
+
+def _arrivals(rng: np.random.Generator, rate: float, runs: int, requests: int) -> Floats:
+    """Due times of Poisson arrivals, with enough of them that a window of `requests` on average is always whole."""
+    count = int(requests + 6.0 * math.sqrt(requests) + 50)
+    return np.cumsum(rng.exponential(1.0 / rate, (runs, count)), axis=1)
+
+
+def step_s(batch: Floats | Ints) -> Floats:
+    """Seconds of one step of the batching world with so many sequences."""
+    return np.asarray(STEP_S + STEP_PER_SLOT_S * batch, dtype=np.float64)
+
+
+def batching_capacity() -> float:
+    """Requests per second that the batching world completes at most."""
+    return SLOTS / (OUTPUT_TOKENS * (STEP_S + STEP_PER_SLOT_S * SLOTS))
+
+
+class _Batch:
+    """State of the batching world, a row per run, between two events.
+
+    Each sequence in a slot gets a token per step, so progress is the same for all of them: `tokens` counts it, and a
+    sequence is over when the count reaches its `last`. Output lengths are exponential, so the number of requests in the
+    system is a birth-and-death process.
+    """
+
+    def __init__(self, due_s: Floats, rng: np.random.Generator) -> None:
+        runs, requests = due_s.shape
+        self.row = np.arange(runs)
+        self.due_s = np.concatenate([due_s, np.full((runs, 1), np.inf)], axis=1)
+        self.output = rng.exponential(OUTPUT_TOKENS, due_s.shape)
+        self.offset_s = rng.random(due_s.shape)  # an arrival waits for the rest of the step that runs
+        self.prefill_s = PREFILL_S * rng.lognormal(-(PREFILL_SIGMA**2) / 2.0, PREFILL_SIGMA, due_s.shape)
+        self.first_s, self.end_s = np.zeros_like(due_s), np.full_like(due_s, np.nan)
+        self.last = np.full((runs, SLOTS), np.inf)
+        self.request = np.zeros((runs, SLOTS), dtype=np.int64)
+        self.now_s, self.tokens = np.zeros(runs), np.zeros(runs)
+        self.busy, self.arrived, self.started = (np.zeros(runs, dtype=np.int64) for _ in range(3))
+
+    def advance(self) -> None:
+        """The next event of each run: a sequence ends, or a request arrives; then a free slot is filled."""
+        slot = self.last.argmin(axis=1)
+        left = self.last[self.row, slot] - self.tokens
+        pace_s = step_s(self.busy)
+        ends_s, arrives_s = self.now_s + left * pace_s, self.due_s[self.row, self.arrived]
+        live = np.isfinite(np.minimum(ends_s, arrives_s))
+        ends = live & (ends_s <= arrives_s)
+        now_s = np.where(live, np.minimum(ends_s, arrives_s), self.now_s)
+        self.tokens += np.where(ends, left, (now_s - self.now_s) / pace_s)
+        self.now_s = now_s
+        rows = np.flatnonzero(ends)
+        self.end_s[rows, self.request[rows, slot[rows]]] = now_s[rows]
+        self.last[rows, slot[rows]] = np.inf
+        self.busy -= ends
+        self.arrived += live & ~ends
+        self._start(np.flatnonzero((self.started < self.arrived) & (self.busy < SLOTS)))
+
+    def _start(self, rows: Ints) -> None:
+        """One waiting request of each of these runs takes a free slot."""
+        slot, number = np.isinf(self.last[rows]).argmax(axis=1), self.started[rows]
+        wait_s = self.offset_s[rows, number] * step_s(self.busy[rows] + 1)
+        self.first_s[rows, number] = self.now_s[rows] + wait_s + self.prefill_s[rows, number]
+        self.last[rows, slot] = self.tokens[rows] + self.output[rows, number]
+        self.request[rows, slot] = number
+        self.busy[rows] += 1
+        self.started[rows] += 1
+
+
+def _batching(load: float) -> Callable[[np.random.Generator, int, int], Traffic]:
+    def draw(rng: np.random.Generator, runs: int, requests: int) -> Traffic:
+        rate = load * batching_capacity()
+        due_s = _arrivals(rng, rate, runs, _BATCHING_WARM_UP + requests)
+        batch = _Batch(due_s, rng)
+        for _ in range(2 * due_s.shape[1]):
+            batch.advance()
+        return Traffic(rate, due_s, batch.first_s - due_s, batch.end_s, due_s[:, _BATCHING_WARM_UP - 1].copy())
+
+    return draw
+
+
+def _batching_mean(load: float) -> float:
+    """Mean time to first token of the batching world: Little's law over the stationary distribution of its queue."""
+    rate = load * batching_capacity()
+    count = np.arange(1, 5000)
+    batch = np.minimum(count, SLOTS)
+    weight = np.exp(np.concatenate([[0.0], np.cumsum(np.log(rate * OUTPUT_TOKENS * step_s(batch) / batch))]))
+    share = weight / weight.sum()
+    waiting = float((share[1:] * np.maximum(count - SLOTS, 0)).sum())
+    own_step = float((share * step_s(np.minimum(np.concatenate([[1], count + 1]), SLOTS))).sum())
+    return waiting / rate + own_step / 2.0 + PREFILL_S
+
+
+def _mm1(load: float) -> Callable[[np.random.Generator, int, int], Traffic]:
+    def draw(rng: np.random.Generator, runs: int, requests: int) -> Traffic:
+        rate = load / SERVICE_S
+        due_s = _arrivals(rng, rate, runs, _MM1_WARM_UP + requests)
+        served_s = rng.exponential(SERVICE_S, due_s.shape)
+        work_s = np.cumsum(served_s, axis=1)
+        end_s = np.maximum.accumulate(due_s - (work_s - served_s), axis=1) + work_s  # Lindley's recursion, unrolled
+        return Traffic(rate, due_s, end_s - due_s, end_s, due_s[:, _MM1_WARM_UP - 1].copy())
+
+    return draw
+
+
+def _ar1(tau_s: float) -> Callable[[np.random.Generator, int, int], Traffic]:
+    def draw(rng: np.random.Generator, runs: int, requests: int) -> Traffic:
+        due_s = _arrivals(rng, AR1_RATE, runs, requests)
+        kept = np.exp(-np.diff(due_s, axis=1, prepend=-np.inf) / tau_s)
+        level = np.zeros(runs)
+        latency_s = np.empty_like(due_s)
+        shocks = rng.standard_normal(due_s.shape)
+        for index in range(due_s.shape[1]):
+            level = kept[:, index] * level + np.sqrt(1.0 - kept[:, index] ** 2) * shocks[:, index]
+            latency_s[:, index] = AR1_MEDIAN_S * np.exp(AR1_SIGMA * level)
+        return Traffic(AR1_RATE, due_s, latency_s, due_s + latency_s, np.zeros(runs))
+
+    return draw
+
+
+def _iid(rng: np.random.Generator, runs: int, requests: int) -> Traffic:
+    due_s = _arrivals(rng, IID_RATE, runs, requests)
+    latency_s = IID_SCALE_S * rng.pareto(IID_SHAPE, due_s.shape)
+    return Traffic(IID_RATE, due_s, latency_s, due_s + latency_s, np.zeros(runs))
+
+
+def batching(load: float) -> World:
+    """Continuous batching at a load (offered ÷ saturation, below 1); the latency is the time to first token."""
+    title = f"queue with {SLOTS} slots, ρ {load:g}"
+    return World(
+        f"batching {load:g}", title, load * batching_capacity(), _batching(load), mean_s=_batching_mean(load)
+    )
+
+
+def mm1(load: float) -> World:
+    """The M/M/1 queue at a load below 1; the latency is the time in the system."""
+    mean_s = SERVICE_S / (1.0 - load)
+    return World(f"mm1 {load:g}", f"M/M/1, ρ {load:g}", load / SERVICE_S, _mm1(load), mean_s, lambda q: -mean_s * math.log1p(-q))
+
+
+def ar1(tau_s: float) -> World:
+    """Log-normal latencies with autocorrelation exp(-t / tau) of their logarithm."""
+    return World(
+        f"ar1 {tau_s:g}",
+        f"AR(1), τ {tau_s:g} s",
+        AR1_RATE,
+        _ar1(tau_s),
+        AR1_MEDIAN_S * math.exp(AR1_SIGMA**2 / 2.0),
+        lambda q: AR1_MEDIAN_S * math.exp(AR1_SIGMA * float(ndtri(q))),
+    )
+
+
+def iid() -> World:
+    """Independent latencies with a heavy tail."""
+    return World(
+        "iid",
+        "independent, heavy tail",
+        IID_RATE,
+        _iid,
+        IID_SCALE_S / (IID_SHAPE - 1.0),
+        lambda q: IID_SCALE_S * ((1.0 - q) ** (-1.0 / IID_SHAPE) - 1.0),
+    )
+
+
+WORLDS: tuple[World, ...] = (batching(0.5), batching(0.8), batching(0.9), mm1(0.8), ar1(2.0), iid())
+"""The worlds of the table of intervals."""

@@ -28,12 +28,12 @@ Floats = NDArray[np.float64]
 CONFIDENCE = 0.95
 BINS = 1024
 COSINES = 6
-WIDENING = 30.0
+WIDENING = 50.0
 ENOUGH_MEMORIES = 60.0
 """Memories that a window must span before its figures get an interval."""
 MEMORIES_BEYOND = 4.0
 """Memories that must lie beyond a quantile before it gets an interval, as a share of the window: p99 needs 400."""
-FEW_MEMORIES = 25.0
+FEW_MEMORIES = 35.0
 """Memories that do for a figure in which the memory hardly shows (see `HARDLY_DEPENDENT`)."""
 HARDLY_DEPENDENT = 3.0
 """Ratio of the long-run variance to that of independent samples up to which the memory hardly shows in a figure."""
@@ -120,7 +120,7 @@ def span_of(start_s: float, length_s: float, in_flight: Floats, latencies: Itera
     metric (NaN where missing) and when their requests were due.
     """
     signals = [in_flight, *(level_over_time(values, t_s, start_s, length_s) for values, t_s in latencies)]
-    longest_s = max((length_s / signal.size * autocorrelation_time(signal) for signal in signals if signal.size))
+    longest_s = max(length_s / signal.size * autocorrelation_time(signal) for signal in signals if signal.size)
     return Span(start_s, length_s, longest_s)
 
 

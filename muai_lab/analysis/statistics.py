@@ -18,7 +18,6 @@ from scipy.special import ndtri
 
 from muai_lab.analysis.dependence import (
     CONFIDENCE,
-    FEW_MEMORIES,
     LEAST_RATIO,
     Span,
     share_bounds,

@@ -1,7 +1,8 @@
 """The result of one run as one JSON document: is it valid, then what was measured.
 
 Units stand in the key names. What does not apply, or cannot be told from this run, is null; nothing is NaN and nothing
-missing is 0. An estimate is `{"value", "low", "high"}`: the figure and the ends of its 95 % interval.
+missing is 0. An estimate is `{"value", "low", "high"}`: the figure and the ends of its 95 % interval. If the window is
+too short for an interval, the ends are null and `needs_s` states the length of a window that would do.
 """
 
 from __future__ import annotations
@@ -16,19 +17,14 @@ import pandas as pd
 from muai_lab.analysis import server_series
 from muai_lab.analysis.breakdown import breakdown, cached_share
 from muai_lab.analysis.client_part import part_of
+from muai_lab.analysis.dependence import Span
 from muai_lab.analysis.frames import Run
+from muai_lab.analysis.memory import run_span
 from muai_lab.analysis.metrics import METRICS, Metric
+from muai_lab.analysis.precision import precision_of, precision_warning
 from muai_lab.analysis.samples import completed_requests, delivered_prompts, delivered_tokens, samples_of
 from muai_lab.analysis.slo import Slo, met, misses
-from muai_lab.analysis.statistics import (
-    Blocks,
-    Distribution,
-    Estimate,
-    describe,
-    make_blocks,
-    rate,
-    share,
-)
+from muai_lab.analysis.statistics import Distribution, Estimate, describe, rate, share
 from muai_lab.analysis.validity import cut_short, validity_of
 from muai_lab.analysis.visibility import asked_and_got, visibility
 
@@ -36,18 +32,11 @@ SCHEMA_VERSION = 1
 STATUSES = ("ok", "error", "rejected", "cancelled", "timeout")
 
 
-def summarise(run: Run, *, seed: int = 0) -> dict[str, Any]:
-    """Everything that `summary.json` says. seed: of the bootstrap, so that the same records give the same intervals."""
+def summarise(run: Run) -> dict[str, Any]:
+    """Everything that `summary.json` says. The same records give the same figures."""
     measured = run.measured
-    ok = measured[measured["status"] == "ok"]
-    window = run.window
-    blocks = None
-    if window is not None and window.duration_s > 0.0:
-        typical = float(ok["e2e_s"].median()) if len(ok) else 0.0
-        blocks = make_blocks(
-            window.start_s, window.end_s, correlation_s=0.0 if math.isnan(typical) else typical, seed=seed
-        )
-    document = {
+    window, span = run.window, run_span(run)
+    document: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "validity": validity_of(run),
         "identity": _identity(run),
@@ -61,14 +50,17 @@ def summarise(run: Run, *, seed: int = 0) -> dict[str, Any]:
         "requests": _counts(run.requests, measured),
         "visibility": visibility(run),
         "asked": asked_and_got(run),
-        "throughput": _throughput(run, measured, blocks),
-        "latency": {metric.column: _latency(run, metric, blocks) for metric in METRICS},
+        "throughput": _throughput(run, measured, span),
+        "latency": {metric.column: _latency(run, metric, span) for metric in METRICS},
         "cached_share": cached_share(measured[measured["status"] == "ok"]),
         "breakdown": breakdown(measured),
-        "slo": _slo(measured, run.slo, blocks),
+        "slo": _slo(measured, run.slo, span),
         "server": _server(run),
         "generator": _generator(run),
     }
+    document["precision"] = precision_of(document, span)
+    if (note := precision_warning(document)) is not None:
+        document["validity"]["warnings"].append(note)
     return {key: clean(value) for key, value in document.items()}
 
 
@@ -120,7 +112,7 @@ def _counts(requests: pd.DataFrame, measured: pd.DataFrame) -> dict[str, Any]:
     return counts
 
 
-def _throughput(run: Run, measured: pd.DataFrame, blocks: Blocks | None) -> dict[str, Any]:
+def _throughput(run: Run, measured: pd.DataFrame, span: Span | None) -> dict[str, Any]:
     """Rates over the window alone: what was offered (due), what was completed, which tokens arrived in it.
 
     A request counts as completed, and a token as delivered, when it arrives; so the drain adds nothing, and a system
@@ -129,7 +121,7 @@ def _throughput(run: Run, measured: pd.DataFrame, blocks: Blocks | None) -> dict
     same time, so it is never above `offered_rps`. Completions can be, since they include earlier requests.
     """
     window = run.window
-    if blocks is None or window is None:
+    if span is None or window is None:
         names = ("offered_rps", "answered_rps", "requests_per_s", "output_tokens_per_s", "prompt_tokens_per_s")
         return dict.fromkeys(names)
     ok = run.requests[run.requests["status"] == "ok"]
@@ -137,21 +129,21 @@ def _throughput(run: Run, measured: pd.DataFrame, blocks: Blocks | None) -> dict
     return {
         "offered_rps": len(measured) / window.duration_s,
         "answered_rps": int((measured["status"] == "ok").sum()) / window.duration_s,
-        "requests_per_s": _estimate(rate(completed.amounts, completed.t_s, blocks)),
+        "requests_per_s": _estimate(rate(completed.amounts, completed.t_s, span)),
         "output_tokens_per_s": (
-            _estimate(rate(tokens.amounts, tokens.t_s, blocks)) if ok["tokens"].notna().any() or ok.empty else None
+            _estimate(rate(tokens.amounts, tokens.t_s, span)) if ok["tokens"].notna().any() or ok.empty else None
         ),
         "prompt_tokens_per_s": (
-            _estimate(rate(prompts.amounts, prompts.t_s, blocks)) if prompts.amounts.size or ok.empty else None
+            _estimate(rate(prompts.amounts, prompts.t_s, span)) if prompts.amounts.size or ok.empty else None
         ),
     }
 
 
-def _latency(run: Run, metric: Metric, blocks: Blocks | None) -> dict[str, Any] | None:
-    if blocks is None:
+def _latency(run: Run, metric: Metric, span: Span | None) -> dict[str, Any] | None:
+    if span is None:
         return None
     samples = samples_of(run, metric)
-    found = describe(samples.values, samples.t_s, blocks, independent=samples.independent)
+    found = describe(samples.values, samples.t_s, span, independent=samples.independent)
     if found.samples == 0:
         return None
     document = _distribution(found)
@@ -171,21 +163,22 @@ def _distribution(found: Distribution) -> dict[str, Any]:
 def _estimate(estimate: Estimate) -> dict[str, float | None] | None:
     if estimate.value is None:
         return None
-    return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+    document = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+    return document if estimate.needs_s is None else document | {"needs_s": estimate.needs_s}
 
 
-def _slo(measured: pd.DataFrame, slo: Slo | None, blocks: Blocks | None) -> dict[str, Any] | None:
+def _slo(measured: pd.DataFrame, slo: Slo | None, span: Span | None) -> dict[str, Any] | None:
     if slo is None:
         return None
     document: dict[str, Any] = {"ttft_ms": slo.ttft_ms, "tpot_ms": slo.tpot_ms, "e2e_ms": slo.e2e_ms}
     document["quantile"] = slo.quantile
-    if blocks is None or measured.empty:
+    if span is None or measured.empty:
         return document | {"attainment": None, "goodput_rps": None, "met": None, "missed": None}
     hit = met(measured, slo)
     t_s = measured["due_s"].to_numpy(dtype=np.float64)
-    attainment = share(hit, t_s, blocks)
+    attainment = share(hit, t_s, span)
     document["attainment"] = _estimate(attainment)
-    document["goodput_rps"] = _estimate(rate(np.ones(int(hit.sum())), t_s[hit], blocks))
+    document["goodput_rps"] = _estimate(rate(np.ones(int(hit.sum())), t_s[hit], span))
     document["met"] = attainment.value is not None and attainment.value >= slo.quantile
     document["missed"] = {reason: int(missed.sum()) for reason, missed in misses(measured, slo).items()}
     return document

@@ -81,8 +81,9 @@ class Traffic:
 class World:
     """One simulated system.
 
-    rate: offered, which is also the true throughput, requests/s. draw: `draw(rng, runs, requests)` simulates windows in which so many requests are due on average.
-    quantile: of the latency's distribution; None: it is taken from very long runs.
+    rate: offered, which is also the true throughput, requests/s. draw: `draw(rng, runs, requests)` simulates windows in
+    which so many requests are due on average. mean_s, quantile: of the latency's distribution; where quantile is None,
+    quantiles are taken from very long runs.
     """
 
     name: str
@@ -125,7 +126,7 @@ class _Batch:
     """
 
     def __init__(self, due_s: Floats, rng: np.random.Generator) -> None:
-        runs, requests = due_s.shape
+        runs = due_s.shape[0]
         self.row = np.arange(runs)
         self.due_s = np.concatenate([due_s, np.full((runs, 1), np.inf)], axis=1)
         self.output = rng.exponential(OUTPUT_TOKENS, due_s.shape)
@@ -226,15 +227,15 @@ def _iid(rng: np.random.Generator, runs: int, requests: int) -> Traffic:
 def batching(load: float) -> World:
     """Continuous batching at a load (offered ÷ saturation, below 1); the latency is the time to first token."""
     title = f"queue with {SLOTS} slots, ρ {load:g}"
-    return World(
-        f"batching {load:g}", title, load * batching_capacity(), _batching(load), mean_s=_batching_mean(load)
-    )
+    return World(f"batching {load:g}", title, load * batching_capacity(), _batching(load), mean_s=_batching_mean(load))
 
 
 def mm1(load: float) -> World:
     """The M/M/1 queue at a load below 1; the latency is the time in the system."""
     mean_s = SERVICE_S / (1.0 - load)
-    return World(f"mm1 {load:g}", f"M/M/1, ρ {load:g}", load / SERVICE_S, _mm1(load), mean_s, lambda q: -mean_s * math.log1p(-q))
+    return World(
+        f"mm1 {load:g}", f"M/M/1, ρ {load:g}", load / SERVICE_S, _mm1(load), mean_s, lambda q: -mean_s * math.log1p(-q)
+    )
 
 
 def ar1(tau_s: float) -> World:

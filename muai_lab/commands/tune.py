@@ -42,6 +42,7 @@ def main(argv: Sequence[str]) -> int:
     baseline = [] if args.baseline is None else [f"config_file={quoted(str(args.baseline))}"]
     resolved = compose([*args.overrides, *baseline])
     from muai_lab.commands.tune_progress import TuneProgress
+    from muai_lab.tuning.blocks import is_soaked
     from muai_lab.tuning.export import EXPORTED, UNCONFIRMED
     from muai_lab.tuning.forecast import first_forecast
     from muai_lab.tuning.measure import Switch
@@ -53,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     messages, output = Console(stderr=True), Console()
     switch = Switch()
     progress = TuneProgress(messages, resolved.settings)
-    for line in (f"study: {directory}", first_forecast(resolved.settings.tuning)):
+    for line in (f"study: {directory}", first_forecast(resolved.settings.tuning, soaked=is_soaked(resolved.settings))):
         messages.print(line, markup=False, highlight=False, soft_wrap=True)
     with _stopped_by_interrupt(switch, messages):
         result = tune(resolved, directory, progress, switch)

@@ -11,10 +11,11 @@ from muai_lab.analysis.wording import number, percent
 from muai_lab.settings.catalogue import show
 from muai_lab.settings.lab import LabSettings
 from muai_lab.tuning.block import attainment
+from muai_lab.tuning.blocks import is_soaked
 from muai_lab.tuning.confirmation import Pair
 from muai_lab.tuning.contribution import Contribution
 from muai_lab.tuning.forecast import Forecast, about
-from muai_lab.tuning.objective import missed, objectives_of
+from muai_lab.tuning.objective import has_slo, missed, objectives_of
 from muai_lab.tuning.search_space import Point
 from muai_lab.tuning.study import Draft
 from muai_lab.tuning.trials import OUTCOMES, Standing, TrialRecord
@@ -32,8 +33,8 @@ class TuneProgress:
         self._console = console
         self._tuning = settings.tuning
         self._objective = objectives_of(settings)[0]
-        self._promised = (settings.slo.ttft_ms, settings.slo.tpot_ms, settings.slo.e2e_ms) != (None, None, None)
-        self._forecast = Forecast(settings.tuning)
+        self._promised = has_slo(settings.slo)
+        self._forecast = Forecast(settings.tuning, soaked=is_soaked(settings))
         self._clock = clock
         self._began = self._mark = clock()  # of the whole, and of what is measured now
         self._searching: float | None = None  # since when, on the present engine

@@ -73,6 +73,19 @@ class TuningSettings(Section):
     blocks: int = setting(5, "Blocks of a trial that is not given up early.", unit="blocks", ge=2)
     lead_in_s: float = setting(0.5, "Load before each block that is not counted.", unit="s", ge=0)
     warmup_s: float = setting(3.0, "Load after each start of a server that is not counted.", unit="s", ge=0)
+    soak_s: float | None = setting(
+        None,
+        "Length of a soak window: continuous load without a drain, by which an SLO under open-loop load is judged. "
+        "null derives it from the memory of the queue, between 30 s and `soak_most_s`.",
+        unit="s",
+        gt=0,
+    )
+    soak_most_s: float = setting(
+        180.0,
+        "Longest soak window. A queue whose memory needs more cannot be shown to keep the SLO.",
+        unit="s",
+        gt=0,
+    )
     pruning: bool = setting(
         True, "Give up trials that are clearly worse than the best so far after a part of their blocks."
     )
@@ -106,6 +119,7 @@ class TuningSettings(Section):
         # Fewer random points than trials, else the sampler would propose nothing.
         Order("startup_trials", "n_trials", "the sampler would never propose a point", apart=2.0),
         Order("confirm_pairs", "confirm_most_pairs"),
+        Order("soak_s", "soak_most_s"),
     )
 
     @property

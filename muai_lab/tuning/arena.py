@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from muai_lab.errors import RunError
 from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.tuning.block import BlockResult
+from muai_lab.tuning.soak import Soak
 
 
 class ConfigurationFailed(RunError):
@@ -26,6 +27,12 @@ class Arena(Protocol):
 
     def replay(self, block: int) -> BlockResult:
         """Offer block number `block` and judge it; the same number is the same load. Raises ConfigurationFailed."""
+
+    def soak(self, number: int, seconds: float, *, rate: float | None = None) -> Soak:
+        """Offer soak window `number` of this length and judge it; the same number is the same load.
+
+        rate: offered instead of the configured one, in requests per second. Raises ConfigurationFailed.
+        """
 
     def agreement(self) -> float | None:
         """Share of greedy tokens that what serves has in common with the model in fp32; None where not to be told."""

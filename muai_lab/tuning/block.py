@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from muai_lab.analysis.slo import Slo
+    from muai_lab.analysis.statistics import Floats
     from muai_lab.load.generator import LoadResult
+    from muai_lab.load.records import Window
     from muai_lab.load.self_report import GeneratorReport
+    from muai_lab.tuning.soak import Soak
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,27 +67,83 @@ def error_share(blocks: Sequence[BlockResult]) -> float:
 
 def judge(result: LoadResult, slo: Slo | None, request_timeout_s: float) -> BlockResult:
     """The figures of a load of one block. slo: None when nothing was promised; then every success meets it."""
-    from muai_lab.analysis.frames import requests_frame
-    from muai_lab.analysis.slo import judged_column, met, misses
-    from muai_lab.analysis.window import Window
-    from muai_lab.load.records import records_table
+    return judge_rows(_rows(result), result, result.window, slo, request_timeout_s)
 
-    window = Window(**asdict(result.window))
-    requests = requests_frame(records_table(result.records, result.window), window)
-    due = requests[requests["in_window"]]
+
+def judge_rows(
+    requests: pd.DataFrame, result: LoadResult, window: Window, slo: Slo | None, request_timeout_s: float
+) -> BlockResult:
+    """The figures of the requests that were due in a window.
+
+    requests: Derived frame of the load. window: All of the measurement window of the load, or a part of it.
+    """
+    from muai_lab.analysis.slo import judged_column, met, misses
+
+    start_s, end_s = (
+        (at_ns - window.load_start_ns) / 1e9 for at_ns in (window.measure_start_ns, window.measure_end_ns)
+    )
+    due = requests[(requests["due_s"] >= start_s) & (requests["due_s"] < end_s)]
     ok = (due["status"] == "ok").to_numpy(dtype=np.bool_)
     hit = ok if slo is None else met(due, slo)
     latencies = due[judged_column(due, "e2e")].to_numpy(dtype=np.float64)
     return BlockResult(
-        seconds=window.duration_s,
+        seconds=window.measured_s,
         due=len(due),
         met=int(hit.sum()),
         failed=int((~ok).sum()),
-        tokens=_tokens_in(result),
+        tokens=_tokens_in(result, window),
         latencies_s=tuple(np.where(ok & np.isfinite(latencies), latencies, request_timeout_s).tolist()),
         missed={} if slo is None else {why: int(rows.sum()) for why, rows in misses(due, slo).items()},
         spoilt=result.exhausted or spoilt_by(result.generator, slo),
     )
+
+
+def judge_soak(result: LoadResult, slo: Slo, request_timeout_s: float, slices: int, *, stationary: bool) -> Soak:
+    """The figures of a load of one soak window, and those of its slices. stationary: see `soak_of`."""
+    from muai_lab.tuning.soak import soak_of
+
+    requests, window = _rows(result), result.window
+    start_ns, end_ns = window.measure_start_ns, window.measure_end_ns
+    edges = np.linspace(start_ns, end_ns, slices + 1).round().astype(np.int64).tolist()
+    parts = [
+        judge_rows(
+            requests,
+            result,
+            replace(window, measure_start_ns=first, measure_end_ns=last),
+            slo,
+            request_timeout_s,
+        )
+        for first, last in pairwise(edges)
+    ]
+    start_s = (start_ns - window.load_start_ns) / 1e9
+    return soak_of(
+        requests["due_s"].to_numpy(dtype=np.float64) - start_s,
+        requests["over_s"].to_numpy(dtype=np.float64) - start_s,
+        _relative_to_bound(requests, slo),
+        parts,
+        window.measured_s,
+        stationary=stationary,
+    )
+
+
+def _rows(result: LoadResult) -> pd.DataFrame:
+    from muai_lab.analysis.frames import requests_frame
+    from muai_lab.analysis.window import Window
+    from muai_lab.load.records import records_table
+
+    return requests_frame(records_table(result.records, result.window), Window(**asdict(result.window)))
+
+
+def _relative_to_bound(requests: pd.DataFrame, slo: Slo) -> Floats:
+    """Of each request the latency that is the closest to its bound, relative to it; NaN if it failed."""
+    from muai_lab.analysis.slo import judged_column
+
+    columns = [
+        requests[judged_column(requests, metric)].to_numpy(dtype=np.float64) / (bound_ms / 1e3)
+        for metric, bound_ms in slo.bounds_ms.items()
+    ]
+    closest = np.fmax.reduce(columns)
+    return np.where((requests["status"] == "ok").to_numpy(dtype=np.bool_), closest, np.nan)
 
 
 def spoilt_by(generator: GeneratorReport, slo: Slo | None) -> str | None:
@@ -99,9 +161,9 @@ def spoilt_by(generator: GeneratorReport, slo: Slo | None) -> str | None:
     return promise_in_doubt({column: one.figures_s for column, one in generator.added.items()}, slo)
 
 
-def _tokens_in(result: LoadResult) -> float:
+def _tokens_in(result: LoadResult, window: Window) -> float:
     """Output tokens of successful requests that arrived in the window, whenever their request was due."""
-    start, end = result.window.measure_start_ns, result.window.measure_end_ns
+    start, end = window.measure_start_ns, window.measure_end_ns
     total = 0.0
     for record in result.records:
         if record.status != "ok" or not record.chunk_t_ns:

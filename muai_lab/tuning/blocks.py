@@ -10,7 +10,9 @@ from functools import cached_property
 from muai_lab.errors import RunError
 from muai_lab.load.generator import LoadPlan
 from muai_lab.settings.lab import LabSettings
+from muai_lab.tuning.objective import has_slo
 from muai_lab.tuning.quality import Context, contexts_of
+from muai_lab.tuning.soak import LEAD_IN
 from muai_lab.workload.draw import EmptySchedule, draw_schedule
 from muai_lab.workload.prompts import PromptTokenizer
 from muai_lab.workload.schedule import Schedule
@@ -20,8 +22,16 @@ _CLOSED_LOOP_ANSWERS_PER_SLOT_S = 40.0
 # Blocks are numbered from here in the confirmation, so that it never sees a block of the search.
 FRESH = 1_000_000
 _WARMUP = 2_000_000
+# Soak windows of the search, and of the rates that are probed; a trial under open-loop load replays the first.
+SOAK, PROBES = 3_000_000, 4_000_000
 _SLOWEST_ANSWER_S = 5.0
+_STATIONARY = ("closed", "constant", "poisson", "gamma")
 _MOST_DRAWS, _NEXT_DRAW = 100, 1_000_000_007
+
+
+def is_soaked(settings: LabSettings) -> bool:
+    """True if trials are soak windows: an SLO under open-loop load, where a backlog outlasts a block."""
+    return settings.arrival.kind != "closed" and has_slo(settings.slo)
 
 
 class LoadBlocks:
@@ -32,6 +42,7 @@ class LoadBlocks:
         self._tokenizer = tokenizer
         self._context_tokens = context_tokens
         self._drawn: dict[int, Schedule] = {}
+        self._soak: tuple[tuple[int, float], Schedule, LoadPlan] | None = None
         tuning = settings.tuning
         self.plan = self._plan(tuning.lead_in_s, tuning.block_s)
         self.warmup_plan = self._plan(0.0, max(tuning.warmup_s, 0.1))
@@ -57,8 +68,37 @@ class LoadBlocks:
         """Whether every request has a time of its own, so that no configuration can be offered more than another."""
         return int(self.block(0).table["intended_s"].null_count) == 0
 
+    @property
+    def soaked(self) -> bool:
+        """See `is_soaked`."""
+        return is_soaked(self._settings)
+
+    @property
+    def trial_s(self) -> float:
+        """Length of the window of a trial that is one soak window."""
+        return self._settings.tuning.blocks * self._settings.tuning.block_s
+
+    @property
+    def stationary(self) -> bool:
+        """True if the offered rate does not change by itself."""
+        return self._settings.arrival.kind in _STATIONARY
+
+    def soak(self, number: int, seconds: float) -> tuple[Schedule, LoadPlan]:
+        """The load of one soak window with its lead-in, and how it is offered. The last one drawn is kept."""
+        if self._soak is None or self._soak[0] != (number, seconds):
+            plan = self._plan(LEAD_IN * seconds, seconds)
+            self._soak = ((number, seconds), self._draw(number, plan), plan)
+        return self._soak[1:]
+
+    def at_rate(self, rate: float) -> LoadBlocks:
+        """The same kind of load at another rate, in requests per second."""
+        arrival = self._settings.arrival.model_copy(update={"rate": rate})
+        return LoadBlocks(self._settings.model_copy(update={"arrival": arrival}), self._tokenizer, self._context_tokens)
+
     def hash(self) -> str:
-        """Of the search's blocks: equal hashes are equal loads."""
+        """Of the load that trials replay: equal hashes are equal loads."""
+        if self.soaked:
+            return self.soak(SOAK, self.trial_s)[0].hash
         numbers = range(self._settings.tuning.blocks)
         return hashlib.sha256("".join(self.block(number).hash for number in numbers).encode()).hexdigest()
 

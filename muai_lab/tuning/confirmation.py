@@ -5,13 +5,14 @@ started for it; the order turns from pair to pair (A B, B A, …), so that a dri
 
 How many pairs there are follows from how much the first ones scatter and from what the search hopes for, never from the
 gain that they show: who measures on until the result pleases finds gains that are none (Stein's two stages, Annals of
-Mathematical Statistics 16, 1945, https://doi.org/10.1214/aoms/1177731088). What ends early is only what is refused.
+Mathematical Statistics 16, 1945, https://doi.org/10.1214/aoms/1177731088). What ends early is only what is refused, and
+it has no interval: pairs that stop because of what they show are no sample of the gain.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,10 +22,11 @@ from muai_lab.analysis.comparison import mean_change
 from muai_lab.analysis.statistics import REPLICATES, Floats
 from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.tuning.arena import Arena
-from muai_lab.tuning.block import BlockResult, attainment
+from muai_lab.tuning.block import BlockResult
 from muai_lab.tuning.blocks import FRESH
-from muai_lab.tuning.measure import Switch, measure
+from muai_lab.tuning.measure import Switch, measure, soak
 from muai_lab.tuning.objective import Bounds, Objective
+from muai_lab.tuning.soak import Attainment, Soak, attainment_of, not_kept
 
 _FIRST_LOOK = 3  # pairs after which a confirmation may be given up
 
@@ -44,19 +46,35 @@ class Pair:
 class Confirmation:
     """What the pairs say. gain: geometric mean over the pairs, relative, with the ends of its 95 % interval.
 
-    noise: what the mean over as many pairs of equal configurations would differ from 0 by (standard deviation), as the
-    repeats of the search tell. attainment: share of the winner's requests that kept the promise, None when nothing was
-    promised. accepted: whether the winner may be exported.
+    low, high: None if the pairs were given up early, since no interval covers then. noise: what the mean over as many
+    pairs of equal configurations would differ from 0 by (standard deviation), as the repeats of the search tell.
+    attainment: share of the winner's requests that met the SLO, None without one. accepted: whether the winner may be
+    exported. kept: the attainment with its lower bound and the windows it comes from. between_starts: standard
+    deviation of runs of one configuration on servers started anew, as the pairs show it. blocks: blocks of a run.
+    block_s: their length. agreement: share of greedy tokens that are those of fp32, with its lower bound.
     """
 
     pairs: tuple[Pair, ...]
     gain: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     noise: float
     attainment: float | None
     accepted: bool
     reason: str
+    kept: Attainment | None = None
+    between_starts: float | None = None
+    blocks: int | None = None
+    block_s: float | None = None
+    agreement: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """The winner's load. soaks: its soak windows, empty where runs are blocks with a drain between them."""
+
+    blocks: list[BlockResult]
+    soaks: list[Soak]
 
 
 def confirm(
@@ -72,43 +90,62 @@ def confirm(
     noise: float,
     hoped: float | None = None,
     most_pairs: int = 0,
+    soak_s: float | None = None,
     after_pair: Callable[[int, int, Pair], None] = lambda done, of, pair: None,
 ) -> Confirmation:
     """Measure the pairs and judge them. arena: one that opens engines as production will.
 
     noise: what runs of one configuration differ by (relative standard deviation). hoped: the gain that the search saw,
     relative. Where the first `pairs` scatter too much to tell it from the noise, up to `most_pairs` are measured,
-    unless not even these would do. after_pair: is told the pairs done and of how many.
+    unless not even these would do. soak_s: length of the soak window that each run is then, for an SLO under open-loop
+    load; None for runs of so many blocks. after_pair: is told the pairs done and of how many.
     Raises ConfigurationFailed, Unmeasurable, Interrupted.
     """
     measured: list[Pair] = []
-    served: list[BlockResult] = []
+    served = _Served([], [])
     needed, most = pairs, max(pairs, most_pairs)
     wanted: int | None = None
+
+    def run(optimization: OptimizationSettings, number: int) -> tuple[Sequence[BlockResult], Soak | None]:
+        if soak_s is None:
+            fresh = range(FRESH + number * blocks, FRESH + (number + 1) * blocks)
+            return measure(arena, optimization, fresh, switch, restart=True).blocks, None
+        found, seen = soak(arena, optimization, FRESH + number, soak_s, switch, restart=True)
+        return found.blocks, seen
+
     while (number := len(measured)) < needed:
-        fresh = range(FRESH + number * blocks, FRESH + (number + 1) * blocks)
         winner_first = number % 2 == 1
         arms = [winner, present] if winner_first else [present, winner]
-        runs = [measure(arena, arm, fresh, switch, restart=True).blocks for arm in arms]
-        ours, theirs = (runs[1], runs[0]) if winner_first else (runs[0], runs[1])
+        runs = [run(arm, number) for arm in arms]
+        (ours, _), (theirs, seen) = (runs[1], runs[0]) if winner_first else (runs[0], runs[1])
         pair = _pair(objective, ours, theirs, winner_first=winner_first)
         measured.append(pair)
-        served += theirs
+        served.blocks.extend(theirs)
+        served.soaks.extend([] if seen is None else [seen])
         if number + 1 == pairs and hoped is not None:
             wanted = pairs_to_tell(_log_factors(measured, objective), objective.log_of_gain(hoped), noise)
             if wanted is not None and pairs < wanted <= most:
                 needed = wanted
         after_pair(number + 1, needed, pair)
         if _FIRST_LOOK <= number + 1 < needed:
-            so_far = judge_pairs(measured, served, objective, bounds, noise)
-            if so_far.high <= _noise_of_mean(noise, most):
-                return so_far
-    found = judge_pairs(measured, served, objective, bounds, noise)
-    undecided = found.low <= found.noise < found.high
+            so_far = judge_pairs(measured, served.blocks, objective, bounds, noise, soaks=served.soaks)
+            if so_far.high is not None and so_far.high <= _noise_of_mean(noise, most):
+                return _given_up(so_far, needed)
+    found = judge_pairs(measured, served.blocks, objective, bounds, noise, soaks=served.soaks)
+    undecided = found.low is not None and found.high is not None and found.low <= found.noise < found.high
     if not undecided or wanted is None or wanted <= len(measured):
         return found
     told = f"as these pairs scatter, about {wanted} would tell the {hoped:+.1%} that the search saw"
     return replace(found, reason=f"{found.reason}; {told} (tuning.confirm_most_pairs)")
+
+
+def _given_up(so_far: Confirmation, needed: int) -> Confirmation:
+    done = len(so_far.pairs)
+    reason = (
+        f"given up after {done} of {needed} pairs: they show {so_far.gain:+.1%}, and even the upper end of their "
+        f"interval ({so_far.high:+.1%}) is not above the noise"
+    )
+    return replace(so_far, low=None, high=None, accepted=False, reason=reason)
 
 
 def pairs_to_tell(factors: Floats, hoped: float, noise: float) -> int | None:
@@ -143,7 +180,13 @@ def _pair(
 
 
 def judge_pairs(
-    pairs: Sequence[Pair], served: Sequence[BlockResult], objective: Objective, bounds: Bounds, noise: float
+    pairs: Sequence[Pair],
+    served: Sequence[BlockResult],
+    objective: Objective,
+    bounds: Bounds,
+    noise: float,
+    *,
+    soaks: Sequence[Soak] = (),
 ) -> Confirmation:
     """Accept the winner if the lower end of its gain's interval is above the noise and every bound holds.
 
@@ -151,7 +194,8 @@ def judge_pairs(
     in which the present configuration broke down does not blow up the interval: the gain is a geometric mean. The
     interval is Student's t over the pairs, with the spread between them, but never less than what resampling the blocks
     within each pair (the same blocks in both runs) shows. The noise of the search adds what its longer look at equal
-    runs knows: it is that of one run, and of a mean over pairs smaller. served: the winner's blocks.
+    runs knows: it is that of one run, and of a mean over pairs smaller. served: the winner's blocks. soaks: its soak
+    windows; where there are any, the lower bound of the attainment must reach the quantile.
     """
     factors = _log_factors(pairs, objective)
     within = float(np.mean([_variance_within(pair, objective, seed) for seed, pair in enumerate(pairs)]))
@@ -160,19 +204,35 @@ def judge_pairs(
         objective.gain_of_log(float(end or 0.0)) for end in (estimate.value, estimate.low, estimate.high)
     )
     missed = {name: value for name, value in bounds.violations(served, None).items() if value > 0.0}
-    kept = attainment(served) if bounds.quantile is not None else None
+    kept = None if bounds.quantile is None else attainment_of(soaks, served)
     floor = _noise_of_mean(noise, len(pairs))
-    accepted = low > floor and not missed
-    return Confirmation(
-        tuple(pairs), gain, low, high, floor, kept, accepted, _reason(low, high, floor, missed, bounds, kept)
+    broken = _broken(missed, bounds, kept, soaks)
+    found = Confirmation(
+        tuple(pairs),
+        gain,
+        low,
+        high,
+        floor,
+        None if kept is None else kept.value,
+        low > floor and broken is None,
+        broken or _reason(low, high, floor),
+        kept,
+        float(np.std(factors, ddof=1)) / math.sqrt(2.0) if len(factors) > 1 else None,
     )
+    return replace(found, blocks=len(served) // len(pairs), block_s=served[0].seconds if served else None)
 
 
-def _reason(low: float, high: float, noise: float, missed: dict[str, float], bounds: Bounds, kept: float | None) -> str:
-    if "promise" in missed and kept is not None and bounds.quantile is not None:
-        return f"only {kept:.1%} of its requests kept the promise, {bounds.quantile:.0%} are to"
-    if "errors" in missed:
-        return f"more than {bounds.max_errors:.0%} of its requests failed"
+def _broken(missed: Mapping[str, float], bounds: Bounds, kept: Attainment | None, soaks: Sequence[Soak]) -> str | None:
+    """The bound that does not hold, in words; None if every one does."""
+    if kept is not None and bounds.quantile is not None:
+        if "promise" in missed:
+            return f"only {kept.value:.1%} of its requests kept the promise, {bounds.quantile:.0%} are to"
+        if soaks and (reason := not_kept(soaks, kept, bounds.quantile)) is not None:
+            return reason
+    return f"more than {bounds.max_errors:.0%} of its requests failed" if "errors" in missed else None
+
+
+def _reason(low: float, high: float, noise: float) -> str:
     if high <= noise:
         return f"the gain is at most {high:+.1%}, which is not above the noise of {noise:.1%}"
     if low <= noise:

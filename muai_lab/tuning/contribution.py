@@ -1,30 +1,39 @@
-"""What each changed key is worth by itself: put back to its present value, one after the other, on paired blocks.
+"""The worth of each changed key, and the smallest set of changes that loses nothing.
 
-A key without which the winner is as good (within the noise) is put back for good before the next is looked at: fewer
-changes are fewer surprises. What is left has earned its change.
+Every change is taken back by itself while all others stay, over runs in rounds (see `rounds`). Changes whose worth is
+shown stay. The others are taken back together, and what is left is compared with the whole winner: keys that are each
+worth too little to show, and keys of which any one would do, may be worth much together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-import numpy as np
-
-from muai_lab.analysis.comparison import mean_change
 from muai_lab.analysis.statistics import Estimate
 from muai_lab.errors import SettingsError
 from muai_lab.settings.schema import OptimizationSettings
-from muai_lab.tuning.arena import Arena, ConfigurationFailed
-from muai_lab.tuning.block import BlockResult
-from muai_lab.tuning.measure import Switch, Unmeasurable, measure
+from muai_lab.tuning.arena import ConfigurationFailed
 from muai_lab.tuning.objective import Bounds, Objective, total_violation
+from muai_lab.tuning.rounds import (
+    Rounds,
+    Run,
+    RunNoise,
+    as_gain,
+    difference,
+    in_rounds,
+    log_levels,
+    noise_within,
+)
 from muai_lab.tuning.search_space import Point, SearchSpace, Value, value_at, with_values
 
-_UNKNOWN = Estimate(None)
-_REPEATS = 2
-# Fewer blocks than this decide nothing after the first repeat.
-_ENOUGH_BLOCKS = 4
+ROUNDS = 3
+# Two configurations alone tell little of their noise.
+_ROUNDS_OF_TWO = 4
+# Changes do the same if alone they explain less than this part of what they are worth together.
+_PART = 0.5
+_WHOLE = "the whole winner"
+_REDUCED = "the reduced set"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,137 +54,222 @@ class Contribution:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Earned:
+    """The outcome. kept: The changes that stay. reduction: Gain of the kept set over the whole winner; None if the kept
+    set is the whole winner."""
+
+    kept: dict[str, Value]
+    contributions: tuple[Contribution, ...]
+    reduction: Estimate | None = None
+
+
 def changes(space: SearchSpace, present: OptimizationSettings, point: Point) -> dict[str, Value]:
     """The values of a point that differ from the present configuration."""
     return {path: value for path, value in point.items() if value_at(present, path) != value}
 
 
 def earn(
-    arena: Arena,
+    run: Run,
     space: SearchSpace,
     present: OptimizationSettings,
     winner: Point,
     objective: Objective,
     bounds: Bounds,
-    switch: Switch,
     *,
-    blocks: int,
-    noise: float,
+    noise: RunNoise,
     order: Sequence[str] = (),
     after_key: Callable[[Contribution], None] = lambda contribution: None,
-) -> tuple[dict[str, Value], list[Contribution]]:
+) -> Earned:
     """The changes that earned their place, and what each was worth.
 
-    order: paths in the order in which they are tried, least promising first; the others follow as they come.
-    Raises ConfigurationFailed when the winner itself does not serve, Unmeasurable, Interrupted.
+    Args:
+        run: Measures one run.
+        space: The keys with their conditions.
+        present: The present configuration.
+        winner: The best point of the search.
+        objective: What decides.
+        bounds: What must hold. A change without which they do not hold stays.
+        noise: Of runs of one configuration, as the search knows it.
+        order: Paths in the order in which they are reported, least promising first; the others follow.
+        after_key: Called with each contribution.
+
+    Raises:
+        ConfigurationFailed: The winner itself does not serve.
+        Unmeasurable: The load generator is the bottleneck under the winner.
+        Interrupted: Somebody asked to stop.
     """
-    kept = changes(space, present, winner)
-    found: list[Contribution] = []
-    ranked = sorted(kept, key=lambda path: order.index(path) if path in order else len(order))
-    for path in ranked:
-        if len(kept) == 1 and path in kept and not found:
-            contribution = Contribution(
-                path,
-                value_at(present, path),
-                kept[path],
-                None,
-                None,
-                None,
-                True,
-                "the only change: see the confirmation",
-            )
-        else:
-            contribution = _try_without(arena, space, present, kept, path, objective, bounds, switch, blocks, noise)
-        if not contribution.kept:
-            del kept[path]
-        found.append(contribution)
+    found = _Earning(run, space, present, objective, bounds, noise).outcome(changes(space, present, winner))
+    ranked = sorted(found.contributions, key=lambda one: order.index(one.path) if one.path in order else len(order))
+    for contribution in ranked:
         after_key(contribution)
-    return kept, found
+    return replace(found, contributions=tuple(ranked))
 
 
-def _try_without(
-    arena: Arena,
-    space: SearchSpace,
-    present: OptimizationSettings,
-    kept: Point,
-    path: str,
-    objective: Objective,
-    bounds: Bounds,
-    switch: Switch,
-    blocks: int,
-    noise: float,
-) -> Contribution:
-    before, after = value_at(present, path), kept[path]
+class _Earning:
+    """One look at the changes of a winner. Collects the noise of the runs as it goes."""
 
-    def outcome(kept: bool, reason: str, gain: Estimate = _UNKNOWN) -> Contribution:
-        return Contribution(path, before, after, gain.value, gain.low, gain.high, kept, reason)
+    def __init__(
+        self,
+        run: Run,
+        space: SearchSpace,
+        present: OptimizationSettings,
+        objective: Objective,
+        bounds: Bounds,
+        noise: RunNoise,
+    ) -> None:
+        self._run = run
+        self._space = space
+        self._present = present
+        self._objective = objective
+        self._bounds = bounds
+        self._noise = noise
+        self._found: dict[str, Contribution] = {}
+        self._alone: dict[str, float] = {}  # logarithms of what was not shown to be worth anything by itself
 
-    with_it = with_values(present, kept)
-    parameter = next(one for one in space if one.path == path)
-    if not parameter.applies(space.known(with_it)):
-        return outcome(False, "without effect: its condition does not hold")
-    try:
-        without_it = with_values(present, {name: value for name, value in kept.items() if name != path})
-    except SettingsError:
-        return outcome(True, "goes with another change: alone its present value would contradict it")
-    try:
-        gain, broken = _compare(arena, with_it, without_it, objective, bounds, switch, blocks, noise)
-    except ConfigurationFailed as error:
-        if not _serves(arena, with_it):
-            raise
-        return outcome(True, f"without it the configuration does not serve: {str(error).splitlines()[0]}")
-    except Unmeasurable:
-        return outcome(True, "could not be told apart: the load generator was the bottleneck")
-    if broken:
-        return outcome(True, "without it the bounds are not kept", gain)
-    if (gain.value or 0.0) > noise and (gain.low or 0.0) > 0.0:
-        return outcome(True, "earns its place", gain)
-    return outcome(False, "no effect beyond the noise: put back", gain)
+    def outcome(self, winner: dict[str, Value]) -> Earned:
+        whole = dict(winner)
+        self._take_back_what_has_no_effect(whole)
+        if len(whole) == 1:
+            self._tell(next(iter(whole)), whole, True, "the only change: see the confirmation")
+            return self._earned(whole)
+        if not whole:
+            return self._earned(whole)
+        idle = self._each_by_itself(whole)
+        if not idle:
+            return self._earned(whole)
+        return self._take_back(whole, idle)
+
+    def _earned(self, kept: dict[str, Value], reduction: Estimate | None = None) -> Earned:
+        return Earned(kept, tuple(self._found.values()), reduction)
+
+    def _tell(self, path: str, values: Point, kept: bool, reason: str, gain: Estimate = Estimate(None)) -> None:  # noqa: B008
+        before = value_at(self._present, path)
+        self._found[path] = Contribution(path, before, values[path], gain.value, gain.low, gain.high, kept, reason)
+
+    def _retell(self, path: str, reason: str, *, kept: bool) -> None:
+        self._found[path] = replace(self._found[path], kept=kept, reason=reason)
+
+    def _take_back_what_has_no_effect(self, kept: dict[str, Value]) -> None:
+        """Drop the keys whose condition does not hold."""
+        known = self._space.known(with_values(self._present, kept))
+        for parameter in self._space:
+            if parameter.path in kept and not parameter.applies(known):
+                self._tell(parameter.path, kept, False, "without effect: its condition does not hold")
+                del kept[parameter.path]
+
+    def _each_by_itself(self, whole: dict[str, Value]) -> list[str]:
+        """Take every change back by itself; returns those whose worth was not shown, least worth first."""
+        arms = {_WHOLE: with_values(self._present, whole)}
+        for path in whole:
+            try:
+                arms[path] = with_values(self._present, _without(whole, path))
+            except SettingsError:
+                reason = "goes with another change: alone its present value would contradict it"
+                self._tell(path, whole, True, reason)
+        rounds, gains = self._compare(arms)
+        for path, error in rounds.failed.items():
+            failed = isinstance(error, ConfigurationFailed)
+            told = str(error).splitlines()[0]
+            reason = (
+                f"without it the configuration does not serve: {told}"
+                if failed
+                else "could not be told apart: the load generator was the bottleneck"
+            )
+            self._tell(path, whole, True, reason)
+        for path, logarithm in gains.items():
+            gain = as_gain(self._objective, logarithm)
+            if self._only_first_keeps_bounds(rounds, _WHOLE, path):
+                self._tell(path, whole, True, "without it the bounds are not kept", gain)
+            elif (logarithm.low or 0.0) > 0.0:
+                self._tell(path, whole, True, "earns its place", gain)
+            else:
+                self._tell(path, whole, False, "no effect beyond the noise: put back", gain)
+                self._alone[path] = logarithm.value or 0.0
+        return sorted(self._alone, key=lambda path: self._alone[path])
+
+    def _take_back(self, whole: dict[str, Value], idle: Sequence[str]) -> Earned:
+        """Take all idle changes back, unless the whole winner is better than what is left."""
+        kept = _without(whole, *idle)
+        try:
+            self._take_back_what_has_no_effect(kept)
+            arms = {_WHOLE: with_values(self._present, whole), _REDUCED: with_values(self._present, kept)}
+        except SettingsError:
+            return self._restored(whole, idle, "put back together with others it would contradict what stays")
+        rounds, gains = self._compare(arms)
+        if _REDUCED in rounds.failed:
+            return self._restored(whole, idle, "without all of these changes the configuration does not serve")
+        if self._only_first_keeps_bounds(rounds, _WHOLE, _REDUCED):
+            return self._restored(whole, idle, "without all of these changes the bounds are not kept")
+        loss = gains[_REDUCED]
+        if (loss.low or 0.0) <= 0.0:
+            return self._earned(kept, as_gain(self._objective, _negative(loss)))
+        # Alone each is worth too little to explain what all are worth together: any one of some may do.
+        if sum(self._alone[path] for path in idle) < _PART * (loss.value or 0.0):
+            enough = self._one_of_several(whole, idle, _PART * (loss.value or 0.0))
+            if enough is not None:
+                return enough
+        told = f"{as_gain(self._objective, loss).value or 0.0:+.1%}"
+        reason = f"too little to show by itself, but {told} together with the others of which this is true"
+        return self._restored(whole, idle, reason)
+
+    def _restored(self, whole: dict[str, Value], idle: Sequence[str], reason: str) -> Earned:
+        for path in (*idle, *(path for path in whole if not self._found[path].kept)):
+            self._retell(path, reason, kept=True)
+        return self._earned(whole)
+
+    def _one_of_several(self, whole: dict[str, Value], idle: Sequence[str], loss_limit: float) -> Earned | None:
+        """Keep one of several changes that do the same; None if no single one of them is enough.
+
+        loss_limit: most that what is left may lose, as a logarithm.
+        """
+        arms = {_WHOLE: with_values(self._present, whole)}
+        for path in idle:
+            try:
+                arms[path] = with_values(self._present, _without(whole, *(one for one in idle if one != path)))
+            except SettingsError:
+                continue
+        rounds, losses = self._compare(arms)
+        enough = [
+            path
+            for path, loss in losses.items()
+            if (loss.low or 0.0) <= 0.0
+            and (loss.value or 0.0) < loss_limit
+            and not self._only_first_keeps_bounds(rounds, _WHOLE, path)
+        ]
+        if not enough:
+            return None
+        path = min(enough, key=lambda one: losses[one].value or 0.0)
+        others = [one for one in idle if one != path]
+        same = [one for one in others if one in enough]
+        names = " or ".join(same) if same else "others that were put back"
+        self._retell(path, f"does the same as {names}: one of them is enough, and this one stays", kept=True)
+        for other in same:
+            self._retell(other, f"does the same as {path}, which stays: put back", kept=False)
+        kept = _without(whole, *others)
+        return self._earned(kept, as_gain(self._objective, _negative(losses[path])))
+
+    def _compare(self, arms: Mapping[str, OptimizationSettings]) -> tuple[Rounds[str], dict[str, Estimate]]:
+        """Measure the arms; returns by how much the whole winner is better than each other one (logarithms)."""
+        rounds = in_rounds(self._run, arms, ROUNDS if len(arms) > 2 else _ROUNDS_OF_TWO, _WHOLE)
+        levels = log_levels(rounds, self._objective, _WHOLE)
+        self._noise = self._noise.with_(noise_within(levels))
+        whole = levels.pop(_WHOLE)
+        return rounds, {arm: difference(whole, level, self._noise) for arm, level in levels.items()}
+
+    def _only_first_keeps_bounds(self, rounds: Rounds[str], first: str, second: str) -> bool:
+        missed = [total_violation(self._bounds.violations(rounds.blocks(arm), None)) for arm in (first, second)]
+        return missed[1] > 0.0 >= missed[0]
 
 
-def _compare(
-    arena: Arena,
-    with_it: OptimizationSettings,
-    without_it: OptimizationSettings,
-    objective: Objective,
-    bounds: Bounds,
-    switch: Switch,
-    blocks: int,
-    noise: float,
-) -> tuple[Estimate, bool]:
-    """The gain of having the change, and whether only the change keeps the bounds.
-
-    The second repeat, in the other order, is left out where the first leaves no doubt on which side of the noise it is.
-    """
-    runs: dict[bool, list[list[BlockResult]]] = {True: [], False: []}
-    gain = _UNKNOWN
-    for repeat in range(_REPEATS):
-        for has_it in (True, False) if repeat % 2 == 0 else (False, True):
-            arm = with_it if has_it else without_it
-            runs[has_it].append(measure(arena, arm, range(blocks), switch).blocks)
-        new, old = ([value for run in runs[has_it] for value in objective.per_block(run)] for has_it in (True, False))
-        gain = gain_over_blocks(objective, new, old)
-        if len(new) >= _ENOUGH_BLOCKS and _beyond_doubt(gain, noise):
-            break
-    seen = {has_it: [block for run in found for block in run] for has_it, found in runs.items()}
-    missed = {has_it: total_violation(bounds.violations(found, None)) for has_it, found in seen.items()}
-    return gain, missed[False] > 0.0 >= missed[True]
+def _without(values: Mapping[str, Value], *paths: str) -> dict[str, Value]:
+    return {path: value for path, value in values.items() if path not in paths}
 
 
-def gain_over_blocks(objective: Objective, new: Sequence[float], old: Sequence[float]) -> Estimate:
-    """The relative gain over pairs of blocks with its interval; on the log scale, so that no rate loses over 100 %."""
-    mean, _ = mean_change(np.array(objective.log_gains(new, old)), 0.0)
-    return Estimate(*(objective.gain_of_log(end or 0.0) for end in (mean.value, mean.low, mean.high)))
-
-
-def _beyond_doubt(gain: Estimate, noise: float) -> bool:
-    """Whether the whole interval lies far above the noise, or below 0."""
-    return gain.low is not None and gain.high is not None and (gain.low > 2.0 * noise or gain.high < 0.0)
-
-
-def _serves(arena: Arena, optimization: OptimizationSettings) -> bool:
-    try:
-        arena.apply(optimization)
-    except ConfigurationFailed:
-        return False
-    return True
+def _negative(estimate: Estimate) -> Estimate:
+    low, high = estimate.low, estimate.high
+    return Estimate(
+        None if estimate.value is None else -estimate.value,
+        None if high is None else -high,
+        None if low is None else -low,
+    )

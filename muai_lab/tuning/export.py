@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from textwrap import wrap
 
-from muai_lab.analysis.wording import plural
 from muai_lab.errors import RunError
 from muai_lab.settings.catalogue import keys_by_path, show
 from muai_lab.settings.dump import dump_optimization_yaml
 from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.load import load_settings
+from muai_lab.tuning.header import not_examined, statements
 from muai_lab.tuning.result import PRESENT, TuningResult, read_result
 from muai_lab.tuning.search_space import Value, with_values
 
@@ -85,17 +85,8 @@ def with_changes(
 
 def _header(present: LabSettings, result: TuningResult, verdict: str) -> list[str]:
     lines = [_comment(f"Written by muai_lab tune: {verdict}")]
-    confirmation = result.confirmation
-    if confirmation is not None:
-        interval = f"{confirmation.low:+.1%} to {confirmation.high:+.1%}, 95 % interval"
-        pairs = f"{len(confirmation.pairs)} pairs of runs"
-        lines.append(_fact("gain", f"{confirmation.gain:+.1%} {result.objective} ({interval}, {pairs})"))
-        if confirmation.attainment is not None:
-            lines.append(_fact("promise", f"kept by {confirmation.attainment:.1%} of its requests there"))
-    if result.noise is not None:
-        repeats = f"by {plural(result.noise_samples, 'repeat')}" if result.noise_samples else "assumed"
-        lines.append(_fact("noise", f"runs of one configuration differ by {result.noise:.1%} ({repeats})"))
-    lines += [_fact(name, value) for name, value in result.facts.items()]
+    lines += [_fact(name, value) for name, value in {**statements(result), **result.facts}.items()]
+    lines.append(_fact("not examined", not_examined(result)))
     if result.changes or result.engine_preference is not None:
         lines.append("# changed:")
         if result.engine_preference is not None:
@@ -105,7 +96,8 @@ def _header(present: LabSettings, result: TuningResult, verdict: str) -> list[st
             )
         for path, after in result.changes.items():
             worth = next((one for one in result.contributions if one.path == path and one.gain is not None), None)
-            told = "" if worth is None else f"  ({worth.gain:+.1%}, {worth.low:+.1%} to {worth.high:+.1%})"
+            interval = "" if worth is None or worth.low is None else f", {worth.low:+.1%} to {worth.high:+.1%}"
+            told = "" if worth is None else f"  ({worth.gain:+.1%}{interval})"
             before_value = _value_in(present, path)
             lines.append(f"#   {path}: {show(before_value)} -> {show(after)}{told}")
     return [*lines, "#"]

@@ -25,8 +25,12 @@ def study_identity(
     engine: EngineName,
     space: SearchSpace,
     present: OptimizationSettings,
+    soaked: bool = False,
 ) -> Mapping[str, Any]:
-    """What must be equal for trials to be comparable. machine: as `hardware()` describes it."""
+    """What must be equal for trials to be comparable.
+
+    machine: as `hardware()` describes it. soaked: whether each trial is one soak window.
+    """
     tuning = settings.tuning
     return {
         "engine": engine,
@@ -41,6 +45,7 @@ def study_identity(
             "block_s": tuning.block_s,
             "lead_in_s": tuning.lead_in_s,
             "hash": blocks_hash,
+            **({"kind": "soak window"} if soaked else {}),
         },
         "space": space.described(),
         "present": present.model_dump(mode="json"),

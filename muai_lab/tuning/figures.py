@@ -192,15 +192,15 @@ def pairs_figure(confirmation: Confirmation, objective: Objective, name: str) ->
         right.plot(range(1, len(pairs) + 1), [pair.gain for pair in pairs], linestyle="none", marker="o", color=BLUE)
         at = len(pairs) + 1.2
         named = range(1, len(pairs) + 1, 1 + len(pairs) // 15)
-        right.plot((at, at), (confirmation.low, confirmation.high), color=INK, linewidth=2.0)
+        low, high = confirmation.low, confirmation.high
+        if low is not None and high is not None:
+            right.plot((at, at), (low, high), color=INK, linewidth=2.0)
         right.plot(at, confirmation.gain, color=INK, marker="D", markersize=5.0)
         right.set_xticks([*named, at], [*map(str, named), "mean"])
         right.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:+.3g} %" if value else "0"))
         right.set_title("gain of each pair, and their mean with its 95 % interval (shaded: noise)", loc="left")
-        described = (
-            f"{len(pairs)} pairs; mean gain {confirmation.gain:+.1%}, interval {confirmation.low:+.1%} to "
-            f"{confirmation.high:+.1%}, noise {noise:.1%}."
-        )
+        interval = "given up early" if low is None or high is None else f"interval {low:+.1%} to {high:+.1%}"
+        described = f"{len(pairs)} pairs; mean gain {confirmation.gain:+.1%}, {interval}, noise {noise:.1%}."
         return inline_svg(figure, name, "Confirmation, pair by pair", described)
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from statistics import fmean
 
 from muai_lab.settings.tuning import TuningSettings
+from muai_lab.tuning.contribution import ROUNDS
+from muai_lab.tuning.soak import LEAD_IN
+from muai_lab.tuning.soaking import SHORTEST_S
 from muai_lab.tuning.trials import TrialRecord
 
 # A block's last answers after its load, and a start of the embedded model's server: before anything was measured.
@@ -12,10 +15,15 @@ _BLOCK_END_S, _START_S = 0.5, 6.0
 
 
 class Forecast:
-    """Upper ends, in seconds. Until a trial was measured to its end, load and starts are taken from the settings."""
+    """Upper ends, in seconds. Until a trial was measured to its end, load and starts are taken from the settings.
 
-    def __init__(self, tuning: TuningSettings) -> None:
+    soaked: whether trials and runs are soak windows. How long those of the runs are follows from what the queue
+    remembers; until a pair was measured, the pairs are taken to have the shortest ones.
+    """
+
+    def __init__(self, tuning: TuningSettings, *, soaked: bool = False) -> None:
         self._tuning = tuning
+        self._soaked = soaked
         self._trials: list[float] = []
         self._loads: list[float] = []
         self._starts: list[float] = []
@@ -40,7 +48,21 @@ class Forecast:
         """The load of one trial that goes to its end."""
         tuning = self._tuning
         asked_s = tuning.blocks * (tuning.lead_in_s + tuning.block_s + _BLOCK_END_S)
+        if self._soaked:
+            asked_s = self._soak_s(tuning.blocks * tuning.block_s)
         return fmean(self._loads) if self._loads else asked_s
+
+    @property
+    def run_s(self) -> tuple[float, float]:
+        """The load of one run after the search: shortest and longest."""
+        if not self._soaked:
+            return self.load_s, self.load_s
+        tuning = self._tuning
+        shortest_s = tuning.soak_s or min(SHORTEST_S, tuning.soak_most_s)
+        return self._soak_s(shortest_s), self._soak_s(tuning.soak_s or tuning.soak_most_s)
+
+    def _soak_s(self, seconds: float) -> float:
+        return (1.0 + LEAD_IN) * seconds + _BLOCK_END_S
 
     @property
     def start_s(self) -> float:
@@ -57,12 +79,13 @@ class Forecast:
         return left_s if timeout_s is None else min(left_s, max(timeout_s - elapsed_s, 0.0))
 
     def change_s(self) -> tuple[float, float]:
-        """A look at one changed key by itself: shortest and longest."""
-        return 2.0 * self.load_s, 4.0 * (self.load_s + self.start_s)
+        """A look at one changed key: shortest and longest, with its part of what is compared with the whole winner."""
+        least_s, most_s = self.run_s
+        return ROUNDS * least_s, (2 * ROUNDS + 1) * (most_s + self.start_s)
 
     def pairs_s(self, pairs: int) -> float:
         """So many further pairs of the confirmation, each with two starts."""
-        each_s = fmean(self._pairs) if self._pairs else 2.0 * (self.load_s + self.start_s)
+        each_s = fmean(self._pairs) if self._pairs else 2.0 * (self.run_s[0] + self.start_s)
         return pairs * each_s
 
 
@@ -73,9 +96,9 @@ def about(seconds: float) -> str:
     return f"{seconds / 60.0:.0f} min" if seconds < 5400.0 else f"{seconds / 3600.0:.1f} h"
 
 
-def first_forecast(tuning: TuningSettings) -> str:
-    """The time that a tuning takes at most, before anything is known of the machine."""
-    forecast = Forecast(tuning)
+def first_forecast(tuning: TuningSettings, *, soaked: bool = False) -> str:
+    """The time that a tuning takes at most, before anything is known of the machine. soaked: see `Forecast`."""
+    forecast = Forecast(tuning, soaked=soaked)
     told = (
         f"at most {tuning.n_trials} trials for each engine, {forecast.load_s:.0f} s of load each and a start where it "
         f"needs one: up to about {about(forecast.search_s(tuning.n_trials))}, less as trials are given up early or "
@@ -84,8 +107,12 @@ def first_forecast(tuning: TuningSettings) -> str:
     if not tuning.confirm:
         return told
     least_s, most_s = forecast.change_s()
+    longer = ""
+    if soaked and tuning.soak_s is None:
+        longer = f"; near capacity a soak window, and all this with it, takes up to {tuning.soak_most_s:g} s"
     return (
         f"{told}; then each change is measured by itself ({about(least_s)} to {about(most_s)} each), and the winner "
         f"confirmed in about {about(forecast.pairs_s(tuning.confirm_pairs))}, up to "
-        f"{about(forecast.pairs_s(tuning.most_pairs))} if the runs scatter. The figures are corrected as it goes"
+        f"{about(forecast.pairs_s(tuning.most_pairs))} if the runs scatter{longer}. The figures are corrected as "
+        "it goes"
     )

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Literal
 
 import numpy as np
 
 from muai_lab.errors import RunError
-from muai_lab.settings.lab import LabSettings
+from muai_lab.settings.lab import LabSettings, SloSettings
 from muai_lab.tuning.block import BlockResult, attainment, error_share
 
 _MOST_FACTOR = 100.0
+_GROWING = 0.01  # the violation of a backlog that grows while the requests still meet the SLO
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,19 +46,6 @@ class Objective:
         bounded = math.log(min(max(factor, 1.0 / _MOST_FACTOR), _MOST_FACTOR))
         return bounded if self.larger_is_better else -bounded
 
-    def log_gains(self, new: Sequence[float], old: Sequence[float]) -> list[float]:
-        """One logarithm for each pair of blocks, whose mean is that of the factor between the means of `new` and `old`.
-
-        Single blocks may well be 0, so their own factors mean nothing. The spread is that of the ratio of two means,
-        linearised (delta method; Cochran, Sampling Techniques, 1977, section 6.4).
-        """
-        level, before = fmean(new), fmean(old)
-        middle, sign = self.log_gain(level, before), 1.0 if self.larger_is_better else -1.0
-        return [
-            middle + sign * (_relative(ours, level) - _relative(theirs, before))
-            for ours, theirs in zip(new, old, strict=True)
-        ]
-
     def gain_of_log(self, log_gain: float) -> float:
         """The gain, as `gain` tells it, of such a logarithm."""
         return math.expm1(log_gain) if self.larger_is_better else -math.expm1(-log_gain)
@@ -75,7 +62,7 @@ class Objective:
 def objectives_of(settings: LabSettings) -> tuple[Objective, ...]:
     """The objectives that the settings ask for. Raises RunError for goodput without a promise."""
     tuning, slo = settings.tuning, settings.slo
-    promised = (slo.ttft_ms, slo.tpot_ms, slo.e2e_ms) != (None, None, None)
+    promised = has_slo(slo)
     if "goodput" in tuning.objectives and not promised:
         raise RunError(
             "goodput counts the requests that keep a promise, and nothing is promised: choose one (slo=interactive) or "
@@ -97,8 +84,9 @@ def objectives_of(settings: LabSettings) -> tuple[Objective, ...]:
     return tuple(by_name[name] for name in tuning.objectives)
 
 
-def _relative(value: float, mean: float) -> float:
-    return value / mean - 1.0 if mean > 0.0 else 0.0
+def has_slo(slo: SloSettings) -> bool:
+    """True if the settings bound a latency."""
+    return (slo.ttft_ms, slo.tpot_ms, slo.e2e_ms) != (None, None, None)
 
 
 def _seconds(blocks: Sequence[BlockResult]) -> float:
@@ -130,18 +118,21 @@ class Bounds:
     def of(cls, settings: LabSettings) -> Bounds:
         """The bounds of the settings."""
         slo = settings.slo
-        promised = (slo.ttft_ms, slo.tpot_ms, slo.e2e_ms) != (None, None, None)
         tuning = settings.tuning
-        return cls(slo.quantile if promised else None, tuning.max_errors, tuning.min_agreement)
+        return cls(slo.quantile if has_slo(slo) else None, tuning.max_errors, tuning.min_agreement)
 
-    def violations(self, blocks: Sequence[BlockResult], agreement: float | None) -> dict[str, float]:
+    def violations(
+        self, blocks: Sequence[BlockResult], agreement: float | None, *, growing: bool = False
+    ) -> dict[str, float]:
         """How far each bound is missed, relative to the bound: 0 or less holds, 1 is as bad as can be.
 
-        agreement: share of greedy tokens that are those of fp32, None where outputs cannot differ.
+        agreement: share of greedy tokens that are those of fp32, None where outputs cannot differ. growing: whether the
+        load ended with a growing backlog, which no longer run would keep the SLO with.
         """
         found = {"serves": 0.0, "memory": 0.0, "errors": _over(error_share(blocks), self.max_errors)}
         if self.quantile is not None:
-            found["promise"] = (self.quantile - attainment(blocks)) / self.quantile
+            missed = (self.quantile - attainment(blocks)) / self.quantile
+            found["promise"] = max(missed, _GROWING) if growing else missed
         if self.min_agreement is not None and agreement is not None:
             found["agreement"] = (self.min_agreement - agreement) / self.min_agreement
         return found

@@ -24,6 +24,7 @@ from muai_lab.tuning.figures import (
     pairs_figure,
     slices_figure,
 )
+from muai_lab.tuning.header import not_examined, statements
 from muai_lab.tuning.importance import importance_of
 from muai_lab.tuning.objective import Objective, missed
 from muai_lab.tuning.result import TuningResult
@@ -59,7 +60,7 @@ def render_tuning(
         "good": result.verdict == "confirmed",
         "verdict": redacted(f"{result.verdict}: {result.reason}"),
         "warnings": [] if result.missed is None else [result.missed],
-        "facts": list(result.facts.items()),
+        "facts": [*statements(result).items(), *result.facts.items(), ("not examined", not_examined(result))],
         "noise": _noise(result),
         "changes": _changes_grid(settings, result),
         "pairs": None if confirmation is None else Markup(pairs_figure(confirmation, objective, "pairs")),
@@ -82,13 +83,15 @@ def _headline(result: TuningResult, objective: Objective) -> str:
             count = len(result.changes) + (result.engine_preference is not None)
             brings = "1 changed key brings" if count == 1 else f"{count} changed keys together bring"
             return (
-                f"{brings} {confirmation.gain:+.1%} {what}, between {confirmation.low:+.1%} and "
-                f"{confirmation.high:+.1%} with 95\u00a0% confidence."
+                f"{brings} {confirmation.gain:+.1%} {what}, between {confirmation.low or 0.0:+.1%} and "
+                f"{confirmation.high or 0.0:+.1%} with 95\u00a0% confidence."
             )
         case "refused" if confirmation is not None:
+            low, high = confirmation.low, confirmation.high
+            interval = "given up early" if low is None or high is None else f"{low:+.1%} to {high:+.1%}"
             return (
                 f"The best configuration of the search brought {confirmation.gain:+.1%} {what} on fresh load "
-                f"({confirmation.low:+.1%} to {confirmation.high:+.1%}), and was not accepted. The present one stays."
+                f"({interval}), and was not accepted. The present one stays."
             )
         case "nothing better" | "refused":
             return "The present configuration stays."

@@ -9,11 +9,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from muai_lab.analysis.statistics import Estimate
 from muai_lab.analysis.summary import clean
 from muai_lab.errors import RunError
 from muai_lab.tuning.confirmation import Confirmation, Pair
 from muai_lab.tuning.contribution import Contribution
 from muai_lab.tuning.search_space import Value
+from muai_lab.tuning.soak import Attainment
 
 RESULT, PRESENT = "result.json", "present.yaml"
 SCHEMA_VERSION = 1
@@ -42,6 +44,7 @@ class TuningResult:
 
     changes: dotted path -> value in which the exported configuration differs from the present one; empty where nothing
     better was shown. best_changes: those of the best configuration of the search, before any was put back.
+    reduction: gain of the changes that stay over all of best_changes; None if none was put back or none was measured.
     refused_changes, refused_preference: the winner that was not confirmed, which only `export --unconfirmed` writes.
     facts: what a reader needs to judge it (objective, SLO, workload, noise, hardware, versions, date, …), in the order
     of the file.
@@ -62,6 +65,7 @@ class TuningResult:
     refused_preference: tuple[str, ...] | None = None
     engines: tuple[EngineStudy, ...] = ()
     contributions: tuple[Contribution, ...] = ()
+    reduction: Estimate | None = None
     confirmation: Confirmation | None = None
     noise: float | None = None
     noise_samples: int = 0
@@ -118,7 +122,16 @@ def read_result(directory: Path) -> TuningResult:
                 Pair(**{**pair, "per_block": tuple(tuple(block) for block in pair["per_block"])})
                 for pair in confirmation["pairs"]
             )
-            confirmation = Confirmation(**{**confirmation, "pairs": pairs})
+            kept, shared = confirmation.get("kept"), confirmation.get("agreement")
+            confirmation = Confirmation(
+                **{
+                    **confirmation,
+                    "pairs": pairs,
+                    "kept": None if kept is None else Attainment(**kept),
+                    "agreement": None if shared is None else tuple(shared),
+                }
+            )
+        reduction = content.get("reduction")
         preferences = {
             name: None if content.get(name) is None else tuple(content[name])
             for name in ("engine_preference", "refused_preference")
@@ -129,6 +142,7 @@ def read_result(directory: Path) -> TuningResult:
                 "confirmation": confirmation,
                 **preferences,
                 "engines": tuple(EngineStudy(**entry) for entry in content["engines"]),
+                "reduction": None if reduction is None else Estimate(**reduction),
                 "contributions": tuple(Contribution(**entry) for entry in content["contributions"]),
             }
         )

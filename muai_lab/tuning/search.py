@@ -14,11 +14,13 @@ from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.settings.tuning import TuningSettings
 from muai_lab.tuning.arena import Arena, ConfigurationFailed
 from muai_lab.tuning.block import BlockResult, attainment
-from muai_lab.tuning.measure import Interrupted, Switch, Unmeasurable, measure
+from muai_lab.tuning.blocks import SOAK
+from muai_lab.tuning.measure import Interrupted, Measurement, Switch, Unmeasurable, measure, soak
 from muai_lab.tuning.objective import Bounds, Objective
 from muai_lab.tuning.pruning import Reference, behind, promise_lost
 from muai_lab.tuning.quality import of_outputs
 from muai_lab.tuning.search_space import Point, every_point, with_values
+from muai_lab.tuning.soaking import Soaks
 from muai_lab.tuning.study import Draft, TuningStudy
 from muai_lab.tuning.trials import (
     TOOK_TIME,
@@ -89,7 +91,8 @@ class Search:
     """Works on a study until it is done; other processes may work on the same one.
 
     screen: refuses configurations by calculation. fixed_load: whether the same requests are due whatever serves them.
-    clock: monotonic seconds.
+    soaks: soak windows of the study, for an SLO under open-loop load; each trial is then one of `trial_s` seconds, warm
+    and without a drain between its blocks. clock: monotonic seconds.
     """
 
     def __init__(
@@ -105,6 +108,8 @@ class Search:
         *,
         screen: Screen = lambda optimization: None,
         fixed_load: bool = False,
+        soaks: Soaks | None = None,
+        trial_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._study = study
@@ -117,6 +122,8 @@ class Search:
         self._switch = switch
         self._screen = screen
         self._fixed_load = fixed_load
+        self._soaks = soaks
+        self._trial_s = trial_s
         self._clock = clock
         self._began = clock()
         self._repeats = 0
@@ -180,14 +187,7 @@ class Search:
         self._watcher.begins(draft)
         try:
             with self._study.leased(draft):
-                found = measure(
-                    self._arena,
-                    optimization,
-                    range(self._plan.blocks),
-                    self._switch,
-                    give_up=self._give_up(draft),
-                    wants_agreement=self._bounds.min_agreement is not None,
-                )
+                found = self._measure(draft, optimization)
         except ConfigurationFailed as error:
             violations = self._bounds.of_failure("serves")
             return replace(record, outcome="crashed", values=self._worst(), violations=violations, reason=str(error))
@@ -197,13 +197,28 @@ class Search:
             record,
             outcome="measured" if found.given_up is None else "pruned",
             values=tuple(objective.value(found.blocks) for objective in self._objectives),
-            violations=self._bounds.violations(found.blocks, found.agreement),
+            violations=self._bounds.violations(found.blocks, found.agreement, growing=found.growing),
             blocks=tuple(found.blocks),
             reason=found.given_up,
             agreement=found.agreement,
             restarted=found.restarted,
             load_s=found.load_s,
             start_s=found.start_s,
+        )
+
+    def _measure(self, draft: Draft, optimization: OptimizationSettings) -> Measurement:
+        wants_agreement = self._bounds.min_agreement is not None
+        if self._soaks is not None:
+            return soak(self._arena, optimization, SOAK, self._trial_s, self._switch, wants_agreement=wants_agreement)[
+                0
+            ]
+        return measure(
+            self._arena,
+            optimization,
+            range(self._plan.blocks),
+            self._switch,
+            give_up=self._give_up(draft),
+            wants_agreement=wants_agreement,
         )
 
     def _known_to_differ(self, point: Point) -> Rejection | None:
@@ -313,6 +328,9 @@ class Search:
         if best is None or not best.feasible or len(best.runs) < 2:
             return None
         kept = attainment([block for run in best.runs for block in run.blocks])
+        if self._soaks is not None and 1.0 - kept <= self.noise().run:
+            seen = self._soaks.look(best.point)
+            kept = attainment(seen.slices) if self._soaks.keeps(seen) else 0.0
         if 1.0 - kept > self.noise().run:
             return None
         return (

@@ -23,8 +23,9 @@ from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.tuning.admin import TOKEN_VARIABLE, NotLive, differs_only_live, reconfigure
 from muai_lab.tuning.arena import ConfigurationFailed
-from muai_lab.tuning.block import BlockResult, judge
+from muai_lab.tuning.block import BlockResult, judge, judge_soak
 from muai_lab.tuning.quality import agreement, greedy_tokens
+from muai_lab.tuning.soak import Soak
 from muai_lab.workload.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -89,6 +90,14 @@ class ServerArena:
         """See `Arena.replay`."""
         result = self._offer(self._blocks.block(block), self._blocks.plan)
         return judge(result, self._slo, self._settings.load.request_timeout_s)
+
+    def soak(self, number: int, seconds: float, *, rate: float | None = None) -> Soak:
+        """See `Arena.soak`."""
+        blocks = self._blocks if rate is None else self._blocks.at_rate(rate)
+        result = self._offer(*blocks.soak(number, seconds))
+        assert self._slo is not None, "soak windows judge an SLO"
+        timeout_s, slices = self._settings.load.request_timeout_s, self._settings.tuning.blocks
+        return judge_soak(result, self._slo, timeout_s, slices, stationary=blocks.stationary)
 
     def agreement(self) -> float | None:
         """See `Arena.agreement`. Asked once per start: batcher and cache do not change outputs."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,33 +25,25 @@ from muai_lab.tuning.contribution import Contribution, changes, earn
 from muai_lab.tuning.engines import on_engine, spaces_of
 from muai_lab.tuning.export import EXPORTED, UNCONFIRMED, configuration_text, with_changes
 from muai_lab.tuning.facts import baseline_of, study_facts, study_identity
+from muai_lab.tuning.finalists import Searched, best_of, what_keeps_the_slo
 from muai_lab.tuning.importance import importance_of
-from muai_lab.tuning.measure import Interrupted, Switch, Unmeasurable
+from muai_lab.tuning.measure import Interrupted, Switch, Unmeasurable, runs_on
 from muai_lab.tuning.memory_model import ModelShape, capacity_of, memory_screen
 from muai_lab.tuning.objective import Bounds, objectives_of
 from muai_lab.tuning.quality import may_change_outputs
 from muai_lab.tuning.result import PRESENT, EngineStudy, TuningResult, write_result
+from muai_lab.tuning.rounds import RunNoise
 from muai_lab.tuning.search import EngineUnmeasurable, Plan, Search
 from muai_lab.tuning.search_space import Point, SearchSpace
 from muai_lab.tuning.server_arena import ServerArena, reference_tokens
+from muai_lab.tuning.soaking import Soaks
 from muai_lab.tuning.storage import shown, storage_url
 from muai_lab.tuning.study import TuningStudy
-from muai_lab.tuning.trials import Standing, budget_used, missed_bounds, noise_of, standings
+from muai_lab.tuning.trials import Standing, missed_bounds, noise_of, standings
 from muai_lab.tuning.watcher import Noting, TuneWatcher
 
 _SIZE = "optimization.batcher.max_batch_size"
 _CLAIM = "finisher"
-
-
-@dataclass(frozen=True, slots=True)
-class _Searched:
-    """A finished search. present: the present configuration on this engine."""
-
-    engine: EngineName
-    study: TuningStudy
-    space: SearchSpace
-    present: OptimizationSettings
-    stopped: str
 
 
 def tune(resolved: Resolved, directory: Path, watcher: TuneWatcher, switch: Switch) -> TuningResult:
@@ -77,7 +68,7 @@ class _Tuner:
         self._url = storage_url(directory, settings.tuning.storage)
         self._name = settings.tuning.name or directory.resolve().name
         self._hardware = hardware()
-        self._searched: list[_Searched] = []
+        self._searched: list[Searched] = []
         self._engines: list[EngineStudy] = []
 
     def run(self) -> TuningResult:
@@ -137,7 +128,14 @@ class _Tuner:
             self._url,
             f"{self._name}/{engine}",
             study_identity(
-                settings, source, self._hardware, self._blocks.hash(), engine=engine, space=space, present=present
+                settings,
+                source,
+                self._hardware,
+                self._blocks.hash(),
+                engine=engine,
+                space=space,
+                present=present,
+                soaked=self._blocks.soaked,
             ),
             space,
             present,
@@ -156,6 +154,7 @@ class _Tuner:
         )
         watcher.stage(f"searching on {engine}: {len(space.parameters)} keys, study {study.name}")
         with self._arena(engine, space, bounds) as arena:
+            soaks = self._soaks(study, arena, present, bounds)
             search = Search(
                 study,
                 arena,
@@ -167,14 +166,19 @@ class _Tuner:
                 self._switch,
                 screen=screen,
                 fixed_load=self._blocks.fixed,
+                soaks=soaks,
+                trial_s=self._blocks.trial_s,
             )
-            self._searched.append(_Searched(engine, study, space, present, "interrupted"))
+            self._searched.append(Searched(engine, study, space, present, "interrupted", soaks))
             try:
                 stopped = search.run()
+                if soaks is not None:
+                    watcher.stage("soak windows of what is best")
+                    soaks.prove(standings(study.records(), self._objectives[0]))
             except EngineUnmeasurable:
                 self._searched.pop()
                 raise
-        self._searched[-1] = _Searched(engine, study, space, present, stopped)
+        self._searched[-1] = Searched(engine, study, space, present, stopped, soaks)
         watcher.stage(f"the search on {engine} is over: {stopped}")
 
     def _leave_out(self, engine: EngineName, error: EngineUnmeasurable, *, last: bool) -> None:
@@ -194,12 +198,13 @@ class _Tuner:
         if best is None:
             return self._end("nothing better", "no configuration was measured to its end")
         searched, standing = best
-        objective, tuning = self._objectives[0], self._settings.tuning
+        objective, bounds = self._objectives[0], self._bounds(searched.space)
         noise = noise_of(searched.study.records(), objective)
-        bounds = self._bounds(searched.space)
-        missed = missed_bounds(standing, bounds)
+        missed = missed_bounds(standing, searched.bounds_of_trials(bounds))
         moves_engine = searched.engine != self._serving_today()
         found = changes(searched.space, searched.present, standing.point)
+        if searched.soak_missed(standing):
+            return self._nothing_keeps_the_slo(searched, standing, bounds)
         if not found and not moves_engine:
             reason = f"the present configuration is the best that was found ({searched.stopped})"
             return self._end("nothing better", reason, missed=missed)
@@ -207,30 +212,30 @@ class _Tuner:
         if missed is not None and hopeless:
             reason = "nothing keeps every bound, so that nothing could be confirmed; lower the load or relax the slo"
             return self._refuse(reason, missed=missed)
-        kept, contributions = found, list[Contribution]()
+        soak_s = searched.soak_s(standing)
+        kept, contributions, reduction = found, tuple[Contribution, ...](), None
         if found:
             self._watcher.stage(f"what each of {plural(len(found), 'change')} is worth by itself")
             with self._arena(searched.engine, searched.space, bounds) as arena:
-                kept, contributions = earn(
-                    arena,
+                earned = earn(
+                    runs_on(arena, self._switch, self._settings.tuning.blocks, soak_s),
                     searched.space,
                     searched.present,
                     standing.point,
                     objective,
                     bounds,
-                    self._switch,
-                    blocks=tuning.blocks,
-                    noise=noise.run,
+                    noise=RunNoise(noise.run**2, noise.samples),
                     order=list(reversed(importance_of(searched.study.records(), searched.space, objective))),
                     after_key=self._watcher.tried,
                 )
+            kept, contributions, reduction = earned.kept, earned.contributions, earned.reduction
         preference = self._preference(searched.engine) if moves_engine else None
         self._result = self._result.updated(
-            contributions=tuple(contributions), changes=kept, engine_preference=preference, missed=missed
+            contributions=contributions, reduction=reduction, changes=kept, engine_preference=preference, missed=missed
         )
         if not kept and not moves_engine:
             return self._end("nothing better", "no change was worth more than the noise by itself", changes={})
-        return self._confirm(kept, preference, bounds, noise.run, self._hoped(standing))
+        return self._confirm(kept, preference, bounds, noise.run, self._hoped(standing), soak_s)
 
     def _hoped(self, best: Standing) -> float | None:
         """The gain over the present configuration that the search saw; None where the latter was not measured."""
@@ -242,7 +247,13 @@ class _Tuner:
         return None
 
     def _confirm(
-        self, kept: Point, preference: tuple[str, ...] | None, bounds: Bounds, noise: float, hoped: float | None
+        self,
+        kept: Point,
+        preference: tuple[str, ...] | None,
+        bounds: Bounds,
+        noise: float,
+        hoped: float | None,
+        soak_s: float | None,
     ) -> TuningResult:
         tuning = self._settings.tuning
         present = self._settings.optimization
@@ -262,6 +273,7 @@ class _Tuner:
                 noise=noise,
                 hoped=hoped,
                 most_pairs=tuning.most_pairs,
+                soak_s=soak_s,
                 after_pair=self._watcher.compared,
             )
         except (ConfigurationFailed, Unmeasurable) as error:
@@ -270,8 +282,7 @@ class _Tuner:
             arena.close()
         if confirmation.accepted:
             return self._end("confirmed", confirmation.reason, confirmation=confirmation)
-        reason = f"the winner of the search was not confirmed: {confirmation.reason}"
-        return self._refuse(reason, confirmation=confirmation)
+        return self._refuse(f"the winner was not confirmed: {confirmation.reason}", confirmation=confirmation)
 
     def _refuse(self, reason: str, **entries: Any) -> TuningResult:
         self._result = self._result.refused()
@@ -279,10 +290,8 @@ class _Tuner:
 
     def _stop_early(self) -> TuningResult:
         """What can be said when somebody asked to stop."""
-        best = self._best_of_all()
-        if best is None:
-            return self._end("unconfirmed", "stopped before a configuration was measured to its end")
-        return self._end("unconfirmed", "stopped before it was confirmed")
+        what = "it was confirmed" if self._best_of_all() else "a configuration was measured to its end"
+        return self._end("unconfirmed", f"stopped before {what}")
 
     def _end(self, verdict: Any, reason: str, **entries: Any) -> TuningResult:
         """Write result, file and report."""
@@ -313,37 +322,37 @@ class _Tuner:
         )
         write_result(self._directory, self._result)
 
-    def _best_of_all(self) -> tuple[_Searched, Standing] | None:
+    def _best_of_all(self) -> tuple[Searched, Standing] | None:
         """The best configuration of all engines, and the summary of each search in the result."""
         objective = self._objectives[0]
-        found: list[tuple[_Searched, Standing]] = []
         entries = [entry for entry in self._engines if entry.skipped is not None]
-        for searched in self._searched:
-            records = searched.study.records()
-            standing = next(iter(standings(records, objective)), None)
-            entries.append(
-                EngineStudy(
-                    searched.engine,
-                    searched.study.name,
-                    budget_used(records),
-                    searched.stopped,
-                    None if standing is None else standing.value,
-                    None if standing is None else standing.number,
-                    standing is not None and standing.feasible,
-                )
-            )
-            if standing is not None:
-                found.append((searched, standing))
+        entries += [searched.summary(objective) for searched in self._searched]
         self._result = self._result.updated(engines=tuple(entries))
-        if not found:
+        best = best_of(self._searched, objective)
+        if best is None:
             return None
-        sign = -1.0 if objective.larger_is_better else 1.0
-        best = min(found, key=lambda one: (max(one[1].violation, 0.0), sign * one[1].value))
         searched, standing = best
         noise = noise_of(searched.study.records(), objective)
         self._result = self._result.updated(noise=noise.run, noise_samples=noise.samples, drift=noise.drift)
         self._note_best(searched.engine, searched.space, searched.present, standing)
         return best
+
+    def _soaks(
+        self, study: TuningStudy, arena: ServerArena, present: OptimizationSettings, bounds: Bounds
+    ) -> Soaks | None:
+        """The soak windows of a study; None where a block tells as much."""
+        if not self._blocks.soaked or bounds.quantile is None:
+            return None
+        tuning = self._settings.tuning
+        return Soaks(study, arena, present, tuning, bounds.quantile, self._switch, self._watcher.stage)
+
+    def _nothing_keeps_the_slo(self, searched: Searched, standing: Standing, bounds: Bounds) -> TuningResult:
+        with self._arena(searched.engine, searched.space, bounds) as arena:
+            soaks = self._soaks(searched.study, arena, searched.present, bounds)
+            assert soaks is not None, "there was a soak window"
+            rate = self._settings.arrival.rate if self._blocks.stationary else None
+            reason, missed = what_keeps_the_slo(soaks, standing, rate)
+        return self._refuse(reason, missed=missed)
 
     def _bounds(self, space: SearchSpace) -> Bounds:
         bounds = Bounds.of(self._settings)

@@ -80,9 +80,27 @@ def test_a_promise_that_nobody_can_keep_is_told_without_looking_further(tuned) -
 
     assert result.verdict == "refused"
     assert result.missed is not None
-    assert "99% are to" in result.missed
+    assert "99.0% are asked for" in result.missed
+    assert "nothing keeps the SLO at this rate; the highest rate that does is about 15 requests/s" in result.reason
     assert not result.changes
     assert not any("confirming" in stage for stage in watcher.stages)
+
+
+def test_an_slo_under_open_loop_load_is_judged_by_soak_windows_only(tuned) -> None:
+    arenas: list[FakeArena] = []
+
+    def arena() -> FakeArena:
+        arenas.append(FakeArena(eight_is_best, noise=0.002))
+        return arenas[-1]
+
+    result, _ = tuned(arena, "slo.quantile=0.5", "tuning.soak_s=40")
+
+    assert result.confirmation is not None
+    assert result.confirmation.kept is not None
+    assert (result.confirmation.kept.windows, result.confirmation.kept.seconds) == (6, 40.0)
+    assert result.confirmation.kept.low > 0.5
+    lengths = [seconds for one in arenas for _, seconds, _ in one.soaked]
+    assert set(lengths) == {0.8, 40.0}  # trials of four blocks of 0.2 s, and everything that a verdict rests on
 
 
 def test_an_engine_that_dies_in_every_trial_is_left_out_and_the_others_go_on(tuned) -> None:

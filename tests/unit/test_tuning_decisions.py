@@ -20,11 +20,13 @@ from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.tuning.block import BlockResult, spoilt_by
 from muai_lab.tuning.blocks import FRESH
 from muai_lab.tuning.confirmation import Pair, confirm, judge_pairs, pairs_to_tell
-from muai_lab.tuning.contribution import earn, gain_over_blocks
-from muai_lab.tuning.measure import Switch
+from muai_lab.tuning.contribution import earn
+from muai_lab.tuning.measure import Switch, runs_on
 from muai_lab.tuning.memory_model import ModelShape, capacity_of, memory_need, memory_screen
 from muai_lab.tuning.objective import Bounds, Objective, objectives_of, total_violation
 from muai_lab.tuning.pruning import Reference, behind, promise_lost
+from muai_lab.tuning.rounds import Rounds, RunNoise, as_gain, difference, log_levels, noise_within
+from muai_lab.tuning.search_space import value_at
 from muai_lab.tuning.space_file import space_of
 from muai_lab.tuning.trials import ASSUMED_NOISE, TrialRecord, noise_of, pareto_front, standings, trials_without_gain
 from tests.unit.tuning_fakes import FakeArena
@@ -153,8 +155,9 @@ def only_the_size_matters(optimization: OptimizationSettings) -> float:
 
 def earned(share, winner: dict, **arena):  # type: ignore[no-untyped-def]
     served = FakeArena(share, noise=0.002, **arena)
-    kept, found = earn(served, SPACE, PRESENT, winner, GOODPUT, Bounds(), Switch(), blocks=4, noise=0.01)
-    return kept, {one.path: one for one in found}
+    run = runs_on(served, Switch(), 4, None)
+    found = earn(run, SPACE, PRESENT, winner, GOODPUT, Bounds(), noise=RunNoise(0.005**2, 3))
+    return found.kept, {one.path: one for one in found.contributions}
 
 
 def test_changes_without_effect_are_put_back_and_the_others_show_their_worth() -> None:
@@ -176,25 +179,18 @@ def test_a_key_whose_condition_does_not_hold_is_put_back_without_being_measured(
 rates = st.floats(0.0, 1e4)
 
 
-@given(st.lists(st.tuples(rates, rates), min_size=2, max_size=12))
-def test_no_rate_can_lose_more_than_all_of_itself(blocks: list[tuple[float, float]]) -> None:
-    new, old = zip(*blocks, strict=True)
+@given(st.lists(st.tuples(rates, rates), min_size=2, max_size=6))
+def test_no_rate_can_lose_more_than_all_of_itself(runs: list[tuple[float, float]]) -> None:
+    new, old = ([(BlockResult(1.0, 1, 1, 0, value),) for value in side] for side in zip(*runs, strict=True))
+    throughput = objectives_of(LabSettings.model_validate({"tuning": {"objectives": ("throughput",)}}))[0]
+    levels = log_levels(Rounds({"new": tuple(new), "old": tuple(old)}, {}), throughput, "old")
 
-    gain, back = gain_over_blocks(GOODPUT, new, old), gain_over_blocks(GOODPUT, old, new)
+    gain = as_gain(throughput, difference(levels["new"], levels["old"], noise_within(levels)))
 
     assert gain.value is not None
     assert gain.low is not None
     assert gain.high is not None
-    assert back.value is not None
     assert -1.0 <= gain.low <= gain.value <= gain.high
-    assert (1.0 + gain.value) * (1.0 + back.value) == pytest.approx(1.0)
-
-
-def test_the_gain_over_blocks_is_that_of_their_means() -> None:
-    # Given blocks of which one was empty, so that ratios of single blocks mean nothing
-    gain = gain_over_blocks(GOODPUT, (0.0, 30.0, 30.0, 20.0), (10.0, 10.0, 30.0, 10.0))
-
-    assert gain.value == pytest.approx(80 / 60 - 1)
 
 
 def test_a_change_without_which_nothing_serves_stays() -> None:
@@ -208,13 +204,33 @@ def test_a_change_without_which_nothing_serves_stays() -> None:
     assert "does not serve: out of memory" in found[SIZE].reason
 
 
-@pytest.mark.parametrize(("present", "runs"), [(0.6, 2), (0.9, 4)])
-def test_a_clear_difference_is_measured_once_and_a_small_one_twice(present: float, runs: int) -> None:
-    arena = FakeArena(lambda found: 0.9 if found.batcher.max_batch_size == 8 else present, noise=0.002)
+def test_of_two_keys_that_do_the_same_one_stays_and_both_say_so() -> None:
+    def either(optimization: OptimizationSettings) -> float:
+        batcher = optimization.batcher
+        return 0.9 if batcher.max_batch_size == 8 or batcher.batch_timeout_ms == 0 else 0.6
 
-    earn(arena, SPACE, PRESENT, {SIZE: 8, CACHE: False}, GOODPUT, Bounds(), Switch(), blocks=4, noise=0.01)
+    kept, found = earned(either, {SIZE: 8, HOLD: 0, CACHE: False})
 
-    assert len(arena.replayed) == 4 * (runs + 4)  # the cache makes no difference
+    assert len(kept) == 1
+    stays, goes = (SIZE, HOLD) if SIZE in kept else (HOLD, SIZE)
+    assert found[stays].reason == f"does the same as {goes}: one of them is enough, and this one stays"
+    assert found[goes].reason == f"does the same as {stays}, which stays: put back"
+    assert "no effect" in found[CACHE].reason
+
+
+def test_changes_that_are_each_too_small_to_show_stay_together() -> None:
+    few = {SIZE: 8, HOLD: 0, CACHE: False}
+
+    def run(optimization: OptimizationSettings) -> list[BlockResult]:
+        worth = 1.0
+        for path, value in few.items():
+            worth *= 1.02 if value_at(optimization, path) == value else 1.0
+        return [BlockResult(10.0, 10_000, round(10_000 * worth), 0, 0.0)] * 3
+
+    found = earn(run, SPACE, PRESENT, few, GOODPUT, Bounds(), noise=RunNoise(0.03**2, 30))
+
+    assert found.kept == few
+    assert all("+6.1% together with the others" in one.reason for one in found.contributions)
 
 
 def confirmed(share, noise: float = 0.01, bounds: Bounds | None = None, scatter: float = 0.01, **options: Any):  # type: ignore[no-untyped-def]
@@ -281,12 +297,14 @@ def test_a_winner_that_is_worse_is_given_up_after_three_pairs() -> None:
 
     assert not found.accepted
     assert len(found.pairs) == 3
-    assert "the gain is at most" in found.reason
+    assert (found.low, found.high) == (None, None)
+    assert "given up after 3 of 6 pairs" in found.reason
 
 
 def test_a_gain_below_the_noise_of_few_pairs_is_not_given_up_while_more_would_tell_it() -> None:
     found, _ = confirmed(somewhat_better, noise=0.3, hoped=0.2, most_pairs=40)
 
+    assert found.high is not None
     assert found.high < 0.3 * (2 / 3) ** 0.5
     assert found.accepted
 
@@ -396,15 +414,6 @@ def test_the_embedded_model_s_shape_is_read_from_its_files(embedded_cache) -> No
     assert shape is not None
     assert 1_000_000 < shape.parameters < 20_000_000
     assert shape.max_positions > 0
-
-
-def test_gains_of_blocks_are_relative_to_their_mean_so_that_a_block_may_be_empty() -> None:
-    old, new = [10.0, 130.0, 130.0, 130.0], [160.0, 160.0, 160.0, 160.0]
-    middle = math.log(1.6)
-
-    assert GOODPUT.log_gains(new, old) == pytest.approx([middle + 0.9, middle - 0.3, middle - 0.3, middle - 0.3])
-    assert LATENCY.log_gains([1.0], [2.0]) == pytest.approx([math.log(2.0)])
-    assert GOODPUT.log_gains([1.0, 0.0], [0.0, 0.0]) == pytest.approx([math.log(100.0) + 1.0, math.log(100.0) - 1.0])
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from muai_lab.analysis.statistics import Estimate
 from muai_lab.commands import config as config_command
 from muai_lab.commands import export as export_command
 from muai_lab.errors import RunError
@@ -25,6 +26,7 @@ from muai_lab.tuning.report import render_tuning
 from muai_lab.tuning.result import PRESENT, EngineStudy, TuningResult, read_result, write_result
 from muai_lab.tuning.result import RESULT as RESULT_FILE
 from muai_lab.tuning.search import Plan, Search
+from muai_lab.tuning.soak import Attainment
 from muai_lab.tuning.space_file import space_of
 from muai_lab.tuning.storage import IN_MEMORY
 from muai_lab.tuning.study import TuningStudy
@@ -56,7 +58,21 @@ RESULT = TuningResult(
         EngineStudy("vllm", skipped="no GPU"),
     ),
     contributions=(Contribution(SIZE, 32, 8, 0.2, 0.15, 0.25, True, "earns its place"),),
-    confirmation=Confirmation(PAIRS, 0.2, 0.15, 0.25, 0.01, 0.995, True, "the gain is at least +15.0%"),
+    confirmation=Confirmation(
+        PAIRS,
+        0.2,
+        0.15,
+        0.25,
+        0.01,
+        0.995,
+        True,
+        "the gain is at least +15.0%",
+        kept=Attainment(0.995, 0.9921, 6, 40.0, 31.0),
+        between_starts=0.008,
+        blocks=5,
+        block_s=8.0,
+    ),
+    reduction=Estimate(-0.003, -0.010, 0.004),
     noise=0.01,
     noise_samples=4,
     drift=0.002,
@@ -94,11 +110,29 @@ def test_the_header_says_what_the_file_rests_on(study: Path) -> None:
     text = "\n".join(header)
     assert "confirmed by measurement" in header[0]
     assert "gain: +20.0% goodput (+15.0% to +25.0%, 95 % interval, 6 pairs of runs)" in text
-    assert "promise: kept by 99.5% of its requests there" in text
-    assert "noise: runs of one configuration differ by 1.0% (by 4 repeats)" in text
+    assert "SLO attainment: 99.50% of the winner's requests, at least 99.21% (lower end of the 95 %" in text
+    assert "6 soak windows of 40 s, 31 relaxation times of the queue each" in " ".join(text.replace("#", "").split())
+    assert "noise between server starts: 0.8% (standard deviation" in text
+    assert "blocks: 5 of 8 s in each run" in text
+    assert "kept changes against all that were found: -0.3% (-1.0% to +0.4%, 95 % interval)" in text
+    assert "noise in the search: runs of one configuration differ by 1.0% (by 4 repeats)" in text
+    assert "not examined: engines vllm (no GPU); keys outside the search space" in text
     assert "workload: chat; hash 0123" in text
     assert f"{SIZE}: 32 -> 8  (+20.0%, +15.0% to +25.0%)" in text
     assert "s3cr3t" not in target.read_text(encoding="utf-8")
+
+
+def test_pairs_that_were_given_up_early_have_no_interval_in_file_and_page(study: Path) -> None:
+    assert RESULT.confirmation is not None
+    given_up = replace(RESULT.confirmation, low=None, high=None, accepted=False, reason="given up after 3 of 6 pairs")
+    result = replace(RESULT, confirmation=given_up).refused()
+    write_result(study, result)
+
+    assert read_result(study) == result
+    target, _ = export_study(study, unconfirmed=True)
+    assert "gain: +20.0% goodput (no interval: given up early, 6 pairs of runs)" in target.read_text(encoding="utf-8")
+    page = render_tuning(SETTINGS, result, {}, objectives_of(SETTINGS))
+    assert "given up early" in page
 
 
 def test_the_check_of_configurations_takes_the_file(study: Path, capsys: pytest.CaptureFixture[str]) -> None:

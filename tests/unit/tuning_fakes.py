@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.tuning.arena import ConfigurationFailed
 from muai_lab.tuning.block import BlockResult
+from muai_lab.tuning.soak import Soak
 
 BLOCK_S, DUE = 10.0, 200
 
@@ -33,6 +35,8 @@ class FakeArena:
         self.applied: list[OptimizationSettings] = []
         self.replayed: list[int] = []
         self.after_block: Callable[[], None] = lambda: None
+        self.capacity = 15.0
+        self.soaked: list[tuple[int, float, float | None]] = []
         self._share = share
         self._noise = noise
         self._random = np.random.default_rng(seed)
@@ -55,6 +59,19 @@ class FakeArena:
         met = round(DUE * min(max(share, 0.0), 1.0))
         spoilt = "p99 of the send lag is 80 ms" if self._spoilt(optimization) else None
         return BlockResult(BLOCK_S, DUE, met, 0, 30.0 * DUE, (0.1,) * 20, {"ttft": DUE - met}, spoilt)
+
+    def soak(self, number: int, seconds: float, *, rate: float | None = None) -> Soak:
+        """A window whose queue has a short memory; above `capacity` requests per second a backlog grows."""
+        self.soaked.append((number, seconds, rate))
+        slices = []
+        for place in range(5):
+            part = self.replay(place)
+            share = part.met / part.due
+            if rate is not None:
+                share = 1.0 if rate <= self.capacity else share
+            slices.append(replace(part, seconds=seconds / 5, met=round(share * part.due)))
+        spare = np.array([1.0 - part.met / part.due for part in slices])
+        return Soak(seconds, tuple(slices), 0.1, 1.0, 0.1, 0.0, False, self.capacity, float(spare.mean()), 0.01)
 
     def agreement(self) -> float | None:
         return self._agreement(self.applied[-1])

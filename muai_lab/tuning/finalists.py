@@ -1,0 +1,110 @@
+"""From finished searches to the configuration that goes on: the best that keeps every bound where it was soaked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from muai_lab.settings.schema import EngineName, OptimizationSettings
+from muai_lab.tuning.arena import ConfigurationFailed
+from muai_lab.tuning.block import attainment
+from muai_lab.tuning.measure import Unmeasurable
+from muai_lab.tuning.objective import Bounds, Objective
+from muai_lab.tuning.result import EngineStudy
+from muai_lab.tuning.search_space import SearchSpace
+from muai_lab.tuning.soak import Soak
+from muai_lab.tuning.soaking import Soaks
+from muai_lab.tuning.study import TuningStudy
+from muai_lab.tuning.trials import Standing, budget_used, standings
+
+
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """A finished search. present: The present configuration on this engine. soaks: None without soak windows."""
+
+    engine: EngineName
+    study: TuningStudy
+    space: SearchSpace
+    present: OptimizationSettings
+    stopped: str
+    soaks: Soaks | None = None
+
+    def best(self, objective: Objective) -> Standing | None:
+        """The best configuration that keeps the SLO in its soak window; the best of the trials if none does."""
+        found = standings(self.study.records(), objective)
+        kept = None if self.soaks is None else self.soaks.first_kept(found)
+        return kept or next(iter(found), None)
+
+    def soak_missed(self, best: Standing | None) -> bool:
+        """True if the SLO is judged by soak windows and this configuration does not keep it in one."""
+        if self.soaks is None or best is None:
+            return False
+        seen = self.soaks.known(best.point)
+        return seen is None or not self.soaks.keeps(seen)
+
+    def soak_s(self, best: Standing) -> float | None:
+        """Length of the soak window of a configuration, and of those that follow; None without soak windows."""
+        seen = None if self.soaks is None else self.soaks.known(best.point)
+        return None if seen is None else seen.seconds
+
+    def bounds_of_trials(self, bounds: Bounds) -> Bounds:
+        """The bounds that trials judge: a soak window judges the SLO better than they do."""
+        return bounds if self.soaks is None else replace(bounds, quantile=None)
+
+    def summary(self, objective: Objective) -> EngineStudy:
+        """The search as the result lists it."""
+        best = self.best(objective)
+        return EngineStudy(
+            self.engine,
+            self.study.name,
+            budget_used(self.study.records()),
+            self.stopped,
+            None if best is None else best.value,
+            None if best is None else best.number,
+            best is not None and best.feasible and not self.soak_missed(best),
+        )
+
+
+def best_of(searches: Sequence[Searched], objective: Objective) -> tuple[Searched, Standing] | None:
+    """The best configuration of all engines: one that keeps the SLO in its soak window comes first."""
+    found = [(searched, best) for searched in searches if (best := searched.best(objective)) is not None]
+    if not found:
+        return None
+    sign = -1.0 if objective.larger_is_better else 1.0
+    return min(found, key=lambda one: (one[0].soak_missed(one[1]), max(one[1].violation, 0.0), sign * one[1].value))
+
+
+def what_keeps_the_slo(soaks: Soaks, best: Standing, rate: float | None) -> tuple[str, str]:
+    """Say that nothing keeps the SLO, and the highest rate at which the best configuration does.
+
+    Args:
+        soaks: On an arena that serves. Lower rates are probed there.
+        best: The best configuration.
+        rate: The configured rate in requests per second; None if it changes by itself.
+
+    Returns:
+        The reason in one line, and what was missed by how much.
+
+    Raises:
+        Interrupted: Somebody asked to stop.
+    """
+    reason = "nothing keeps the SLO at this rate"
+    try:
+        seen = soaks.look(best.point)
+        missed = f"no configuration keeps the SLO: of the best, {_in_words(seen, soaks.quantile)}"
+        if rate is None:
+            return f"{reason}; the best configuration ended {seen.completed_per_s:.3g} requests per second", missed
+        return f"{reason}; {soaks.highest_rate(best.point, rate, seen)}", missed
+    except (ConfigurationFailed, Unmeasurable) as error:
+        return f"{reason}, and lower rates could not be probed ({error})", "no configuration keeps the SLO"
+
+
+def _in_words(seen: Soak, quantile: float) -> str:
+    grew = f", and the backlog grew by {seen.backlog:.0f} requests" if seen.growing else ""
+    told = (
+        f"{attainment(seen.slices):.1%} of the requests met it in a soak window of {seen.seconds:.0f} s{grew}; "
+        f"{quantile:.1%} are asked for"
+    )
+    if seen.long_enough:
+        return told
+    return f"{told}; its queue remembers so long that {seen.needed_s:.0f} s would be needed (tuning.soak_most_s)"

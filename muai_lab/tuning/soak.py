@@ -1,0 +1,252 @@
+"""Soak windows: continuous load on one server, long enough that a longer run would show the same.
+
+A block of a few seconds from an idle server says little about an SLO under open-loop load: a server that is offered
+more than it can serve survives the first seconds of it. A soak window is preceded by a lead-in, lasts at least
+`RELAXATIONS` relaxation times of the latency that the SLO bounds, and must not end with a growing backlog.
+
+Requests that miss an SLO come in clusters, since they share a queue. The bound of the attainment counts clusters, not
+requests: misses follow a compound Poisson process, whose mean has the exact bound of a Poisson mean (Garwood 1936) in
+units of the cluster size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import gammaincinv, stdtrit
+
+from muai_lab.analysis.statistics import Floats
+from muai_lab.tuning.block import BlockResult, attainment
+
+RELAXATIONS = 20.0
+"""Relaxation times that a window must last. One-sided: an exponential memory of 1 s has a relaxation time of 1 s."""
+
+LEAD_IN = 0.2
+"""Length of the lead-in before a window, relative to the window: four relaxation times or more."""
+
+LOW_TAIL = 0.025
+_GROWTH_TAIL = 0.01
+_SMALLEST_GROWTH = 3.0  # requests
+_SLACK_LIMIT = 4.0  # a request that failed counts as one that took four times its bound
+_RESOLUTION = 1e-9
+_GRID = 512  # times at which requests in flight are counted
+_ANSWERS = 10.0
+_ENOUGH_WINDOWS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Soak:
+    """One soak window.
+
+    slices: The window in parts of equal length, by due time. relaxation_s: Relaxation time of the judged latency.
+    cluster: The same in requests: so many neighbours share their fate. answer_s: Mean time of an answer. backlog:
+    Growth of the requests in flight over the window, fitted. growing: True if that is more than chance explains.
+    completed_per_s: Requests that ended in the window, per second. level, variance: Of the judged latencies, relative
+    to their bound.
+    """
+
+    seconds: float
+    slices: tuple[BlockResult, ...]
+    relaxation_s: float
+    cluster: float
+    answer_s: float
+    backlog: float
+    growing: bool
+    completed_per_s: float
+    level: float = 0.0
+    variance: float = 0.0
+
+    @property
+    def needed_s(self) -> float:
+        """The length that a window needs by what this one shows."""
+        return max(RELAXATIONS * self.relaxation_s, _ANSWERS * self.answer_s)
+
+    @property
+    def long_enough(self) -> bool:
+        """True if the window lasted long enough for its own memory."""
+        return self.seconds >= self.needed_s
+
+
+@dataclass(frozen=True, slots=True)
+class Attainment:
+    """Share of the requests that met the SLO, over all windows, with its lower bound (95 % interval, lower end).
+
+    windows: Number of windows, each of `seconds`, which lasted at least `relaxations` relaxation times.
+    """
+
+    value: float
+    low: float
+    windows: int = 0
+    seconds: float = 0.0
+    relaxations: float | None = None
+
+
+def soak_of(
+    due_s: Floats,
+    over_s: Floats,
+    slack: Floats,
+    slices: Sequence[BlockResult],
+    seconds: float,
+    *,
+    stationary: bool = True,
+) -> Soak:
+    """Judge one window.
+
+    Args:
+        due_s: Due times of all requests of the load, seconds from the start of the window; negative in the lead-in.
+        over_s: End of each of them on the same clock; NaN if it never ended.
+        slack: The latency that the SLO bounds, relative to its bound, of each of them; NaN or infinite if it failed.
+        slices: The window in parts of equal length.
+        seconds: Length of the window.
+        stationary: False if the offered rate changes by itself, so that a growing backlog proves nothing.
+    """
+    inside = (due_s >= 0.0) & (due_s < seconds)
+    order = np.argsort(due_s[inside], kind="stable")
+    judged = np.minimum(np.nan_to_num(slack[inside][order], nan=_SLACK_LIMIT, posinf=_SLACK_LIMIT), _SLACK_LIMIT)
+    cluster = max(relaxation(judged), 1.0)
+    ended = np.where(np.isfinite(over_s), over_s, np.inf)
+    answers = np.minimum(ended[inside], seconds) - due_s[inside]
+    at_s = (np.arange(_GRID) + 0.5) / _GRID * seconds
+    flying = np.searchsorted(np.sort(due_s), at_s, side="right") - np.searchsorted(np.sort(ended), at_s, side="right")
+    backlog, growing = growth(flying.astype(np.float64))
+    return Soak(
+        seconds=seconds,
+        slices=tuple(slices),
+        relaxation_s=cluster * seconds / max(len(judged), 1),
+        cluster=cluster,
+        answer_s=float(answers.mean()) if len(answers) else 0.0,
+        backlog=backlog,
+        growing=growing and stationary,
+        completed_per_s=float(((ended >= 0.0) & (ended < seconds)).sum() / seconds),
+        level=float(judged.mean()) if len(judged) else 0.0,
+        variance=float(judged.var()) if len(judged) else 0.0,
+    )
+
+
+def relaxation(series: Floats) -> float:
+    """One-sided integrated autocorrelation time of a series, in samples; 0.5 for independent samples.
+
+    The sum of the autocorrelations ends with the first pair of them whose sum is not positive (initial positive
+    sequence; Geyer, Statistical Science 7, 1992).
+    """
+    count = len(series)
+    centred = series - series.mean() if count else series
+    if count < 4 or float(np.ptp(series)) <= _RESOLUTION * float(np.abs(series).max()):
+        return 0.5
+    spectrum = np.fft.rfft(centred, 2 * count)
+    covariance = np.fft.irfft(spectrum * np.conj(spectrum))[:count]
+    correlation = covariance / covariance[0]
+    pairs = correlation[: count // 2 * 2].reshape(-1, 2).sum(axis=1)
+    negative = np.flatnonzero(pairs <= 0.0)
+    kept = pairs[: negative[0]] if len(negative) else pairs
+    found = max(float(np.minimum.accumulate(kept).sum()) - 0.5, 0.5)
+    # The mean is taken from the same window, which hides a part of a memory that is not short against it.
+    return found / max(1.0 - 2.0 * found / count, 0.25)
+
+
+def growth(flying: Floats) -> tuple[float, bool]:
+    """Fitted change of equally spaced counts from first to last, and whether chance does not explain its rise."""
+    count = len(flying)
+    place = np.arange(count) - (count - 1) / 2.0
+    slope = float((place * flying).sum() / np.square(place).sum())
+    rest = flying - flying.mean() - slope * place
+    memory = 2.0 * relaxation(rest)
+    effective = count / memory
+    change = slope * (count - 1)
+    if change < _SMALLEST_GROWTH:
+        return change, False
+    error = math.sqrt(12.0 * float(np.square(rest).mean()) / effective)
+    return change, change > -float(stdtrit(max(effective - 2.0, 1.0), _GROWTH_TAIL)) * error
+
+
+def attained(blocks: Sequence[BlockResult], cluster: float, tail: float = LOW_TAIL) -> tuple[float, float]:
+    """Share of the requests that met the SLO, and its lower bound.
+
+    Args:
+        blocks: Parts of the windows, each long against the memory.
+        cluster: Requests that share their fate, as their latencies show. It counts as one part with misses: what the
+            misses of many parts show by themselves outweighs it.
+        tail: Chance that the truth lies below the bound.
+    """
+    due = sum(block.due for block in blocks)
+    if not due:
+        return 0.0, 0.0
+    kept = attainment(blocks)
+    misses = due * (1.0 - kept)
+    size = max(_cluster_of_misses(blocks, kept, cluster), 1.0)
+    worst = size * float(gammaincinv(misses / size + 1.0, 1.0 - tail)) / due
+    return kept, max(1.0 - worst, 0.0)
+
+
+def shared_relaxation_s(soaks: Sequence[Soak]) -> float:
+    """Relaxation time that several windows of one configuration show, in seconds.
+
+    A memory that is not short against a window hides in the window's own mean. It shows between the means, whose
+    variance is 2 relaxation times / window of that of a single request. The longer of both times counts.
+    """
+    within = float(np.mean([soak.relaxation_s for soak in soaks]))
+    if len(soaks) < _ENOUGH_WINDOWS:
+        return within
+    levels = np.array([soak.level for soak in soaks])
+    between = float(levels.var(ddof=1))
+    total = float(np.mean([soak.variance for soak in soaks])) + between
+    seconds = float(np.mean([soak.seconds for soak in soaks]))
+    return max(within, seconds * between / (2.0 * total)) if total > _RESOLUTION else within
+
+
+def attainment_of(soaks: Sequence[Soak], served: Sequence[BlockResult]) -> Attainment:
+    """The attainment with its lower bound.
+
+    served: All blocks, which are the slices of the soak windows if there are any. Blocks with a drain between them are
+    taken as they are: each is a part, and the requests in flight together share a fate.
+    """
+    if not soaks:
+        kept, low = attained(served, _in_flight(served))
+        return Attainment(kept, low, len(served), served[0].seconds if served else 0.0)
+    memory_s = shared_relaxation_s(soaks)
+    seconds = min(soak.seconds for soak in soaks)
+    due = sum(block.due for block in served)
+    kept, low = attained(served, due / sum(soak.seconds for soak in soaks) * memory_s)
+    return Attainment(kept, low, len(soaks), seconds, seconds / memory_s if memory_s else None)
+
+
+def not_kept(soaks: Sequence[Soak], kept: Attainment, quantile: float) -> str | None:
+    """Why the windows do not show that the SLO is kept in a longer run; None if they do."""
+    growing = [soak for soak in soaks if soak.growing]
+    if len(growing) >= max(2, len(soaks) / 4.0):
+        grown = float(np.mean([soak.backlog for soak in growing]))
+        windows = f"{len(growing)} of {len(soaks)} soak windows"
+        return f"the backlog grew in {windows}, by {grown:.0f} requests in {kept.seconds:.0f} s"
+    answer_s = float(np.mean([soak.answer_s for soak in soaks]))
+    needed_s = max(RELAXATIONS * shared_relaxation_s(soaks), _ANSWERS * answer_s)
+    if needed_s > kept.seconds:
+        return (
+            f"its queue remembers too long for soak windows of {kept.seconds:.0f} s: {needed_s:.0f} s would tell "
+            "(tuning.soak_s, tuning.soak_most_s)"
+        )
+    if kept.low < quantile:
+        return (
+            f"{kept.value:.2%} of its requests met the SLO, but in a long run it may be as few as {kept.low:.2%}, "
+            f"and {quantile:.2%} are asked for (longer windows tell more: tuning.soak_s)"
+        )
+    return None
+
+
+def _in_flight(blocks: Sequence[BlockResult]) -> float:
+    """Mean requests in flight (Little's law)."""
+    seconds = sum(block.seconds for block in blocks)
+    return sum(sum(block.latencies_s) for block in blocks) / seconds if seconds else 1.0
+
+
+def _cluster_of_misses(blocks: Sequence[BlockResult], kept: float, cluster: float) -> float:
+    missed = np.array([block.due - block.met for block in blocks], dtype=np.float64)
+    due = np.array([block.due for block in blocks], dtype=np.float64)
+    spread = float(np.square(missed - due * (1.0 - kept)).sum()) * len(blocks) / max(len(blocks) - 1, 1)
+    hit = int((missed > 0).sum())
+    if not hit:
+        return cluster
+    seen = spread / max(float((due * kept * (1.0 - kept)).sum()), 1e-9)
+    return (hit * seen + cluster) / (hit + 1.0)

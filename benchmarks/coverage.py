@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.document import replace_part
 
-TABLES = ("intervals",)
+TABLES = ("intervals", "compare", "primary")
 """In the order of the page."""
 
 

@@ -25,11 +25,12 @@ from muai_lab.analysis.validity import VALID
 from muai_lab.analysis.wording import estimate_of, judged, setting_text, value_of
 
 FIGURES = ("requests/s", "tokens/s", "TTFT p50", "TTFT p99", "TPOT p50", "goodput/s")
+_UNLISTED = ("E2E p50", "E2E p99")  # for the history of noise; tables leave them out
 CACHED = "cached"  # share of the prompt tokens that came from the prefix cache
 LATENCIES = ("TTFT p50", "TTFT p99", "TPOT p50")
 _KEY_FIGURES = {
     "requests/s": "requests", "tokens/s": "tokens", "TTFT p50": "p50 ttft", "TTFT p99": "p99 ttft",
-    "TPOT p50": "p50 tpot", "goodput/s": "goodput",
+    "TPOT p50": "p50 tpot", "goodput/s": "goodput", "E2E p50": "p50 e2e", "E2E p99": "p99 e2e",
 }  # fmt: skip
 
 _Round = tuple[int, int, int]  # number of the repeat, seed, and which of several runs with both
@@ -41,9 +42,9 @@ class Configuration:
 
     number: the one that its runs bear in their names (`3-batcher=off`), else its place in the sweep, from 1.
     settings: the keys in which the sweep's configurations differ (without those of repeats), with this one's values.
-    figures: by the names of `FIGURES` and `CACHED`, one value for each round of the sweep; latencies in seconds, None
-    where there is none or the run is not usable. compared: places of the rounds that means are over. valid: runs that
-    are.
+    figures: by the names of `FIGURES`, `_UNLISTED` and `CACHED`, one value for each round of the sweep; latencies in
+    seconds, None where there is none or the run is not usable. compared: places of the rounds that means are over.
+    valid: runs that are.
     """
 
     number: int
@@ -130,10 +131,10 @@ def same_rounds(found: Sequence[Configuration]) -> bool:
 
 
 def figures_of(run: Run) -> dict[str, float | None]:
-    """The figures of one run by the names of `FIGURES` and `CACHED`, whether it is valid or not."""
+    """The figures of one run by the names of `FIGURES`, `_UNLISTED` and `CACHED`, whether it is valid or not."""
     summary = summary_of(run)
     throughput, slo = summary["throughput"], summary["slo"]
-    ttft = judged(summary, "ttft")
+    ttft, e2e = judged(summary, "ttft"), judged(summary, "e2e")
     return {
         "requests/s": value_of(throughput["requests_per_s"]),
         "tokens/s": value_of(throughput["output_tokens_per_s"]),
@@ -141,14 +142,16 @@ def figures_of(run: Run) -> dict[str, float | None]:
         "TTFT p99": value_of(estimate_of(summary, ttft, "p99")),
         "TPOT p50": value_of(estimate_of(summary, "tpot_s", "p50")),
         "goodput/s": value_of(slo["goodput_rps"]) if slo else None,
+        "E2E p50": value_of(estimate_of(summary, e2e, "p50")),
+        "E2E p99": value_of(estimate_of(summary, e2e, "p99")),
         CACHED: summary.get("cached_share"),
     }
 
 
-def sweep_noise(found: Sequence[Configuration]) -> dict[str, Noise]:
+def sweep_noise(found: Sequence[Configuration], figures: Sequence[str] = FIGURES) -> dict[str, Noise]:
     """The A/A noise of each figure that the repeats can tell it of."""
     noises = {
-        figure: run_noise([one.figures[figure] for one in found if any(one.figures[figure])]) for figure in FIGURES
+        figure: run_noise([one.figures[figure] for one in found if any(one.figures[figure])]) for figure in figures
     }
     return {figure: noise for figure, noise in noises.items() if noise is not None}
 
@@ -162,7 +165,7 @@ def record_sweep_noise(runs: Sequence[Run], history: NoiseHistory) -> str | None
     usable = [run for one in found for run in one.group.runs if is_usable(run)]
     variances = {
         _KEY_FIGURES[figure]: Variance(max(noise.sd**2, SMALLEST_VARIANCE), float(noise.freedom))
-        for figure, noise in sweep_noise(found).items()
+        for figure, noise in sweep_noise(found, list(_KEY_FIGURES)).items()
     }
     return history.add(key_of(usable), usable, variances)
 
@@ -179,7 +182,7 @@ def _by_round(runs: Sequence[Run]) -> dict[_Round, Run]:
 
 
 def _columns(runs: Sequence[Run | None]) -> dict[str, list[float | None]]:
-    nothing = dict.fromkeys((*FIGURES, CACHED))
+    nothing = dict.fromkeys((*FIGURES, *_UNLISTED, CACHED))
     rows = [nothing if run is None else figures_of(run) for run in runs]
     return {figure: [row[figure] for row in rows] for figure in nothing}
 

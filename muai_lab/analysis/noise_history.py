@@ -68,23 +68,20 @@ class NoiseHistory:
 
     @classmethod
     def read(cls, path: Path) -> NoiseHistory:
-        """The history in `path`, without the lines that are damaged, foreign or about runs that another line holds."""
+        """The history in `path`, without the lines that are damaged or foreign."""
         try:
             text = path.read_bytes().decode("utf-8", errors="replace")
         except OSError:
             return cls(path)
-        return cls(path, _without_overlap(entry for line in text.splitlines() if (entry := _parsed(line)) is not None))
+        return cls(path, tuple(entry for line in text.splitlines() if (entry := _parsed(line)) is not None))
 
     def past(self, key: Key | None, figure: str, *, without: Iterable[Run] = ()) -> list[Variance]:
-        """Variances of a figure under the key, of equal runs other than those in `without`."""
+        """Variances of a figure under the key, of equal runs other than those in `without`; no run counts twice."""
         if not self._entries or key is None:
             return []
         own = {digest_of(run) for run in without}
-        return [
-            entry.variances[figure]
-            for entry in self._entries
-            if entry.key == key and figure in entry.variances and not entry.runs & own
-        ]
+        known = [one for one in self._entries if one.key == key and figure in one.variances and not one.runs & own]
+        return [entry.variances[figure] for entry in _without_overlap(known)]
 
     def add(self, key: Key | None, runs: Sequence[Run], variances: Mapping[str, Variance]) -> str | None:
         """Append what equal runs tell; returns why it could not be written.
@@ -176,15 +173,15 @@ def _variance(stored: object) -> Variance | None:
     return Variance(value, freedom) if possible else None
 
 
-def _without_overlap(entries: Iterable[Entry]) -> tuple[Entry, ...]:
-    """Of entries about the same runs the one with the most degrees of freedom: no run counts twice."""
+def _without_overlap(entries: Iterable[Entry]) -> list[Entry]:
+    """Of entries that share runs those with the most degrees of freedom."""
     kept: list[Entry] = []
     seen: set[str] = set()
     for entry in sorted(entries, key=lambda entry: -entry.freedom):
         if not entry.runs & seen:
             kept.append(entry)
             seen |= entry.runs
-    return tuple(kept)
+    return kept
 
 
 def _append(path: Path, line: bytes) -> None:

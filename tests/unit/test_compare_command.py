@@ -50,7 +50,7 @@ def repeats(make: Make, tmp_path: Path) -> Make:
 
     def runs(name: str, *, slower: float = 1.0, **written: object) -> Path:
         for repeat, drift in enumerate((1.0, 1.01, 0.99)):
-            started = f"2026-01-31T12:{repeat:02d}:{len(list(tmp_path.iterdir())):02d}"
+            started = f"2026-01-31T12:{repeat:02d}:{len(list(tmp_path.rglob('manifest.json'))):02d}"
             stated = {"schedule_hash": f"s{repeat}", "started": started} | dict(
                 written.get("manifest", {})  # type: ignore[call-overload]
             )
@@ -293,6 +293,19 @@ def test_a_sweep_alone_gives_its_table_again(make: Make, tmp_path: Path, capsys:
         main([str(tmp_path / "sweep"), "--json"])
     with pytest.raises(MuaiError, match="holds one run"):
         main([str(tmp_path / "sweep" / "0-a")])
+
+
+def test_a_sweep_with_repeats_adds_its_noise_to_the_history(repeats: Make, tmp_path: Path) -> None:
+    for number, rate in enumerate((5.0, 9.0, 13.0)):
+        repeats(f"sweep/{number}", config={"arrival": {"rate": rate}})
+
+    assert main([str(tmp_path / "sweep")]) == 0
+
+    (line,) = Path(NoiseHistory.of_user().path or "").read_text(encoding="utf-8").splitlines()
+    stored = json.loads(line)
+    assert len(stored["runs"]) == 9
+    assert stored["variances"]["p50 e2e"][1] == 4
+    assert {"tokens", "p50 ttft", "requests"} <= set(stored["variances"])
 
 
 def test_bars_and_labels_of_the_chart_have_the_sign_of_the_table(

@@ -63,6 +63,20 @@ def test_a_run_never_judges_itself_and_counts_once(make: Make, path: Path) -> No
     assert len(path.read_text().splitlines()) == 2
 
 
+def test_comparisons_that_share_a_baseline_count_once_and_are_written_once(make: Make, path: Path) -> None:
+    # Given two candidates against one baseline, each compared twice
+    base, one, other = make("base"), make("one"), make("other")
+    for _ in range(2):
+        for candidate, value in ((one, 1e-4), (other, 2e-4)):
+            NoiseHistory.read(path).add(KEY, [base, candidate], {"tokens": Variance(value, 2.0)})
+
+    # Then the baseline's noise counts once, and a comparison of the first still knows the second
+    history = NoiseHistory.read(path)
+    assert history.past(KEY, "tokens") == [Variance(1e-4, 2.0)]
+    assert history.past(KEY, "tokens", without=[one]) == [Variance(2e-4, 2.0)]
+    assert len(path.read_text().splitlines()) == 2
+
+
 @pytest.mark.parametrize(
     "damage",
     [

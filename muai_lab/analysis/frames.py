@@ -191,6 +191,15 @@ def find_runs(where: str | Path | Iterable[str | Path]) -> list[Path]:
     return found
 
 
+def in_order(runs: Iterable[Run]) -> list[Run]:
+    """The runs as a sweep numbers them; by their start if they have no numbers, as the runs of other places."""
+    listed = list(runs)
+    numbers = {id(run): re.match(r"\d+(?=-|$)", run.path.name) for run in listed}
+    if len({run.path.parent for run in listed}) == 1 and all(numbers.values()):
+        return sorted(listed, key=lambda run: int(re.findall(r"\d+", run.path.name)[0]))
+    return sorted(listed, key=lambda run: str(run.manifest.get("started") or ""))
+
+
 def _natural(path: Path) -> list[tuple[int, str]]:
     """A sort key by which 2 comes before 10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(path))]

@@ -87,6 +87,7 @@ def _show_comparison(args: argparse.Namespace) -> int:
 def _show_sweep(args: argparse.Namespace) -> int:
     from muai_lab.analysis import comparison_table, find_runs, load_run
     from muai_lab.analysis.configurations import record_sweep_noise
+    from muai_lab.analysis.frames import in_order
     from muai_lab.analysis.page import write_page
     from muai_lab.analysis.sweep_report import render_sweep_report
 
@@ -95,7 +96,7 @@ def _show_sweep(args: argparse.Namespace) -> int:
     if for_two:
         raise MuaiError(f"{', '.join(for_two)} needs two sides: name a run to compare with {args.a}")
     places = _places(args.a)
-    runs = sorted(map(load_run, find_runs(places)), key=lambda run: str(run.manifest.get("started") or ""))
+    runs = in_order(map(load_run, find_runs(places)))
     if len(runs) == 1:
         raise MuaiError(f"{args.a} holds one run: name another to compare with it, or the directory of a sweep")
     history = _history(args)

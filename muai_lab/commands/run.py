@@ -122,7 +122,8 @@ def _run_one(cfg: DictConfig) -> None:
         if not sweeping:
             raise
         # One job that fails does not take the rest of the sweep with it; end_sweep counts it.
-        messages.print(f"muai-lab: {directory.name}: {error}", style="red", markup=False, highlight=False)
+        message = f"muai-lab: {directory.name}: {error}"
+        messages.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
         return
     result_table(summary).show(Console())
     _say(f"report: {_short(directory / 'report.html')}")
@@ -142,9 +143,10 @@ def end_sweep(sweep: Path) -> None:
     """Print one table of all runs and write the sweep's report. Raises RunError with their number when runs failed."""
     from muai_lab.analysis import comparison_table, find_runs, load_run, write_sweep_report
     from muai_lab.analysis.configurations import record_sweep_noise
+    from muai_lab.analysis.frames import in_order
     from muai_lab.analysis.noise_history import NoiseHistory
 
-    runs = sorted((load_run(path) for path in find_runs(sweep)), key=lambda run: str(run.manifest.get("started") or ""))
+    runs = in_order(map(load_run, find_runs(sweep)))
     _say("")
     history = NoiseHistory.of_user()
     comparison_table(runs, history=history).show(Console())

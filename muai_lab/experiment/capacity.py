@@ -261,7 +261,7 @@ class _Study:
                 else {"value": capacity.rate, "low": capacity.low, "high": capacity.high},
                 "bracket_rps": {"kept": low, "lost": high},
                 "engine": self._engine(),
-                "model": settings.model.name,
+                "model": self._model(),
                 "workload": settings.workload.name,
                 "arrival": settings.arrival.kind,
                 "target": settings.target.kind,
@@ -287,6 +287,13 @@ class _Study:
             }
         )
         return document
+
+    def _model(self) -> str:
+        """The model that was asked; an endpoint may know it under another name than the tokenizer."""
+        from muai_lab.analysis import load_run
+
+        load = load_run(self._probes[-1].directory).manifest.get("load") if self._probes else None
+        return str((load or {}).get("asked_model") or self._settings.model.name)
 
     def _engine(self) -> Mapping[str, Any] | None:
         from muai_lab.analysis import load_run

@@ -104,6 +104,12 @@ class _Watched:
         """See `Target`."""
         return self._target.notes
 
+    @property
+    def model(self) -> str | None:
+        """The model that an endpoint is asked for; None if the target is no endpoint."""
+        model: str | None = getattr(self._target, "model", None)
+        return model
+
     async def open(self, schedule: Schedule) -> None:
         """See `Target`."""
         await self._target.open(schedule)

@@ -21,6 +21,10 @@ CPU_SHARE_LIMIT = 0.9
 _MOSTLY = 0.5
 _MORE_PROCESSES = "raise load.processes, or lower the load"
 _OWN_CORES = "run the load generator on cores or a machine of its own"
+# Of a core: below it, delays are no work of the generator, and more processes would not shorten them.
+_LITTLE_WORK = 0.25
+_BUSY_SHARE = 0.5  # of the cores, used by others
+_LATE_WAKE_UPS = "run the load generator on a machine of its own; it has little work, and more processes would not help"
 _WORST: dict[Verdict, int] = {"ok": 0, "machine_busy": 1, "client_saturated": 2}
 
 
@@ -92,7 +96,8 @@ def report_on_generator(
     Not `ok` if its own delays can explain more than is tolerated of the headline: the median time to first token, or
     the throughput of a closed loop. `machine_busy`: most of them were waiting for a processor that others used;
     `client_saturated`: most were its own work, or its thread used more than `CPU_SHARE_LIMIT` of a core. machine: asked
-    who used the processors, if something is to be explained.
+    who used the processors, if something is to be explained. A generator with little work on a machine that others keep
+    busy is called `machine_busy` too: its thread need not wait for a processor to be woken late.
     """
     due = [record for record in records if window.phase(record.due_ns) == "measure" and record.sent_ns is not None]
     answered = [record for record in due if record.status == "ok" and record.chunk_t_ns]
@@ -140,9 +145,16 @@ def _judged(
         who, remedy = (None, _OWN_CORES) if report.machine is None else described(report.machine)
         reason = waited if who is None else f"{waited}: {who}"
         return replace(report, verdict="machine_busy", reason=reason, advice=remedy)
-    if report.cpu_share is not None:
-        reason += f"; it used {report.cpu_share:.0%} of a core"
-    return replace(report, verdict="client_saturated", reason=reason, advice=_MORE_PROCESSES)
+    if report.cpu_share is None:
+        return replace(report, verdict="client_saturated", reason=reason, advice=_MORE_PROCESSES)
+    reason += f"; it used {report.cpu_share:.0%} of a core"
+    machine = report.machine
+    if report.cpu_share < _LITTLE_WORK and machine is not None:
+        who, remedy = described(machine)
+        if who is not None and machine.others + machine.run >= _BUSY_SHARE * machine.cores:
+            return replace(report, verdict="machine_busy", reason=f"{reason}: {who}", advice=remedy)
+    advice = _LATE_WAKE_UPS if report.cpu_share < _LITTLE_WORK else _MORE_PROCESSES
+    return replace(report, verdict="client_saturated", reason=reason, advice=advice)
 
 
 def _headline(report: GeneratorReport, *, open_loop: bool) -> list[str]:

@@ -12,6 +12,7 @@ import pytest
 from synthetic_run import START_NS, at, record, simulated, write_run
 
 from muai_lab.analysis import find_runs, load_run, load_runs, server_series
+from muai_lab.analysis.frames import in_order
 from muai_lab.errors import RunError
 
 
@@ -187,3 +188,20 @@ def test_chunks_of_a_simulated_run_agree_with_the_usage(tmp_path: Path) -> None:
     per_request = pd.Series(run.chunks.tokens).groupby(run.chunks.row).sum()
 
     assert per_request.tolist() == run.requests["tokens"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("started", "ordered"),
+    [
+        ({"0-a": "2", "1-b": "9", "2-c": "3", "10-d": "4"}, ["0-a", "1-b", "2-c", "10-d"]),
+        ({"0": "9", "1": "3"}, ["0", "1"]),
+        ({"b": "2", "a": "3"}, ["b", "a"]),
+        ({"16.15.01": "2", "17.00.00": "1"}, ["17.00.00", "16.15.01"]),
+    ],
+)
+def test_the_runs_of_a_sweep_come_as_they_are_numbered_even_if_one_was_made_again(
+    tmp_path: Path, started: dict[str, str], ordered: list[str]
+) -> None:
+    runs = [load_run(write_run(tmp_path / name, [record()], manifest={"started": at})) for name, at in started.items()]
+
+    assert [run.path.name for run in in_order(runs)] == ordered

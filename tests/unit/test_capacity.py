@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from synthetic_run import record, write_run
@@ -18,6 +18,7 @@ from muai_lab.experiment.capacity import check_settings, judge_probe, window_s
 from muai_lab.experiment.loss_watch import LossWatch, longest_s, meets
 from muai_lab.load.generator import LoadProgress
 from muai_lab.load.records import RequestRecord
+from muai_lab.load.target import Target
 from muai_lab.settings.lab import LabSettings
 from muai_lab.workload.schedule import Schedule, ScheduledRequest
 
@@ -65,6 +66,17 @@ def test_a_low_rate_gets_a_longer_window_within_reason(rate: float, seconds: flo
 )
 def test_the_longest_that_a_request_may_take(slo: Slo, tokens: int, seconds: float | None) -> None:
     assert longest_s(slo, tokens) == (None if seconds is None else pytest.approx(seconds))
+
+
+def test_a_watched_endpoint_is_still_known_by_its_model() -> None:
+    class Endpoint:
+        model = "theirs"
+
+    def watched(target: object) -> object:
+        watch = LossWatch(Slo(ttft_ms=500), 1.0, start_s=0.0, length_s=1.0)
+        return getattr(watch.over(cast("Target", target)), "model", "not found")
+
+    assert (watched(Endpoint()), watched(object())) == ("theirs", None)
 
 
 class TestAProbeIsLost:

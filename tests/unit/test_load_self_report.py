@@ -76,7 +76,21 @@ def test_a_thread_that_is_late_by_its_own_work_is_a_saturated_client() -> None:
 
 
 def test_without_scheduling_statistics_lateness_is_judged_all_the_same() -> None:
-    assert judge(requests(ttft_ms=20.0), late(3.0, waited=None)).verdict == "client_saturated"
+    assert judge(requests(ttft_ms=20.0), late(3.0, waited=None, cpu=0.5)).verdict == "client_saturated"
+
+
+def test_a_generator_with_little_work_is_not_told_to_make_more_processes() -> None:
+    idle_machine = MachineLoad(cores=2, own=0.05, run=0.1, others=0.1, named=())
+
+    busy = judge(requests(ttft_ms=20.0), late(3.0, waited=0.1, cpu=0.05))
+    quiet = report_on_generator(
+        requests(ttft_ms=20.0), WINDOW, late(3.0, waited=0.1, cpu=0.05), open_loop=True, machine=lambda: idle_machine
+    )
+
+    assert busy.verdict == "machine_busy"
+    assert "used 5% of a core: other programs used 1.6 of 2 cores" in str(busy.reason)
+    assert quiet.verdict == "client_saturated"
+    assert "more processes would not help" in str(quiet.advice)
 
 
 @pytest.mark.parametrize(

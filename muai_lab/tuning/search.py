@@ -329,8 +329,7 @@ class Search:
             return None
         kept = attainment([block for run in best.runs for block in run.blocks])
         if self._soaks is not None and 1.0 - kept <= self.noise().run:
-            seen = self._soaks.look(best.point)
-            kept = attainment(seen.slices) if self._soaks.keeps(seen) else 0.0
+            kept = self._soaks.kept_by(best.point)
         if 1.0 - kept > self.noise().run:
             return None
         return (

@@ -29,6 +29,7 @@ _LENGTH = "soak length"
 _FINALISTS, _NEAR = 4, 0.05
 _PROBES = 5
 _STEP = 0.85
+_LEAST = 0.1  # of the configured rate: the first probe of a configuration that completed next to nothing
 
 
 class Notebook(Protocol):
@@ -138,6 +139,13 @@ class Soaks:
         """True if the window was long enough, ended without a growing backlog, and met the SLO."""
         return seen.long_enough and not seen.growing and attainment(seen.slices) >= self.quantile
 
+    def kept_by(self, point: Point) -> float:
+        """Attainment of a configuration in its soak window; 0 if that does not keep the SLO or cannot be measured."""
+        with suppress(ConfigurationFailed, Unmeasurable):
+            seen = self.look(point)
+            return attainment(seen.slices) if self.keeps(seen) else 0.0
+        return 0.0
+
     @property
     def seconds(self) -> float:
         """Length of the next window: the configured one, else the longest that was needed so far."""
@@ -161,7 +169,7 @@ class Soaks:
         optimization = with_values(self._present, point)
         seconds = min(max(seen.seconds, SHORTEST_S), self._most_s)
         kept, missed = None, offered
-        rate = min(_STEP * offered, seen.completed_per_s)
+        rate = min(_STEP * offered, max(seen.completed_per_s, _LEAST * offered))
         for number in range(_PROBES):
             self._switch.check()
             self._stage(f"soak window of {seconds:.0f} s at {rate:.3g} requests/s")

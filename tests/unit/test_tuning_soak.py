@@ -165,6 +165,32 @@ def test_a_memory_that_no_window_reaches_is_not_said_to_keep_the_slo() -> None:
     assert not short.keeps(seen)
 
 
+class Stuck(FakeArena):
+    """Completes nothing, whatever it is offered."""
+
+    def soak(self, number: int, seconds: float, *, rate: float | None = None) -> Soak:
+        self.soaked.append((number, seconds, rate))
+        return Soak(seconds, (BlockResult(seconds / 5, 100, 0, 100, 0.0),) * 5, 0.1, 1.0, 1.0, 90.0, True, 0.0)
+
+
+def test_a_configuration_that_completes_nothing_is_probed_at_rates_above_zero() -> None:
+    arena = Stuck(lambda optimization: 0.0)
+    found = soaks(arena, Notes())
+
+    rate = found.highest_rate({}, 20.0, found.look({}))
+
+    probed = [offered for _, _, offered in arena.soaked if offered is not None]
+    assert rate.kept is None
+    assert 0.0 < min(probed) <= 2.0
+    assert "not even" in str(rate)
+
+
+def test_a_configuration_that_cannot_be_soaked_is_not_said_to_keep_the_slo() -> None:
+    assert soaks(FakeArena(lambda found: 1.0, failing=lambda found: True), Notes()).kept_by({}) == 0.0
+    assert soaks(FakeArena(lambda found: 2.0, spoilt=lambda found: True), Notes()).kept_by({}) == 0.0
+    assert soaks(FakeArena(lambda found: 2.0), Notes()).kept_by({}) == 1.0
+
+
 def test_the_highest_rate_lies_between_one_that_kept_the_slo_and_one_that_did_not() -> None:
     arena = SlowQueue(lambda optimization: 1.0)
     found = soaks(arena, Notes(), quantile=0.99)

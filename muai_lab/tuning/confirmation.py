@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 from scipy.special import stdtrit
@@ -240,6 +241,7 @@ def _reason(low: float, high: float, noise: float) -> str:
     return f"the gain is at least {low:+.1%}, above the noise of {noise:.1%}"
 
 
+@lru_cache(maxsize=256)  # a pair is looked at again whenever another was measured
 def _variance_within(pair: Pair, objective: Objective, seed: int) -> float:
     """Variance of the logarithm of the pair's factor by its blocks: a bootstrap over them, in step in both runs."""
     blocks = np.array(pair.per_block)

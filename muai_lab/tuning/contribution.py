@@ -30,6 +30,8 @@ from muai_lab.tuning.search_space import Point, SearchSpace, Value, value_at, wi
 ROUNDS = 3
 # Two configurations alone tell little of their noise.
 _ROUNDS_OF_TWO = 4
+# Where all changes are worth nothing, so seldom they are put into the file again.
+_LOSS_TAIL = 0.01
 # Changes do the same if alone they explain less than this part of what they are worth together.
 _PART = 0.5
 _WHOLE = "the whole winner"
@@ -201,8 +203,8 @@ class _Earning:
             return self._restored(whole, idle, "without all of these changes the configuration does not serve")
         if self._only_first_keeps_bounds(rounds, _WHOLE, _REDUCED):
             return self._restored(whole, idle, "without all of these changes the bounds are not kept")
-        loss = gains[_REDUCED]
-        if (loss.low or 0.0) <= 0.0:
+        loss, certain = gains[_REDUCED], self._gains(rounds, _LOSS_TAIL)[_REDUCED]
+        if (certain.low or 0.0) <= 0.0:
             return self._earned(kept, as_gain(self._objective, _negative(loss)))
         # Alone each is worth too little to explain what all are worth together: any one of some may do.
         if sum(self._alone[path] for path in idle) < _PART * (loss.value or 0.0):
@@ -252,10 +254,13 @@ class _Earning:
     def _compare(self, arms: Mapping[str, OptimizationSettings]) -> tuple[Rounds[str], dict[str, Estimate]]:
         """Measure the arms; returns by how much the whole winner is better than each other one (logarithms)."""
         rounds = in_rounds(self._run, arms, ROUNDS if len(arms) > 2 else _ROUNDS_OF_TWO, _WHOLE)
+        self._noise = self._noise.with_(noise_within(log_levels(rounds, self._objective, _WHOLE)))
+        return rounds, self._gains(rounds)
+
+    def _gains(self, rounds: Rounds[str], tail: float = 0.025) -> dict[str, Estimate]:
         levels = log_levels(rounds, self._objective, _WHOLE)
-        self._noise = self._noise.with_(noise_within(levels))
         whole = levels.pop(_WHOLE)
-        return rounds, {arm: difference(whole, level, self._noise) for arm, level in levels.items()}
+        return {arm: difference(whole, level, self._noise, tail) for arm, level in levels.items()}
 
     def _only_first_keeps_bounds(self, rounds: Rounds[str], first: str, second: str) -> bool:
         missed = [total_violation(self._bounds.violations(rounds.blocks(arm), None)) for arm in (first, second)]

@@ -24,6 +24,7 @@ BENCHMARKS = (
     "virtual_time",
     "online_tuner",
     "comparison",
+    "coverage",
     "analysis_million",
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -80,13 +81,18 @@ def simulated(world: World, requests: int, runs: int, seed: int) -> Iterator[Win
         yield from traffic.windows(requests / traffic.rate)
 
 
+@cache
+def truth_of(world: World) -> dict[str, float]:
+    """The true value of each figure."""
+    half, tail = world.quantiles((0.5, 0.99))
+    return {"mean": world.mean_s, "p50": half, "p99": tail, "throughput": world.rate}
+
+
 def tallies(world: World, requests: int, runs: int, seed: int) -> dict[str, Tally]:
     """How often each figure's interval is there, and holds the truth."""
-    half, tail = world.quantiles((0.5, 0.99))
-    truth = {"mean": world.mean_s, "p50": half, "p99": tail}
+    truth = truth_of(world)
     found = {figure: Tally() for figure in FIGURES}
     for window in simulated(world, requests, runs, seed):
-        truth["throughput"] = world.rate
         read = estimates(window)
         for figure, tally in found.items():
             tally.add(read.get(figure), truth[figure])

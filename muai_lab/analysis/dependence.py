@@ -29,7 +29,7 @@ CONFIDENCE = 0.95
 BINS = 1024
 COSINES = 6
 WIDENING = 50.0
-ENOUGH_MEMORIES = 60.0
+ENOUGH_MEMORIES = 70.0
 """Memories that a window must span before its figures get an interval."""
 MEMORIES_BEYOND = 4.0
 """Memories that must lie beyond a quantile before it gets an interval, as a share of the window: p99 needs 400."""
@@ -85,11 +85,12 @@ class Span:
 
     def long_run_variance(self, influences: Floats, t_s: Floats) -> float:
         """Variance of the sum of influences (deviations whose sum is 0) that fell at `t_s`, dependence included."""
-        return self._of_sums(np.bincount(self._bins(t_s), weights=influences, minlength=BINS))
+        sums: Floats = np.bincount(self._bins(t_s), weights=influences, minlength=BINS).astype(np.float64)
+        return self._of_sums(sums)
 
     def long_run_variance_of_count(self, amounts: Floats, t_s: Floats) -> float:
         """Variance of the sum of amounts over the window, where when they fell is itself random."""
-        sums = np.bincount(self._bins(t_s), weights=amounts, minlength=BINS)
+        sums: Floats = np.bincount(self._bins(t_s), weights=amounts, minlength=BINS).astype(np.float64)
         return self._of_sums(sums - sums.mean())
 
     def _bins(self, t_s: Floats) -> NDArray[np.int64]:
@@ -126,7 +127,7 @@ def span_of(start_s: float, length_s: float, in_flight: Floats, latencies: Itera
 
 def middles_s(start_s: float, length_s: float) -> Floats:
     """The middle of each of `BINS` equal parts of a window, in seconds."""
-    return start_s + (np.arange(BINS) + 0.5) * (length_s / BINS)
+    return np.asarray(start_s + (np.arange(BINS) + 0.5) * (length_s / BINS), dtype=np.float64)
 
 
 def level_over_time(values: Floats, t_s: Floats, start_s: float, length_s: float) -> Floats:
@@ -142,7 +143,7 @@ def level_over_time(values: Floats, t_s: Floats, start_s: float, length_s: float
     counts = np.bincount(index, minlength=bins)
     sums = np.bincount(index, weights=np.log(values[usable]), minlength=bins)
     filled = np.flatnonzero(counts)
-    return np.interp(np.arange(bins), filled, sums[filled] / counts[filled])
+    return np.asarray(np.interp(np.arange(bins), filled, sums[filled] / counts[filled]), dtype=np.float64)
 
 
 def share_bounds(share: float, count: float) -> tuple[float, float]:

@@ -20,7 +20,8 @@ from typing import Literal
 import numpy as np
 from scipy.special import digamma, fdtrc, gammaincinv, ndtr, polygamma, stdtr, stdtrit
 
-from muai_lab.analysis.statistics import CONFIDENCE, Estimate, Floats
+from muai_lab.analysis.dependence import CONFIDENCE
+from muai_lab.analysis.statistics import Estimate, Floats
 
 SIGNIFICANCE = 1.0 - CONFIDENCE
 POWER = 0.8

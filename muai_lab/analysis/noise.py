@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit
 
-from muai_lab.analysis.statistics import CONFIDENCE
+from muai_lab.analysis.dependence import CONFIDENCE
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,8 +113,22 @@ def _checks(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             str(validity["generator"] or "not known"),
             redacted(generator["reason"] or "; ".join(evidence)),
         ),
-        ("System", steady, why or "no trend in queue, TTFT or TPOT over the window"),
+        ("System", steady, why or "; ".join(_trends(validity)) or "no trend in queue, TTFT or TPOT over the window"),
     ]
+
+
+def _trends(validity: Mapping[str, Any]) -> list[str]:
+    """The change of each signal over the window, and the smallest one that the run could have shown."""
+    return [
+        f"{found['signal']} changed by {_signed(found['low'])} to {_signed(found['high'])} "
+        f"(a rise by {percent(found['smallest_found'])} would have shown)"
+        for found in validity.get("trends") or []
+        if found["low"] is not None and found["smallest_found"] is not None
+    ]
+
+
+def _signed(share: float) -> str:
+    return f"{share * 100:+.0f} %"
 
 
 def _cards(summary: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -246,7 +246,7 @@ def share(hits: NDArray[np.bool_], t_s: Floats, span: Span) -> Estimate:
         return Estimate(value, *share_bounds(value, min(float(hits.size), span.memories)))
     if hits.size < min_samples(0.5):
         return Estimate(value)
-    ratio = _dependence(hits - value, t_s, span)
+    ratio = _dependence(hits.astype(np.float64) - value, t_s, span)
     needs_s = span.needed_s(ratio, min(value, 1.0 - value))
     if needs_s > span.length_s:
         return Estimate(value, needs_s=needs_s)

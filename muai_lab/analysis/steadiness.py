@@ -3,10 +3,10 @@
 An open-loop queue that grows means that the offered load is above capacity: latencies then depend on how long the run
 took, not on the system. Latencies that fall mean that the warm-up was too short.
 
-The test, per signal: the window is cut into `SLICES` equal slices and the median of each taken, which leaves little of
-the correlation between neighbouring requests. The signal has a trend if the Mann-Kendall test (Mann 1945, Kendall 1975;
-ties corrected) finds one at `SIGNIFICANCE` *and* the change over the window, by the Theil-Sen slope (Sen 1968), is
-large enough to matter. Both are needed: a long run makes any drift significant, a short one makes noise look large.
+The test, per signal: a straight line through evenly spaced values, counts as they are and latencies as logarithms. The
+standard error of its slope comes from the long-run variance of what the line leaves (see `dependence`), so a queue that
+wanders by itself is no trend; it is widened for a signal that remembers a good part of the window. There is a trend if
+the slope differs from 0 at `SIGNIFICANCE` (Student's t) *and* the change over the window is large enough to matter.
 """
 
 from __future__ import annotations
@@ -17,15 +17,20 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
+from muai_lab.analysis.dependence import CONFIDENCE, COSINES, autocorrelation_time, level_over_time, middles_s
 from muai_lab.analysis.window import Window, in_flight
 from muai_lab.analysis.wording import duration
 
-SLICES = 12
-MIN_SLICES = 8
 MIN_REQUESTS = 40
 SIGNIFICANCE = 0.005
-_POINTS = 480  # times at which counts of requests are sampled
+POWER = 0.8
+MATTERS = 0.1
+"""Smallest change over the window that matters, relative to the level of the signal."""
+_MATTERS_REQUESTS, _MATTERS_S = 3.0, 0.0005
+_WIDENING = 6.0  # standard errors grow by this times memory ÷ window: 3 % false alarms at a load of 0.95 in 30 s
+_MIN_POINTS = 16
 
 STEADY = "steady"
 NOT_STEADY = "not steady"
@@ -34,53 +39,84 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True, slots=True)
 class Trend:
-    """change: fitted change from the start to the end of the window, in the signal's unit. p: two-sided."""
+    """A straight line through one signal. change: from the start to the end of the window, error: its standard error.
 
-    start: float
+    Both are in the signal's unit; of the logarithm, if `logarithmic`. level: the signal in the middle of the window.
+    """
+
+    signal: str
+    level: float
     change: float
-    p: float
-    slices: int
+    error: float
+    logarithmic: bool = False
+
+    @property
+    def significant(self) -> bool:
+        """True if the change is more than chance."""
+        return abs(self.change) > _t(1.0 - SIGNIFICANCE / 2.0) * self.error
+
+    @property
+    def relative(self) -> float | None:
+        """Change over the window ÷ level; None for a level of 0."""
+        return self._relative(self.change)
+
+    @property
+    def interval(self) -> tuple[float | None, float | None]:
+        """95 % interval of `relative`."""
+        width = _t(0.5 + CONFIDENCE / 2.0) * self.error
+        return self._relative(self.change - width), self._relative(self.change + width)
+
+    @property
+    def smallest(self) -> float | None:
+        """Smallest relative rise that would have been called a trend in 4 of 5 such runs."""
+        seen = self._relative((_t(1.0 - SIGNIFICANCE / 2.0) + _t(POWER)) * self.error)
+        return None if seen is None else max(MATTERS, seen)
+
+    def at(self, position: float) -> float:
+        """The line at a position in the window, -0.5 (start) to 0.5 (end), in the signal's unit."""
+        if self.logarithmic:
+            return self.level * math.exp(min(self.change * position, 700.0))
+        return max(self.level + self.change * position, 0.0)
+
+    def _relative(self, change: float) -> float | None:
+        if self.logarithmic:
+            return math.expm1(min(change, 700.0))
+        return change / self.level if self.level > 0.0 else None
+
+
+def _t(probability: float) -> float:
+    return float(stdtrit(COSINES, probability))
 
 
 @dataclass(frozen=True, slots=True)
 class Steadiness:
-    """verdict: `steady`, `not steady` or `unknown`; reasons: what was seen, in plain words."""
+    """verdict: `steady`, `not steady` or `unknown`; reasons: what was seen; trends: of every signal that there was."""
 
     verdict: str
     reasons: tuple[str, ...] = ()
+    trends: tuple[Trend, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.verdict}: {'; '.join(self.reasons)}" if self.reasons else self.verdict
 
 
-def trend(t_s: NDArray[np.float64], values: NDArray[np.float64], start_s: float, end_s: float) -> Trend | None:
-    """Trend of a signal over the window; None with fewer than `MIN_SLICES` slices that hold a value."""
-    inside = (t_s >= start_s) & (t_s < end_s) & np.isfinite(values)
-    if not inside.any() or not end_s > start_s:
-        return None
-    slice_of = np.floor((t_s[inside] - start_s) / (end_s - start_s) * SLICES).astype(np.int64)
-    medians = pd.Series(values[inside]).groupby(np.minimum(slice_of, SLICES - 1)).median()
-    if len(medians) < MIN_SLICES:
-        return None
-    x = (medians.index.to_numpy(dtype=np.float64) + 0.5) / SLICES
-    y = medians.to_numpy(dtype=np.float64)
-    i, j = np.triu_indices(y.size, k=1)
-    slope = float(np.median((y[j] - y[i]) / (x[j] - x[i])))
-    intercept = float(np.median(y - slope * x))
-    return Trend(intercept, slope, mann_kendall_p(y), y.size)
+def trend(signal: str, series: NDArray[np.float64], *, logarithmic: bool = False) -> Trend | None:
+    """The trend of a series that is evenly spaced over the window; None with too few points.
 
-
-def mann_kendall_p(y: NDArray[np.float64]) -> float:
-    """Two-sided p-value of the Mann-Kendall test (normal approximation with continuity and tie correction)."""
-    n = y.size
-    i, j = np.triu_indices(n, k=1)
-    s = float(np.sign(y[j] - y[i]).sum())
-    _, ties = np.unique(y, return_counts=True)
-    variance = (n * (n - 1) * (2 * n + 5) - float((ties * (ties - 1) * (2 * ties + 5)).sum())) / 18.0
-    if s == 0.0 or variance <= 0.0:
-        return 1.0
-    z = (abs(s) - 1.0) / math.sqrt(variance)
-    return math.erfc(z / math.sqrt(2.0))
+    The waves by which the long-run variance is estimated begin with the second: a line takes up the first.
+    """
+    size = series.size
+    if size < _MIN_POINTS:
+        return None
+    position = (np.arange(size) + 0.5) / size - 0.5
+    change = float((position @ series) / (position @ position))
+    left = series - series.mean() - change * position
+    order = np.arange(2, COSINES + 2)[:, None]
+    waves = math.sqrt(2.0 / size) * np.cos(math.pi * order * (position + 0.5))
+    error = math.sqrt(12.0 / size * float(np.mean((waves @ left) ** 2)))
+    error *= 1.0 + _WIDENING * autocorrelation_time(left) / size
+    level = float(series.mean())
+    return Trend(signal, math.exp(level) if logarithmic else level, change, error, logarithmic)
 
 
 def steadiness(requests: pd.DataFrame, waiting: pd.Series | None, window: Window | None) -> Steadiness:
@@ -94,34 +130,43 @@ def steadiness(requests: pd.DataFrame, waiting: pd.Series | None, window: Window
     measured = requests[requests["in_window"]]
     if len(measured) < MIN_REQUESTS:
         return Steadiness(UNKNOWN, (f"too few requests to tell ({len(measured)}, at least {MIN_REQUESTS} needed)",))
-    start, end = window.start_s, window.end_s
-    at = start + (np.arange(_POINTS) + 0.5) / _POINTS * (end - start)
-    reasons: list[str] = []
-    flying = trend(at, in_flight(requests, at), start, end)
-    if flying is not None and _matters(flying, relative=0.5, absolute=3.0):
-        reasons.append(_counted("requests in flight", flying))
-    if waiting is not None and len(waiting):
-        queued = trend(waiting.index.to_numpy(dtype=np.float64), waiting.to_numpy(dtype=np.float64), start, end)
-        if queued is not None and _matters(queued, relative=0.5, absolute=3.0):
-            reasons.append(_counted("requests waiting in the server", queued))
-    due = measured["due_s"].to_numpy()
-    from_intended = measured["ttft_from_intended_s"]
-    first = (from_intended if from_intended.notna().any() else measured["ttft_s"]).to_numpy()
-    for name, values in (("TTFT", first), ("TPOT", measured["tpot_s"].to_numpy())):
-        drift = trend(due, values, start, end)
-        if drift is not None and _matters(drift, relative=0.5, absolute=0.0005):
-            before, after = max(drift.start, 0.0), max(drift.start + drift.change, 0.0)
-            verb = "rose" if drift.change > 0 else "fell"
-            reasons.append(f"{name} {verb} from about {duration(before)} to {duration(after)}")
-    return Steadiness(NOT_STEADY, tuple(reasons)) if reasons else Steadiness(STEADY)
+    counted = [trend("requests in flight", in_flight(requests, middles_s(window.start_s, window.duration_s)))]
+    counted.append(trend("requests waiting in the server", _evenly(waiting, window)))
+    first = measured["ttft_from_intended_s"]
+    first = first if first.notna().any() else measured["ttft_s"]
+    due_s = measured["due_s"].to_numpy(dtype=np.float64)
+    timed = [
+        trend(
+            name,
+            level_over_time(values.to_numpy(np.float64), due_s, window.start_s, window.duration_s),
+            logarithmic=True,
+        )
+        for name, values in (("TTFT", first), ("TPOT", measured["tpot_s"]))
+    ]
+    trends = tuple(found for found in (*counted, *timed) if found is not None)
+    reasons = tuple(_told(found) for found in trends if _matters(found))
+    return Steadiness(NOT_STEADY if reasons else STEADY, reasons, trends)
 
 
-def _matters(found: Trend, *, relative: float, absolute: float) -> bool:
-    level = abs(found.start + found.change / 2.0)
-    return found.p < SIGNIFICANCE and abs(found.change) >= max(absolute, relative * level)
+def _evenly(series: pd.Series | None, window: Window) -> NDArray[np.float64]:
+    """A scraped gauge at evenly spaced times within the window, as many as it was scraped."""
+    if series is None or series.empty:
+        return np.empty(0)
+    t_s = series.index.to_numpy(dtype=np.float64)
+    points = int(np.count_nonzero((t_s >= window.start_s) & (t_s < window.end_s)))
+    at_s = window.start_s + (np.arange(points) + 0.5) * (window.duration_s / max(points, 1))
+    return np.asarray(np.interp(at_s, t_s, series.to_numpy(dtype=np.float64)), dtype=np.float64)
 
 
-def _counted(what: str, found: Trend) -> str:
+def _matters(found: Trend) -> bool:
+    least = _MATTERS_S if found.logarithmic else _MATTERS_REQUESTS
+    moved = abs(found.at(0.5) - found.at(-0.5))
+    return found.significant and moved >= max(least, MATTERS * found.level)
+
+
+def _told(found: Trend) -> str:
     verb = "rose" if found.change > 0 else "fell"
-    before, after = max(found.start, 0.0), max(found.start + found.change, 0.0)
-    return f"{what} {verb} from about {before:.0f} to {after:.0f}"
+    before, after = found.at(-0.5), found.at(0.5)
+    if found.logarithmic:
+        return f"{found.signal} {verb} from about {duration(before)} to {duration(after)}"
+    return f"{found.signal} {verb} from about {before:.0f} to {after:.0f}"

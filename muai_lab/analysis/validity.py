@@ -15,7 +15,7 @@ from muai_lab.analysis.frames import Run
 from muai_lab.analysis.samples import completed_requests
 from muai_lab.analysis.slo import Slo, met
 from muai_lab.analysis.statistics import QUANTILES, min_samples, quantile_name
-from muai_lab.analysis.steadiness import NOT_STEADY, UNKNOWN, Steadiness, steadiness
+from muai_lab.analysis.steadiness import NOT_STEADY, UNKNOWN, Steadiness, Trend, steadiness
 from muai_lab.analysis.visibility import asked_and_got, visibility, visibility_warnings
 from muai_lab.analysis.wording import duration, number, percent, plural
 
@@ -83,7 +83,20 @@ def validity_of(run: Run) -> dict[str, Any]:
         "due": len(measured),
         "generator": generator.get("verdict"),
         "steadiness": str(steady),
+        "trends": [_trend(found) for found in steady.trends],
         "warnings": _warnings(run, measured, steady, found),
+    }
+
+
+def _trend(found: Trend) -> dict[str, Any]:
+    """Relative changes over the window; null for a signal that stayed at 0."""
+    low, high = found.interval
+    return {
+        "signal": found.signal,
+        "change": found.relative,
+        "low": low,
+        "high": high,
+        "smallest_found": found.smallest,
     }
 
 

@@ -181,6 +181,8 @@ def _batching(load: float) -> Callable[[np.random.Generator, int, int], Traffic]
 
 def _batching_mean(load: float) -> float:
     """Mean time to first token of the batching world: Little's law over the stationary distribution of its queue."""
+    if load >= 1.0:
+        return math.inf
     rate = load * batching_capacity()
     count = np.arange(1, 5000)
     batch = np.minimum(count, SLOTS)

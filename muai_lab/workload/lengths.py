@@ -50,7 +50,7 @@ def _observed(distribution: EmpiricalLength) -> tuple[Lengths, npt.NDArray[np.fl
     if distribution.path is None:
         values = np.array(distribution.values, dtype=np.int64)
         return values, np.array(distribution.weights or np.ones(len(values)), dtype=np.float64)
-    reading = Reading(Path(distribution.path).expanduser())
+    reading = Reading(Path(distribution.path).expanduser(), skippable=False)
     rows: list[tuple[int, float]] = []
     for place, line in reading.lines():
         if line.strip():

@@ -36,10 +36,14 @@ MOST_TOKENS = 100_000_000
 
 
 class Reading:
-    """One file that is being read; `bad` stops at an unreadable line or counts it, as `workload.on_error` says."""
+    """One file that is being read; `bad` stops at an unreadable line or counts it, as `workload.on_error` says.
 
-    def __init__(self, path: Path, on_error: OnError = "fail") -> None:
+    skippable: the file is one of a workload, so that the setting applies.
+    """
+
+    def __init__(self, path: Path, on_error: OnError = "fail", *, skippable: bool = True) -> None:
         self.path = path
+        self._remedy = "mend it, or leave such lines out with workload.on_error=skip" if skippable else "mend it"
         self._on_error = on_error
         self._bad = 0
         self._first: str | None = None
@@ -57,9 +61,7 @@ class Reading:
     def bad(self, line: int, problem: str) -> None:
         """A line (from 1) cannot be read: raises RunError, or counts it."""
         if self._on_error == "fail":
-            raise RunError(
-                f"{self.path}:{line}: {problem}; mend it, or leave such lines out with workload.on_error=skip"
-            )
+            raise RunError(f"{self.path}:{line}: {problem}; {self._remedy}")
         self._bad += 1
         self._first = self._first or f"line {line}: {problem}"
 

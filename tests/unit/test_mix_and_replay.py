@@ -150,6 +150,32 @@ class TestReplay:
         with pytest.raises(RunError, match="are missing, negative or not in order"):
             draw({"kind": "schedule", "path": str(tmp_path / "odd.parquet")}, arrival={"kind": "trace"})
 
+    @pytest.mark.parametrize(
+        ("column", "value", "rule"),
+        [
+            ("max_tokens", 0, "max_tokens must be at least 1"),
+            ("prompt_tokens", -5, "prompt_tokens must be at least 0"),
+            ("prompt", None, "one of prompt, prompt_ids and messages"),
+            ("think_s", float("nan"), "think_s must be at least 0"),
+            ("extra", "[1]", "extra must be a JSON object"),
+            ("extra", "{", "extra must be a JSON object"),
+        ],
+    )
+    def test_a_row_made_by_hand_that_cannot_be_asked_is_named(
+        self, tmp_path: Path, column: str, value: Any, rule: str
+    ) -> None:
+        table = draw({"kind": "synthetic"}).table
+        values = table[column].to_pylist()
+        values[1] = value
+        place = table.schema.get_field_index(column)
+        path = tmp_path / "schedule.parquet"
+        Schedule(
+            table.set_column(place, table.schema.field(place), pa.array(values, table.schema.field(place).type))
+        ).write(path)
+
+        with pytest.raises(RunError, match=rf"schedule\.parquet: row 1: {rule}"):
+            draw({"kind": "schedule", "path": str(path)})
+
     def test_arrival_trace_needs_a_workload_with_times(self) -> None:
         with pytest.raises(ValueError, match="arrival=trace takes its times from the workload, but synthetic has none"):
             LabSettings.model_validate({"arrival": {"kind": "trace"}})

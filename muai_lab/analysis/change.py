@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from muai_lab.analysis.frames import Run
-from muai_lab.analysis.key_figures import KeyFigure, Reading, read_figures
+from muai_lab.analysis.key_figures import KeyFigure, Reading, read_figures, with_intervals
 from muai_lab.analysis.moderation import (
     Prior,
     Variance,
@@ -23,7 +23,6 @@ from muai_lab.analysis.moderation import (
     moderated_change,
     repeats_to_decide,
     run_variance,
-    within_interval,
 )
 from muai_lab.analysis.slo import Slo
 from muai_lab.analysis.statistics import Blocks, Estimate, Floats, make_blocks
@@ -52,7 +51,7 @@ class Difference:
     p is None where nothing tells the noise between runs. detectable: smallest change, in the unit of `change`, that
     such a comparison finds in four of five cases. repeats: those of both configurations that would decide a change of
     this size, for single runs. reason: why there is no verdict, or what qualifies it. noise: of one run, for the
-    history. noisier: the runs scatter more than the history allows.
+    history. noisier: the runs scatter more than the history allows. needs_s: window that gives single runs an interval.
     """
 
     figure: KeyFigure
@@ -69,6 +68,7 @@ class Difference:
     repeats: int | None = None
     noise: Variance | None = None
     noisier: bool = False
+    needs_s: float | None = None
 
     @property
     def gain(self) -> Estimate:
@@ -87,11 +87,12 @@ class Difference:
 
 
 def read_pair(
-    a: Run, b: Run, figures: Sequence[KeyFigure], slo: Slo | None, same_schedule: bool, seed: int
+    a: Run, b: Run, figures: Sequence[KeyFigure], slo: Slo | None, *, same_schedule: bool, single: bool, seed: int
 ) -> dict[str, tuple[Reading, Reading]]:
     """The figures of a pair; open-loop runs over the same schedule are resampled in step.
 
     In a closed loop the requests of a time are not the same in both runs, so there is nothing to keep in step.
+    single: it is the only pair, so each reading gets the interval of its run alone.
     """
     in_step = same_schedule and bool(a.requests["intended_s"].notna().any())
     blocks = _blocks(a, b, seed), _blocks(b, a, seed if in_step else seed + 10_000)
@@ -101,6 +102,8 @@ def read_pair(
         else read_figures(run, figures, drawn, slo)
         for run, drawn in zip((a, b), blocks, strict=True)
     )
+    if single:
+        ours, theirs = with_intervals(a, ours, figures, slo), with_intervals(b, theirs, figures, slo)
     return {figure.name: (ours[figure.name], theirs[figure.name]) for figure in figures}
 
 
@@ -137,24 +140,49 @@ def change_of(
     known = prior(figure)
     judged = moderated_change(seen, within, known, unit=unit)
     alone, decided = len(pairs) == 1, len(pairs) > 1 or known.decides_alone
-    interval = judged.change if decided else within_interval(float(seen.mean()), within)
+    interval = judged.change if decided else _within_runs(pairs[0], scale)
     undefined = figure.scale == "ratio" and not scale.logarithmic and a.mean() == 0.0 and b.mean() != 0.0
     typical = [float(np.exp(np.log(side).mean())) if scale.logarithmic else float(side.mean()) for side in (a, b)]
     return Difference(
         figure,
         typical[0],
         typical[1],
-        Estimate(None) if undefined else Estimate(*(scale.written(end or 0.0) for end in _ends(interval))),
+        Estimate(None) if undefined else scale.reported(interval),
         judged.p if decided else None,
         None,
         NOT_TESTED,
         pairs=len(pairs),
         between_runs=decided,
-        detectable=scale.written(judged.detectable) if decided else None,
+        detectable=scale.one(judged.detectable) if decided else None,
         repeats=repeats_to_decide(float(seen.mean()), within, known, unit=unit) if alone and not undefined else None,
         noise=run_variance(seen, within, unit=unit),
         noisier=judged.noisier and known.source == "history",
+        needs_s=interval.needs_s,
     )
+
+
+def _within_runs(pair: tuple[Reading, Reading], scale: _Scale) -> Estimate:
+    """A change between single runs with the interval of what happened within them; noise between runs is not in it.
+
+    Each run's own interval allows for the memory of queues, or is absent if the window is too short for it. Their
+    distances from the values are added as independent (MOVER; Zou and Donner 2008, https://doi.org/10.1002/sim.3095).
+    """
+    ours, theirs = (one.alone or Estimate(one.value) for one in pair)
+    value = float(scale.changes(np.array([pair[0].value]), np.array([pair[1].value]))[0])
+    ends = [ours.low, ours.high, theirs.low, theirs.high]
+    known = [end for end in ends if end is not None and (end > 0.0 or not scale.logarithmic)]
+    needed = [one.needs_s for one in (ours, theirs) if one.needs_s is not None]
+    if len(known) < len(ends):
+        return Estimate(value, needs_s=max(needed, default=None))
+
+    def reach(a: float, b: float) -> float:
+        """Distance of one end: from A's value to `a`, from B's to `b`."""
+        moved = [scale.changes(np.array([start]), np.array([end]))[0] for start, end in
+                 ((pair[0].value, a), (pair[1].value, b))]  # fmt: skip
+        return math.hypot(*moved)
+
+    low_a, high_a, low_b, high_b = known
+    return Estimate(value, value - reach(high_a, low_b), value + reach(low_a, high_b))
 
 
 def _missing(figure: KeyFigure, readings: Sequence[tuple[Reading, Reading]]) -> Difference:
@@ -182,15 +210,16 @@ class _Scale:
     def changes(self, a: Floats, b: Floats) -> Floats:
         return np.log(b) - np.log(a) if self.logarithmic else (b - a) / self.divisor
 
-    def written(self, change: float) -> float:
+    def reported(self, estimate: Estimate) -> Estimate:
+        """The change as it is reported, with its interval if it has one."""
+        ends = (estimate.value, estimate.low, estimate.high)
+        return Estimate(*(None if end is None else self.one(end) for end in ends))
+
+    def one(self, change: float) -> float:
         """The change as it is reported: relative, or of a share absolute."""
         if self.logarithmic:
             return math.expm1(min(change, _HIGHEST_LOG))
         return max(change, -1.0) if self.relative else change
-
-
-def _ends(estimate: Estimate) -> tuple[float | None, float | None, float | None]:
-    return estimate.value, estimate.low, estimate.high
 
 
 def _replicates(reading: Reading, *, above_zero: bool) -> Floats:

@@ -111,8 +111,11 @@ def compare(
     promise, note = _common_slo(group_a, group_b) if slo is None else (slo, None)
     notes += [] if note is None else [note]
     wanted = _wanted(figures, primary, slo=promise is not None)
+    single = len(pairing.pairs) == 1
     readings = [
-        read_pair(first, second, wanted, promise, pairing.same_schedule, seed + number)
+        read_pair(
+            first, second, wanted, promise, same_schedule=pairing.same_schedule, single=single, seed=seed + number
+        )
         for number, (first, second) in enumerate(pairing.pairs)
     ]
     priors = _priors(wanted, pairing, noise, history)

@@ -49,6 +49,7 @@ def _figure(one: Difference, prior: Prior) -> dict[str, Any]:
         "change": one.change.value,
         "change_low": one.change.low,
         "change_high": one.change.high,
+        "window_needed_s": one.needs_s,
         "interval": None if one.change.low is None else "between runs" if one.between_runs else "within the runs",
         "p": one.p,
         "p_adjusted": one.p_adjusted,

@@ -14,7 +14,7 @@ from muai_lab.analysis.moderation import MOST_REPEATS, Prior
 from muai_lab.analysis.pairing import PER_REPEAT, Group, is_usable
 from muai_lab.analysis.regression import Outcome, relative_text, signed
 from muai_lab.analysis.sheet import Grid, Sheet
-from muai_lab.analysis.wording import MISSING, milliseconds, number, percent, plural, setting_text
+from muai_lab.analysis.wording import MISSING, duration, milliseconds, number, percent, plural, setting_text
 
 _PROVENANCE = ("engine", "versions", "git")
 
@@ -34,7 +34,7 @@ def comparison_sheet(comparison: Comparison, outcomes: Sequence[Outcome] = ()) -
     if changed:
         grids.append(Grid("what differs", ("", "A", "B"), tuple(changed), "lll"))
     notes = [f"{one.figure.title}: {one.reason}" for one in comparison.differences if one.reason and one.pairs]
-    notes += [*_untested(comparison), *_missing(comparison)]
+    notes += [*_untested(comparison), *_missing(comparison), *_too_short(comparison)]
     notes += [redacted(note) for note in comparison.notes]
     if any(obstacle.kind == "invalid" for obstacle in comparison.pairing.obstacles) and not pairs:
         notes.append("--include-invalid shows the figures of invalid runs")
@@ -178,7 +178,7 @@ def verdict_cell(one: Difference) -> str:
 
 def interval_name(comparison: Comparison) -> str:
     """What the intervals of the figures hold."""
-    within = [one for one in comparison.differences if one.change.low is not None and not one.between_runs]
+    within = any(one.pairs == 1 and not one.between_runs for one in comparison.differences) and not comparison.reasons
     return "interval within the runs" if within else "95 % interval"
 
 
@@ -230,6 +230,15 @@ def _untested(comparison: Comparison) -> list[str]:
         told = ", ".join(f"{_told(one)} ({_interval(one)})" for one in harmed)
         notes.append(f"looks worse, but is not tested: {told}; --primary '{harmed[0].figure.name}' tests it")
     return notes
+
+
+def _too_short(comparison: Comparison) -> list[str]:
+    """Figures of single runs whose windows are too short for an interval, and the length that would do."""
+    needing = sorted((one.needs_s, one.figure.title) for one in comparison.differences if one.needs_s is not None)
+    if not needing or comparison.reasons:
+        return []
+    told = ", ".join(f"{title} {duration(needs_s)}" for needs_s, title in needing)
+    return [f"windows too short for an interval within the runs; at least needed: {told}"]
 
 
 def _missing(comparison: Comparison) -> list[str]:

@@ -6,17 +6,29 @@ difference that means anything: below it the client's own clock and event loop a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
+from muai_lab.analysis.dependence import Span
 from muai_lab.analysis.frames import Run
-from muai_lab.analysis.metrics import METRIC_BY_NAME
+from muai_lab.analysis.memory import run_span
+from muai_lab.analysis.metrics import METRIC_BY_NAME, Metric
 from muai_lab.analysis.samples import completed_requests, delivered_tokens, samples_of
 from muai_lab.analysis.slo import Slo, judged_column, met
-from muai_lab.analysis.statistics import Blocks, Floats, bootstrap_quantiles, min_samples
+from muai_lab.analysis.statistics import (
+    Blocks,
+    Estimate,
+    Floats,
+    bootstrap_quantiles,
+    describe,
+    min_samples,
+    quantile_name,
+    rate,
+    share,
+)
 from muai_lab.analysis.wording import SHORT_NAMES
 
 Better = Literal["lower", "higher"]
@@ -91,12 +103,55 @@ class Reading:
     """A figure of one run.
 
     replicates: the same figure of each bootstrap replicate. samples: values behind it. missing: why there is none.
+    alone: with the interval of this run alone, if it was asked for.
     """
 
     value: float | None
     replicates: Floats | None = None
     samples: int = 0
     missing: str | None = None
+    alone: Estimate | None = None
+
+
+def with_intervals(
+    run: Run, readings: Mapping[str, Reading], figures: Sequence[KeyFigure], slo: Slo | None
+) -> dict[str, Reading]:
+    """The readings, each with the interval of the run alone, which allows for the memory of queues."""
+    span = run_span(run)
+    if span is None:
+        return dict(readings)
+    found = {
+        figure.name: replace(readings[figure.name], alone=_alone(run, figure, span, slo))
+        for figure in figures
+        if readings[figure.name].value is not None
+    }
+    return {**readings, **found}
+
+
+def _alone(run: Run, figure: KeyFigure, span: Span, slo: Slo | None) -> Estimate:
+    if figure.metric is not None:
+        samples = samples_of(run, _judged_metric(run, figure.metric))
+        quantiles = [] if figure.quantile is None else [figure.quantile]
+        found = describe(
+            samples.values, samples.t_s, span, quantiles=quantiles or [0.5], independent=samples.independent
+        )
+        return found.quantiles[quantile_name(figure.quantile)] if figure.quantile is not None else found.mean
+    measured = run.measured
+    t_s = measured["due_s"].to_numpy(dtype=np.float64)
+    match figure.name:
+        case "requests" | "tokens":
+            arrived = completed_requests(run) if figure.name == "requests" else delivered_tokens(run)
+            return rate(arrived.amounts, arrived.t_s, span)
+        case "success":
+            return share((measured["status"] == "ok").to_numpy(dtype=np.bool_), t_s, span)
+    assert slo is not None, "figures that need an SLO are asked for with one"
+    hit = met(measured, slo)
+    return share(hit, t_s, span) if figure.name == "attainment" else rate(np.ones(int(hit.sum())), t_s[hit], span)
+
+
+def _judged_metric(run: Run, name: str) -> Metric:
+    """The metric of a latency figure; `ttft` and `e2e` from the intended time where the run has one (open loop)."""
+    return METRIC_BY_NAME[judged_column(run.requests, name).removesuffix("_s") if name in ("ttft", "e2e") else name]
 
 
 def read_figures(run: Run, figures: Sequence[KeyFigure], blocks: Blocks, slo: Slo | None) -> dict[str, Reading]:
@@ -122,10 +177,7 @@ def _latencies(run: Run, figures: Sequence[KeyFigure], blocks: Blocks) -> dict[s
     for name in dict.fromkeys(figure.metric for figure in figures):
         wanted = [figure for figure in figures if figure.metric == name]
         assert name is not None
-        metric = METRIC_BY_NAME[name]
-        if name in ("ttft", "e2e"):
-            metric = METRIC_BY_NAME[judged_column(run.requests, name).removesuffix("_s")]
-        samples = samples_of(run, metric)
+        samples = samples_of(run, _judged_metric(run, name))
         present = np.isfinite(samples.values)
         values, block_of = samples.values[present], blocks.of(samples.t_s[present])
         count = values.size if samples.independent is None else min(values.size, samples.independent)

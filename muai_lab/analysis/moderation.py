@@ -209,12 +209,6 @@ def repeats_to_decide(change: float, within: float, prior: Prior, *, unit: float
     return None
 
 
-def within_interval(change: float, within: float) -> Estimate:
-    """A change between single runs with the interval of what happened within them; noise between runs is not in it."""
-    reach = float(stdtrit(1e9, 1.0 - SIGNIFICANCE / 2.0)) * math.sqrt(within)
-    return Estimate(change, change - reach, change + reach)
-
-
 def run_variance(changes: Floats, within: float, *, unit: float = 1.0) -> Variance | None:
     """The variance of one run that the pairs' changes tell, for the history; None with fewer than two pairs."""
     if changes.size < 2 or not unit > 0.0:

@@ -235,11 +235,11 @@ def test_a_pattern_without_a_match_says_so(tmp_path: Path) -> None:
 
 
 def test_the_page_stands_alone_and_draws_every_change(
-    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    repeats: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = tmp_path / "out" / "comparison.html"
 
-    main([str(make("<a>")), str(make("b", slower=1.3)), "--html", str(page)])
+    main([str(repeats("<a>")), str(repeats("b", slower=1.3)), "--html", str(page)])
 
     html = page.read_text(encoding="utf-8")
     assert "&lt;a&gt;" in html

@@ -13,14 +13,16 @@ from hypothesis import strategies as st
 from synthetic_run import record, write_run
 
 from muai_lab.analysis import load_run
-from muai_lab.analysis.change import BETTER, NO_DIFFERENCE, NOT_COMPARABLE, NOT_TESTED, WORSE
+from muai_lab.analysis.change import BETTER, NO_DIFFERENCE, NOT_COMPARABLE, NOT_TESTED, WORSE, change_of
 from muai_lab.analysis.comparison import Comparison, compare, difference, mean_change
 from muai_lab.analysis.comparison_document import comparison_document
 from muai_lab.analysis.comparison_sheet import comparison_sheet, verdict_text
 from muai_lab.analysis.frames import Run
+from muai_lab.analysis.key_figures import FIGURES, Reading
 from muai_lab.analysis.moderation import holm
 from muai_lab.analysis.pairing import load_group
 from muai_lab.analysis.slo import Slo
+from muai_lab.analysis.statistics import Estimate
 from muai_lab.analysis.sweep_table import comparison_table
 from muai_lab.errors import RunError
 
@@ -138,6 +140,20 @@ def test_single_runs_are_described_with_the_repeats_that_would_decide(make: Make
     few, many = (found.of("p50 tpot").repeats for found in (large, small))
     assert few is not None
     assert many is None or 2 <= few < many
+
+
+def test_the_interval_of_single_runs_is_that_of_both_or_none() -> None:
+    # Given runs whose own intervals reach 3 and 4 % on the log scale, and one without an interval
+    a = Reading(1.0, np.ones(10), 600, alone=Estimate(1.0, float(np.exp(-0.03)), float(np.exp(0.03))))
+    b = Reading(1.1, np.ones(10), 600, alone=Estimate(1.1, 1.1 * float(np.exp(-0.04)), 1.1 * float(np.exp(0.04))))
+    short = Reading(1.1, np.ones(10), 600, alone=Estimate(1.1, needs_s=90.0))
+
+    found, none = (change_of(FIGURES["tokens"], [(a, other)]) for other in (b, short))
+
+    assert found.change.low == pytest.approx(1.1 * np.exp(-0.05) - 1.0)
+    assert found.change.high == pytest.approx(1.1 * np.exp(0.05) - 1.0)
+    assert not found.between_runs
+    assert (none.change.value, none.change.low, none.needs_s) == (pytest.approx(0.1), None, 90.0)
 
 
 def test_declared_noise_gives_single_runs_an_interval_but_no_verdict(make: Make) -> None:

@@ -296,15 +296,15 @@ def test_a_sweep_alone_gives_its_table_again(make: Make, tmp_path: Path, capsys:
 
 
 def test_a_sweep_with_repeats_adds_its_noise_to_the_history(repeats: Make, tmp_path: Path) -> None:
-    for number, rate in enumerate((5.0, 9.0, 13.0)):
+    for number, rate in enumerate((5.0, 9.0)):
         repeats(f"sweep/{number}", config={"arrival": {"rate": rate}})
 
     assert main([str(tmp_path / "sweep")]) == 0
 
     (line,) = Path(NoiseHistory.of_user().path or "").read_text(encoding="utf-8").splitlines()
     stored = json.loads(line)
-    assert len(stored["runs"]) == 9
-    assert stored["variances"]["p50 e2e"][1] == 4
+    assert len(stored["runs"]) == 6
+    assert stored["variances"]["p50 e2e"][1] == 2
     assert {"tokens", "p50 ttft", "requests"} <= set(stored["variances"])
 
 

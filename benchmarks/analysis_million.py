@@ -58,6 +58,7 @@ def write_run(directory: Path, requests: int) -> None:
         "prompt_tokens": pa.array(rng.integers(16, 129, requests)),
         "output_tokens": pa.array(np.where(ok, TOKENS, 0), mask=~ok),
         "max_tokens": pa.array(np.full(requests, TOKENS)),
+        "read_together": pa.array(np.zeros(requests, dtype=np.int64)),
         "chunk_t_ns": pa.ListArray.from_arrays(offsets, pa.array(flat)),
         "chunk_tokens": pa.ListArray.from_arrays(offsets, pa.array(np.ones(flat.size, dtype=np.int32))),
     }

@@ -52,7 +52,7 @@ def precision_warning(document: Mapping[str, Any]) -> str | None:
         groups.setdefault(rounded_up(needs_s), []).append(name)
     lengths = [_length(needs_s, names) for needs_s, names in sorted(groups.items())]
     return (
-        f"too short for 95 % intervals: {', '.join(lengths)}; the state of queue and batch persists for about "
+        f"too short for some 95 % intervals: {', '.join(lengths)}; the state of queue and batch persists for about "
         f"{duration(precision['memory_s'])}"
     )
 

@@ -117,7 +117,7 @@ def soak(
     began = time.perf_counter()
     seen = offer_soak(arena, optimization, number, seconds)
     found.load_s = time.perf_counter() - began
-    found.blocks, found.growing = list(seen.slices), seen.growing
+    found.blocks, found.growing = list(seen.slices), seen.grown_steadily
     switch.check()
     return found, seen
 

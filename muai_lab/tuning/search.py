@@ -199,7 +199,7 @@ class Search:
             values=tuple(objective.value(found.blocks) for objective in self._objectives),
             violations=self._bounds.violations(found.blocks, found.agreement, growing=found.growing),
             blocks=tuple(found.blocks),
-            reason=found.given_up,
+            reason=found.given_up or ("the backlog grew" if found.growing else None),
             agreement=found.agreement,
             restarted=found.restarted,
             load_s=found.load_s,

@@ -65,6 +65,11 @@ class Soak:
         return max(RELAXATIONS * self.relaxation_s, _ANSWERS * self.answer_s)
 
     @property
+    def grown_steadily(self) -> bool:
+        """True if the backlog grew after a lead-in that was long enough to fill the batch, two answers or more."""
+        return self.growing and self.seconds >= _ANSWERS * self.answer_s
+
+    @property
     def long_enough(self) -> bool:
         """True if the window lasted long enough for its own memory."""
         return self.seconds >= self.needed_s

@@ -109,6 +109,13 @@ def test_a_backlog_that_grows_is_told_from_one_that_goes_up_and_down() -> None:
     assert not growth(steady[::-1] - np.linspace(0.0, 40.0, 512))[1]
 
 
+def test_a_batch_that_is_still_being_filled_is_no_growing_backlog() -> None:
+    filling = Soak(20.0, (), 0.1, 1.0, 9.0, 30.0, True, 5.0)
+
+    assert not filling.grown_steadily
+    assert not filling.long_enough
+
+
 def test_misses_in_clusters_bound_the_attainment_less_than_single_ones() -> None:
     def blocks(missed: list[int]) -> list[BlockResult]:
         return [BlockResult(10.0, 200, 200 - one, 0, 0.0) for one in missed]

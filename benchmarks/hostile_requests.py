@@ -22,6 +22,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
@@ -40,6 +41,8 @@ SETTLE_S = 0.3
 TARGET_MS = 50.0
 MODEL = "qwen_chat"
 SLOW_CLIENTS = 450
+CANCELLED = 1500
+CANCELLED_AT_ONCE = 16
 
 Address = tuple[str, int]
 
@@ -166,6 +169,20 @@ def _end_of(client: socket.socket) -> str:
     return "cut off" if status_of(answer) == "200" else status_of(answer)
 
 
+def cancelled(address: Address) -> str:
+    """Clients that hang up after the first token of one to three choices; returns the statuses that they saw."""
+
+    def one(number: int) -> str:
+        body = completion(max_tokens=200, ignore_eos=True, stream=True, n=1 + number % 3, prompt=f"Tell me {number}")
+        with socket.create_connection(address, timeout=ANSWER_S) as client:
+            client.sendall(post(body))
+            return status_of(client.recv(2048))
+
+    with ThreadPoolExecutor(CANCELLED_AT_ONCE) as clients:
+        seen = Counter(clients.map(one, range(CANCELLED)))
+    return ", ".join(f"{count:,} × {status}" for status, count in seen.items())
+
+
 def large_at_once(address: Address) -> str:
     """24 bodies of 15 MiB of which the last byte never comes."""
     clients = []
@@ -254,6 +271,7 @@ def cases() -> list[tuple[str, Callable[[Address], str]]]:
             "8 clients that never read 8 streams of 1,000 tokens",
             lambda address: many(address, post(stream), 25.0, receive_buffer=4096),
         ),
+        (f"{CANCELLED:,} streams, left after their first token", cancelled),
     ]
 
 

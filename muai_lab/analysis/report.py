@@ -118,17 +118,29 @@ def _checks(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _trends(validity: Mapping[str, Any]) -> list[str]:
-    """The change of each signal over the window, and the smallest one that the run could have shown."""
-    return [
-        f"{found['signal']} changed by {_signed(found['low'])} to {_signed(found['high'])} "
-        f"(a rise by {percent(found['smallest_found'])} would have shown)"
-        for found in validity.get("trends") or []
-        if found["low"] is not None and found["smallest_found"] is not None
-    ]
+    """The change of each signal over the window, and the smallest one that the run could have shown.
+
+    A run in which only more than a doubling would have shown tells nothing about smaller ones: no interval then.
+    """
+    told: list[str] = []
+    weak: list[str] = []
+    for found in validity.get("trends") or []:
+        if found["low"] is None or found["smallest_found"] is None:
+            continue
+        if found["smallest_found"] > 1.0:
+            weak.append(f"{found['signal']} {_signed(found['smallest_found'])}")
+            continue
+        told.append(
+            f"{found['signal']} changed by {_signed(found['low'])} to {_signed(found['high'])} "
+            f"(a rise by {percent(found['smallest_found'])} would have shown)"
+        )
+    if weak:
+        told.append(f"too short to show any but large rises: {', '.join(weak)}")
+    return told
 
 
 def _signed(share: float) -> str:
-    return f"{share * 100:+.0f} %"
+    return f"{share * 100:+,.0f} %"
 
 
 def _cards(summary: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -299,3 +299,15 @@ def test_the_names_of_p50_and_p99_neither_touch_each_other_nor_the_other_line(p5
         assert not (box.x0 < end.x0 < box.x1 and end.y1 > box.y0 + 1.0) or p50 == p99
         assert frame.x0 - 1.0 <= box.x0
         assert box.x1 <= frame.x1 + 1.0
+
+
+def test_a_window_that_could_show_only_large_rises_says_so_without_intervals() -> None:
+    from muai_lab.analysis.report import _trends
+
+    precise = {"signal": "TTFT", "low": -0.05, "high": 0.08, "smallest_found": 0.2}
+    weak = {"signal": "requests in flight", "low": -1.3, "high": 0.74, "smallest_found": 2.172}
+
+    assert _trends({"trends": [precise, weak]}) == [
+        "TTFT changed by -5 % to +8 % (a rise by 20 % would have shown)",
+        "too short to show any but large rises: requests in flight +217 %",
+    ]

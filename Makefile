@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 PYTEST_ARGS ?=
-# Test files at once. Engines compute with several threads, so this is fewer than there are cores.
+# Test files at once. Few, since an engine computes with a thread for each core.
 TEST_JOBS ?= 2
 RUN_ARGS ?= engine=pytorch
 PEERS := aiperf guidellm

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import gammaincinv, stdtrit
 
+from muai_lab.analysis.dependence import autocorrelation_time
 from muai_lab.analysis.statistics import Floats
 from muai_lab.tuning.block import BlockResult, attainment
 
@@ -132,22 +133,11 @@ def soak_of(
 
 
 def relaxation(series: Floats) -> float:
-    """One-sided integrated autocorrelation time of a series, in samples; 0.5 for independent samples.
-
-    The sum of the autocorrelations ends with the first pair of them whose sum is not positive (initial positive
-    sequence; Geyer, Statistical Science 7, 1992).
-    """
+    """One-sided integrated autocorrelation time of a series, in samples; 0.5 for independent samples."""
     count = len(series)
-    centred = series - series.mean() if count else series
     if count < 4 or float(np.ptp(series)) <= _RESOLUTION * float(np.abs(series).max()):
         return 0.5
-    spectrum = np.fft.rfft(centred, 2 * count)
-    covariance = np.fft.irfft(spectrum * np.conj(spectrum))[:count]
-    correlation = covariance / covariance[0]
-    pairs = correlation[: count // 2 * 2].reshape(-1, 2).sum(axis=1)
-    negative = np.flatnonzero(pairs <= 0.0)
-    kept = pairs[: negative[0]] if len(negative) else pairs
-    found = max(float(np.minimum.accumulate(kept).sum()) - 0.5, 0.5)
+    found = autocorrelation_time(series) / 2.0
     # The mean is taken from the same window, which hides a part of a memory that is not short against it.
     return found / max(1.0 - 2.0 * found / count, 0.25)
 

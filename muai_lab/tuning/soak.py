@@ -109,6 +109,8 @@ def soak_of(
         seconds: Length of the window.
         stationary: False if the offered rate changes by itself, so that a growing backlog proves nothing.
     """
+    from muai_lab.analysis.window import in_flight_at  # pandas, which no mistake in the input should wait for
+
     inside = (due_s >= 0.0) & (due_s < seconds)
     order = np.argsort(due_s[inside], kind="stable")
     judged = np.minimum(np.nan_to_num(slack[inside][order], nan=_SLACK_LIMIT, posinf=_SLACK_LIMIT), _SLACK_LIMIT)
@@ -116,8 +118,7 @@ def soak_of(
     ended = np.where(np.isfinite(over_s), over_s, np.inf)
     answers = np.minimum(ended[inside], seconds) - due_s[inside]
     at_s = (np.arange(_GRID) + 0.5) / _GRID * seconds
-    flying = np.searchsorted(np.sort(due_s), at_s, side="right") - np.searchsorted(np.sort(ended), at_s, side="right")
-    backlog, growing = growth(flying.astype(np.float64))
+    backlog, growing = growth(in_flight_at(due_s, ended, at_s))
     return Soak(
         seconds=seconds,
         slices=tuple(slices),

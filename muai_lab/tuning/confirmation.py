@@ -52,7 +52,8 @@ class Confirmation:
     attainment: share of the winner's requests that met the SLO, None without one. accepted: whether the winner may be
     exported. kept: the attainment with its lower bound and the windows it comes from. between_starts: standard
     deviation of runs of one configuration on servers started anew, as the pairs show it. blocks: blocks of a run.
-    block_s: their length. agreement: share of greedy tokens that are those of fp32, with its lower bound.
+    block_s: their length. agreement: share of greedy tokens that are those of fp32, with its lower bound. next_pair:
+    bounds of the gain that one further pair shows, in 19 of 20 cases; None if the pairs were given up early.
     """
 
     pairs: tuple[Pair, ...]
@@ -68,6 +69,7 @@ class Confirmation:
     blocks: int | None = None
     block_s: float | None = None
     agreement: tuple[float, float] | None = None
+    next_pair: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +148,7 @@ def _given_up(so_far: Confirmation, needed: int) -> Confirmation:
         f"given up after {done} of {needed} pairs: they show {so_far.gain:+.1%}, and even the upper end of their "
         f"interval ({so_far.high:+.1%}) is not above the noise"
     )
-    return replace(so_far, low=None, high=None, accepted=False, reason=reason)
+    return replace(so_far, low=None, high=None, next_pair=None, accepted=False, reason=reason)
 
 
 def pairs_to_tell(factors: Floats, hoped: float, noise: float) -> int | None:
@@ -220,7 +222,25 @@ def judge_pairs(
         kept,
         float(np.std(factors, ddof=1)) / math.sqrt(2.0) if len(factors) > 1 else None,
     )
-    return replace(found, blocks=len(served) // len(pairs), block_s=served[0].seconds if served else None)
+    return replace(
+        found,
+        blocks=len(served) // len(pairs),
+        block_s=served[0].seconds if served else None,
+        next_pair=_of_next_pair(factors, within, objective),
+    )
+
+
+def _of_next_pair(factors: Floats, within: float, objective: Objective) -> tuple[float, float] | None:
+    """Bounds of one further pair's gain, in 19 of 20 cases: Student's t prediction from the pairs; None from one.
+
+    within: variance of a factor by the blocks of its runs, the least that is believed.
+    """
+    if len(factors) < 2:
+        return None
+    variance = max(float(np.var(factors, ddof=1)), within)
+    reach = float(stdtrit(len(factors) - 1, 0.975)) * math.sqrt(variance * (1.0 + 1.0 / len(factors)))
+    middle = float(factors.mean())
+    return objective.gain_of_log(middle - reach), objective.gain_of_log(middle + reach)
 
 
 def _broken(missed: Mapping[str, float], bounds: Bounds, kept: Attainment | None, soaks: Sequence[Soak]) -> str | None:

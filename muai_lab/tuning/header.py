@@ -35,6 +35,9 @@ def _of_confirmation(confirmation: Confirmation, objective: str) -> dict[str, st
     pairs = f"{len(confirmation.pairs)} pairs of runs"
     interval = _interval(confirmation.low, confirmation.high)
     found = {"gain": f"{confirmation.gain:+.1%} {objective} ({interval}, {pairs})"}
+    if confirmation.next_pair is not None:
+        low, high = confirmation.next_pair
+        found["one further pair of runs"] = f"{low:+.1%} to {high:+.1%} in 19 of 20 cases"
     if (kept := _attainment(confirmation)) is not None:
         found["SLO attainment"] = kept
     if confirmation.agreement is not None:

@@ -122,13 +122,14 @@ def read_result(directory: Path) -> TuningResult:
                 Pair(**{**pair, "per_block": tuple(tuple(block) for block in pair["per_block"])})
                 for pair in confirmation["pairs"]
             )
-            kept, shared = confirmation.get("kept"), confirmation.get("agreement")
+            kept, shared, further = (confirmation.get(name) for name in ("kept", "agreement", "next_pair"))
             confirmation = Confirmation(
                 **{
                     **confirmation,
                     "pairs": pairs,
                     "kept": None if kept is None else Attainment(**kept),
                     "agreement": None if shared is None else tuple(shared),
+                    "next_pair": None if further is None else tuple(further),
                 }
             )
         reduction = content.get("reduction")

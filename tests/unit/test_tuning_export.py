@@ -71,6 +71,7 @@ RESULT = TuningResult(
         between_starts=0.008,
         blocks=5,
         block_s=8.0,
+        next_pair=(0.11, 0.30),
     ),
     reduction=Estimate(-0.003, -0.010, 0.004),
     noise=0.01,
@@ -110,6 +111,7 @@ def test_the_header_says_what_the_file_rests_on(study: Path) -> None:
     text = "\n".join(header)
     assert "confirmed by measurement" in header[0]
     assert "gain: +20.0% goodput (+15.0% to +25.0%, 95 % interval, 6 pairs of runs)" in text
+    assert "one further pair of runs: +11.0% to +30.0% in 19 of 20 cases" in text
     assert "SLO attainment: 99.50% of the winner's requests, at least 99.21% (lower end of the 95 %" in text
     assert "6 soak windows of 40 s, 31 relaxation times of the queue each" in " ".join(text.replace("#", "").split())
     assert "noise between server starts: 0.8% (standard deviation" in text

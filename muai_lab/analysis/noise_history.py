@@ -12,7 +12,6 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from muai_lab.analysis.frames import Run
 from muai_lab.analysis.key_figures import FIGURES
 from muai_lab.analysis.machines import machine_of
 from muai_lab.analysis.moderation import Variance
+from muai_lab.files import write_whole
 from muai_lab.models.embedded import cache_dir
 
 _FILE = "noise_history.jsonl"
@@ -200,9 +200,7 @@ def _append(path: Path, line: bytes) -> None:
 
 def _halve(path: Path) -> None:
     lines = path.read_bytes().splitlines(keepends=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as shorter:
-        shorter.writelines(lines[len(lines) // 2 :])
-    Path(shorter.name).replace(path)
+    write_whole(path, b"".join(lines[len(lines) // 2 :]))
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from muai_lab.analysis.wording import setting_text
 from muai_lab.errors import RunError
+from muai_lab.files import write_whole
 
 
 def render_page(template: str, context: Mapping[str, Any], *, package: str = "muai_lab.analysis") -> str:
@@ -29,11 +29,9 @@ def render_page(template: str, context: Mapping[str, Any], *, package: str = "mu
 
 def write_page(target: Path, page: str) -> Path:
     """Write a page so that it appears whole or not at all. Raises RunError when it cannot be written."""
-    draft = target.with_name(f"{target.name}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(page, encoding="utf-8")
-        os.replace(draft, target)
+        write_whole(target, page)
     except OSError as problem:
         raise RunError(f"cannot write {target}: {problem.strerror or problem}") from problem
     return target

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from muai_lab.errors import MuaiError
+from muai_lab.files import write_whole
 from muai_lab.settings.catalogue import plain
 from muai_lab.settings.load import Entry, Resolved, load_settings
 from muai_lab.settings.reference import example_file, reference_page
@@ -114,7 +115,7 @@ def _write(console: Console, path: Path, text: str) -> None:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        write_whole(path, text)
     except OSError as error:
         raise MuaiError(f"cannot write {path}: {error.strerror}") from None
     console.print(f"wrote {path}", markup=False)

@@ -17,6 +17,7 @@ import yaml
 
 from muai_lab.errors import RunError
 from muai_lab.experiment.worker import is_gone, worker
+from muai_lab.files import write_whole
 
 CONFIG, MANIFEST = "config.yaml", "manifest.json"
 
@@ -108,7 +109,7 @@ class RunDirectory:
         """Write a text file so that a reader sees all of it or none. Raises RunError when it cannot be written."""
         target = self.path / name
         try:
-            _write_whole(target, text)
+            write_whole(target, text)
         except OSError as error:
             raise RunError(
                 f"cannot write {target}: {error.strerror}; free space or choose another directory (hydra.run.dir=PATH)"
@@ -166,15 +167,3 @@ def _replaceable(path: Path) -> str | None:
             "hydra.run.dir=PATH; if that process is gone, delete the directory"
         )
     return unfinished(path)
-
-
-def _write_whole(target: Path, text: str) -> None:
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -8,6 +8,7 @@ from pathlib import Path
 from textwrap import wrap
 
 from muai_lab.errors import RunError
+from muai_lab.files import write_whole
 from muai_lab.settings.catalogue import keys_by_path, show
 from muai_lab.settings.dump import dump_optimization_yaml
 from muai_lab.settings.lab import LabSettings
@@ -48,7 +49,7 @@ def export_study(
         target, text = target or directory / EXPORTED, configuration_text(settings, result)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text, encoding="utf-8")
+        write_whole(target, text)
     except OSError as error:
         raise RunError(f"cannot write {target}: {error.strerror}") from error
     return target, result

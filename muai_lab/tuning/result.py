@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Literal
 from muai_lab.analysis.statistics import Estimate
 from muai_lab.analysis.summary import clean
 from muai_lab.errors import RunError
+from muai_lab.files import write_whole
 from muai_lab.tuning.confirmation import Confirmation, Pair
 from muai_lab.tuning.contribution import Contribution
 from muai_lab.tuning.search_space import Value
@@ -103,10 +103,8 @@ class TuningResult:
 def write_result(directory: Path, result: TuningResult) -> None:
     """Write it so that a reader sees all of it or none. Raises RunError when it cannot be written."""
     target = directory / RESULT
-    draft = directory / f".{RESULT}.part"
     try:
-        draft.write_text(json.dumps(clean(asdict(result)), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(draft, target)
+        write_whole(target, json.dumps(clean(asdict(result)), indent=2, allow_nan=False) + "\n")
     except OSError as error:
         raise RunError(f"cannot write {target}: {error.strerror}; free space and run the same command again") from error
 

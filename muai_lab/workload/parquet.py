@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Collection
 from pathlib import Path
 
@@ -11,16 +9,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from muai_lab.errors import RunError
+from muai_lab.files import replacing
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:
     """Write a table; raises RunError when the file cannot be written (directory missing, no rights, disk full)."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
     try:
-        pq.write_table(table, unfinished, compression="zstd")
-        os.replace(unfinished, path)
+        with replacing(path) as draft:
+            pq.write_table(table, draft, compression="zstd")
     except OSError as error:
-        _discard(unfinished)
         reason = error.strerror or str(error)
         raise RunError(f"cannot write {path}: {reason}; free space or choose another output directory") from error
 
@@ -45,8 +42,3 @@ def read_parquet(path: Path, schema: pa.Schema, what: str, *, later_columns: Col
         problem = f"it lacks the columns {', '.join(missing)}" if missing else "its columns have other types"
         raise RunError(f"{path} is not a {what} of this version: {problem}; draw it again")
     return table
-
-
-def _discard(path: Path) -> None:
-    with contextlib.suppress(OSError):  # the directory itself may be gone; the first error is the one to tell
-        path.unlink(missing_ok=True)

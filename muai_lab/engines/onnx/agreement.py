@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -24,6 +23,7 @@ from muai_lab.engines.onnx.elsewhere import carry_out
 from muai_lab.engines.onnx.graph_cache import graph_directory, source_order
 from muai_lab.engines.onnx.recipe import Recipe
 from muai_lab.errors import EngineError
+from muai_lab.files import write_whole
 from muai_lab.models.embedded import cache_dir
 from muai_lab.models.registry import ModelSource
 from muai_lab.processor import Processor, this_processor
@@ -137,9 +137,7 @@ def _read(file: Path) -> Agreement | None:
 
 
 def _keep(file: Path, fields: Mapping[str, Any]) -> None:
-    fresh = file.with_suffix(f".{os.getpid()}")
     try:
-        fresh.write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
-        fresh.replace(file)
+        write_whole(file, json.dumps(fields, indent=1) + "\n")
     except OSError as error:
         log.warning("cannot keep int8's agreement in %s (%s): it is measured at each start", file.parent, error)

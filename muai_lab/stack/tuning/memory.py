@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
-import os
 import re
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from muai_lab.files import write_whole
 from muai_lab.models.embedded import cache_dir
 from muai_lab.stack.tuning.knobs import Knob, Values
 
@@ -54,20 +52,11 @@ class TunerMemory:
     def save(self, values: Values) -> None:
         """Keep the values; a reader sees the old file or the new one, never half of one."""
         document = {"format": _FORMAT, **self._key, "values": asdict(values)}
-        part: str | None = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle, part = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(json.dumps(document, indent=1) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, self.path)
+            write_whole(self.path, json.dumps(document, indent=1) + "\n")
         except OSError as error:
             log.warning("tuner: the last good values cannot be kept in %s: %s", self.path, error)
-            if part is not None:
-                with contextlib.suppress(OSError):
-                    os.unlink(part)
 
 
 def _fingerprint(configured: OptimizationSettings) -> str:

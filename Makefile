@@ -38,11 +38,12 @@ run: $(VENV)/.installed ## Measure the embedded model; prints the result table a
 test: setup ## Run all tests
 	$(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
-lint: setup ## Format, lint, types, layers
+lint: setup ## Format, lint, types, layers, declared packages
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/deptry .
 
 format: setup ## Format the code in place
 	$(BIN)/ruff format .

@@ -25,10 +25,10 @@ from muai_lab.load.event_loop import run_on_fast_loop
 from muai_lab.load.garbage import GarbagePauses, rare_garbage_collection
 from muai_lab.load.heartbeat import Heartbeat, waiting_clock
 from muai_lab.load.machine_load import MachineLoad, load_since, read_processes
-from muai_lab.load.own_limits import GeneratorExhausted
 from muai_lab.load.precise_timer import PreciseTimer, precise_timer
-from muai_lab.load.records import Phase, RequestRecord, Status, Window
+from muai_lab.load.records import Phase, RequestRecord, Window
 from muai_lab.load.self_report import GeneratorReport, report_on_generator
+from muai_lab.load.sending import Sending
 from muai_lab.load.target import Target
 from muai_lab.load.unsent import Unsent
 from muai_lab.settings.lab import LabSettings
@@ -165,12 +165,8 @@ class _Load:
         self.timer = timer
         self.heartbeat = heartbeat
         self.progress = progress
-        self.records: list[RequestRecord] = []
+        self.sending = Sending(target, plan.request_timeout_s, timer, clock, end_load=main.cancel)
         self.tasks: set[asyncio.Task[None]] = set()
-        self.ok = 0
-        self.failed = 0
-        self.giving_up: tuple[Status, str] = ("cancelled", "the run was interrupted")
-        self.exhausted: str | None = None
         self.ran_out = asyncio.Event()
         self.unsent = Unsent()
         self.clocks = ClockWatch(clock)
@@ -191,7 +187,7 @@ class _Load:
             await self._drain()
         except asyncio.CancelledError:
             self.main.uncancel()
-            self.interrupted = self.exhausted is None
+            self.interrupted = self.sending.exhausted is None
             self.end_ns = min(self.end_ns, self.clock())
         finally:
             self.heartbeat.end()
@@ -204,7 +200,7 @@ class _Load:
         """All that came of it. machine: asked who used the processors, if the generator was late."""
         window = Window(self.start_ns, min(self.measure_ns, self.end_ns), self.end_ns, self.ended_ns)
         report = report_on_generator(
-            self.records,
+            self.sending.records,
             window,
             self.heartbeat.timing(),
             open_loop=self.schedule.open_loop,
@@ -214,12 +210,12 @@ class _Load:
         )
         ran_out = [self.unsent.ran_out(window, len(self.schedule))] if self.ran_out.is_set() else []
         return LoadResult(
-            records=tuple(self.records),
+            records=tuple(self.sending.records),
             window=window,
             generator=report,
             interrupted=self.interrupted,
             notes=(*self.target.notes, *self.unsent.notes(), *ran_out, *self.clocks.notes()),
-            exhausted=self.exhausted,
+            exhausted=self.sending.exhausted,
         )
 
     async def _open_loop(self) -> None:
@@ -264,7 +260,7 @@ class _Load:
         """
         for left in range(self.schedule.later_turns(row), 0, -1):
             record.answer = []
-            await self._send(request, record)
+            await self.sending.send(request, record)
             if record.status != "ok":
                 self.unsent.after_failure += left
                 record.answer = None
@@ -285,7 +281,7 @@ class _Load:
                 record.released_ns = due_ns
             else:
                 record.intended_ns = due_ns
-        await self._send(request, record)
+        await self.sending.send(request, record)
         return record
 
     async def _think_until(self, due_ns: int) -> bool:
@@ -299,33 +295,6 @@ class _Load:
                 return True
         return False
 
-    async def _send(self, request: ScheduledRequest, record: RequestRecord) -> None:
-        self.records.append(record)
-        try:
-            async with asyncio.timeout(self.plan.request_timeout_s):
-                await self.target.send(request, record)
-        except TimeoutError:
-            record.end("timeout", self.clock(), f"no end within request_timeout_s = {self.plan.request_timeout_s:g} s")
-        except GeneratorExhausted as limit:
-            record.end("cancelled", self.clock(), str(limit))
-            self._exhaust(str(limit))
-        except asyncio.CancelledError:
-            status, why = self.giving_up
-            record.end(status, self.clock(), why)
-            raise
-        finally:
-            if record.status == "ok":
-                self.ok += 1
-            else:
-                self.failed += 1
-
-    def _exhaust(self, limit: str) -> None:
-        """End the load: what could not be sent any more says nothing about the server."""
-        if self.exhausted is None:
-            self.exhausted = limit
-            self.giving_up = ("cancelled", limit)
-            self.main.cancel()
-
     def _start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.create_task(work)
         self.tasks.add(task)
@@ -338,7 +307,7 @@ class _Load:
             left_s = self.plan.drain_s - (self.clock() - self.end_ns) / 1e9
             await asyncio.wait(self.tasks, timeout=max(left_s, 0.0))
         # Due in the window and not answered by now: a miss, like a request that exceeded its own timeout.
-        self.giving_up = ("timeout", f"no end within drain_s = {self.plan.drain_s:g} s after the window")
+        self.sending.giving_up = ("timeout", f"no end within drain_s = {self.plan.drain_s:g} s after the window")
 
     async def _give_up(self, watch: asyncio.Task[None]) -> None:
         """Cancel what is still under way and wait until it is recorded."""
@@ -368,10 +337,10 @@ class _Load:
             elapsed_s=max(now - self.start_ns, 0) / 1e9,
             total_s=(self.end_ns - self.start_ns) / 1e9,
             phase="warmup" if now < self.measure_ns else "measure" if now < self.end_ns else "drain",
-            sent=len(self.records),
-            ok=self.ok,
-            failed=self.failed,
-            outstanding=len(self.records) - self.ok - self.failed,
+            sent=len(self.sending.records),
+            ok=self.sending.ok,
+            failed=self.sending.failed,
+            outstanding=len(self.sending.records) - self.sending.ok - self.sending.failed,
         )
 
 

@@ -1,0 +1,69 @@
+"""The requests of a load on their way: each is recorded, sent, bounded in time and counted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from muai_lab.load.own_limits import GeneratorExhausted
+from muai_lab.load.precise_timer import PreciseTimer
+from muai_lab.load.records import RequestRecord, Status
+from muai_lab.load.target import Target
+from muai_lab.load.time_limit import TimeLimit
+from muai_lab.workload.schedule import ScheduledRequest
+
+
+class Sending:
+    """Sends requests to a target.
+
+    records: of all requests so far, in order of sending. ok, failed: those that ended. giving_up: how a request ends
+    whose task is cancelled. exhausted: what the generator ran out of; None if nothing.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        timeout_s: float,
+        timer: PreciseTimer,
+        clock: Callable[[], int],
+        end_load: Callable[[], object],
+    ) -> None:
+        """end_load: called once, when the generator is exhausted."""
+        self.records: list[RequestRecord] = []
+        self.ok = 0
+        self.failed = 0
+        self.giving_up: tuple[Status, str] = ("cancelled", "the run was interrupted")
+        self.exhausted: str | None = None
+        self._target = target
+        self._timeout_s = timeout_s
+        self._limit = TimeLimit(timeout_s, timer, clock)
+        self._clock = clock
+        self._end_load = end_load
+
+    async def send(self, request: ScheduledRequest, record: RequestRecord) -> None:
+        """Send one request and wait for its end, whatever that is."""
+        self.records.append(record)
+        try:
+            with self._limit:
+                await self._target.send(request, record)
+        except TimeoutError:
+            record.end("timeout", self._clock(), f"no end within request_timeout_s = {self._timeout_s:g} s")
+        except GeneratorExhausted as limit:
+            record.end("cancelled", self._clock(), str(limit))
+            self._exhaust(str(limit))
+        except asyncio.CancelledError:
+            status, why = self.giving_up
+            record.end(status, self._clock(), why)
+            raise
+        finally:
+            if record.status == "ok":
+                self.ok += 1
+            else:
+                self.failed += 1
+
+    def _exhaust(self, limit: str) -> None:
+        """End the load: what could not be sent any more says nothing about the server."""
+        if self.exhausted is None:
+            self.exhausted = limit
+            self.giving_up = ("cancelled", limit)
+            self._end_load()

@@ -29,15 +29,15 @@ class SseParser:
     def feed(self, chunk: bytes) -> list[bytes]:
         """Take in the next bytes; returns the payloads of all events that they complete, in order."""
         # Nearly every chunk of an LLM stream is a run of whole `data: {...}\n\n` events: no state, no lines.
-        if chunk.endswith(b"\n\n") and not (self._line or self._data or self._skip_lf or b"\r" in chunk):
-            payloads = []
-            for block in chunk[:-2].split(b"\n\n"):
-                if block.startswith(b"data: ") and b"\n" not in block:
-                    payloads.append(block[6:])
-                else:
-                    self._take_lines(block.split(b"\n"), payloads)
-                    self._take_lines([b""], payloads)
-            return payloads
+        if (
+            chunk.startswith(b"data: ")
+            and chunk.endswith(b"\n\n")
+            and chunk.count(b"\n") == 2 + 2 * chunk.count(b"\n\ndata: ")
+            and b"\r" not in chunk
+            and not (self._line or self._data or self._skip_lf)
+        ):
+            self._begun = True
+            return chunk[6:-2].split(b"\n\ndata: ")
         return self._feed_any(chunk)
 
     def _feed_any(self, chunk: bytes) -> list[bytes]:

@@ -158,9 +158,8 @@ class Schedule:
 
     def request(self, row: int) -> ScheduledRequest:
         """One row; cheap enough to be called when the request is due."""
-        start, stop = self._id_offsets[row], self._id_offsets[row + 1]
-        values = {name: value_at(row) for name, value_at in self._readers.items()}
-        return ScheduledRequest(**values, prompt_ids=self._id_values[start:stop] if self._has_ids(row) else None)
+        values: dict[str, Any] = self._absent | {name: value_at(row) for name, value_at in self._readers}
+        return ScheduledRequest(**values, prompt_ids=self._ids_at(row))
 
     def write(self, path: Path) -> None:
         """Save as Parquet, with the notes beside the table; raises RunError when the file cannot be written."""
@@ -192,9 +191,22 @@ class Schedule:
         return columns
 
     @cached_property
-    def _readers(self) -> dict[str, Callable[[int], Any]]:
+    def _readers(self) -> list[tuple[str, Callable[[int], Any]]]:
         """What reads a row of each column but the ids'; the fields of a request are called like the columns."""
-        return {name: _reader(column) for name, column in self._columns.items() if name != "prompt_ids"}
+        return [
+            (name, _reader(column))
+            for name, column in self._columns.items()
+            if name not in self._absent and name != "prompt_ids"
+        ]
+
+    @cached_property
+    def _absent(self) -> dict[str, None]:
+        """The columns but the ids' without any value: most of them in most loads."""
+        columns = self._columns.items()
+        return {name: None for name, column in columns if column.null_count == len(column) and name != "prompt_ids"}
+
+    def _ids_at(self, row: int) -> npt.NDArray[np.int32] | None:
+        return self._id_values[self._id_offsets[row] : self._id_offsets[row + 1]] if self._has_ids(row) else None
 
     @cached_property
     def _has_ids(self) -> Callable[[int], bool]:
@@ -213,9 +225,7 @@ class Schedule:
 
 
 def _reader(column: pa.Array) -> Callable[[int], Any]:
-    """Reads one row as a Python value: most columns of most loads are empty, or numbers without gaps."""
-    if column.null_count == len(column):
-        return lambda row: None
+    """Reads one row as a Python value: most columns of most loads are numbers without gaps."""
     if column.null_count == 0 and pa.types.is_primitive(column.type):
         item: Callable[[int], Any] = column.to_numpy().item
         return item

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -151,30 +151,27 @@ class HttpTarget:
             await self.close()
             raise
 
-    async def send(self, request: ScheduledRequest, record: RequestRecord) -> None:
+    def send(self, request: ScheduledRequest, record: RequestRecord) -> Coroutine[Any, Any, None]:
         """One request over a kept-alive connection."""
-        await self._exchange(request, record)
+        if self._keeps_texts:
+            record.texts = []
+        return self._exchange(request, record, StreamedAnswer(record))
 
-    async def _exchange(self, request: ScheduledRequest, record: RequestRecord) -> bool:
-        """As `send`; True if the server counted the tokens of each chunk."""
+    async def _exchange(self, request: ScheduledRequest, record: RequestRecord, answer: StreamedAnswer) -> None:
         assert self._pool is not None, "open() comes first"
         body = self._encode(request)
         head = b"%bX-Request-Id: %d\r\nContent-Length: %d\r\n\r\n" % (self._post_head, request.index, len(body))
-        if self._keeps_texts:
-            record.texts = []
-        answer = StreamedAnswer(record)
         try:
             await self._pool.exchange(head + body, answer)
         except (StreamError, ConnectionProblem) as error:
             self._refused = isinstance(error, Unreachable)
             record.end("error", self._clock(), self._access.without_secrets(str(error)))
-            return False
+            return
         finally:
             answer.settle()
         if (code := record.http_status) is not None and code != 200:
             status: Status = "rejected" if code in _REJECTED else "error"
             record.end(status, self._clock(), self._error_of(code, answer))
-        return answer.usage_per_chunk
 
     async def close(self) -> None:
         """Close all connections."""
@@ -283,14 +280,14 @@ class HttpTarget:
         else:
             request = replace(request, prompt=request.text()[:16], messages=None)
         record = RequestRecord(-1, max_tokens=1)
+        answer = StreamedAnswer(record)
         limit_s = self._probe_timeout_s
         try:
             async with asyncio.timeout(limit_s):
-                counts = await self._exchange(replace(request, index=-1, max_tokens=1, extra=None), record)
+                await self._exchange(replace(request, index=-1, max_tokens=1, extra=None), record, answer)
         except TimeoutError:
-            counts = False
             record.end("timeout", self._clock(), f"no answer to a first small request within {limit_s:g} s")
-        return record, counts
+        return record, record.status == "ok" and answer.usage_per_chunk
 
     def _error_of(self, status: int, answer: StreamedAnswer | WholeAnswer) -> str:
         """What a response other than 200 says, in one line without the key."""

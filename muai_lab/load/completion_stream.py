@@ -7,9 +7,7 @@ from bisect import bisect_left
 from collections.abc import Iterable
 from typing import Any
 
-from orjson import loads
-
-from muai_lab.load.foreign_values import COUNT_LIMIT, nanoseconds, parse_object, says_something, word
+from muai_lab.load.foreign_values import nanoseconds, parse_object, says_something, word
 from muai_lab.load.records import RequestRecord
 from muai_lab.load.stated_usage import (
     BEYOND_TOTAL,
@@ -22,6 +20,7 @@ from muai_lab.load.stated_usage import (
     usage_of,
 )
 from muai_lab.load.token_counts import TokenCounts, infer_counts
+from muai_lab.load.usual_events import NotUsual, decode_usual
 
 # Fields of a chat delta that carry generated tokens; reasoning models stream their thoughts in the latter ones.
 _DELTA_CONTENT = ("content", "reasoning_content", "reasoning", "tool_calls", "function_call", "refusal", "audio")
@@ -50,8 +49,8 @@ class CompletionStream:
     """
 
     __slots__ = (
-        "_append_time",
         "_claims",
+        "_counted",
         "_done",
         "_events",
         "_final",
@@ -71,9 +70,9 @@ class CompletionStream:
     def __init__(self, record: RequestRecord) -> None:
         record.tokens_known = False
         self._record = record
-        self._append_time = record.chunk_t_ns.append
         self._keeps_text = record.answer is not None or record.texts is not None
-        self._usage: dict[str, Any] | None = None
+        self._usage: dict[str, Any] | None = None  # the latest, or else:
+        self._counted: bytes | None = None  # the payload of the usual event that holds it
         self._claims: list[int] = []  # the server's count that came with each arrival
         self._silent: list[int] = []  # the arrivals without content: only the count grew
         self._final: int | None = None  # a count that came after the last arrival
@@ -88,55 +87,54 @@ class CompletionStream:
 
     def take(self, payloads: Iterable[bytes], at_ns: int) -> None:
         """Take in the events that one read brought at `at_ns`; raises StreamError."""
-        index, append_time, append_claim = self._index, self._append_time, self._claims.append
-        usual, usage = 0, None
+        append_claim = self._claims.append
+        usual, counted = 0, None
         for payload in payloads:
-            if payload == b"[DONE]":
-                self._done = True
-                continue
-            event: Any = None
             try:
-                event = loads(payload)
-                stated = event["usage"]
-                claim = stated["completion_tokens"]
-                (choice,) = event["choices"]
-                text = choice["text"]
-                if (  # nearly every event of most servers: some text and a count, at the price of a few look-ups
-                    type(claim) is int
-                    and 0 < claim <= COUNT_LIMIT
-                    and type(text) is str
-                    and text
-                    and choice["finish_reason"] is None
-                    and choice["index"] == index
-                    and "delta" not in choice
-                    and "error" not in choice
-                    and "error" not in event
-                    and not self._keeps_text
-                ):
-                    append_time(at_ns)
-                    append_claim(claim)
-                    usage = stated
+                event = decode_usual(payload)
+                (choice,) = event.choices
+                if choice.index == self._index and (choice.text or choice.delta):
+                    if event.usage is None:
+                        append_claim(NO_CLAIM)
+                    else:
+                        append_claim(event.usage.completion_tokens)
+                        counted = payload
+                    if self._keeps_text:
+                        self._keep_usual(event.text)
+                    if choice.finish_reason is not None:
+                        self._record.finish_reason = choice.finish_reason
                     usual += 1
                     continue
-            except (ValueError, TypeError, LookupError):
-                pass  # another kind of event, or none
-            self._note_usual(usual, usage)
-            usual = 0
-            self._take_any(payload, event if type(event) is dict else parse_object(payload), at_ns)
-            index = self._index
-        self._note_usual(usual, usage)
+            except NotUsual:
+                pass
+            self._note_usual(usual, counted, at_ns)
+            usual, counted = 0, None
+            self._take_any(payload, at_ns)
+        self._note_usual(usual, counted, at_ns)
 
-    def _note_usual(self, count: int, usage: dict[str, Any] | None) -> None:
-        """Account for the last `count` arrivals, which were usual events; usage: that of the last one."""
-        if count:
-            self._events += count
-            self._usage, self._final = usage, None
-            self._highest = max(self._highest, *self._claims[-count:])
+    def _note_usual(self, arrived: int, counted: bytes | None, at_ns: int) -> None:
+        """Account for the last arrivals, which were usual events; counted: the last of them with a count."""
+        if not arrived:
+            return
+        self._events += arrived
+        self._record.chunk_t_ns.extend([at_ns] * arrived)
+        self._final = None
+        if counted is not None:
+            self._counted = counted
+            self._highest = max(self._highest, *self._claims[-arrived:])
 
-    def _take_any(self, payload: bytes, event: dict[str, Any] | None, at_ns: int) -> None:
-        if event is None and payload.strip() in (b"", b"[DONE]"):  # an empty event keeps the connection alive
+    def _keep_usual(self, text: str) -> None:
+        record = self._record
+        if record.answer is not None:
+            record.answer.append(text)
+        if record.texts is not None:
+            record.texts.append(text)
+
+    def _take_any(self, payload: bytes, at_ns: int) -> None:
+        if payload.strip() in (b"", b"[DONE]"):  # an empty event keeps the connection alive
             self._done |= bool(payload.strip())
             return
+        event = parse_object(payload)
         self._events += 1
         if event is None:
             raise StreamError(f"event {self._events} of the stream is not a completion: {_excerpt(payload)}")
@@ -144,10 +142,7 @@ class CompletionStream:
             raise StreamError(f"the server ended the stream with an error: {error_message(event)}")
         claim = self._claim(usage) if (usage := usage_of(event)) else NO_CLAIM
         record = self._record
-        if not self._keeps_text and _is_text_alone(event.get("choices"), self._index):
-            shown, ends = True, False
-        else:
-            shown, ends = self._take_choices(event, payload)
+        shown, ends = self._take_choices(event, payload)
         if shown:
             record.chunk_t_ns.append(at_ns)
             self._claims.append(claim)
@@ -177,8 +172,8 @@ class CompletionStream:
 
     def _claim(self, usage: dict[str, Any]) -> int:
         claim = claimed_tokens(usage)
-        if claim != NO_CLAIM or self._usage is None:
-            self._usage = usage
+        if claim != NO_CLAIM or (self._usage is None and self._counted is None):
+            self._usage, self._counted = usage, None
         return claim
 
     def _take_choices(self, event: dict[str, Any], payload: bytes) -> tuple[bool, bool]:
@@ -294,6 +289,8 @@ class CompletionStream:
         if self._settled:
             return
         self._settled = True
+        if self._counted is not None:
+            self._usage = usage_of(parse_object(self._counted) or {})
         record, usage = self._record, self._usage or {}
         if self._silent:
             self._drop_silent(self._premature())
@@ -349,21 +346,6 @@ class CompletionStream:
         elif self._stray:
             facts.append(f"an event without choices: {self._stray}")
         return f"the answer holds no token ({', '.join(facts)})"
-
-
-def _is_text_alone(choices: Any, index: int) -> bool:
-    """True for the choices of nearly every event: one piece of text and no ending, which needs no further question."""
-    if type(choices) is not list or len(choices) != 1 or type(choice := choices[0]) is not dict:
-        return False
-    if choice.get("finish_reason") or choice.get("index") != index:
-        return False
-    if (delta := choice.get("delta")) is None:
-        text = choice.get("text")
-    elif type(delta) is dict:
-        text = delta.get("content")
-    else:
-        return False
-    return type(text) is str and text != ""
 
 
 def error_message(body: Any) -> str:

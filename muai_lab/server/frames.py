@@ -35,13 +35,18 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One finished choice. cached_tokens: prompt tokens served from the prefix cache, None without a cache."""
+    """One finished choice.
+
+    cached_tokens: prompt tokens served from the prefix cache, None without a cache. token_ids: ids of the output, None
+    unless the request asks for them.
+    """
 
     text: str
     finish_reason: str
     prompt_tokens: int
     output_tokens: int
     cached_tokens: int | None
+    token_ids: Sequence[int] | None = None
 
 
 def usage_document(prompt_tokens: int, output_tokens: int, cached_tokens: int | None) -> dict[str, Any]:
@@ -137,7 +142,13 @@ class Frames:
 def whole(shape: Shape, answer: Answer, results: Sequence[Result], usage: dict[str, Any]) -> bytes:
     """The document of an answer that is not streamed."""
     choices = [
-        {"index": index, **shape.content(result.text), "logprobs": None, "finish_reason": result.finish_reason}
+        {
+            "index": index,
+            **shape.content(result.text),
+            "logprobs": None,
+            "finish_reason": result.finish_reason,
+            **({} if result.token_ids is None else {"token_ids": result.token_ids}),
+        }
         for index, result in enumerate(results)
     ]
     fields = {"id": answer.id, "object": shape.whole_object, "created": answer.created, "model": answer.model}

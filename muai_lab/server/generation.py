@@ -137,6 +137,7 @@ class GenerationEndpoint(Generic[AnyRequest]):
                             stream=bool(request.stream),
                             priority=request.priority or 0,
                             cache_salt=request.cache_salt or "",
+                            keep_ids=bool(request.return_token_ids),
                         )
                     )
                     choices.append(Choice(index, prompt_index, len(prompt), generation))
@@ -220,8 +221,14 @@ async def _collect(choice: Choice) -> Result:
     async for delta in choice.generation:
         texts.append(delta.text)
         if delta.finish_reason is not None:
-            text = "".join(texts)
-            return Result(text, delta.finish_reason, choice.prompt_tokens, delta.output_tokens, delta.cached_tokens)
+            return Result(
+                "".join(texts),
+                delta.finish_reason,
+                choice.prompt_tokens,
+                delta.output_tokens,
+                delta.cached_tokens,
+                choice.generation.token_ids,
+            )
     raise RequestError("the engine ended the request without a result")
 
 

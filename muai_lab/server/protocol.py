@@ -148,8 +148,8 @@ class StreamOptions(BaseModel):
 class GenerationFields(BaseModel, ABC):
     """What both kinds of request share; null means the default everywhere.
 
-    Extensions, as vLLM has them: `top_k`, `ignore_eos`, `priority` (lower goes first) and `cache_salt` (requests share
-    cached prefixes only with requests of the same salt).
+    Extensions, as vLLM has them: `top_k`, `ignore_eos`, `priority` (lower goes first), `cache_salt` (requests share
+    cached prefixes only with requests of the same salt) and `return_token_ids` (of whole answers only).
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="allow")
@@ -171,6 +171,7 @@ class GenerationFields(BaseModel, ABC):
     ignore_eos: bool | None = None
     priority: Annotated[int, _within(PRIORITY)] | None = None
     cache_salt: Annotated[str, Field(max_length=LONGEST_SALT)] | None = None
+    return_token_ids: bool | None = None
 
     @property
     def choices(self) -> int:
@@ -217,6 +218,9 @@ class GenerationFields(BaseModel, ABC):
         """
         if self.stream_options is not None and not self.stream:
             raise invalid("'stream_options' is only allowed when 'stream' is true", "stream_options")
+        if self.return_token_ids and self.stream:
+            reason = "'return_token_ids' is not supported by this server when 'stream' is true: leave one of them out"
+            raise invalid(reason, "return_token_ids", UNSUPPORTED)
         if self.best_of is not None and self.best_of != self.choices:
             raise invalid("'best_of' is not supported by this server: leave it out, or equal to 'n'", "best_of")
         extra = self.model_extra or {}

@@ -112,7 +112,6 @@ _FORM_OF_ANSWER = {
     "return_prompt_text": NOTHING,
     "return_prompt_token_ids": NOTHING,
     "return_routed_experts": NOTHING,
-    "return_token_ids": NOTHING,
     "return_token_offsets": NOTHING,
     "return_tokens_as_token_ids": NOTHING,
     "skip_special_tokens": _YES,

@@ -48,6 +48,7 @@ class Generation:
         self._make_text = text
         self._text = text()
         self._pieces: list[str] = []
+        self._ids: list[int] | None = [] if request.keep_ids else None
         self._new_tokens = 0
         self._output_tokens = 0
         self._finish_reason: str | None = None
@@ -59,6 +60,11 @@ class Generation:
     def ended(self) -> bool:
         """True once nothing more will be produced (the consumer may still have deltas to read)."""
         return self._over or self._finish_reason is not None or self._error is not None
+
+    @property
+    def token_ids(self) -> list[int] | None:
+        """Ids of the tokens so far, an end token included; None unless the request keeps them."""
+        return self._ids
 
     @property
     def can_restart(self) -> bool:
@@ -73,6 +79,7 @@ class Generation:
         """
         self._text = self._make_text()
         self._pieces.clear()
+        self._ids = [] if self.request.keep_ids else None
         self._new_tokens = self._output_tokens = 0
         self._hold_back = PROOF_TOKENS if self.deaths else 0
         self.cached_tokens = None
@@ -122,6 +129,8 @@ class Generation:
             return
         self._new_tokens += 1
         self._output_tokens += 1
+        if self._ids is not None:
+            self._ids.append(token)
         try:
             text = self._text.push(token)
         except Exception as error:  # a tokenizer's fault ends this request, and no other

@@ -17,7 +17,8 @@ class GenerationRequest:
     ignore_eos: go on past the end-of-sequence token, until max_tokens. timeout_s: seconds from submission until the
     request is given up, None for never. stream: output is wanted as it comes; else it is handed over whole at the end,
     and may until then be begun anew by another engine. priority: lower goes first; waiting makes up for it. cache_salt:
-    keeps the prefix cache of one tenant apart from another's.
+    keeps the prefix cache of one tenant apart from another's. keep_ids: keep the ids of the output
+    (`Generation.token_ids`).
     """
 
     request_id: str
@@ -30,6 +31,7 @@ class GenerationRequest:
     stream: bool = True
     priority: int = 0
     cache_salt: str = ""
+    keep_ids: bool = False
 
 
 @dataclass(frozen=True, slots=True)

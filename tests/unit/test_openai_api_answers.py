@@ -93,6 +93,18 @@ def test_n_choices_per_prompt_follow_each_other_and_count_their_prompt_once() ->
     assert document["usage"] == {"prompt_tokens": 5, "completion_tokens": 8, "total_tokens": 13}
 
 
+def test_the_ids_of_the_tokens_come_with_the_text_if_they_are_asked_for() -> None:
+    first = complete(prompt="ab", max_tokens=3, return_token_ids=True).json["choices"][0]
+    second = complete(prompt=[97, 0, 98], max_tokens=3, return_token_ids=True).json["choices"][0]
+    talk = chat(messages=hello("hey"), max_tokens=4, return_token_ids=True).json["choices"][0]
+
+    assert (first["text"], first["token_ids"]) == ("ABA", [65, 66, 65])
+    assert second["token_ids"][-1] == 0
+    assert second["finish_reason"] == "stop"
+    assert talk["token_ids"] == [ord(letter) for letter in talk["message"]["content"]]
+    assert complete(prompt="ab", return_token_ids=True, stream=True).status == 400
+
+
 def test_a_stop_string_ends_the_text_before_itself() -> None:
     choice = complete(prompt="abcdef", max_tokens=20, stop=["DE"]).json["choices"][0]
 
@@ -202,6 +214,8 @@ def test_streamed_choices_are_told_apart_by_their_index() -> None:
 
 def test_cached_prompt_tokens_are_told_where_there_is_a_cache() -> None:
     class Cached:
+        token_ids = None
+
         def cancel(self) -> None: ...
 
         async def __aiter__(self) -> Any:

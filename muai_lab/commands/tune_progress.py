@@ -10,6 +10,7 @@ from rich.console import Console
 from muai_lab.analysis.wording import number, percent
 from muai_lab.settings.catalogue import show
 from muai_lab.settings.lab import LabSettings
+from muai_lab.tuning.agreement import Agreement
 from muai_lab.tuning.block import attainment
 from muai_lab.tuning.blocks import is_soaked
 from muai_lab.tuning.confirmation import Pair
@@ -60,6 +61,8 @@ class TuneProgress:
         told = f"trial {record.number}: {OUTCOMES[record.outcome]}{value}"
         if self._promised and record.blocks:
             told += f", promise kept by {percent(attainment(record.blocks))}"
+        if record.agreement is not None:
+            told += f", {record.agreement}"
         if record.blocks and not record.feasible:
             told += f", MISSES A BOUND ({missed(record.violations)})"
         if record.reason:
@@ -78,6 +81,10 @@ class TuneProgress:
         change = f"{show(contribution.before)} -> {show(contribution.after)}"
         self._say(f"{contribution.path}: {change}:{gain} {contribution.reason}")
         self._mark = self._clock()
+
+    def agreed(self, agreement: Agreement) -> None:
+        self._say(f"the winner: {agreement}")
+        self._mark = self._clock()  # it is no part of a pair
 
     def compared(self, number: int, of: int, pair: Pair) -> None:
         now = self._clock()

@@ -138,6 +138,7 @@ class GenerationEndpoint(Generic[AnyRequest]):
                             priority=request.priority or 0,
                             cache_salt=request.cache_salt or "",
                             keep_ids=bool(request.return_token_ids),
+                            begun=request.begun,
                         )
                     )
                     choices.append(Choice(index, prompt_index, len(prompt), generation))

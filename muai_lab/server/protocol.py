@@ -38,6 +38,7 @@ from muai_lab.engines.ranges import (
     TOP_P,
     Range,
 )
+from muai_lab.server.field_values import Prompt, begun_output, prompts, stop_strings
 from muai_lab.server.http_error import HttpError, invalid, shown
 from muai_lab.server.unsupported import CHAT_FIELDS, COMPLETION_FIELDS, Neutral, first_unsupported, is_neutral
 
@@ -46,19 +47,11 @@ if TYPE_CHECKING:
 
 DEFAULT_COMPLETION_TOKENS = 16
 LONGEST_SALT = 256
-INT32_MAX = 2**31 - 1
-MAX_PROMPTS = 2048
-MAX_TOKEN_IDS = 2**20  # of all prompts of a request together
 MAX_MESSAGES = 4096
-MAX_STOP_STRINGS = 64
-MAX_STOP_CHARACTERS = 2048  # of all stop strings of a request together
 TEMPLATE_CHARACTERS = 16  # that a chat template writes around a message, about
 MAX_PROBLEMS = 5  # that one error reports
 
 UNSUPPORTED = "unsupported_parameter"
-
-Prompt = str | Sequence[int]
-"""Text, or token ids: a list as JSON gives it, an array if it was parsed in another process."""
 
 
 def _within(numbers: Range) -> Any:
@@ -66,48 +59,6 @@ def _within(numbers: Range) -> Any:
     if numbers.above:
         return Field(gt=numbers.least, le=numbers.most)
     return Field(ge=numbers.least, le=numbers.most)
-
-
-def _is_id_list(value: Any) -> bool:
-    if not isinstance(value, list) or not value:
-        return False
-    return all(type(item) is int and 0 <= item <= INT32_MAX for item in value)
-
-
-def _prompts(value: Any) -> list[Prompt]:
-    """One prompt or several, each text or token ids, in the form of a list of prompts."""
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, list):
-        ids = len(value) + sum(len(item) for item in value if isinstance(item, list))
-        if ids > MAX_TOKEN_IDS:
-            raise ValueError(f"holds more than {MAX_TOKEN_IDS} token ids")
-    if _is_id_list(value):
-        return [value]
-    if isinstance(value, list) and value and not isinstance(value[0], int):
-        if len(value) > MAX_PROMPTS:
-            raise ValueError(f"holds {len(value)} prompts; one request may hold {MAX_PROMPTS}")
-        if all(isinstance(item, str) for item in value):
-            return list(value)
-        if all(_is_id_list(item) for item in value):
-            return list(value)
-    raise ValueError("must be a string, a list of strings, a list of token ids or a list of such lists, and not empty")
-
-
-def _stop_strings(value: Any) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    strings = [value] if isinstance(value, str) else value
-    if isinstance(strings, list) and len(strings) > MAX_STOP_STRINGS:
-        raise ValueError(f"holds {len(strings)} strings; {MAX_STOP_STRINGS} are allowed")
-    if not isinstance(strings, list) or not all(isinstance(item, str) for item in strings):
-        raise ValueError("must be a string or a list of strings")
-    if not all(strings):
-        raise ValueError("must not hold an empty string")
-    characters = sum(map(len, strings))
-    if characters > MAX_STOP_CHARACTERS:
-        raise ValueError(f"holds {characters} characters; {MAX_STOP_CHARACTERS} in all are allowed")
-    return tuple(strings)
 
 
 def _text(value: Any) -> str:
@@ -165,13 +116,18 @@ class GenerationFields(BaseModel, ABC):
     seed: Annotated[int, _within(SEED)] | None = None
     n: Annotated[int, _within(CHOICES)] | None = None
     best_of: Annotated[int, Field(ge=1)] | None = None
-    stop: Annotated[tuple[str, ...], PlainValidator(_stop_strings)] = ()
+    stop: Annotated[tuple[str, ...], PlainValidator(stop_strings)] = ()
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     ignore_eos: bool | None = None
     priority: Annotated[int, _within(PRIORITY)] | None = None
     cache_salt: Annotated[str, Field(max_length=LONGEST_SALT)] | None = None
     return_token_ids: bool | None = None
+
+    @property
+    def begun(self) -> Sequence[int]:
+        """Token ids that the output has already."""
+        return ()
 
     @property
     def choices(self) -> int:
@@ -231,12 +187,22 @@ class GenerationFields(BaseModel, ABC):
 
 
 class CompletionRequest(GenerationFields):
-    """POST /v1/completions."""
+    """POST /v1/completions.
+
+    Extension of this server: `x_muai_output`, token ids that the output of an encoder-decoder model has already. The
+    answer goes on behind them.
+    """
 
     unsupported = COMPLETION_FIELDS
     prompt_field = "prompt"
 
-    prompt: Annotated[list[Prompt], PlainValidator(_prompts)]
+    prompt: Annotated[list[Prompt], PlainValidator(prompts)]
+    x_muai_output: Annotated[list[int], PlainValidator(begun_output)] = []
+
+    @property
+    def begun(self) -> Sequence[int]:
+        """See `GenerationFields.begun`."""
+        return self.x_muai_output
 
     @property
     def sequences(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from muai_lab.engines.base import Engine, Sampling
+from muai_lab.engines.base import Engine, PromptCompute, Sampling, StepEngine
 from muai_lab.engines.ranges import MAX_TOKENS, PRIORITY, TEMPERATURE, TIMEOUT_S, TOP_P, Range
 from muai_lab.errors import InvalidRequest
 from muai_lab.stack.request import GenerationRequest
@@ -21,7 +21,9 @@ def check_request(request: GenerationRequest, engine: Engine, *, vocabulary: int
     _check_range("priority", request.priority, PRIORITY)
     _check_range("max_tokens", request.max_tokens, MAX_TOKENS)
     _check_salt(request.cache_salt)
-    _check_length(len(request.prompt), request.max_tokens, engine)
+    if request.begun:
+        _check_begun(request.begun, engine, vocabulary)
+    _check_length(len(request.prompt), len(request.begun) + request.max_tokens, engine)
 
 
 def _check_range(name: str, value: float, numbers: Range) -> None:
@@ -48,6 +50,16 @@ def _check_prompt(prompt: Sequence[int], vocabulary: int) -> None:
         raise InvalidRequest("the prompt is empty", param="prompt")
     if min(prompt) < 0 or max(prompt) >= vocabulary:
         raise InvalidRequest(f"prompt token ids must lie in 0..{vocabulary - 1}", param="prompt")
+
+
+def _check_begun(begun: Sequence[int], engine: Engine, vocabulary: int) -> None:
+    if not isinstance(engine, StepEngine) or engine.prompts is PromptCompute.PIECES:
+        raise InvalidRequest(
+            "only an encoder-decoder model takes an output that has begun: put its tokens at the end of the prompt",
+            param="x_muai_output",
+        )
+    if min(begun) < 0 or max(begun) >= vocabulary:
+        raise InvalidRequest(f"token ids must lie in 0..{vocabulary - 1}", param="x_muai_output")
 
 
 def _check_length(prompt_tokens: int, max_tokens: int, engine: Engine) -> None:

@@ -18,7 +18,8 @@ class GenerationRequest:
     request is given up, None for never. stream: output is wanted as it comes; else it is handed over whole at the end,
     and may until then be begun anew by another engine. priority: lower goes first; waiting makes up for it. cache_salt:
     keeps the prefix cache of one tenant apart from another's. keep_ids: keep the ids of the output
-    (`Generation.token_ids`).
+    (`Generation.token_ids`). begun: tokens that the output has already; they are computed, and not returned. Only an
+    encoder-decoder model takes them; elsewhere they are the end of the prompt.
     """
 
     request_id: str
@@ -32,6 +33,7 @@ class GenerationRequest:
     priority: int = 0
     cache_salt: str = ""
     keep_ids: bool = False
+    begun: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)

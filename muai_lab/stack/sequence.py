@@ -49,7 +49,8 @@ class SequenceState:
         prompt, start, sampling = self.prompt, self.computed, self.request.sampling
         if len(prompt) - start <= budget:
             tokens = prompt[start:] if start else prompt
-            return PrefillChunk(self.slot, tokens, start, sampling=sampling, output=self.output[: self.kept])
+            output = [*self.request.begun, *self.output[: self.kept]]
+            return PrefillChunk(self.slot, tokens, start, sampling=sampling, output=output)
         return PrefillChunk(self.slot, prompt[start : start + budget], start, final=False, sampling=sampling)
 
     def begin_again(self, *, in_prompt: bool) -> None:

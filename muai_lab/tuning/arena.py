@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from muai_lab.errors import RunError
 from muai_lab.settings.schema import OptimizationSettings
+from muai_lab.tuning.agreement import Agreement
 from muai_lab.tuning.block import BlockResult
 from muai_lab.tuning.soak import Soak
 
@@ -34,8 +35,11 @@ class Arena(Protocol):
         rate: offered instead of the configured one, in requests per second. Raises ConfigurationFailed.
         """
 
-    def agreement(self) -> float | None:
-        """Share of greedy tokens that what serves has in common with the model in fp32; None where not to be told."""
+    def agreement(self) -> Agreement | None:
+        """The greedy tokens of what serves, compared with those of the model in fp32; None if there is no comparison.
+
+        Raises ConfigurationFailed.
+        """
 
     def serving(self) -> Mapping[str, Any]:
         """The engine that serves now, as a run's manifest has it."""

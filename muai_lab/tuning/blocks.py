@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cached_property
 
@@ -11,7 +11,7 @@ from muai_lab.errors import RunError
 from muai_lab.load.generator import LoadPlan
 from muai_lab.settings.lab import LabSettings
 from muai_lab.tuning.objective import has_slo
-from muai_lab.tuning.quality import Context, contexts_of
+from muai_lab.tuning.quality import Ids, prompts_of
 from muai_lab.tuning.soak import LEAD_IN
 from muai_lab.workload.draw import EmptySchedule, draw_schedule
 from muai_lab.workload.prompts import PromptTokenizer
@@ -26,6 +26,7 @@ _WARMUP = 2_000_000
 SOAK, PROBES = 3_000_000, 4_000_000
 _SLOWEST_ANSWER_S = 5.0
 _STATIONARY = ("closed", "constant", "poisson", "gamma")
+_MOST_BLOCKS_OF_PROMPTS = 100
 _MOST_DRAWS, _NEXT_DRAW = 100, 1_000_000_007
 
 
@@ -59,9 +60,9 @@ class LoadBlocks:
         return self._draw(_WARMUP, self.warmup_plan)
 
     @cached_property
-    def contexts(self) -> Sequence[Context]:
-        """Prompts of the search's blocks, for the comparison of greedy tokens."""
-        return contexts_of(self.block(number) for number in range(self._settings.tuning.blocks))
+    def prompts(self) -> Mapping[str, list[Ids]]:
+        """Prompts for the comparison of greedy tokens, as token ids: of `search` blocks, and of `fresh` ones."""
+        return {name: self._prompts(first) for name, first in (("search", 0), ("fresh", FRESH))}
 
     @cached_property
     def fixed(self) -> bool:
@@ -101,6 +102,11 @@ class LoadBlocks:
             return self.soak(SOAK, self.trial_s)[0].hash
         numbers = range(self._settings.tuning.blocks)
         return hashlib.sha256("".join(self.block(number).hash for number in numbers).encode()).hexdigest()
+
+    def _prompts(self, first: int) -> list[Ids]:
+        blocks = range(first, first + max(self._settings.tuning.blocks, _MOST_BLOCKS_OF_PROMPTS))
+        chat = self._settings.workload.api == "chat"
+        return prompts_of(map(self.block, blocks), self._tokenizer, self._context_tokens, chat=chat)
 
     def _plan(self, lead_in_s: float, seconds: float) -> LoadPlan:
         load = self._settings.load

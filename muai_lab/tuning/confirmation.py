@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -22,12 +22,14 @@ from scipy.special import stdtrit
 from muai_lab.analysis.comparison import mean_change
 from muai_lab.analysis.statistics import REPLICATES, Floats
 from muai_lab.settings.schema import OptimizationSettings
+from muai_lab.tuning.agreement import Agreement, not_kept
 from muai_lab.tuning.arena import Arena
 from muai_lab.tuning.block import BlockResult
 from muai_lab.tuning.blocks import FRESH
 from muai_lab.tuning.measure import Switch, measure, soak
 from muai_lab.tuning.objective import Bounds, Objective
-from muai_lab.tuning.soak import Attainment, Soak, attainment_of, not_kept
+from muai_lab.tuning.soak import Attainment, Soak, attainment_of
+from muai_lab.tuning.soak import not_kept as slo_not_kept
 
 _FIRST_LOOK = 3  # pairs after which a confirmation may be given up
 
@@ -52,8 +54,9 @@ class Confirmation:
     attainment: share of the winner's requests that met the SLO, None without one. accepted: whether the winner may be
     exported. kept: the attainment with its lower bound and the windows it comes from. between_starts: standard
     deviation of runs of one configuration on servers started anew, as the pairs show it. blocks: blocks of a run.
-    block_s: their length. agreement: share of greedy tokens that are those of fp32, with its lower bound. next_pair:
-    bounds of the gain that one further pair shows, in 19 of 20 cases; None if the pairs were given up early.
+    block_s: their length. agreement: the winner's greedy tokens compared with those of fp32, on prompts that the search
+    has never seen; None if there is no such bound. next_pair: bounds of the gain that one further pair shows, in 19 of
+    20 cases; None if the pairs were given up early.
     """
 
     pairs: tuple[Pair, ...]
@@ -68,16 +71,20 @@ class Confirmation:
     between_starts: float | None = None
     blocks: int | None = None
     block_s: float | None = None
-    agreement: tuple[float, float] | None = None
+    agreement: Agreement | None = None
     next_pair: tuple[float, float] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Served:
-    """The winner's load. soaks: its soak windows, empty where runs are blocks with a drain between them."""
+@dataclass(slots=True)
+class Served:
+    """The winner's load.
 
-    blocks: list[BlockResult]
-    soaks: list[Soak]
+    soaks: its soak windows, empty where runs are blocks with a drain between them. agreement: see `Confirmation`.
+    """
+
+    blocks: list[BlockResult] = field(default_factory=list)
+    soaks: list[Soak] = field(default_factory=list)
+    agreement: Agreement | None = None
 
 
 def confirm(
@@ -95,17 +102,19 @@ def confirm(
     most_pairs: int = 0,
     soak_s: float | None = None,
     after_pair: Callable[[int, int, Pair], None] = lambda done, of, pair: None,
+    after_agreement: Callable[[Agreement], None] = lambda agreement: None,
 ) -> Confirmation:
     """Measure the pairs and judge them. arena: one that opens engines as production will.
 
     noise: what runs of one configuration differ by (relative standard deviation). hoped: the gain that the search saw,
     relative. Where the first `pairs` scatter too much to tell it from the noise, up to `most_pairs` are measured,
     unless not even these would do. soak_s: length of the soak window that each run is then, for an SLO under open-loop
-    load; None for runs of so many blocks. after_pair: is told the pairs done and of how many.
+    load; None for runs of so many blocks. after_pair: is told the pairs done and of how many. after_agreement: is
+    called with the comparison of greedy tokens, which follows the winner's first run if there is such a bound.
     Raises ConfigurationFailed, Unmeasurable, Interrupted.
     """
     measured: list[Pair] = []
-    served = _Served([], [])
+    served = Served()
     needed, most = pairs, max(pairs, most_pairs)
     wanted: int | None = None
 
@@ -130,11 +139,18 @@ def confirm(
             if wanted is not None and pairs < wanted <= most:
                 needed = wanted
         after_pair(number + 1, needed, pair)
+        if not number and bounds.min_agreement is not None:
+            served.agreement = arena.agreement()  # of the winner, which serves since its run was the second
+            if served.agreement is not None:
+                after_agreement(served.agreement)
+            found = judge_pairs(measured, served, objective, bounds, noise)
+            if _disagreement(served.agreement, bounds.min_agreement) is not None:
+                return replace(found, low=None, high=None, next_pair=None)
         if _FIRST_LOOK <= number + 1 < needed:
-            so_far = judge_pairs(measured, served.blocks, objective, bounds, noise, soaks=served.soaks)
+            so_far = judge_pairs(measured, served, objective, bounds, noise)
             if so_far.high is not None and so_far.high <= _noise_of_mean(noise, most):
                 return _given_up(so_far, needed)
-    found = judge_pairs(measured, served.blocks, objective, bounds, noise, soaks=served.soaks)
+    found = judge_pairs(measured, served, objective, bounds, noise)
     undecided = found.low is not None and found.high is not None and found.low <= found.noise < found.high
     if not undecided or wanted is None or wanted <= len(measured):
         return found
@@ -183,13 +199,7 @@ def _pair(
 
 
 def judge_pairs(
-    pairs: Sequence[Pair],
-    served: Sequence[BlockResult],
-    objective: Objective,
-    bounds: Bounds,
-    noise: float,
-    *,
-    soaks: Sequence[Soak] = (),
+    pairs: Sequence[Pair], served: Served, objective: Objective, bounds: Bounds, noise: float
 ) -> Confirmation:
     """Accept the winner if the lower end of its gain's interval is above the noise and every bound holds.
 
@@ -197,8 +207,8 @@ def judge_pairs(
     in which the present configuration broke down does not blow up the interval: the gain is a geometric mean. The
     interval is Student's t over the pairs, with the spread between them, but never less than what resampling the blocks
     within each pair (the same blocks in both runs) shows. The noise of the search adds what its longer look at equal
-    runs knows: it is that of one run, and of a mean over pairs smaller. served: the winner's blocks. soaks: its soak
-    windows; where there are any, the lower bound of the attainment must reach the quantile.
+    runs knows: it is that of one run, and of a mean over pairs smaller. Where there are soak windows, the lower bound
+    of the attainment must reach the quantile; and that of the agreement its bound, if there is one.
     """
     factors = _log_factors(pairs, objective)
     within = float(np.mean([_variance_within(pair, objective, seed) for seed, pair in enumerate(pairs)]))
@@ -206,10 +216,10 @@ def judge_pairs(
     gain, low, high = (
         objective.gain_of_log(float(end or 0.0)) for end in (estimate.value, estimate.low, estimate.high)
     )
-    missed = {name: value for name, value in bounds.violations(served, None).items() if value > 0.0}
-    kept = None if bounds.quantile is None else attainment_of(soaks, served)
+    missed = {name: value for name, value in bounds.violations(served.blocks, served.agreement).items() if value > 0.0}
+    kept = None if bounds.quantile is None else attainment_of(served.soaks, served.blocks)
     floor = _noise_of_mean(noise, len(pairs))
-    broken = _broken(missed, bounds, kept, soaks)
+    broken = _broken(missed, bounds, kept, served)
     found = Confirmation(
         tuple(pairs),
         gain,
@@ -224,8 +234,9 @@ def judge_pairs(
     )
     return replace(
         found,
-        blocks=len(served) // len(pairs),
-        block_s=served[0].seconds if served else None,
+        blocks=len(served.blocks) // len(pairs),
+        block_s=served.blocks[0].seconds if served.blocks else None,
+        agreement=served.agreement,
         next_pair=_of_next_pair(factors, within, objective),
     )
 
@@ -243,12 +254,19 @@ def _of_next_pair(factors: Floats, within: float, objective: Objective) -> tuple
     return objective.gain_of_log(middle - reach), objective.gain_of_log(middle + reach)
 
 
-def _broken(missed: Mapping[str, float], bounds: Bounds, kept: Attainment | None, soaks: Sequence[Soak]) -> str | None:
+def _disagreement(found: Agreement | None, least: float) -> str | None:
+    return "its greedy tokens were not compared with those of fp32" if found is None else not_kept(found, least)
+
+
+def _broken(missed: Mapping[str, float], bounds: Bounds, kept: Attainment | None, served: Served) -> str | None:
     """The bound that does not hold, in words; None if every one does."""
+    soaks, least = served.soaks, bounds.min_agreement
+    if least is not None and (reason := _disagreement(served.agreement, least)) is not None:
+        return reason
     if kept is not None and bounds.quantile is not None:
         if "promise" in missed:
             return f"only {kept.value:.1%} of its requests kept the promise, {bounds.quantile:.0%} are to"
-        if soaks and (reason := not_kept(soaks, kept, bounds.quantile)) is not None:
+        if soaks and (reason := slo_not_kept(soaks, kept, bounds.quantile)) is not None:
             return reason
     return f"more than {bounds.max_errors:.0%} of its requests failed" if "errors" in missed else None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from muai_lab.experiment.worker import is_gone, worker
 from muai_lab.settings.schema import EngineName, OptimizationSettings
 from muai_lab.tuning.arena import ConfigurationFailed
 from muai_lab.tuning.block import attainment
@@ -16,6 +17,8 @@ from muai_lab.tuning.soak import Soak
 from muai_lab.tuning.soaking import Soaks
 from muai_lab.tuning.study import TuningStudy
 from muai_lab.tuning.trials import Standing, budget_used, standings
+
+_CLAIM = "finisher"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,27 @@ def best_of(searches: Sequence[Searched], objective: Objective) -> tuple[Searche
         return None
     sign = -1.0 if objective.larger_is_better else 1.0
     return min(found, key=lambda one: (one[0].soak_missed(one[1]), max(one[1].violation, 0.0), sign * one[1].value))
+
+
+def hoped_gain(searched: Searched | None, best: Standing, objective: Objective) -> float | None:
+    """The gain over the present configuration that the searches show.
+
+    searched: The search on the engine that serves today; None if there was none. Returns None if the present
+    configuration was not measured.
+    """
+    for standing in standings(searched.study.records(), objective) if searched is not None else ():
+        if any(run.kind == "present" for run in standing.runs):
+            return objective.gain(best.value, standing.value)
+    return None
+
+
+def claimed_by_another(study: TuningStudy) -> str | None:
+    """Claim the end of the study, which is for the first of its processes to finish; None if this one has it."""
+    claim = study.noted(_CLAIM)
+    if claim is not None and claim != worker() and not is_gone(claim):
+        return f"another process of the study confirms it (on {claim['host']})"
+    study.note(_CLAIM, worker())
+    return None
 
 
 def what_keeps_the_slo(soaks: Soaks, best: Standing, rate: float | None) -> tuple[str, str]:

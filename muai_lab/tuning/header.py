@@ -13,6 +13,8 @@ def statements(result: TuningResult) -> dict[str, str]:
     confirmation = result.confirmation
     if confirmation is not None:
         found |= _of_confirmation(confirmation, result.objective)
+    if (confirmation is None or confirmation.agreement is None) and result.agreement is not None:
+        found["agreement in the search"] = str(result.agreement)
     if result.reduction is not None and result.reduction.value is not None:
         reduced = result.reduction
         found["kept changes against all that were found"] = (
@@ -41,8 +43,7 @@ def _of_confirmation(confirmation: Confirmation, objective: str) -> dict[str, st
     if (kept := _attainment(confirmation)) is not None:
         found["SLO attainment"] = kept
     if confirmation.agreement is not None:
-        share, low = confirmation.agreement
-        found["agreement"] = f"{share:.1%} of the greedy tokens are those of fp32, at least {low:.1%}"
+        found["agreement"] = str(confirmation.agreement)
     if confirmation.between_starts is not None:
         found["noise between server starts"] = (
             f"{confirmation.between_starts:.1%} (standard deviation of runs of one configuration, from these pairs)"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from muai_lab.errors import RunError
 from muai_lab.settings.schema import OptimizationSettings
+from muai_lab.tuning.agreement import Agreement
 from muai_lab.tuning.arena import Arena
 from muai_lab.tuning.block import BlockResult
 from muai_lab.tuning.blocks import SOAK
@@ -49,7 +50,7 @@ class Measurement:
     """
 
     blocks: list[BlockResult] = field(default_factory=list)
-    agreement: float | None = None
+    agreement: Agreement | None = None
     given_up: str | None = None
     restarted: bool = False
     load_s: float = 0.0
@@ -69,6 +70,7 @@ def measure(
 ) -> Measurement:
     """Apply the configuration and replay the blocks; give_up: asked after each block, a reason ends it.
 
+    wants_agreement: Compare greedy tokens, after the load: the comparison would warm the server up.
     Raises ConfigurationFailed, Unmeasurable, Interrupted.
     """
     found = Measurement()
@@ -76,8 +78,6 @@ def measure(
     found.restarted = arena.apply(optimization, restart=restart)
     if found.restarted:
         found.start_s = time.perf_counter() - began
-    if wants_agreement:
-        found.agreement = arena.agreement()
     for block in blocks:
         switch.check()
         began = time.perf_counter()
@@ -90,6 +90,8 @@ def measure(
             return found
         found.given_up = None
     switch.check()
+    if wants_agreement:
+        found.agreement = arena.agreement()
     return found
 
 
@@ -112,13 +114,13 @@ def soak(
     found = Measurement(restarted=arena.apply(optimization, restart=restart))
     if found.restarted:
         found.start_s = time.perf_counter() - began
-    if wants_agreement:
-        found.agreement = arena.agreement()
     began = time.perf_counter()
     seen = offer_soak(arena, optimization, number, seconds)
     found.load_s = time.perf_counter() - began
     found.blocks, found.growing = list(seen.slices), seen.grown_steadily
     switch.check()
+    if wants_agreement:
+        found.agreement = arena.agreement()
     return found, seen
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from muai_lab.errors import RunError
 from muai_lab.settings.lab import LabSettings, SloSettings
+from muai_lab.tuning.agreement import Agreement
 from muai_lab.tuning.block import BlockResult, attainment, error_share
 
 _MOST_FACTOR = 100.0
@@ -122,19 +123,20 @@ class Bounds:
         return cls(slo.quantile if has_slo(slo) else None, tuning.max_errors, tuning.min_agreement)
 
     def violations(
-        self, blocks: Sequence[BlockResult], agreement: float | None, *, growing: bool = False
+        self, blocks: Sequence[BlockResult], agreement: Agreement | None, *, growing: bool = False
     ) -> dict[str, float]:
         """How far each bound is missed, relative to the bound: 0 or less holds, 1 is as bad as can be.
 
-        agreement: share of greedy tokens that are those of fp32, None where outputs cannot differ. growing: whether the
-        load ended with a growing backlog, which no longer run would keep the SLO with.
+        agreement: greedy tokens compared with those of fp32, whose lower bound counts; None if they were not compared.
+        growing: whether the load ended with a growing backlog, which no longer run would keep the SLO with.
         """
         found = {"serves": 0.0, "memory": 0.0, "errors": _over(error_share(blocks), self.max_errors)}
         if self.quantile is not None:
             missed = (self.quantile - attainment(blocks)) / self.quantile
             found["promise"] = max(missed, _GROWING) if growing else missed
-        if self.min_agreement is not None and agreement is not None:
-            found["agreement"] = (self.min_agreement - agreement) / self.min_agreement
+        if self.min_agreement is not None:
+            low = self.min_agreement if agreement is None else agreement.low  # what is not known must not steer
+            found["agreement"] = (self.min_agreement - low) / self.min_agreement
         return found
 
     def of_failure(self, constraint: str, excess: float = 1.0) -> dict[str, float]:

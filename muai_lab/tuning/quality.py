@@ -1,7 +1,10 @@
-"""Whether a configuration still says what the model says: greedy tokens against those of fp32.
+"""Teacher forcing over HTTP: the greedy token of a configuration at each position of an answer that fp32 gave.
 
-Every context is a text of the workload, read up to its end; the answer is the one token that follows greedily. Each is
-asked by itself (teacher forcing), so that one difference does not count for all that come after it.
+The configuration continues a prompt by decode steps of its own, which fill its cache of keys and values as they do for
+any request. Up to the first token that differs, its prefix is that of fp32. Behind that token it is asked anew, with
+the tokens of fp32 up to there as a part of the prompt. So every position is asked behind the prefix of fp32, one
+difference does not count for all that follow, and any engine can be asked. The first token behind such a new beginning
+comes from a prefill that no answer has; it is not counted.
 """
 
 from __future__ import annotations
@@ -9,62 +12,200 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
 
-from muai_lab.errors import RunError
+import numpy as np
+
+from muai_lab.errors import InvalidRequest, ModelError, RunError
+from muai_lab.tuning.agreement import Agreement, Answer, agreement_of
 from muai_lab.tuning.search_space import Point, SearchSpace, Value
-from muai_lab.workload.schedule import Schedule
+from muai_lab.workload.prompts import PromptTokenizer
+from muai_lab.workload.schedule import Schedule, ScheduledRequest
 
-CONTEXTS = 96
+PROMPTS, TOKENS = 64, 24
+"""Prompts of a comparison, and tokens of each answer: 1,536 positions, of which decode steps make 1,472."""
+
+_FEWEST_PROMPTS = 24
+_ENOUGH_POSITIONS = 1000
 _AT_ONCE = 8
-_TIMEOUT_S = 120.0
+_TIMEOUT_S = 600.0
 _MAY_CHANGE_OUTPUTS = ("dtype", "enable_quantization", "replace_with_kernel_inject")
 
-Context = str | list[int]
+Ids = list[int]
+Ask = Callable[[Sequence[int], Sequence[int], int], Sequence[int]]
+"""Returns the greedy tokens that follow: (prompt, tokens of the answer so far, number of tokens)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForcedAnswer:
+    """A prompt and its greedy answer in fp32, as token ids."""
+
+    prompt: Ids
+    answer: Ids
 
 
 def may_change_outputs(space: SearchSpace) -> bool:
-    """Whether the space moves a key that can change what the model says."""
+    """True if the space moves a key that can change the tokens of an answer."""
     return any(path.rpartition(".")[2] in _MAY_CHANGE_OUTPUTS for path in space.paths)
 
 
 def of_outputs(point: Point) -> dict[str, Value]:
-    """The part of a point that can change what the model says; equal parts say the same."""
+    """The part of a point that can change the tokens of an answer; equal parts give the same tokens."""
     return {path: value for path, value in point.items() if path.rpartition(".")[2] in _MAY_CHANGE_OUTPUTS}
 
 
-def contexts_of(schedules: Iterable[Schedule]) -> list[Context]:
-    """The first `CONTEXTS` different prompts of the schedules."""
-    found: dict[str, Context] = {}
+def prompts_of(
+    schedules: Iterable[Schedule],
+    tokenizer: PromptTokenizer,
+    context_tokens: int | None,
+    *,
+    chat: bool,
+) -> list[Ids]:
+    """The first `PROMPTS` different prompts of the schedules, as token ids.
+
+    A prompt that leaves no room for an answer loses its beginning. If the schedules hold very few different prompts,
+    made-up ones of the same lengths join them.
+
+    Args:
+        schedules: Read as far as they are needed.
+        tokenizer: Of the model.
+        context_tokens: Longest sequence of the model, prompt and answer together; None if it is not known.
+        chat: True if prompts are sent as conversations.
+    """
+    most = None if context_tokens is None else max(context_tokens - TOKENS, 1)
+    found: dict[tuple[int, ...], None] = {}
     for schedule in schedules:
         for request in schedule:
-            context: Context | None = request.prompt if request.prompt_ids is None else request.prompt_ids.tolist()
-            if context:
-                found.setdefault(json.dumps(context), context)
-            if len(found) == CONTEXTS:
-                return list(found.values())
-    return list(found.values())
+            ids = None if request.turn else _ids_of(request, tokenizer, chat=chat)
+            if ids:
+                found.setdefault(tuple(ids if most is None else ids[-most:]))
+            if len(found) == PROMPTS:
+                return [list(prompt) for prompt in found]
+    lengths = [len(prompt) for prompt in found] or [TOKENS]
+    random = np.random.default_rng(0)
+    for place in range(_FEWEST_PROMPTS - len(found)):
+        try:
+            made = tokenizer.prompt_of(lengths[place % len(lengths)], random)[1]
+        except ModelError:
+            break  # this tokenizer has no ordinary words: the prompts of the workload must do
+        found.setdefault(tuple(made))
+    return [list(prompt) for prompt in found]
 
 
-def greedy_tokens(url: str, model: str, contexts: Sequence[Context]) -> list[str]:
-    """The text of the one token that follows each context. Raises RunError when the server does not answer."""
-
-    def ask(context: Context) -> str:
-        body = {"model": model, "prompt": context, "max_tokens": 1, "temperature": 0, "ignore_eos": True}
-        request = urllib.request.Request(
-            f"{url}/v1/completions", data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
-            return str(json.load(answer)["choices"][0]["text"])
-
+def _ids_of(request: ScheduledRequest, tokenizer: PromptTokenizer, *, chat: bool) -> Ids | None:
+    """The prompt as the server reads it; None if the model's chat template refuses it."""
+    if request.prompt_ids is not None:
+        ids: Ids = request.prompt_ids.tolist()
+        return ids
+    if not chat:
+        return tokenizer.encode(request.text())
     try:
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            return list(pool.map(ask, contexts))
-    except (OSError, ValueError, LookupError) as error:
-        raise RunError(f"the server does not answer when its greedy tokens are asked for: {error}") from error
+        return tokenizer.encode_chat([dict(message) for message in request.conversation()])
+    except (InvalidRequest, KeyError, TypeError):
+        return None
 
 
-def agreement(tokens: Sequence[str], reference: Sequence[str]) -> float:
-    """Share of the tokens that are those of the reference."""
-    return sum(one == other for one, other in zip(tokens, reference, strict=True)) / len(reference)
+def greedy_answers(ask: Ask, prompts: Sequence[Ids], end_tokens: frozenset[int]) -> list[ForcedAnswer]:
+    """The greedy answer to each prompt.
+
+    Answers end behind an end token, unless too few positions remain then. Raises RunError if `ask` fails.
+    """
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        whole = list(pool.map(lambda prompt: list(ask(prompt, (), TOKENS)), prompts))
+    ended = [_until_end(answer, end_tokens) for answer in whole]
+    answers = ended if sum(map(len, ended)) >= _ENOUGH_POSITIONS else whole
+    return [ForcedAnswer(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+
+
+def _until_end(answer: Ids, end_tokens: frozenset[int]) -> Ids:
+    ends = [place for place, token in enumerate(answer) if token in end_tokens]
+    return answer[: ends[0] + 1] if ends else answer
+
+
+def compare(ask: Ask, reference: Sequence[ForcedAnswer], least: float) -> Agreement:
+    """Compare the greedy tokens of what `ask` reaches with those of the reference.
+
+    It ends early once the lower bound stays below `least` even if all positions left agree: an exact curtailment, by
+    which nothing is accepted that the whole comparison would refuse. Raises RunError if `ask` fails.
+    """
+    answers: list[Answer] = []
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for first in range(0, len(reference), _AT_ONCE):
+            part = reference[first : first + _AT_ONCE]
+            answers += pool.map(lambda forced: forced_positions(ask, forced), part)
+            left = [len(forced.answer) for forced in reference[len(answers) :]]
+            if not agreement_of([*answers, *(Answer(count, count - 1, count) for count in left)]).keeps(least):
+                break
+    return agreement_of(answers)
+
+
+def forced_positions(ask: Ask, forced: ForcedAnswer) -> Answer:
+    """Ask one prompt by teacher forcing. Raises RunError if `ask` fails."""
+    answer, at = forced.answer, 0
+    positions = decoded = agreed = 0
+    # A last position behind a new beginning would come from the prefill, which is not counted.
+    while at < len(answer) - (at > 0):
+        tokens = ask(forced.prompt, answer[:at], len(answer) - at)
+        same = _common(tokens, answer[at:])
+        asked = same + (same < len(tokens))
+        if not asked:
+            raise RunError("the server ends an answer without a token when its greedy tokens are asked for")
+        uncounted = at > 0
+        positions += asked - uncounted
+        decoded += asked - 1
+        agreed += max(same - uncounted, 0)
+        at += asked
+    return Answer(positions, decoded, agreed)
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Length of the common beginning."""
+    for place, (mine, theirs) in enumerate(zip(one, other, strict=False)):
+        if mine != theirs:
+            return place
+    return min(len(one), len(other))
+
+
+@dataclass(frozen=True, slots=True)
+class HttpAsk:
+    """Asks a server of our own for greedy tokens.
+
+    url: Of the server. cache_salt: Keeps these prompts apart from those of the load. encoder_decoder: True if the
+    model's answer is no part of its prompt.
+    """
+
+    url: str
+    model: str
+    cache_salt: str = ""
+    encoder_decoder: bool = False
+
+    def __call__(self, prompt: Sequence[int], begun: Sequence[int], count: int) -> Ids:
+        """Return the greedy tokens that follow. Raises RunError if the server does not answer with their ids."""
+        body: dict[str, Any] = {
+            "model": self.model,
+            "prompt": list(prompt),
+            "max_tokens": count,
+            "temperature": 0,
+            "ignore_eos": True,
+            "return_token_ids": True,
+            "cache_salt": self.cache_salt,
+        }
+        if self.encoder_decoder and begun:
+            body["x_muai_output"] = list(begun)
+        elif begun:
+            body["prompt"] += begun
+        request = urllib.request.Request(
+            f"{self.url}/v1/completions", data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
+                ids: Ids = json.load(answer)["choices"][0]["token_ids"]
+                return ids
+        except urllib.error.HTTPError as error:
+            told = error.read().decode(errors="replace")[:300]
+            raise RunError(f"the server refuses to be asked for its greedy tokens: {told}") from error
+        except (OSError, ValueError, LookupError) as error:
+            raise RunError(f"the server does not answer when its greedy tokens are asked for: {error}") from error

@@ -196,6 +196,7 @@ def _trials_grid(
 ) -> Grid:
     names = {"present": "present", "random": "random", "search": "proposed", "again": "best, again"}
     promised = any("promise" in trial.violations for trial in trials)
+    compared = any(trial.agreement is not None for trial in trials)
     rows = []
     for trial in trials:
         if trial.outcome not in ("measured", "pruned"):
@@ -207,16 +208,23 @@ def _trials_grid(
                 OUTCOMES[trial.outcome] + (f": {trial.reason}" if trial.reason else ""),
                 *(number(value) for value in trial.values or ()),
                 *([percent(attainment(trial.blocks))] if promised else []),
+                *([_agreement(trial)] if compared else []),
                 missed(trial.violations) or "none",
                 _differences(trial.point, space, present),
             )
         )
     columns = (
         "Trial", "Why", "Measured", *(f"{one.title}, {one.unit}" for one in objectives),
-        *(["Kept the promise"] if promised else []), "Missed bounds", "Differs from present in",
+        *(["Kept the promise"] if promised else []), *(["Agreement"] if compared else []),
+        "Missed bounds", "Differs from present in",
     )  # fmt: skip
     title = f"trials with a figure: {len(rows)}"
-    return Grid(title, columns, tuple(rows), "rll" + "r" * (len(objectives) + promised) + "ll")
+    return Grid(title, columns, tuple(rows), "rll" + "r" * (len(objectives) + promised + compared) + "ll")
+
+
+def _agreement(trial: TrialRecord) -> str:
+    found = trial.agreement
+    return "-" if found is None else f"{percent(found.share)}, at least {percent(found.low)}"
 
 
 def _failures_grid(trials: Sequence[TrialRecord], space: SearchSpace, present: OptimizationSettings) -> Grid | None:

@@ -12,6 +12,7 @@ from muai_lab.analysis.statistics import Estimate
 from muai_lab.analysis.summary import clean
 from muai_lab.errors import RunError
 from muai_lab.files import write_whole
+from muai_lab.tuning.agreement import Agreement
 from muai_lab.tuning.confirmation import Confirmation, Pair
 from muai_lab.tuning.contribution import Contribution
 from muai_lab.tuning.search_space import Value
@@ -44,6 +45,7 @@ class TuningResult:
 
     changes: dotted path -> value in which the exported configuration differs from the present one; empty where nothing
     better was shown. best_changes: those of the best configuration of the search, before any was put back.
+    agreement: that of the best configuration of the search, on prompts of the search; None if none was compared.
     reduction: gain of the changes that stay over all of best_changes; None if none was put back or none was measured.
     refused_changes, refused_preference: the winner that was not confirmed, which only `export --unconfirmed` writes.
     facts: what a reader needs to judge it (objective, SLO, workload, noise, hardware, versions, date, …), in the order
@@ -67,6 +69,7 @@ class TuningResult:
     contributions: tuple[Contribution, ...] = ()
     reduction: Estimate | None = None
     confirmation: Confirmation | None = None
+    agreement: Agreement | None = None
     noise: float | None = None
     noise_samples: int = 0
     drift: float | None = None
@@ -109,6 +112,11 @@ def write_result(directory: Path, result: TuningResult) -> None:
         raise RunError(f"cannot write {target}: {error.strerror}; free space and run the same command again") from error
 
 
+def _agreement(entries: Mapping[str, Any]) -> Agreement | None:
+    found = entries.get("agreement")
+    return Agreement(**found) if isinstance(found, dict) else None
+
+
 def read_result(directory: Path) -> TuningResult:
     """The result of a study. Raises RunError when the directory holds none."""
     file = directory / RESULT
@@ -120,13 +128,13 @@ def read_result(directory: Path) -> TuningResult:
                 Pair(**{**pair, "per_block": tuple(tuple(block) for block in pair["per_block"])})
                 for pair in confirmation["pairs"]
             )
-            kept, shared, further = (confirmation.get(name) for name in ("kept", "agreement", "next_pair"))
+            kept, further = confirmation.get("kept"), confirmation.get("next_pair")
             confirmation = Confirmation(
                 **{
                     **confirmation,
                     "pairs": pairs,
                     "kept": None if kept is None else Attainment(**kept),
-                    "agreement": None if shared is None else tuple(shared),
+                    "agreement": _agreement(confirmation),
                     "next_pair": None if further is None else tuple(further),
                 }
             )
@@ -139,6 +147,7 @@ def read_result(directory: Path) -> TuningResult:
             **{
                 **content,
                 "confirmation": confirmation,
+                "agreement": _agreement(content),
                 **preferences,
                 "engines": tuple(EngineStudy(**entry) for entry in content["engines"]),
                 "reduction": None if reduction is None else Estimate(**reduction),

@@ -12,6 +12,7 @@ from muai_lab.analysis.wording import plural
 from muai_lab.errors import RunError, SettingsError
 from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.settings.tuning import TuningSettings
+from muai_lab.tuning.agreement import Agreement, not_kept
 from muai_lab.tuning.arena import Arena, ConfigurationFailed
 from muai_lab.tuning.block import BlockResult, attainment
 from muai_lab.tuning.blocks import SOAK
@@ -207,11 +208,17 @@ class Search:
         )
 
     def _measure(self, draft: Draft, optimization: OptimizationSettings) -> Measurement:
-        wants_agreement = self._bounds.min_agreement is not None
+        known = self._known_agreement(draft.point)
+        found = self._run(draft, optimization, wants_agreement=self._bounds.min_agreement is not None and known is None)
+        found.agreement = found.agreement or known
+        return found
+
+    def _run(self, draft: Draft, optimization: OptimizationSettings, *, wants_agreement: bool) -> Measurement:
         if self._soaks is not None:
-            return soak(self._arena, optimization, SOAK, self._trial_s, self._switch, wants_agreement=wants_agreement)[
-                0
-            ]
+            found, _ = soak(
+                self._arena, optimization, SOAK, self._trial_s, self._switch, wants_agreement=wants_agreement
+            )
+            return found
         return measure(
             self._arena,
             optimization,
@@ -223,16 +230,17 @@ class Search:
 
     def _known_to_differ(self, point: Point) -> Rejection | None:
         """What data type and quantisation do to the tokens need be seen only once."""
-        least, outputs = self._bounds.min_agreement, of_outputs(point)
-        if least is None:
+        least, known = self._bounds.min_agreement, self._known_agreement(point)
+        if least is None or (reason := not_kept(known, least)) is None:
             return None
-        for trial in self._study.records():
-            if trial.agreement is not None and trial.agreement < least and of_outputs(trial.point) == outputs:
-                reason = (
-                    f"only {trial.agreement:.1%} of the greedy tokens are those of fp32, as in trial {trial.number}"
-                )
-                return Rejection("agreement", 1.0 - trial.agreement / least, f"{reason}; {least:.0%} are to be")
-        return None
+        assert known is not None, "what is not known is kept"
+        return Rejection("agreement", 1.0 - known.low / least, f"as an earlier trial showed, {reason}")
+
+    def _known_agreement(self, point: Point) -> Agreement | None:
+        """The comparison of an earlier trial with the same data types and quantisation."""
+        outputs = of_outputs(point)
+        seen = (trial for trial in self._study.records() if of_outputs(trial.point) == outputs)
+        return next((trial.agreement for trial in seen if trial.agreement is not None), None)
 
     def _rejected(self, record: TrialRecord, rejection: Rejection) -> TrialRecord:
         self._rejections += 1

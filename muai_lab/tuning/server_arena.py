@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -22,9 +21,10 @@ from muai_lab.settings.dump import child_environment, dump_optimization_yaml
 from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.tuning.admin import TOKEN_VARIABLE, NotLive, differs_only_live, reconfigure
+from muai_lab.tuning.agreement import Agreement
 from muai_lab.tuning.arena import ConfigurationFailed
 from muai_lab.tuning.block import BlockResult, judge, judge_soak
-from muai_lab.tuning.quality import agreement, greedy_tokens
+from muai_lab.tuning.quality import ForcedAnswer, HttpAsk, compare
 from muai_lab.tuning.soak import Soak
 from muai_lab.workload.schedule import Schedule
 
@@ -40,8 +40,8 @@ class ServerArena:
     """Keeps a server, changes it live where that is possible, and replays the blocks.
 
     slots: what the engine is opened with, so that the batch size can change live up to it; None opens it with exactly
-    what each configuration says, as production will. reference: greedy tokens of the model in fp32, asked for once;
-    None where outputs are not compared. stage: is told what takes time.
+    what each configuration says, as production will. reference: greedy answers of the model in fp32, made when they are
+    first needed; None if outputs are not compared. encoder_decoder: of the model. stage: is called with slow work.
     """
 
     def __init__(
@@ -51,7 +51,8 @@ class ServerArena:
         directory: Path,
         *,
         slots: int | None = None,
-        reference: Callable[[], Sequence[str]] | None = None,
+        reference: Callable[[], Sequence[ForcedAnswer]] | None = None,
+        encoder_decoder: bool = False,
         stage: Callable[[str], None] = lambda what: None,
         environ: Mapping[str, str] = os.environ,
     ) -> None:
@@ -60,6 +61,7 @@ class ServerArena:
         self._directory = directory
         self._slots = slots
         self._reference = reference
+        self._encoder_decoder = encoder_decoder
         self._stage = stage
         self._environ = environ
         self._token = secrets.token_urlsafe(24)
@@ -68,7 +70,6 @@ class ServerArena:
         self._running: OptimizationSettings | None = None
         self._served_by: ServedBy | None = None
         self._salt = ""
-        self._agreement: float | None = None
         self.starts = 0
 
     def apply(self, optimization: OptimizationSettings, *, restart: bool = False) -> bool:
@@ -99,24 +100,25 @@ class ServerArena:
         timeout_s, slices = self._settings.load.request_timeout_s, self._settings.tuning.blocks
         return judge_soak(result, self._slo, timeout_s, slices, stationary=blocks.stationary)
 
-    def agreement(self) -> float | None:
-        """See `Arena.agreement`. Asked once per start: batcher and cache do not change outputs."""
-        if self._reference is None or self._ready is None or self._served_by is None:
+    def agreement(self) -> Agreement | None:
+        """See `Arena.agreement`."""
+        least = self._settings.tuning.min_agreement
+        if self._reference is None or least is None:
             return None
-        if self._agreement is None:
-            reference = self._reference()
-            self._stage("comparing greedy tokens with fp32")
-            found = agreement(self.greedy_tokens(), reference)
-            # Where the engine has compared more tokens by itself, the worse of both counts.
-            details = (self._served_by.engine or {}).get("details") or {}
-            own = details.get("int8_greedy_agreement_with_fp32")
-            self._agreement = found if own is None else min(found, float(own))
-        return self._agreement
+        reference = self._reference()
+        self._stage("comparing greedy tokens with fp32")
+        process = self._process
+        try:
+            return compare(self.ask, reference, least)
+        except RunError as error:
+            death = None if process is None else process.failure()
+            raise ConfigurationFailed(_short(death or str(error))) from error
 
-    def greedy_tokens(self) -> list[str]:
-        """What follows greedily on each of the blocks' contexts."""
+    @property
+    def ask(self) -> HttpAsk:
+        """Asks the server for greedy tokens."""
         assert self._ready is not None, "apply() comes first"
-        return greedy_tokens(self._ready.url, self._settings.model.name, self._blocks.contexts)
+        return HttpAsk(self._ready.url, self._settings.model.name, f"greedy {self._salt}", self._encoder_decoder)
 
     def serving(self) -> Mapping[str, Any]:
         """See `Arena.serving`."""
@@ -150,7 +152,6 @@ class ServerArena:
 
     def _start(self, wanted: OptimizationSettings) -> None:
         self.close()
-        self._agreement = None
         self._directory.mkdir(parents=True, exist_ok=True)
         settings = self._settings.model_copy(update={"optimization": wanted})
         config = self._directory.resolve() / "optimization.yaml"
@@ -223,39 +224,3 @@ def _short(reason: str) -> str:
     if len(reason) <= _REASON_CHARACTERS:
         return reason
     return f"{reason[:200]} … {reason[-(_REASON_CHARACTERS - 200) :]}"
-
-
-def reference_tokens(
-    settings: LabSettings,
-    blocks: LoadBlocks,
-    directory: Path,
-    *,
-    stage: Callable[[str], None] = lambda what: None,
-    environ: Mapping[str, str] = os.environ,
-) -> list[str]:
-    """Greedy tokens of the model in fp32 on plain PyTorch, from a server of its own; kept in `directory`.
-
-    Raises RunError when fp32 cannot be served here.
-    """
-    kept = directory / "reference.json"
-    if kept.is_file():
-        known = json.loads(kept.read_text(encoding="utf-8"))
-        if known["contexts"] == blocks.contexts:
-            return list(known["tokens"])
-    stage("asking the model in fp32 for its greedy tokens")
-    plain = OptimizationSettings.model_validate(
-        {"engine_preference": ["pytorch"], "models": settings.optimization.models, "pytorch": {"dtype": "fp32"}}
-    )
-    arena = ServerArena(settings, blocks, directory / "reference", environ=environ)
-    try:
-        arena.apply(plain)
-        tokens = arena.greedy_tokens()
-    except ConfigurationFailed as error:
-        raise RunError(
-            f"outputs are to be compared with those in fp32, and plain PyTorch does not serve that here: {error}; "
-            "tuning.min_agreement=null does not compare"
-        ) from error
-    finally:
-        arena.close()
-    kept.write_text(json.dumps({"contexts": blocks.contexts, "tokens": tokens}) + "\n", encoding="utf-8")
-    return tokens

@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from optuna.trial import TrialState
 from muai_lab.errors import RunError
 from muai_lab.experiment.worker import is_gone, worker
 from muai_lab.settings.schema import OptimizationSettings
+from muai_lab.tuning.agreement import Agreement
 from muai_lab.tuning.block import BlockResult
 from muai_lab.tuning.identity import Identity, check_same
 from muai_lab.tuning.objective import Objective
@@ -287,7 +288,7 @@ def _described(record: TrialRecord) -> dict[str, Any]:
         "values": None if record.values is None else list(record.values),
         "violations": dict(record.violations),
         "blocks": [block.record() for block in record.blocks],
-        "agreement": record.agreement,
+        "agreement": None if record.agreement is None else asdict(record.agreement),
         "seconds": round(record.seconds, 4),
         "load_s": round(record.load_s, 4),
         "start_s": round(record.start_s, 4),
@@ -304,9 +305,12 @@ def _record(trial: optuna.trial.FrozenTrial) -> TrialRecord:
         return TrialRecord(
             trial.number, asked.get("kind", "search"), "lost", asked.get("point", {}), None, {}, reason=lost
         )
+    compared = ended.get("agreement")
     return TrialRecord(
         **{
             **ended,
+            # A share alone is that of an earlier version, which did not look at decode steps.
+            "agreement": Agreement(**compared) if isinstance(compared, dict) else None,
             "number": trial.number,
             "kind": asked["kind"],
             "point": asked["point"],

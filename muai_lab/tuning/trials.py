@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from muai_lab.analysis.wording import plural
+from muai_lab.tuning.agreement import Agreement, not_kept
 from muai_lab.tuning.block import BlockResult
 from muai_lab.tuning.objective import Bounds, Objective, total_violation
 from muai_lab.tuning.pruning import ASSUMED_BLOCK_NOISE
@@ -45,7 +46,7 @@ class TrialRecord:
     violations: Mapping[str, float]
     blocks: tuple[BlockResult, ...] = ()
     reason: str | None = None
-    agreement: float | None = None
+    agreement: Agreement | None = None
     seconds: float = 0.0
     load_s: float = 0.0
     start_s: float = 0.0
@@ -120,6 +121,11 @@ class Standing:
     def feasible(self) -> bool:
         """Whether it keeps every bound, by the mean of its runs."""
         return self.violation <= 0.0
+
+    @property
+    def agreement(self) -> Agreement | None:
+        """Its greedy tokens compared with those of fp32; None if they were not compared."""
+        return next((run.agreement for run in self.runs if run.agreement is not None), None)
 
     @property
     def number(self) -> int:
@@ -244,11 +250,8 @@ def _dominates(one: TrialRecord, other: TrialRecord, objectives: Sequence[Object
 def missed_bounds(standing: Standing, bounds: Bounds) -> str | None:
     """By how much the best configuration misses quality or promise; None when it keeps both."""
     first = standing.runs[0]
-    if bounds.min_agreement is not None and first.agreement is not None and first.agreement < bounds.min_agreement:
-        return (
-            f"the best has only {first.agreement:.1%} of the greedy tokens of fp32, and {bounds.min_agreement:.0%} are "
-            "asked for (tuning.min_agreement)"
-        )
+    if bounds.min_agreement is not None and (reason := not_kept(standing.agreement, bounds.min_agreement)) is not None:
+        return f"of the best, {reason}"
     violation = first.violations.get("promise", 0.0)
     if bounds.quantile is None or standing.feasible or violation <= 0.0:
         return None

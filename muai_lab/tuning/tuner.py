@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,6 @@ from muai_lab.analysis.wording import plural
 from muai_lab.engines.catalogue import ENGINES
 from muai_lab.errors import RunError
 from muai_lab.experiment.provenance import hardware
-from muai_lab.experiment.worker import is_gone, worker
 from muai_lab.models.registry import ModelSource, context_tokens, resolve_model
 from muai_lab.models.tokenizer import load_tokenizer
 from muai_lab.settings.dump import dump_optimization_yaml
@@ -25,17 +24,18 @@ from muai_lab.tuning.contribution import Contribution, changes, earn
 from muai_lab.tuning.engines import on_engine, spaces_of
 from muai_lab.tuning.export import EXPORTED, UNCONFIRMED, configuration_text, with_changes
 from muai_lab.tuning.facts import baseline_of, study_facts, study_identity
-from muai_lab.tuning.finalists import Searched, best_of, what_keeps_the_slo
+from muai_lab.tuning.finalists import Searched, best_of, claimed_by_another, hoped_gain, what_keeps_the_slo
 from muai_lab.tuning.importance import importance_of
 from muai_lab.tuning.measure import Interrupted, Switch, Unmeasurable, runs_on
 from muai_lab.tuning.memory_model import ModelShape, capacity_of, memory_screen
 from muai_lab.tuning.objective import Bounds, objectives_of
 from muai_lab.tuning.quality import may_change_outputs
+from muai_lab.tuning.reference import References
 from muai_lab.tuning.result import PRESENT, EngineStudy, TuningResult, write_result
 from muai_lab.tuning.rounds import RunNoise
 from muai_lab.tuning.search import EngineUnmeasurable, Plan, Search
 from muai_lab.tuning.search_space import Point, SearchSpace
-from muai_lab.tuning.server_arena import ServerArena, reference_tokens
+from muai_lab.tuning.server_arena import ServerArena
 from muai_lab.tuning.soaking import Soaks
 from muai_lab.tuning.storage import shown, storage_url
 from muai_lab.tuning.study import TuningStudy
@@ -43,7 +43,6 @@ from muai_lab.tuning.trials import Standing, missed_bounds, noise_of, standings
 from muai_lab.tuning.watcher import Noting, TuneWatcher
 
 _SIZE = "optimization.batcher.max_batch_size"
-_CLAIM = "finisher"
 
 
 def tune(resolved: Resolved, directory: Path, watcher: TuneWatcher, switch: Switch) -> TuningResult:
@@ -84,7 +83,17 @@ class _Tuner:
         if len(spaces) > 1:
             watcher.stage(f"one search after the other on {', '.join(spaces)}")
         self._make_directory()
-        self._blocks = LoadBlocks(settings, load_tokenizer(source), context_tokens(source))
+        tokenizer = load_tokenizer(source)
+        self._blocks = LoadBlocks(settings, tokenizer, context_tokens(source))
+        self._encoder_decoder = source.encoder_decoder
+        self._references = References(
+            settings,
+            self._blocks,
+            self._directory,
+            tokenizer.eos_token_ids,
+            encoder_decoder=source.encoder_decoder,
+            stage=watcher.stage,
+        )
         self._result = TuningResult(
             verdict="searching",
             reason="the search is not over",
@@ -123,7 +132,7 @@ class _Tuner:
         watcher = self._watcher
         present = on_engine(settings.optimization, engine)
         space = space.including(present)
-        bounds = self._bounds(space)
+        bounds = self._bounds(engine, space)
         study = TuningStudy.open(
             self._url,
             f"{self._name}/{engine}",
@@ -193,12 +202,12 @@ class _Tuner:
         best = self._best_of_all()
         if not self._settings.tuning.confirm:
             return self._end("unconfirmed", "tuning.confirm is off: only searched")
-        if (other := self._claimed_by_another()) is not None:
+        if (other := claimed_by_another(self._searched[-1].study)) is not None:
             return self._end("unconfirmed", other)
         if best is None:
             return self._end("nothing better", "no configuration was measured to its end")
         searched, standing = best
-        objective, bounds = self._objectives[0], self._bounds(searched.space)
+        objective, bounds = self._objectives[0], self._bounds(searched.engine, searched.space)
         noise = noise_of(searched.study.records(), objective)
         missed = missed_bounds(standing, searched.bounds_of_trials(bounds))
         moves_engine = searched.engine != self._serving_today()
@@ -235,16 +244,8 @@ class _Tuner:
         )
         if not kept and not moves_engine:
             return self._end("nothing better", "no change was worth more than the noise by itself", changes={})
-        return self._confirm(kept, preference, bounds, noise.run, self._hoped(standing), soak_s)
-
-    def _hoped(self, best: Standing) -> float | None:
-        """The gain over the present configuration that the search saw; None where the latter was not measured."""
-        objective, today = self._objectives[0], self._serving_today()
-        records = [one.study.records() for one in self._searched if one.engine == today]
-        for standing in standings(records[0], objective) if records else ():
-            if any(run.kind == "present" for run in standing.runs):
-                return objective.gain(best.value, standing.value)
-        return None
+        today = next((one for one in self._searched if one.engine == self._serving_today()), None)
+        return self._confirm(kept, preference, bounds, noise.run, hoped_gain(today, standing, objective), soak_s)
 
     def _confirm(
         self,
@@ -259,7 +260,7 @@ class _Tuner:
         present = self._settings.optimization
         winner = with_changes(self._settings, kept, preference).optimization
         self._watcher.stage(f"confirming the winner: {tuning.confirm_pairs} pairs of runs or more, on fresh load")
-        arena = ServerArena(self._settings, self._blocks, self._directory / "server")
+        arena = self._opened("server", "fresh", bounds)
         try:
             confirmation = confirm(
                 arena,
@@ -275,6 +276,7 @@ class _Tuner:
                 most_pairs=tuning.most_pairs,
                 soak_s=soak_s,
                 after_pair=self._watcher.compared,
+                after_agreement=self._watcher.agreed,
             )
         except (ConfigurationFailed, Unmeasurable) as error:
             return self._refuse(f"the confirmation failed: {error}")
@@ -319,6 +321,7 @@ class _Tuner:
             best_changes=changes(space, present, best.point),
             changes=changes(space, present, best.point),
             engine_preference=preference,
+            agreement=best.agreement,
         )
         write_result(self._directory, self._result)
 
@@ -354,31 +357,31 @@ class _Tuner:
             reason, missed = what_keeps_the_slo(soaks, standing, rate)
         return self._refuse(reason, missed=missed)
 
-    def _bounds(self, space: SearchSpace) -> Bounds:
+    def _bounds(self, engine: EngineName, space: SearchSpace) -> Bounds:
+        """The bounds of a search; outputs count where a key, or another engine than that of today, may change them."""
         bounds = Bounds.of(self._settings)
-        return bounds if may_change_outputs(space) else Bounds(bounds.quantile, bounds.max_errors)
+        may_differ = may_change_outputs(space) or engine != self._serving_today()
+        return bounds if may_differ else Bounds(bounds.quantile, bounds.max_errors)
 
     @contextmanager
     def _arena(self, engine: EngineName, space: SearchSpace, bounds: Bounds) -> Iterator[ServerArena]:
         slots = max(space.highest(_SIZE) or 0, self._settings.optimization.batcher.max_batch_size)
-        reference: Callable[[], Sequence[str]] | None = None
-        if bounds.min_agreement is not None:
-            reference = partial(self._reference)
-        arena = ServerArena(
-            self._settings,
-            self._blocks,
-            self._directory / f"server-{engine}",
-            slots=int(slots),
-            reference=reference,
-            stage=self._watcher.stage,
-        )
+        arena = self._opened(f"server-{engine}", "search", bounds, slots=int(slots))
         try:
             yield arena
         finally:
             arena.close()
 
-    def _reference(self) -> list[str]:
-        return reference_tokens(self._settings, self._blocks, self._directory, stage=self._watcher.stage)
+    def _opened(self, name: str, prompts: str, bounds: Bounds, *, slots: int | None = None) -> ServerArena:
+        return ServerArena(
+            self._settings,
+            self._blocks,
+            self._directory / name,
+            slots=slots,
+            reference=None if bounds.min_agreement is None else partial(self._references.of, prompts),
+            encoder_decoder=self._encoder_decoder,
+            stage=self._watcher.stage,
+        )
 
     def _serving_today(self) -> str | None:
         """The engine that serves the present configuration here: the first of its preference that can."""
@@ -389,12 +392,3 @@ class _Tuner:
     def _preference(self, engine: str) -> tuple[str, ...]:
         others = [name for name in self._settings.optimization.engine_preference if name != engine]
         return (engine, *others)
-
-    def _claimed_by_another(self) -> str | None:
-        """Of several processes on one study the first to finish confirms; None when that is this one."""
-        study = self._searched[-1].study
-        claim = study.noted(_CLAIM)
-        if claim is not None and claim != worker() and not is_gone(claim):
-            return f"another process of the study confirms it (on {claim['host']})"
-        study.note(_CLAIM, worker())
-        return None

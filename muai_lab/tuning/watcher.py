@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from muai_lab.tuning.agreement import Agreement
 from muai_lab.tuning.confirmation import Pair
 from muai_lab.tuning.contribution import Contribution
 from muai_lab.tuning.search import SearchWatcher
@@ -20,6 +21,9 @@ class TuneWatcher(SearchWatcher, Protocol):
 
     def tried(self, contribution: Contribution) -> None:
         """A changed key was looked at by itself."""
+
+    def agreed(self, agreement: Agreement) -> None:
+        """The greedy tokens of the winner were compared with those of fp32."""
 
     def compared(self, number: int, of: int, pair: Pair) -> None:
         """A pair of the confirmation is done. of: how many there are to be, which may become more."""

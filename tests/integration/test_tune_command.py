@@ -25,8 +25,9 @@ from muai_lab.tuning.blocks import FRESH, LoadBlocks
 from muai_lab.tuning.confirmation import confirm
 from muai_lab.tuning.measure import Switch, measure
 from muai_lab.tuning.objective import Bounds, objectives_of
+from muai_lab.tuning.reference import References
 from muai_lab.tuning.result import read_result
-from muai_lab.tuning.server_arena import ServerArena, reference_tokens
+from muai_lab.tuning.server_arena import ServerArena
 
 SPACE = """\
 parameters:
@@ -147,9 +148,8 @@ def with_batcher(**changes: int) -> OptimizationSettings:
 
 
 def test_batcher_and_cache_change_live_and_everything_else_by_a_restart(blocks: LoadBlocks, tmp_path: Path) -> None:
-    arena = ServerArena(
-        SETTINGS, blocks, tmp_path, slots=64, reference=lambda: reference_tokens(SETTINGS, blocks, tmp_path)
-    )
+    references = References(SETTINGS, blocks, tmp_path, frozenset())
+    arena = ServerArena(SETTINGS, blocks, tmp_path, slots=64, reference=lambda: references.of("search"))
     threads = SETTINGS.optimization.model_copy(
         update={"pytorch": SETTINGS.optimization.pytorch.model_copy(update={"threads": 2})}
     )
@@ -164,7 +164,8 @@ def test_batcher_and_cache_change_live_and_everything_else_by_a_restart(blocks: 
 
     assert (first.restarted, live.restarted, other.restarted) == (True, False, True)
     assert (restarts, arena.starts) == (1, 2)
-    assert first.agreement == 1.0
+    assert first.agreement is not None
+    assert (first.agreement.share, first.agreement.prompts) == (1.0, 64)
     # Not all of them: on a busy machine an answer may take longer than a block waits for it.
     assert all(block.due > block.failed for block in [*first.blocks, *live.blocks, *other.blocks])
 

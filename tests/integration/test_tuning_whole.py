@@ -38,6 +38,9 @@ class Telling(SilentWatcher):
     def tried(self, contribution: Any) -> None:
         pass
 
+    def agreed(self, agreement: Any) -> None:
+        pass
+
     def compared(self, number: int, of: int, pair: Any) -> None:
         pass
 
@@ -55,7 +58,6 @@ def tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tupl
     ) -> tuple[TuningResult, Telling]:
         watcher = Telling()
         monkeypatch.setattr(tuner, "ServerArena", lambda *args, **kwargs: arena())
-        monkeypatch.setattr(tuner, "reference_tokens", lambda *args, **kwargs: [])
         skipped = [EngineStudy(name, skipped="no GPU") for name in ("vllm", "deepspeed")]
         monkeypatch.setattr(tuner, "spaces_of", lambda settings, source: (dict.fromkeys(engines, SPACE), skipped))
         resolved = compose(["engine=auto", "workload=chat", "slo=interactive", *BUDGET, *overrides])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from server_fakes import Bench, ParrotEngine, in_bench
 
+from muai_lab.engines.base import PrefillChunk, PromptCompute
 from muai_lab.stack.request import Delta, GenerationRequest
 
 USAGE = {"include_usage": True}
@@ -103,6 +105,27 @@ def test_the_ids_of_the_tokens_come_with_the_text_if_they_are_asked_for() -> Non
     assert second["finish_reason"] == "stop"
     assert talk["token_ids"] == [ord(letter) for letter in talk["message"]["content"]]
     assert complete(prompt="ab", return_token_ids=True, stream=True).status == 400
+
+
+def test_an_output_that_has_begun_is_for_encoder_decoder_models() -> None:
+    class Encoder(ParrotEngine):
+        prompts = PromptCompute.PADDED
+
+        def prefill(self, chunks: Sequence[PrefillChunk]) -> list[int | None]:
+            first = super().prefill(chunks)
+            for chunk in chunks:
+                for _ in chunk.output:
+                    first = list(self.decode([chunk.slot]))
+            return first
+
+    def asked(bench: Bench) -> Any:
+        return bench.complete(prompt="abc", x_muai_output=[65, 66], max_tokens=2, return_token_ids=True)
+
+    assert in_bench(asked, engine=Encoder()).json["choices"][0]["token_ids"] == [67, 65]
+    refused = in_bench(asked)
+    assert (refused.status, refused.error["param"]) == (400, "x_muai_output")
+    assert complete(prompt="abc", x_muai_output=["a"]).status == 400
+    assert complete(prompt="abc", x_muai_output=[], max_tokens=1).status == 200
 
 
 def test_a_stop_string_ends_the_text_before_itself() -> None:

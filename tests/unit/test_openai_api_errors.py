@@ -11,7 +11,8 @@ import pytest
 from server_fakes import CONTEXT, Bench, Call, ParrotEngine, in_bench
 
 from muai_lab.server.body import MAX_BODY_BYTES
-from muai_lab.server.protocol import MAX_PROBLEMS, MAX_STOP_CHARACTERS, MAX_STOP_STRINGS, CompletionRequest, parse
+from muai_lab.server.field_values import MAX_STOP_CHARACTERS, MAX_STOP_STRINGS
+from muai_lab.server.protocol import MAX_PROBLEMS, CompletionRequest, parse
 from muai_lab.settings.monitoring import ServerSettings
 
 COMPLETIONS = "/v1/completions"

@@ -17,9 +17,10 @@ from muai_lab.errors import InvalidRequest
 from muai_lab.server import parse_process
 from muai_lab.server.body import LIGHT_BODY_NS, SMALL_BODY_BYTES, Bodies, Body
 from muai_lab.server.exchange import ClientGone
+from muai_lab.server.field_values import MAX_PROMPTS, MAX_TOKEN_IDS
 from muai_lab.server.http_error import HttpError
 from muai_lab.server.parse_process import ParseProcess
-from muai_lab.server.protocol import MAX_MESSAGES, MAX_PROMPTS, MAX_TOKEN_IDS, ChatRequest, CompletionRequest, parse
+from muai_lab.server.protocol import MAX_MESSAGES, ChatRequest, CompletionRequest, parse
 from muai_lab.server.reading import SHORT_TEXT, RequestReader
 
 

@@ -19,7 +19,7 @@ from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.tuning.block import BlockResult, spoilt_by
 from muai_lab.tuning.blocks import FRESH
-from muai_lab.tuning.confirmation import Pair, confirm, judge_pairs, pairs_to_tell
+from muai_lab.tuning.confirmation import Pair, Served, confirm, judge_pairs, pairs_to_tell
 from muai_lab.tuning.contribution import earn
 from muai_lab.tuning.measure import Switch, runs_on
 from muai_lab.tuning.memory_model import ModelShape, capacity_of, memory_need, memory_screen
@@ -29,7 +29,7 @@ from muai_lab.tuning.rounds import Rounds, RunNoise, as_gain, difference, log_le
 from muai_lab.tuning.search_space import value_at
 from muai_lab.tuning.space_file import space_of
 from muai_lab.tuning.trials import ASSUMED_NOISE, TrialRecord, noise_of, pareto_front, standings, trials_without_gain
-from tests.unit.tuning_fakes import FakeArena
+from tests.unit.tuning_fakes import FakeArena, agreeing
 
 SIZE, HOLD = "optimization.batcher.max_batch_size", "optimization.batcher.batch_timeout_ms"
 CACHE, BYTES = "optimization.cache.enabled", "optimization.cache.max_memory_mb"
@@ -67,8 +67,8 @@ def test_a_gain_is_positive_when_it_is_better_whatever_the_direction() -> None:
 def test_bounds_are_missed_relative_to_themselves_and_a_failure_is_finite() -> None:
     bounds = Bounds(quantile=0.9, max_errors=0.01, min_agreement=0.95)
 
-    kept = bounds.violations([block(95)], agreement=0.99)
-    missed = bounds.violations([block(45, failed=50)], agreement=0.475)
+    kept = bounds.violations([block(95)], agreement=agreeing(0.96))
+    missed = bounds.violations([block(45, failed=50)], agreement=agreeing(0.475))
 
     assert total_violation(kept) == 0.0
     assert missed["promise"] == pytest.approx(0.5)
@@ -260,7 +260,7 @@ def test_a_pair_in_which_the_present_configuration_was_slow_does_not_hide_a_gain
 
     pairs = [pair(10.0, 10.0 * factor) for factor in (3.2, 1.50, 1.40, 1.33, 1.46, 1.28)]
 
-    found = judge_pairs(pairs, [block(99)], GOODPUT, Bounds(), noise=0.05)
+    found = judge_pairs(pairs, Served([block(99)]), GOODPUT, Bounds(), noise=0.05)
 
     assert found.accepted
     assert 1.0 + found.gain == pytest.approx(np.prod([1.0 + one.gain for one in pairs]) ** (1 / 6))
@@ -290,6 +290,23 @@ def test_a_difference_within_the_noise_is_refused() -> None:
 
     assert not found.accepted
     assert "not above the noise" in found.reason
+
+
+def test_a_winner_is_confirmed_only_with_its_greedy_tokens_compared() -> None:
+    bounds = Bounds(min_agreement=0.95)
+    arena = FakeArena(only_the_size_matters, noise=0.01, agreement=lambda found: agreeing(0.93))
+    winner = OptimizationSettings.model_validate({"batcher": {"max_batch_size": 8}})
+
+    kept, _ = confirmed(only_the_size_matters, bounds=bounds)
+    lost = confirm(arena, PRESENT, winner, GOODPUT, bounds, Switch(), pairs=6, blocks=3, noise=0.01)
+
+    assert kept.accepted
+    assert kept.agreement == agreeing(0.99)
+    assert not lost.accepted
+    assert "at least 93.0%" in lost.reason
+    assert (len(lost.pairs), lost.low, lost.high) == (1, None, None)
+    assert arena.applied[-1] == winner
+    assert arena.compared == 1
 
 
 def test_a_winner_that_is_worse_is_given_up_after_three_pairs() -> None:
@@ -340,8 +357,8 @@ def test_the_noise_of_single_runs_is_not_held_against_a_gain_that_all_pairs_show
         Pair(10.0, 10.0 * factor, factor - 1.0, ((10.0, 10.0 * factor),) * 3, winner_first=False) for factor in factors
     ]
 
-    assert judge_pairs(pairs, [block(99)], GOODPUT, Bounds(), noise=0.39).accepted
-    assert not judge_pairs(pairs, [block(99)], GOODPUT, Bounds(), noise=2.0).accepted
+    assert judge_pairs(pairs, Served([block(99)]), GOODPUT, Bounds(), noise=0.39).accepted
+    assert not judge_pairs(pairs, Served([block(99)]), GOODPUT, Bounds(), noise=2.0).accepted
 
 
 def test_a_refusal_says_how_many_pairs_would_have_told() -> None:

@@ -17,7 +17,7 @@ from muai_lab.tuning.search import EngineUnmeasurable, Plan, Rejection, Search
 from muai_lab.tuning.space_file import space_of
 from muai_lab.tuning.storage import IN_MEMORY, storage_url
 from muai_lab.tuning.study import TuningStudy
-from tests.unit.tuning_fakes import FakeArena, SilentWatcher
+from tests.unit.tuning_fakes import FakeArena, SilentWatcher, agreeing
 
 SIZE, HOLD = "optimization.batcher.max_batch_size", "optimization.batcher.batch_timeout_ms"
 KEYS: dict[str, Any] = {SIZE: {"choices": [1, 2, 4, 8, 16, 32]}, HOLD: {"low": 0, "high": 50, "step": 10}}
@@ -195,17 +195,22 @@ def test_what_cannot_fit_is_refused_without_being_measured() -> None:
 
 
 def test_a_configuration_that_loses_quality_is_never_the_best() -> None:
-    arena = FakeArena(peak_at_eight, agreement=lambda found: 0.8 if found.batcher.max_batch_size == 8 else 0.99)
-    bench = Bench(arena, bounds=Bounds(min_agreement=0.95))
+    int8 = "optimization.onnx.enable_quantization"
+    arena = FakeArena(
+        lambda found: 0.9 if found.onnx.enable_quantization else 0.5,
+        agreement=lambda found: agreeing(0.8 if found.onnx.enable_quantization else 0.99),
+    )
+    bench = Bench(arena, bounds=Bounds(min_agreement=0.95), space={int8: {"choices": [True, False]}}, n_trials=8)
 
     bench.search.run()
 
-    assert bench.best[SIZE] in (4, 16)
+    assert any(record.point[int8] and record.outcome == "measured" for record in bench.study.records())
+    assert bench.best[int8] is False
 
 
 def test_what_quantisation_does_to_the_tokens_is_looked_at_once() -> None:
     int8 = "optimization.onnx.enable_quantization"
-    arena = FakeArena(peak_at_eight, agreement=lambda found: 0.93 if found.onnx.enable_quantization else 1.0)
+    arena = FakeArena(peak_at_eight, agreement=lambda found: agreeing(0.93 if found.onnx.enable_quantization else 0.99))
     bench = Bench(
         arena, bounds=Bounds(min_agreement=0.95), space={int8: {"choices": [True, False]}}, n_trials=20, patience=20
     )
@@ -214,8 +219,10 @@ def test_what_quantisation_does_to_the_tokens_is_looked_at_once() -> None:
 
     with_int8 = [record for record in bench.study.records() if record.point[int8]]
     assert [record.outcome for record in with_int8].count("measured") == 1
-    assert all("93.0%" in (record.reason or "") for record in with_int8 if record.outcome == "rejected")
+    assert all("at least 93.0%" in (record.reason or "") for record in with_int8 if record.outcome == "rejected")
     assert bench.best == {SIZE: 8, HOLD: 0, int8: False}
+    assert arena.compared == 2
+    assert all(record.agreement for record in bench.study.records() if record.outcome == "measured")
 
 
 def test_runs_that_measure_the_load_generator_are_no_samples() -> None:

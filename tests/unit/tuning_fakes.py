@@ -9,11 +9,17 @@ from typing import Any
 import numpy as np
 
 from muai_lab.settings.schema import OptimizationSettings
+from muai_lab.tuning.agreement import Agreement
 from muai_lab.tuning.arena import ConfigurationFailed
 from muai_lab.tuning.block import BlockResult
 from muai_lab.tuning.soak import Soak
 
 BLOCK_S, DUE = 10.0, 200
+
+
+def agreeing(low: float) -> Agreement:
+    """A comparison with this lower bound."""
+    return Agreement(low + 0.005, low, 1536, 1472, 64)
 
 
 class FakeArena:
@@ -30,12 +36,13 @@ class FakeArena:
         seed: int = 0,
         failing: Callable[[OptimizationSettings], bool] = lambda optimization: False,
         spoilt: Callable[[OptimizationSettings], bool] = lambda optimization: False,
-        agreement: Callable[[OptimizationSettings], float | None] = lambda optimization: None,
+        agreement: Callable[[OptimizationSettings], Agreement] = lambda optimization: agreeing(0.99),
     ) -> None:
         self.applied: list[OptimizationSettings] = []
         self.replayed: list[int] = []
         self.after_block: Callable[[], None] = lambda: None
         self.capacity = 15.0
+        self.compared = 0
         self.soaked: list[tuple[int, float, float | None]] = []
         self._share = share
         self._noise = noise
@@ -73,7 +80,8 @@ class FakeArena:
         spare = np.array([1.0 - part.met / part.due for part in slices])
         return Soak(seconds, tuple(slices), 0.1, 1.0, 0.1, 0.0, False, self.capacity, float(spare.mean()), 0.01)
 
-    def agreement(self) -> float | None:
+    def agreement(self) -> Agreement:
+        self.compared += 1
         return self._agreement(self.applied[-1])
 
     def serving(self) -> Mapping[str, Any]:

@@ -1,0 +1,106 @@
+"""Greedy answers of the model in fp32 on plain PyTorch, which those of every configuration are compared with."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from muai_lab.errors import RunError
+from muai_lab.files import write_whole
+from muai_lab.settings.lab import LabSettings
+from muai_lab.settings.schema import OptimizationSettings
+from muai_lab.tuning.quality import ForcedAnswer, Ids, greedy_answers
+from muai_lab.tuning.server_arena import ServerArena
+
+if TYPE_CHECKING:
+    from muai_lab.tuning.blocks import LoadBlocks
+
+REFERENCE = "reference.json"
+
+
+class References:
+    """The answers by the name of their prompts (see `LoadBlocks.prompts`), asked for when they are first needed.
+
+    One server of its own gives them all. They are kept in the study's directory. end_tokens: Of the model.
+    """
+
+    def __init__(
+        self,
+        settings: LabSettings,
+        blocks: LoadBlocks,
+        directory: Path,
+        end_tokens: frozenset[int],
+        *,
+        encoder_decoder: bool = False,
+        stage: Callable[[str], None] = lambda what: None,
+        environ: Mapping[str, str] = os.environ,
+    ) -> None:
+        self._settings = settings
+        self._blocks = blocks
+        self._directory = directory
+        self._end_tokens = end_tokens
+        self._encoder_decoder = encoder_decoder
+        self._stage = stage
+        self._environ = environ
+        self._known: Mapping[str, list[ForcedAnswer]] | None = None
+
+    def of(self, name: str) -> list[ForcedAnswer]:
+        """The answers to these prompts. Raises RunError if fp32 cannot be served here, or if there is no prompt."""
+        if self._known is None:
+            prompts = self._blocks.prompts
+            if not all(prompts.values()):
+                raise RunError(
+                    "outputs are to be compared with those in fp32, and the workload holds no prompt that the model's "
+                    "chat template takes; tuning.min_agreement=null does not compare"
+                )
+            self._known = self._kept(prompts) or self._ask(prompts)
+        return self._known[name]
+
+    def _kept(self, prompts: Mapping[str, list[Ids]]) -> Mapping[str, list[ForcedAnswer]] | None:
+        """The answers of an earlier process of the study; None if there are none to these prompts."""
+        try:
+            known = json.loads((self._directory / REFERENCE).read_text(encoding="utf-8"))
+            found = {name: [ForcedAnswer(**entry) for entry in known[name]] for name in prompts}
+        except (OSError, ValueError, TypeError, LookupError):
+            return None  # none yet, or that of an earlier version
+        return found if {name: [one.prompt for one in answers] for name, answers in found.items()} == prompts else None
+
+    def _ask(self, prompts: Mapping[str, list[Ids]]) -> Mapping[str, list[ForcedAnswer]]:
+        self._stage("asking the model in fp32 for its greedy tokens")
+        plain = OptimizationSettings.model_validate(
+            {
+                "engine_preference": ["pytorch"],
+                "models": self._settings.optimization.models,
+                "pytorch": {"dtype": "fp32"},
+            }
+        )
+        arena = ServerArena(
+            self._settings,
+            self._blocks,
+            self._directory / "reference",
+            encoder_decoder=self._encoder_decoder,
+            environ=self._environ,
+        )
+        try:
+            arena.apply(plain)
+            found = {name: greedy_answers(arena.ask, asked, self._end_tokens) for name, asked in prompts.items()}
+        except RunError as error:
+            raise RunError(
+                f"outputs are to be compared with those in fp32, and plain PyTorch does not serve that here: {error}; "
+                "tuning.min_agreement=null does not compare"
+            ) from error
+        finally:
+            arena.close()
+        entries = {name: [asdict(answer) for answer in answers] for name, answers in found.items()}
+        target = self._directory / REFERENCE
+        try:
+            write_whole(target, json.dumps(entries) + "\n")
+        except OSError as error:
+            raise RunError(
+                f"cannot write {target}: {error.strerror}; free space and run the same command again"
+            ) from error
+        return found

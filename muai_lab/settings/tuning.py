@@ -94,8 +94,8 @@ class TuningSettings(Section):
     )
     min_agreement: float | None = setting(
         0.95,
-        "Least share of greedy tokens that must be those of the model in fp32, where a key may change outputs (dtype, "
-        "quantisation); null does not check.",
+        "Least share of greedy tokens that must be those of the model in fp32, by the lower end of its 95 % interval, "
+        "where a key (dtype, quantisation) or another engine may change outputs; null does not compare.",
         gt=0.0,
         le=1.0,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from benchmarks.coverage_quality import LEAST, THREE_BITS, comparisons
 from benchmarks.coverage_tuner_confirmation import PAIRS, PRESENT, THROUGHPUT, WINNER, RunArena
 from benchmarks.coverage_tuner_keys import figures, five_small, one_key, substitutes
 from muai_lab.tuning.confirmation import Confirmation, confirm
@@ -53,3 +54,21 @@ def test_intervals_of_whole_confirmations_hold_the_truth_and_those_given_up_have
     assert sum(found.low <= 0.05 <= found.high for found in whole) >= 0.8 * len(whole)  # type: ignore[operator]
     assert given_up
     assert all(found.low is None and found.high is None and not found.accepted for found in given_up)
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.2])
+def test_a_configuration_that_agrees_too_little_is_hardly_ever_accepted(correlation: float) -> None:
+    found = comparisons(0.92, correlation, 40, seed=1)
+
+    assert sum(one.keeps(LEAST) for one in found) <= 1
+
+
+def test_a_configuration_that_agrees_well_is_mostly_accepted_with_a_bound_below_the_truth() -> None:
+    found = comparisons(0.99, 0.05, 25, seed=1)
+
+    assert sum(one.keeps(LEAST) for one in found) >= 23
+    assert sum(one.low <= 0.99 for one in found) >= 22
+
+
+def test_right_first_tokens_do_not_hide_wrong_decode_steps() -> None:
+    assert not any(one.keeps(LEAST) for one in comparisons(THREE_BITS, 0.0, 10, seed=1, first=1.0))

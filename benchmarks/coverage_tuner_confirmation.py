@@ -44,7 +44,7 @@ class RunArena:
         blocks = tuple(self.replay(place) for place in range(BLOCKS))
         return Soak(seconds, blocks, 0.1, 1.0, 0.1, 0.0, False, 25.0)
 
-    def agreement(self) -> float | None:
+    def agreement(self) -> None:
         return None
 
     def serving(self) -> Mapping[str, Any]:

@@ -64,7 +64,7 @@ class QueueArena:
         slices = [part(wait[(due >= low) & (due < high)], high - low) for low, high in pairwise(edges)]
         return soak_of(due, end, (wait + _FLOOR_S) / BOUND_S, slices, seconds)
 
-    def agreement(self) -> float | None:
+    def agreement(self) -> None:
         return None
 
     def serving(self) -> Mapping[str, Any]:

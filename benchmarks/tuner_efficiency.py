@@ -87,7 +87,7 @@ class VirtualArena:
         self.spent_s += LEAD_IN_S + BLOCK_S
         return result
 
-    def agreement(self) -> float | None:
+    def agreement(self) -> None:
         return None
 
     def serving(self) -> Mapping[str, Any]:

@@ -62,7 +62,7 @@ class TuneProgress:
         if self._promised and record.blocks:
             told += f", promise kept by {percent(attainment(record.blocks))}"
         if record.agreement is not None:
-            told += f", {record.agreement}"
+            told += f", agreement {record.agreement.share:.1%} (at least {record.agreement.low:.1%})"
         if record.blocks and not record.feasible:
             told += f", MISSES A BOUND ({missed(record.violations)})"
         if record.reason:

@@ -14,7 +14,7 @@ def statements(result: TuningResult) -> dict[str, str]:
     if confirmation is not None:
         found |= _of_confirmation(confirmation, result.objective)
     if (confirmation is None or confirmation.agreement is None) and result.agreement is not None:
-        found["agreement in the search"] = str(result.agreement)
+        found["agreement of the best in the search"] = str(result.agreement)
     if result.reduction is not None and result.reduction.value is not None:
         reduced = result.reduction
         found["kept changes against all that were found"] = (
@@ -34,7 +34,7 @@ def not_examined(result: TuningResult) -> str:
 
 
 def _of_confirmation(confirmation: Confirmation, objective: str) -> dict[str, str]:
-    pairs = f"{len(confirmation.pairs)} pairs of runs"
+    pairs = f"{plural(len(confirmation.pairs), 'pair')} of runs"
     interval = _interval(confirmation.low, confirmation.high)
     found = {"gain": f"{confirmation.gain:+.1%} {objective} ({interval}, {pairs})"}
     if confirmation.next_pair is not None:

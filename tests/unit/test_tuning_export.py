@@ -16,6 +16,7 @@ from muai_lab.errors import RunError
 from muai_lab.settings.dump import dump_optimization_yaml
 from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.load import load_settings
+from muai_lab.tuning.agreement import Agreement
 from muai_lab.tuning.confirmation import Confirmation, Pair
 from muai_lab.tuning.contribution import Contribution
 from muai_lab.tuning.export import EXPORTED, UNCONFIRMED, export_study
@@ -72,7 +73,9 @@ RESULT = TuningResult(
         blocks=5,
         block_s=8.0,
         next_pair=(0.11, 0.30),
+        agreement=Agreement(0.984, 0.975, 1530, 1466, 64, 1.3),
     ),
+    agreement=Agreement(0.981, 0.972, 1528, 1464, 64, 1.2),
     reduction=Estimate(-0.003, -0.010, 0.004),
     noise=0.01,
     noise_samples=4,
@@ -114,6 +117,9 @@ def test_the_header_says_what_the_file_rests_on(study: Path) -> None:
     assert "one further pair of runs: +11.0% to +30.0% in 19 of 20 cases" in text
     assert "SLO attainment: 99.50% of the winner's requests, at least 99.21% (lower end of the 95 %" in text
     assert "6 soak windows of 40 s, 31 relaxation times of the queue each" in " ".join(text.replace("#", "").split())
+    agreement = "agreement: 98.4% of the greedy tokens are those of fp32, at least 97.5% (1,530 positions of 64 prompts"
+    assert agreement in " ".join(text.replace("#", "").split())
+    assert "in the search: 98.1%" not in text
     assert "noise between server starts: 0.8% (standard deviation" in text
     assert "blocks: 5 of 8 s in each run" in text
     assert "kept changes against all that were found: -0.3% (-1.0% to +0.4%, 95 % interval)" in text
@@ -122,6 +128,14 @@ def test_the_header_says_what_the_file_rests_on(study: Path) -> None:
     assert "workload: chat; hash 0123" in text
     assert f"{SIZE}: 32 -> 8  (+20.0%, +15.0% to +25.0%)" in text
     assert "s3cr3t" not in target.read_text(encoding="utf-8")
+
+
+def test_without_a_confirmation_the_agreement_is_that_of_the_search(study: Path) -> None:
+    write_result(study, replace(RESULT, verdict="unconfirmed", confirmation=None))
+
+    target, _ = export_study(study, unconfirmed=True)
+
+    assert "# agreement of the best in the search: 98.1% of the greedy tokens" in target.read_text(encoding="utf-8")
 
 
 def test_pairs_that_were_given_up_early_have_no_interval_in_file_and_page(study: Path) -> None:
@@ -260,7 +274,8 @@ def test_the_report_is_one_page_with_everything_in_it(objectives: tuple[str, ...
         failing=lambda optimization: optimization.batcher.max_batch_size == 4,
     )
     plan = replace(Plan.of(settings.tuning), startup_trials=5, blocks=3)
-    Search(study, arena, settings.optimization, wanted, Bounds(), plan, SilentWatcher(), Switch()).run()
+    bounds = Bounds(min_agreement=0.95)
+    Search(study, arena, settings.optimization, wanted, bounds, plan, SilentWatcher(), Switch()).run()
 
     text = render_tuning(settings, RESULT, {"onnx": (study, space, settings.optimization)}, wanted)
 
@@ -273,6 +288,7 @@ def test_the_report_is_one_page_with_everything_in_it(objectives: tuple[str, ...
     assert tally(study.records()) in text
     assert f"rials with a figure: {sum(one.outcome in ('measured', 'pruned') for one in study.records())}" in text
     assert "Missed bounds" in text
+    assert "99.5 %, at least 99 %" in text
 
 
 def test_the_baseline_names_its_file_and_what_was_set_above_it(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from muai_lab.commands.tune_progress import TuneProgress
 from muai_lab.settings.lab import LabSettings
+from muai_lab.tuning.agreement import Agreement
 from muai_lab.tuning.block import BlockResult
 from muai_lab.tuning.confirmation import Pair
 from muai_lab.tuning.forecast import Forecast, about, first_forecast
@@ -71,6 +72,16 @@ def test_a_missed_bound_is_in_the_line_of_its_trial_and_of_the_best() -> None:
         "trial 3: measured to the end 23.2 requests/s, promise kept by 93 %, MISSES A BOUND (promise)"
     )
     assert "best 24.2 (trial 2, misses a bound)" in first
+
+
+def test_the_agreement_with_fp32_is_in_the_line_of_the_trial_and_told_for_the_winner() -> None:
+    log, found = Log(), Agreement(0.93, 0.91, 1500, 1436, 64)
+
+    first, _ = log.ends(replace(trial(3), agreement=found))
+    log.progress.agreed(found)
+
+    assert ", agreement 93.0% (at least 91.0%)" in first
+    assert log.lines()[-1] == f"the winner: {found}"
 
 
 def test_a_trial_that_keeps_every_bound_says_nothing_of_them() -> None:

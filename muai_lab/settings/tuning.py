@@ -95,9 +95,10 @@ class TuningSettings(Section):
     min_agreement: float | None = setting(
         0.95,
         "Least share of greedy tokens that must be those of the model in fp32, by the lower end of its 95 % interval, "
-        "where a key (dtype, quantisation) or another engine may change outputs; null does not compare.",
+        "where a key (dtype, quantisation) or another engine may change outputs; null does not compare. 1,536 "
+        "positions that all agree show 0.99, and no more.",
         gt=0.0,
-        le=1.0,
+        le=0.99,
     )
     max_errors: float = setting(0.01, "Largest share of requests that may fail.", ge=0.0, lt=1.0)
     memory_fraction: float = setting(

@@ -251,3 +251,9 @@ def test_the_server_is_asked_for_ids_behind_the_tokens_of_the_answer() -> None:
 def test_a_server_that_gives_no_ids_is_an_error(document: dict[str, Any], status: int) -> None:
     with server_that_answers(document, status) as (url, _), pytest.raises(RunError, match="greedy tokens"):
         HttpAsk(url, "m")([1], [], 2)
+
+
+def test_the_highest_limit_that_can_be_asked_for_can_be_shown() -> None:
+    highest = LabSettings.model_validate({"tuning": {"min_agreement": 0.99}}).tuning.min_agreement
+
+    assert agreement_of([Answer(TOKENS, TOKENS - 1, TOKENS)] * PROMPTS).keeps(highest or 1.0)

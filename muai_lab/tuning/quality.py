@@ -125,6 +125,22 @@ def _until_end(answer: Ids, end_tokens: frozenset[int]) -> Ids:
     return answer[: ends[0] + 1] if ends else answer
 
 
+def within(reference: Sequence[ForcedAnswer], most_tokens: int, *, encoder_decoder: bool) -> list[ForcedAnswer]:
+    """The reference, as far as an engine has room for it.
+
+    Args:
+        reference: Prompts and their answers.
+        most_tokens: Longest sequence of the engine.
+        encoder_decoder: True if a prompt takes none of the answer's room.
+    """
+    rooms = [most_tokens if encoder_decoder else most_tokens - len(one.prompt) for one in reference]
+    return [
+        ForcedAnswer(one.prompt, one.answer[:room])
+        for one, room in zip(reference, rooms, strict=True)
+        if room > 0 and len(one.prompt) <= most_tokens
+    ]
+
+
 def compare(ask: Ask, reference: Sequence[ForcedAnswer], least: float) -> Agreement:
     """Compare the greedy tokens of what `ask` reaches with those of the reference.
 

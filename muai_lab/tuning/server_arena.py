@@ -24,7 +24,7 @@ from muai_lab.tuning.admin import TOKEN_VARIABLE, NotLive, differs_only_live, re
 from muai_lab.tuning.agreement import Agreement
 from muai_lab.tuning.arena import ConfigurationFailed
 from muai_lab.tuning.block import BlockResult, judge, judge_soak
-from muai_lab.tuning.quality import ForcedAnswer, HttpAsk, compare
+from muai_lab.tuning.quality import ForcedAnswer, HttpAsk, compare, within
 from muai_lab.tuning.soak import Soak
 from muai_lab.workload.schedule import Schedule
 
@@ -106,6 +106,8 @@ class ServerArena:
         if self._reference is None or least is None:
             return None
         reference = self._reference()
+        if (most_tokens := self.serving().get("max_model_len")) is not None:
+            reference = within(reference, most_tokens, encoder_decoder=self._encoder_decoder)
         self._stage("comparing greedy tokens with fp32")
         process = self._process
         try:

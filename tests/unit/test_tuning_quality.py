@@ -26,6 +26,7 @@ from muai_lab.tuning.quality import (
     compare,
     forced_positions,
     greedy_answers,
+    within,
 )
 from tests.unit.word_tokenizer import WordTokenizer
 
@@ -142,6 +143,16 @@ def test_answers_end_behind_an_end_token_while_enough_positions_remain() -> None
 
     assert {len(one.answer) for one in many} == {20}
     assert {len(one.answer) for one in few} == {TOKENS}
+
+
+def test_an_engine_is_asked_only_for_what_it_has_room_for() -> None:
+    reference = [ForcedAnswer([1] * size, [2] * 4) for size in (3, 6, 8, 9)]
+
+    decoder = within(reference, 8, encoder_decoder=False)
+    encoder = within(reference, 8, encoder_decoder=True)
+
+    assert [(len(one.prompt), len(one.answer)) for one in decoder] == [(3, 4), (6, 2)]
+    assert [(len(one.prompt), len(one.answer)) for one in encoder] == [(3, 4), (6, 4), (8, 4)]
 
 
 def test_a_server_without_a_token_is_no_agreement() -> None:

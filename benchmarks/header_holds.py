@@ -28,7 +28,7 @@ from scipy.special import stdtrit
 from benchmarks.document import replace_part
 from muai_lab.settings.catalogue import show
 from muai_lab.tuning.export import EXPORTED
-from muai_lab.tuning.result import PRESENT, TuningResult, read_result
+from muai_lab.tuning.result import PRESENT, RESULT, TuningResult, read_result
 
 SEARCH = (
     *("tuning.n_trials=8", "tuning.startup_trials=3", "tuning.patience=6", "tuning.blocks=2", "tuning.block_s=2.5"),
@@ -108,7 +108,9 @@ def tuned(case: str, engine: str, extra: Sequence[str], directory: Path) -> Outc
     study = directory / "study"
     began = time.monotonic()
     command = [sys.executable, "-m", "muai_lab", "tune", "--baseline", str(baseline), f"engine={engine}"]
-    subprocess.run([*command, *arguments, *SEARCH, *extra, f"tuning.study={study}"], check=False)
+    done = subprocess.run([*command, *arguments, *SEARCH, *extra, f"tuning.study={study}"], check=False)
+    if not (study / RESULT).exists():
+        sys.exit(done.returncode or 1)  # it has said why
     result = read_result(study)
     text = (study / EXPORTED).read_text(encoding="utf-8").splitlines() if (study / EXPORTED).exists() else []
     outcome = Outcome(

@@ -47,12 +47,17 @@ def export_study(
         target, text = target or directory / UNCONFIRMED, configuration_text(settings, found, unconfirmed=True)
     else:
         target, text = target or directory / EXPORTED, configuration_text(settings, result)
+    write_configuration(target, text)
+    return target, result
+
+
+def write_configuration(target: Path, text: str) -> None:
+    """Write an `optimization.yaml` so that a reader finds the old file or the new one. Raises RunError."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_whole(target, text)
     except OSError as error:
         raise RunError(f"cannot write {target}: {error.strerror}") from error
-    return target, result
 
 
 def read_present(directory: Path) -> LabSettings:

@@ -12,6 +12,7 @@ from muai_lab.analysis.wording import plural
 from muai_lab.engines.catalogue import ENGINES
 from muai_lab.errors import RunError
 from muai_lab.experiment.provenance import hardware
+from muai_lab.files import write_whole
 from muai_lab.models.registry import ModelSource, context_tokens, resolve_model
 from muai_lab.models.tokenizer import load_tokenizer
 from muai_lab.settings.dump import dump_optimization_yaml
@@ -22,7 +23,7 @@ from muai_lab.tuning.blocks import LoadBlocks
 from muai_lab.tuning.confirmation import confirm
 from muai_lab.tuning.contribution import Contribution, changes, earn
 from muai_lab.tuning.engines import on_engine, spaces_of
-from muai_lab.tuning.export import EXPORTED, UNCONFIRMED, configuration_text, with_changes
+from muai_lab.tuning.export import EXPORTED, UNCONFIRMED, configuration_text, with_changes, write_configuration
 from muai_lab.tuning.facts import baseline_of, study_facts, study_identity
 from muai_lab.tuning.finalists import Searched, best_of, claimed_by_another, hoped_gain, what_keeps_the_slo
 from muai_lab.tuning.importance import importance_of
@@ -120,7 +121,7 @@ class _Tuner:
     def _make_directory(self) -> None:
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
-            (self._directory / PRESENT).write_text(dump_optimization_yaml(self._settings), encoding="utf-8")
+            write_whole(self._directory / PRESENT, dump_optimization_yaml(self._settings))
         except OSError as error:
             raise RunError(
                 f"the study's directory {self._directory} cannot be written ({error.strerror}): choose another with "
@@ -301,11 +302,11 @@ class _Tuner:
 
         self._result = self._result.updated(verdict=verdict, reason=reason, **entries)
         write_result(self._directory, self._result)
-        has_file = verdict != "unconfirmed" or bool(self._result.changes)
-        if has_file:
-            name = UNCONFIRMED if verdict == "unconfirmed" else EXPORTED
-            text = configuration_text(self._settings, self._result)
-            (self._directory / name).write_text(text, encoding="utf-8")
+        if verdict != "unconfirmed" or self._result.changes:
+            write_configuration(
+                self._directory / (UNCONFIRMED if verdict == "unconfirmed" else EXPORTED),
+                configuration_text(self._settings, self._result),
+            )
         self._watcher.stage("writing the report")
         studies: dict[str, tuple[TuningStudy, SearchSpace, OptimizationSettings]] = {
             one.engine: (one.study, one.space, one.present) for one in self._searched

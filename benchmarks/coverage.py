@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.document import replace_part
 
-TABLES = ("intervals", "compare", "primary", "tuner_slo", "tuner_keys", "tuner_confirmation", "quality")
+TABLES = ("intervals", "compare", "primary", "capacity", "tuner_slo", "tuner_keys", "tuner_confirmation", "quality")
 """In the order of the page."""
 
 

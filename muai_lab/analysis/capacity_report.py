@@ -18,7 +18,7 @@ from muai_lab.analysis.page import render_page
 from muai_lab.analysis.sheet import Grid, Sheet
 from muai_lab.analysis.svg import BLUE, GREEN, INK, MUTED, ORANGE, SHADE, inline_svg, new_figure, style
 from muai_lab.analysis.validity import SATURATED
-from muai_lab.analysis.wording import interval, milliseconds, number, percent, plural, value_of
+from muai_lab.analysis.wording import duration, interval, milliseconds, number, percent, plural, value_of
 
 _WIDTH = 9.2
 _NAMES = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "E2E"}
@@ -33,16 +33,41 @@ def capacity_sheet(document: Mapping[str, Any]) -> Sheet:
     ]
     capacity = document["capacity_rps"]
     if capacity and capacity["value"] is not None:
-        facts.append(("capacity", f"{number(capacity['value'])} requests/s, 95 % interval {interval_text(capacity)}"))
-        bracket = document["bracket_rps"]
-        kept, lost = ("no rate tried" if rate is None else f"{number(rate)} requests/s" for rate in bracket.values())
-        facts.append(("bracket", f"kept at {kept}, not kept at {lost}"))
-    notes = []
-    if document["ended"]:
-        notes.append(redacted(f"{document['ended']}"))
+        facts += capacity_facts(document)
+    notes = [redacted(note) for note in (document["ended"], document["no_interval"]) if note]
     return Sheet(
         headline(document), document["status"] == "complete", tuple(facts), (probes_grid(document),), tuple(notes)
     )
+
+
+def capacity_facts(document: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The figure with its interval, what that holds for, and the rates of the search."""
+    capacity, made = document["capacity_rps"], document["interval"]
+    value = f"{number(capacity['value'])} requests/s"
+    if capacity["low"] is None:
+        facts = [("capacity", f"{value}, no interval")]
+    else:
+        facts = [("capacity", f"{value}, 95 % interval {interval(capacity)}"), ("holds for", scope_text(made))]
+    if made:
+        spans = (
+            f"{plural(made['long_probes'], 'long probe')} of {number(made['shortest_window_s'])} s or more, the "
+            f"state of queue and batch persists for about {duration(made['memory_s'])}"
+        )
+        facts.append(("estimate", spans))
+    kept, lost = ("no rate tried" if rate is None else f"{number(rate)}" for rate in document["bracket_rps"].values())
+    return [*facts, ("short probes", f"kept at {kept}, not kept at {lost} requests/s")]
+
+
+def scope_text(made: Mapping[str, Any]) -> str:
+    """The server starts that an interval holds for."""
+    starts = int(made["server_starts"])
+    if starts >= made["long_probes"]:
+        return f"starts of this server; each of the {starts} long probes had its own"
+    these = "this server start" if starts == 1 else f"these {starts} server starts"
+    remedy = "capacity.restarts=true starts one for each long probe"
+    if not made["can_restart"]:
+        remedy = "an endpoint is never restarted"
+    return f"{these} only: another start may carry some percent more or less ({remedy})"
 
 
 def headline(document: Mapping[str, Any]) -> str:
@@ -51,23 +76,35 @@ def headline(document: Mapping[str, Any]) -> str:
     engine = (document["engine"] or {}).get("name") or "the endpoint"
     capacity = document["capacity_rps"]
     if capacity is None:
-        return f"{partial}nothing was measured"
+        return f"{partial}no capacity: {_why_nothing(document['probes'])}"
     if capacity["value"] is None:
         lowest = min(probe["rate_rps"] for probe in document["probes"])
         return f"{partial}{engine} does not keep the promise, not even at {number(lowest)} requests/s"
-    if capacity["high"] is None:
+    if not document["end_found"]:
+        longest = max(probe["window_s"] for probe in document["probes"] if probe["rate_rps"] >= capacity["value"])
         return (
-            f"{partial}{engine} keeps the promise at {number(capacity['value'])} requests/s, and its end was not found"
+            f"{partial}{engine} keeps the promise at {number(capacity['value'])} requests/s, and its end was not "
+            f"found (in windows of {number(longest)} s)"
         )
-    between = interval_text(capacity)
-    return f"{partial}{engine} carries {number(capacity['value'])} requests/s within the promise ({between})"
+    return f"{partial}{engine} carries {number(capacity['value'])} requests/s within the promise ({_between(document)})"
 
 
-def interval_text(capacity: Mapping[str, Any]) -> str:
-    """`34.0 to 41.2`, or `34.0 and more`."""
-    if capacity["high"] is None:
-        return f"{number(capacity['low'])} and more"
-    return interval(capacity)
+def _between(document: Mapping[str, Any]) -> str:
+    capacity, made = document["capacity_rps"], document["interval"]
+    if capacity["low"] is None:
+        return "no interval"
+    of_one = "" if made["server_starts"] > 1 else ", of this server start"
+    return f"{interval(capacity)}{of_one}"
+
+
+def _why_nothing(probes: Sequence[Mapping[str, Any]]) -> str:
+    if not probes:
+        return "nothing was measured"
+    rates = sorted({number(probe["rate_rps"]) for probe in probes})
+    return (
+        f"the load generator was late in {plural(len(probes), 'probe')} at {', '.join(rates)} requests/s, and their "
+        "misses may be its own; a lower arrival.rate, or load.processes on more cores, measures the server"
+    )
 
 
 def promise_text(slo: Mapping[str, Any]) -> str:
@@ -98,14 +135,17 @@ def probes_grid(document: Mapping[str, Any]) -> Grid:
                 number(probe["goodput_rps"]),
                 milliseconds(probe["ttft_p50_s"]),
                 milliseconds(probe["tpot_p50_s"]),
+                "long" if probe["edge"] else "short",
+                number(probe["window_s"]),
                 _verdict_text(probe),
                 str(probe["directory"]),
             )
         )
     columns = (
-        "asked/s", "due/s", "judged", "met the SLO", "goodput/s", "TTFT p50 ms", "TPOT p50 ms", "verdict", "run"
+        "asked/s", "due/s", "judged", "met the SLO", "goodput/s", "TTFT p50 ms", "TPOT p50 ms", "probe", "window s",
+        "verdict", "run",
     )  # fmt: skip
-    return Grid(f"{plural(len(rows), 'probe')}, by the rate asked for", columns, tuple(rows), "rrrrrrrll")
+    return Grid(f"{plural(len(rows), 'probe')}, by the rate asked for", columns, tuple(rows), "rrrrrrrlrll")
 
 
 def _verdict_text(probe: Mapping[str, Any]) -> str:
@@ -165,7 +205,7 @@ def capacity_figure(document: Mapping[str, Any], drawn: Sequence[Mapping[str, An
         right.set_ylim(lowest * 0.7, offered[-1] * 1.4)
         right.set_title("Goodput, requests/s that met the SLO", loc="left")
         right.legend(handles=[line], loc="upper left")
-        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
         told = "; ".join(
             f"{number(one['rate_rps'])} requests/s: {percent(one['attainment'])} met the SLO, {_look(one, quantile)}"
             for one in sorted(drawn, key=lambda one: float(one["rate_rps"]))
@@ -182,10 +222,12 @@ def offered_rate(probe: Mapping[str, Any]) -> float:
 _LOOKS: dict[str, dict[str, Any]] = {
     "kept": {"color": BLUE, "marker": "o"},
     "not kept": {"color": ORANGE, "marker": "o"},
+    "long probe, kept": {"color": BLUE, "marker": "D"},
+    "long probe, not kept": {"color": ORANGE, "marker": "D"},
     "ended early: of the requests decided by then": {"color": ORANGE, "marker": "o", "markerfacecolor": "none"},
     "does not count: the load generator was late": {"color": MUTED, "marker": "x"},
 }
-_KEPT, _LOST, _EARLY, _UNCOUNTED = _LOOKS
+_KEPT, _LOST, _LONG_KEPT, _LONG_LOST, _EARLY, _UNCOUNTED = _LOOKS
 
 
 def _look(probe: Mapping[str, Any], quantile: float) -> str:
@@ -193,7 +235,10 @@ def _look(probe: Mapping[str, Any], quantile: float) -> str:
         return _UNCOUNTED
     if probe["stopped"]:
         return _EARLY
-    return _KEPT if probe["attainment"] >= quantile else _LOST
+    kept = probe["attainment"] >= quantile
+    if probe["edge"]:
+        return _LONG_KEPT if kept else _LONG_LOST
+    return _KEPT if kept else _LOST
 
 
 def _dots(axes: Axes, points: Sequence[tuple[float, float, Mapping[str, Any]]], quantile: float) -> None:
@@ -225,6 +270,6 @@ def _mark_capacity(axes: Axes, capacity: Mapping[str, Any] | None) -> None:
     value = value_of(capacity)
     if capacity is None or value is None:
         return
-    if capacity["high"] is not None:
+    if capacity["low"] is not None and capacity["high"] is not None:
         axes.axvspan(max(capacity["low"], axes.get_xlim()[0]), capacity["high"], color=SHADE, linewidth=0, zorder=-1)
     axes.axvline(value, color=INK, linewidth=0.9)

@@ -16,21 +16,28 @@ from rich.console import Console
 from muai_lab.settings.compose import compose
 
 if TYPE_CHECKING:
-    from muai_lab.experiment.capacity import CapacityWatcher, Probe
+    from muai_lab.experiment.capacity import CapacityWatcher
+    from muai_lab.experiment.capacity_probe import Probe
+    from muai_lab.experiment.capacity_search import Ask
     from muai_lab.experiment.runner import RunWatcher
     from muai_lab.load.generator import LoadProgress
     from muai_lab.settings.load import Resolved
 
 _EPILOG = """\
-The search begins at arrival.rate and needs an SLO. A probe offers one rate for load.duration_s, longer where a low rate
-would bring too few requests, and ends early once the promise cannot be kept any more. docs/capacity.md says how the
-figure and its interval come about; capacity.* in docs/configuration.md are the options of the search.
+The search begins at arrival.rate and needs an SLO. Short probes of load.duration_s find the edge, and end early once
+the promise cannot be kept any more. Then capacity.repeats long probes, each on a server start of its own, make the
+figure and its interval; they last as long as the memory of the queue demands. docs/capacity.md says more about both.
+
+exit status: 0 a capacity was found, 1 no rate that was tried keeps the promise or none could be judged, 2 an error
 
 examples:
   python -m muai_lab capacity engine=pytorch slo=interactive
-  python -m muai_lab capacity engine=onnx slo=interactive arrival.rate=8 load.duration_s=20 capacity.budget_s=600
+  python -m muai_lab capacity engine=onnx slo=interactive arrival.rate=8 load.duration_s=20 capacity.budget_s=1800
   python -m muai_lab capacity target=endpoint target.url=http://localhost:8000/v1 slo=relaxed slo.quantile=0.95
 """
+
+
+NO_CAPACITY = 1
 
 
 def main(argv: Sequence[str]) -> int:
@@ -58,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
     else:
         capacity_sheet(document).show(Console())
         Console().print(f"report: {directory / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
-    return 0
+    return 0 if (document["capacity_rps"] or {}).get("value") is not None else NO_CAPACITY
 
 
 class _Watcher:
@@ -76,9 +83,10 @@ class _Watcher:
         """See `RunWatcher.load`."""
         self._runs.load(progress)
 
-    def probe(self, number: int, rate: float, window_s: float) -> None:
+    def probe(self, number: int, ask: Ask) -> None:
         """Announce the probe."""
-        self._say(f"probe {number}: {rate:.3g} requests/s for {window_s:.3g} s")
+        lead_in = f", after {ask.lead_s:.3g} s of lead-in" if ask.edge else ""
+        self._say(f"probe {number}: {ask.rate:.3g} requests/s for {ask.seconds:.3g} s{lead_in}")
 
     def judged(self, probe: Probe) -> None:
         """Say what came of it."""

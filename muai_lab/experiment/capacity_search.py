@@ -1,13 +1,13 @@
-"""The search for capacity: which rate to try next, and what all probes together say. Pure; it measures nothing.
+"""The search for capacity: which rate to try next, for how long, and what all probes together say. Pure.
 
-Capacity is the highest offered rate at which the share of requests that meet the SLO stays at or above its quantile.
-The search brackets it (rates grow by a factor until the promise is once kept and once not), halves the bracket on a
-logarithmic scale, and then repeats both ends, since one probe near the edge is as good as a coin.
+Capacity is the highest offered rate at which the share of requests that meet the SLO stays at or above its quantile in
+a long run. Two phases:
 
-Noise may make a higher rate look better than a lower one. What is believed is therefore the isotonic fit: the falling
-curve that is nearest to all probes, each weighted by its requests (pool adjacent violators; Ayer et al. 1955). Capacity
-is where that curve crosses the quantile, between the rates on a logarithmic scale; its interval comes from resampling
-the probes' blocks of time, and is never narrower than the last bracket.
+1. The *search* brackets it by short probes (rates grow by a factor until the SLO is once kept and once not) and halves
+   the bracket on a logarithmic scale. Short windows after an idle server flatter it, so this only says where to look.
+2. The *edge*: long probes around the crossing, alternating below and above the present estimate, far enough apart to
+   show the slope of the curve. Each is as long as the memory of its queue demands, after a lead-in to the stationary
+   queue. Only these make the estimate and its interval (`muai_lab.experiment.capacity_curve.edge_of`).
 """
 
 from __future__ import annotations
@@ -17,17 +17,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from muai_lab.experiment.capacity_curve import SAME, Edge, Outcome, crossing, edge_of, isotonic
 
-REPLICATES = 1000
-_SAME = 1e-9
+LEAST_EDGES = 6
+"""Long probes from which there is an interval."""
+MEMORIES = 20.0
+"""Memories, as they look in such a window, that a long probe must span."""
+MEMORIES_BEYOND = 4.0
+"""Memories that must lie beyond the quantile in all long probes together: misses come a backlog at a time."""
+LEAD_IN = 0.2
+"""Length of the lead-in before a long window, relative to it: two memories."""
+_SLACK = 0.7  # the memory scatters from window to window
+_TOP_PROBES = 2  # long probes at the highest rate, if the search found no end
+_STEP = 0.15  # of the log rate: no long probe lies farther from those before
+_NEAREST, _WIDEST = 0.01, 0.1  # of the log rate: from the crossing to a long probe
+_SHORTEST_REACH, _LONGEST_REACH = 0.08, 0.4  # of the log rate: within which a long probe belongs to the edge
+_REFITS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class SearchPlan:
-    """quantile: share of requests that must meet the SLO. For the others see `CapacitySettings`."""
+    """quantile: share of requests that must meet the SLO. For the others see `CapacitySettings` and `LoadSettings`."""
 
     quantile: float
     start_rate: float
@@ -35,153 +46,205 @@ class SearchPlan:
     highest_rate: float = 10_000.0
     growth: float = 2.0
     resolution: float = 1.1
-    repeats: int = 2
-    max_probes: int = 24
+    repeats: int = 10
+    max_probes: int = 40
+    requests: int = 200
+    duration_s: float = 30.0
+    warmup_s: float = 4.0
+    longest_s: float = 120.0
+    edge_longest_s: float = 900.0
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """One probe: the rate offered, and per block of time the requests due and those that met the SLO."""
+class Ask:
+    """The next probe: its rate, lead-in and window. edge: a long one, see `Outcome`."""
 
     rate: float
-    due: tuple[int, ...]
-    met: tuple[int, ...]
-
-    @property
-    def attainment(self) -> float:
-        """Share of the requests that met the SLO; 0 when none was due."""
-        due = sum(self.due)
-        return sum(self.met) / due if due else 0.0
+    lead_s: float
+    seconds: float
+    edge: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """rate: None where no probe kept the promise. low, high: its 95 % interval; high None: no end was found above."""
+    """rate: None where no probe kept the promise. low, high: its 95 % interval, None without.
+
+    edge: the fit of the long probes, None without any. open: the promise was kept at the highest rate that was tried.
+    """
 
     rate: float | None
-    low: float
-    high: float | None
+    low: float | None = None
+    high: float | None = None
+    edge: Edge | None = None
+    open: bool = False
 
 
 class CapacitySearch:
-    """The state of a search. `next_rate` says what to probe, `add` takes the outcome."""
+    """The state of a search. `next_probe` says what to probe, `add` takes the outcome."""
 
     def __init__(self, plan: SearchPlan) -> None:
         self.plan = plan
         self.outcomes: list[Outcome] = []
         self.ceiling: float | None = None
+        self._fitted: tuple[list[Outcome], Edge | None] | None = None  # of the probes so far
 
     def add(self, outcome: Outcome) -> None:
         """Take the outcome of a probe."""
         self.outcomes.append(outcome)
+        self._fitted = None
 
     def cannot_offer(self, rate: float) -> None:
         """The load generator cannot offer this rate: nothing at or above it is tried any more."""
         self.ceiling = rate if self.ceiling is None else min(self.ceiling, rate)
 
     @property
+    def searched(self) -> list[Outcome]:
+        """The short probes."""
+        return [one for one in self.outcomes if not one.edge]
+
+    @property
+    def edges(self) -> list[Outcome]:
+        """The long probes, as far as they had requests."""
+        return [one for one in self.outcomes if one.edge and sum(one.due) > 0]
+
+    @property
     def bracket(self) -> tuple[float | None, float | None]:
-        """The highest rate that keeps the promise and the lowest that does not, by the isotonic fit."""
-        rates, levels = isotonic(self.outcomes)
-        kept = rates[levels >= self.plan.quantile - _SAME]
-        lost = rates[levels < self.plan.quantile - _SAME]
+        """The highest rate of the search that keeps the promise and the lowest that does not, by the isotonic fit."""
+        rates, levels = isotonic(self.searched)
+        kept = rates[levels >= self.plan.quantile - SAME]
+        lost = rates[levels < self.plan.quantile - SAME]
         return (float(kept.max()) if kept.size else None), (float(lost.min()) if lost.size else None)
 
-    def next_rate(self) -> float | None:
-        """The next rate to probe; None when the search is over."""
-        plan = self.plan
-        if len(self.outcomes) >= plan.max_probes:
+    def next_probe(self) -> Ask | None:
+        """The next probe; None when the search is over."""
+        if len(self.outcomes) >= self.plan.max_probes:
             return None
-        if not self.outcomes:
-            return self._offerable(min(max(plan.start_rate, plan.lowest_rate), plan.highest_rate))
-        low, high = self.bracket
-        if low is None:
-            assert high is not None
-            return high / plan.growth if high / plan.growth >= plan.lowest_rate * (1 - _SAME) else None
-        if high is None:
-            if low >= plan.highest_rate * (1 - _SAME):
-                return self._again(low)
-            return self._offerable(min(low * plan.growth, plan.highest_rate)) or self._again(low)
-        if high / low > plan.resolution:
-            return math.sqrt(low * high)
-        return self._again(low) or self._again(high)
+        rate = self._next_searched()
+        if rate is not None:
+            return Ask(rate, self.plan.warmup_s, self.search_seconds(rate), edge=False)
+        rate = self._next_edge() if self.plan.repeats and self.bracket[0] is not None else None
+        if rate is None or (self.ceiling is not None and rate >= self.ceiling * (1 - SAME)):
+            return None
+        seconds = self.edge_seconds(rate)
+        return Ask(rate, max(self.plan.warmup_s, LEAD_IN * seconds), seconds, edge=True)
 
-    def capacity(self, seed: int = 0) -> Capacity:
+    def search_seconds(self, rate: float) -> float:
+        """Length of a short window: longer than `duration_s` where a low rate would bring too few requests."""
+        wanted = max(self.plan.duration_s, self.plan.requests / rate)
+        return min(wanted, max(self.plan.longest_s, self.plan.duration_s))
+
+    def edge_seconds(self, rate: float) -> float:
+        """Length of a long window, as far as the plan allows."""
+        wanted = max(self.plan.duration_s, self.plan.requests / rate, self.needed_s())
+        return min(wanted, max(self.plan.edge_longest_s, self.plan.duration_s))
+
+    def needed_s(self) -> float:
+        """Length of the long windows that the memory of the queue demands, in seconds."""
+        return self._needed_s(self.near())
+
+    def _needed_s(self, near: Sequence[Outcome]) -> float:
+        probes = max(self.plan.repeats, LEAST_EDGES)
+        memories = max(MEMORIES, MEMORIES_BEYOND / (1.0 - self.plan.quantile) / probes)
+        return memories * self._memory_s(near)
+
+    def memory_s(self) -> float:
+        """The memory of the queue at the edge, in seconds; of the search's probes as long as there is no long one."""
+        return self._memory_s(self.near())
+
+    def _memory_s(self, near: Sequence[Outcome]) -> float:
+        seen = [one.memory_s for one in near if one.memory_s is not None]
+        if seen:
+            return float(np.mean(seen))
+        kept = [one for one in self.searched if one.attainment >= self.plan.quantile]
+        return max((one.memory_s for one in kept if one.memory_s is not None), default=0.0)
+
+    def near(self) -> list[Outcome]:
+        """The long probes whose rates are near the crossing. Others only led there."""
+        return self._near_fit()[0]
+
+    def _near_fit(self) -> tuple[list[Outcome], Edge | None]:
+        if self._fitted is None:
+            self._fitted = self._fit_near()
+        return self._fitted
+
+    def _fit_near(self) -> tuple[list[Outcome], Edge | None]:
+        edges = self.edges
+        if not edges:
+            return [], None
+        fit = edge_of(edges, self.plan.quantile)
+        reach = min(max(2.0 / fit.slope, _SHORTEST_REACH), _LONGEST_REACH)
+        near = [one for one in edges if abs(math.log(one.rate / fit.rate)) <= reach]
+        if len(near) < LEAST_EDGES:
+            return near, fit
+        return near, edge_of(near, self.plan.quantile)
+
+    def capacity(self) -> Capacity:
         """What all probes say. Raises ValueError before the first."""
         if not self.outcomes:
             raise ValueError("no probe was made")
         low, high = self.bracket
-        rng = np.random.default_rng(seed)
-        drawn = [crossing(*isotonic(_resampled(self.outcomes, rng)), self.plan.quantile) for _ in range(REPLICATES)]
-        ends = np.quantile([0.0 if rate is None else rate for rate, _ in drawn], [0.025, 0.975])
-        open_above = high is None or float(np.mean([unbounded for _, unbounded in drawn])) > 0.025
-        rate, _ = crossing(*isotonic(self.outcomes), self.plan.quantile)
-        return Capacity(
-            rate=rate,
-            low=0.0 if low is None else min(float(ends[0]), low),
-            high=None if open_above or high is None else max(float(ends[1]), high),
-        )
+        if low is None:
+            return Capacity(None)
+        if high is None and not self._top_lost():
+            return Capacity(low, open=True)
+        near, edge = self._near_fit()
+        if edge is None:
+            return Capacity(crossing(*isotonic(self.searched), self.plan.quantile))
+        if len(near) < LEAST_EDGES or not edge.found or not self.long_enough():
+            return Capacity(edge.rate, edge=edge)
+        return Capacity(edge.rate, *edge.interval(), edge=edge)
 
-    def _again(self, rate: float) -> float | None:
-        """The rate once more, if it was not repeated often enough."""
-        made = sum(abs(outcome.rate / rate - 1.0) < _SAME for outcome in self.outcomes)
-        return rate if made <= self.plan.repeats else None
+    def long_enough(self) -> bool:
+        """True if the long probes span what the memory of the queue demands."""
+        spanned_s = sum(one.seconds for one in self.near())
+        return spanned_s >= _SLACK * max(self.plan.repeats, LEAST_EDGES) * self.needed_s()
+
+    def _next_searched(self) -> float | None:
+        plan = self.plan
+        if not self.searched:
+            return self._offerable(min(max(plan.start_rate, plan.lowest_rate), plan.highest_rate))
+        low, high = self.bracket
+        if low is None:
+            assert high is not None
+            return high / plan.growth if high / plan.growth >= plan.lowest_rate * (1 - SAME) else None
+        if high is None:
+            if low >= plan.highest_rate * (1 - SAME):
+                return None
+            return self._offerable(min(low * plan.growth, plan.highest_rate))
+        return math.sqrt(low * high) if high / low > plan.resolution else None
+
+    def _next_edge(self) -> float | None:
+        low, high = self.bracket
+        if high is None and not self._top_lost():
+            return low if len(self.edges) < _TOP_PROBES else None
+        near, fit = self._near_fit()
+        if len(self.edges) >= 2 * self.plan.repeats or (len(near) >= self.plan.repeats and self.long_enough()):
+            return None
+        slope = 20.0 if fit is None else fit.slope
+        aside = min(max(1.0 / slope, _NEAREST), _WIDEST) * (1 if len(self.edges) % 2 else -1)
+        rate = self._centre(fit) * math.exp(aside)
+        return min(max(rate, self.plan.lowest_rate), self.plan.highest_rate)
+
+    def _centre(self, fit: Edge | None) -> float:
+        """The present estimate, no farther than a step from the long probes."""
+        if fit is None:
+            return crossing(*isotonic(self.searched), self.plan.quantile) or self.plan.start_rate
+        rates = [one.rate for one in self.edges]
+        return min(max(fit.rate, min(rates) * math.exp(-_STEP)), max(rates) * math.exp(_STEP))
+
+    def _top_lost(self) -> bool:
+        """True if the long probes break the promise at the highest rate, which short ones kept."""
+        return len(self.edges) >= _TOP_PROBES and _pooled(self.edges) < self.plan.quantile
 
     def _offerable(self, rate: float) -> float | None:
         """The rate, or one between the highest that was offered and the ceiling, if there is room."""
-        if self.ceiling is None or rate < self.ceiling * (1 - _SAME):
+        if self.ceiling is None or rate < self.ceiling * (1 - SAME):
             return rate
         offered = max((outcome.rate for outcome in self.outcomes), default=self.plan.lowest_rate)
         between = math.sqrt(offered * self.ceiling)
         return between if self.ceiling / offered > self.plan.resolution else None
 
 
-def isotonic(outcomes: Sequence[Outcome]) -> tuple[Floats, Floats]:
-    """The falling curve nearest to the probes: distinct rates, ascending, and the share that met the SLO at each."""
-    rates: list[float] = []
-    met: list[float] = []
-    due: list[float] = []
-    for outcome in sorted(outcomes, key=lambda outcome: outcome.rate):
-        if rates and abs(outcome.rate / rates[-1] - 1.0) < _SAME:
-            met[-1] += sum(outcome.met)
-            due[-1] += sum(outcome.due)
-        else:
-            rates.append(outcome.rate)
-            met.append(float(sum(outcome.met)))
-            due.append(float(sum(outcome.due)))
-    pools: list[list[float]] = []  # met, due, how many rates
-    for hits, all_due in zip(met, due, strict=True):
-        pools.append([hits, max(all_due, 1e-9), 1])
-        while len(pools) > 1 and pools[-1][0] / pools[-1][1] > pools[-2][0] / pools[-2][1]:
-            last = pools.pop()
-            pools[-1] = [ours + theirs for ours, theirs in zip(pools[-1], last, strict=True)]
-    levels = np.repeat([hits / all_due for hits, all_due, _ in pools], [int(width) for _, _, width in pools])
-    return np.array(rates), np.asarray(levels, dtype=np.float64)
-
-
-def crossing(rates: Floats, levels: Floats, quantile: float) -> tuple[float | None, bool]:
-    """Where a falling curve crosses the quantile, on a logarithmic scale of rates; and whether it never falls below.
-
-    None where it lies below from the start; the highest rate where it never does.
-    """
-    kept = np.flatnonzero(levels >= quantile - _SAME)
-    if kept.size == 0:
-        return None, False
-    last = int(kept[-1])
-    if last == rates.size - 1:
-        return float(rates[-1]), True
-    share = (levels[last] - quantile) / (levels[last] - levels[last + 1])
-    return float(np.exp(np.log(rates[last]) + share * np.log(rates[last + 1] / rates[last]))), False
-
-
-def _resampled(outcomes: Sequence[Outcome], rng: np.random.Generator) -> list[Outcome]:
-    """Every probe with as many blocks, drawn with replacement, and half a hit and half a miss more (Jeffreys)."""
-    drawn = []
-    for outcome in outcomes:
-        due, met = np.array(outcome.due), np.array(outcome.met)
-        chosen = rng.integers(due.size, size=due.size) if due.size else np.empty(0, dtype=np.int64)
-        total, hits = int(due[chosen].sum()), int(met[chosen].sum())
-        if total and hits in (0, total):
-            hits = round(total * rng.beta(hits + 0.5, total - hits + 0.5))
-        drawn.append(Outcome(outcome.rate, (total,), (hits,)))
-    return drawn
+def _pooled(outcomes: Sequence[Outcome]) -> float:
+    due = [sum(one.due) for one in outcomes]
+    return sum(sum(one.met) for one in outcomes) / sum(due)

@@ -134,13 +134,21 @@ def is_finished(path: Path, config_yaml: str) -> bool:
     """
     if status_in(path)[0] != COMPLETE:
         return False
-    try:
-        same = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8")) == yaml.safe_load(config_yaml)
-    except (OSError, yaml.YAMLError):
-        same = False
-    if not same:
+    if not has_configuration(path, config_yaml):
         raise RunError(f"{path} already holds a finished run of another configuration: choose another directory")
     return True
+
+
+def has_configuration(path: Path, config_yaml: str, *, besides: str | None = None) -> bool:
+    """True if the run in the directory has this very configuration, all but the section `besides`."""
+    try:
+        theirs = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
+        ours = yaml.safe_load(config_yaml)
+    except (OSError, yaml.YAMLError):
+        return False
+    if besides is not None and isinstance(theirs, dict):
+        theirs, ours = ({**tree, besides: None} for tree in (theirs, ours))
+    return bool(theirs == ours)
 
 
 def unfinished(path: Path) -> str | None:

@@ -16,6 +16,9 @@ CLEARLY = 0.05
 """By which share of the window's requests the misses must exceed what is allowed before a probe is ended: a probe that
 a moment's hiccup cost the promise goes on, and counts with all its requests."""
 
+HOPELESSLY = 0.5
+"""The same for a probe of the estimate: to end one for a backlog that a long window has now and then would bias it."""
+
 
 class LossWatch:
     """Counts the requests of the window that miss the SLO for sure, while the load runs.
@@ -24,13 +27,15 @@ class LossWatch:
     those that other load generators send only counts are known: how many failed, and how many are under way for longer
     than any request may take; all of that only as far as it cannot be of requests that were due before the window.
 
-    lost: why the probe is lost, None while it may still be won. start_s, length_s: of the window.
+    lost: why the probe is lost, None while it may still be won. start_s, length_s: of the window. margin: share of the
+    window's requests by which the misses must exceed what is allowed.
     """
 
-    def __init__(self, slo: Slo, rate: float, *, start_s: float, length_s: float) -> None:
+    def __init__(self, slo: Slo, rate: float, *, start_s: float, length_s: float, margin: float = CLEARLY) -> None:
         self.lost: str | None = None
         self._slo = slo
         self._rate = rate
+        self._margin = margin
         self._start_s = start_s
         self._end_s = start_s + length_s
         self._missed = 0
@@ -65,7 +70,7 @@ class LossWatch:
             self._missed + self._overdue(progress.elapsed_s, longest),
             self._counted(progress, self._before, in_window, longest),
         )
-        if missed > allowed + CLEARLY * in_window.size:
+        if missed > allowed + self._margin * in_window.size:
             self.lost = (
                 f"over capacity: at least {missed} of {in_window.size} requests miss the SLO at {self._rate:.3g} "
                 f"requests/s, and {allowed} may"

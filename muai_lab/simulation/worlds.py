@@ -117,7 +117,7 @@ def batching_capacity() -> float:
     return SLOTS / (OUTPUT_TOKENS * (STEP_S + STEP_PER_SLOT_S * SLOTS))
 
 
-class _Batch:
+class Batch:
     """State of the batching world, a row per run, between two events.
 
     Each sequence in a slot gets a token per step, so progress is the same for all of them: `tokens` counts it, and a
@@ -137,6 +137,11 @@ class _Batch:
         self.request = np.zeros((runs, SLOTS), dtype=np.int64)
         self.now_s, self.tokens = np.zeros(runs), np.zeros(runs)
         self.busy, self.arrived, self.started = (np.zeros(runs, dtype=np.int64) for _ in range(3))
+
+    def run(self) -> None:
+        """Serve all requests."""
+        while (self.busy > 0).any() or np.isfinite(self.due_s[self.row, self.arrived]).any():
+            self.advance()
 
     def advance(self) -> None:
         """The next event of each run: a sequence ends, or a request arrives; then a free slot is filled."""
@@ -171,9 +176,8 @@ def _batching(load: float) -> Callable[[np.random.Generator, int, int], Traffic]
     def draw(rng: np.random.Generator, runs: int, requests: int) -> Traffic:
         rate = load * batching_capacity()
         due_s = _arrivals(rng, rate, runs, _BATCHING_WARM_UP + requests)
-        batch = _Batch(due_s, rng)
-        for _ in range(2 * due_s.shape[1]):
-            batch.advance()
+        batch = Batch(due_s, rng)
+        batch.run()
         return Traffic(rate, due_s, batch.first_s - due_s, batch.end_s, due_s[:, _BATCHING_WARM_UP - 1].copy())
 
     return draw

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,11 +15,15 @@ from muai_lab.analysis import load_run
 from muai_lab.analysis.capacity_report import capacity_sheet, render_capacity
 from muai_lab.analysis.slo import Slo, met
 from muai_lab.errors import SettingsError
-from muai_lab.experiment.capacity import check_settings, judge_probe, window_s
+from muai_lab.experiment.capacity import check_settings, plan_of
+from muai_lab.experiment.capacity_advice import Limits, ending, without_interval
+from muai_lab.experiment.capacity_probe import judge_probe
+from muai_lab.experiment.capacity_search import Ask, CapacitySearch, Outcome, SearchPlan
 from muai_lab.experiment.loss_watch import LossWatch, longest_s, meets
 from muai_lab.load.generator import LoadProgress
 from muai_lab.load.records import RequestRecord
 from muai_lab.load.target import Target
+from muai_lab.settings.capacity import CapacitySettings
 from muai_lab.settings.lab import LabSettings
 from muai_lab.workload.schedule import Schedule, ScheduledRequest
 
@@ -50,7 +55,7 @@ def test_arrivals_need_one_rate_that_can_be_searched(kind: str) -> None:
 
 @pytest.mark.parametrize(("rate", "seconds"), [(100.0, 30.0), (5.0, 40.0), (0.1, 120.0)])
 def test_a_low_rate_gets_a_longer_window_within_reason(rate: float, seconds: float) -> None:
-    assert window_s(settings(), rate) == pytest.approx(seconds)
+    assert CapacitySearch(plan_of(settings(), 0.99)).search_seconds(rate) == pytest.approx(seconds)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +174,7 @@ def test_a_stopped_probe_counts_only_what_was_decided(tmp_path: Path) -> None:
     run = load_run(write_run(tmp_path / "probe-00", rows, measure=(0.0, 5.0), status="partial"))
     slo = Slo(e2e_ms=1000)
 
-    probe = judge_probe(run, slo, 0, 10.0, 10.0, "over capacity: …")
+    probe = judge_probe(run, slo, 0, Ask(10.0, 0.0, 10.0, edge=True), stopped="over capacity: …")
 
     # Then the requests of the last second do not count, unless they ended: they might still have made it
     assert sum(probe.outcome.met) == 30
@@ -183,13 +188,22 @@ def document(**changes: Any) -> dict[str, Any]:
             "number": number, "rate_rps": rate, "window_s": 10.0, "due": 100, "met": round(100 * share),
             "attainment": share, "goodput_rps": None if stopped else rate * share, "ttft_p50_s": 0.05,
             "tpot_p50_s": 0.01, "verdict": "stopped early" if stopped else "valid", "stopped": stopped, "counts": True,
-            "directory": f"probe-{number:02d}",
+            "edge": False, "directory": f"probe-{number:02d}",
         }
         for number, (rate, share, stopped) in enumerate([(8.0, 1.0, None), (16.0, 0.995, None), (32.0, 0.4, "over")])
     ]  # fmt: skip
     return {
         "status": "complete",
         "ended": None,
+        "no_interval": None,
+        "end_found": True,
+        "interval": {
+            "long_probes": 10,
+            "server_starts": 10,
+            "can_restart": True,
+            "shortest_window_s": 60.0,
+            "memory_s": 2.0,
+        },
         "slo": {"ttft": 500.0, "tpot": 50.0, "quantile": 0.99},
         "capacity_rps": {"value": 17.2, "low": 15.0, "high": 20.1},
         "bracket_rps": {"kept": 16.0, "lost": 32.0},
@@ -213,14 +227,93 @@ def test_the_sheet_begins_with_the_capacity_and_its_interval() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"capacity_rps": {"value": None, "low": 0.0, "high": 1.0}}, "does not keep the promise, not even at 8.00"),
-        ({"capacity_rps": {"value": 32.0, "low": 30.0, "high": None}}, "at 32.0 requests/s, and its end was not found"),
+        ({"capacity_rps": {"value": None, "low": None, "high": None}}, "does not keep the promise, not even at 8.00"),
+        (
+            {"capacity_rps": {"value": 32.0, "low": None, "high": None}, "end_found": False},
+            "at 32.0 requests/s, and its end was not found (in windows of 10.0 s)",
+        ),
+        ({"capacity_rps": {"value": 17.2, "low": None, "high": None}}, "17.2 requests/s within the promise (no inter"),
         ({"status": "partial", "ended": "interrupted"}, "PARTIAL: pytorch carries 17.2"),
-        ({"capacity_rps": None, "probes": []}, "nothing was measured"),
+        ({"capacity_rps": None}, "no capacity: the load generator was late in 3 probes at 16.0, 32.0, 8.00 requests/s"),
+        ({"capacity_rps": None, "probes": []}, "no capacity: nothing was measured"),
     ],
 )
 def test_the_first_line_says_what_is_not_known(changes: dict[str, Any], said: str) -> None:
     assert said in capacity_sheet(document(**changes)).verdict
+
+
+@pytest.mark.parametrize(
+    ("starts", "can_restart", "said"),
+    [
+        (10, True, "each of the 10 long probes had its own"),
+        (1, True, "this server start only: another start may carry some percent more or less (capacity.restarts=true"),
+        (1, False, "this server start only: another start may carry some percent more or less (an endpoint is never"),
+    ],
+)
+def test_the_sheet_says_for_which_server_starts_the_interval_holds(starts: int, can_restart: bool, said: str) -> None:
+    made = document()["interval"] | {"server_starts": starts, "can_restart": can_restart}
+
+    sheet = capacity_sheet(document(interval=made))
+
+    assert said in dict(sheet.facts)["holds for"]
+    assert ("of this server start" in sheet.verdict) == (starts == 1)
+
+
+class TestAStudyWithoutInterval:
+    """The reason stands in the result, with settings that would do."""
+
+    PLAN = SearchPlan(quantile=0.9, start_rate=10.0, resolution=1.1, repeats=10)
+
+    def search(self, edges: int, memory_s: float = 0.5, longest_s: float = 900.0) -> CapacitySearch:
+        search = CapacitySearch(replace(self.PLAN, edge_longest_s=longest_s))
+        for rate, share in ((10.0, 1.0), (20.0, 0.2), (14.0, 1.0), (16.0, 0.5), (15.0, 1.0)):
+            search.add(Outcome(rate, (200,), (round(200 * share),), 30.0, memory_s))
+        for number in range(edges):
+            share = 0.93 if number % 2 else 0.87
+            rate = 15.2 if number % 2 else 15.8
+            search.add(Outcome(rate, (60,) * 5, (round(60 * share),) * 5, 30.0, memory_s, edge=True))
+        return search
+
+    def said(self, search: CapacitySearch, limit: Limits | None = None, **changes: Any) -> str:
+        capacity = CapacitySettings(**changes)
+        assert search.capacity().low is None
+        return without_interval(search, limit, capacity, spent_s=170.0, start_s=5.0)
+
+    def test_names_a_budget_that_would_do(self) -> None:
+        search = self.search(edges=2)
+
+        assert ending(search, Limits.BUDGET, CapacitySettings(budget_s=240)) == (
+            "the budget of 240 s was used up after 2 of 10 long probes"
+        )
+        # 170 s are spent; 8 long probes of 36 s, with 7 s for start and drain, and 15 % more
+        assert self.said(search, Limits.BUDGET, budget_s=240) == (
+            "no interval: 6 long probes are needed, and 2 were made at the edge; capacity.budget_s=570 would probably "
+            "do (with --dir, finished probes are kept)"
+        )
+
+    def test_names_a_number_of_probes_that_would_do(self) -> None:
+        assert "capacity.max_probes=17 would" in self.said(self.search(edges=2), Limits.PROBES, max_probes=7)
+
+    def test_names_the_length_of_windows_that_would_do(self) -> None:
+        said = self.said(self.search(edges=10, memory_s=9.0, longest_s=30.0))
+
+        assert "persists for about 9 s, too long for the long probes of at most 30 s" in said
+        assert "capacity.edge_longest_s=180 would do" in said
+
+    def test_names_the_repeats_that_make_too_few(self) -> None:
+        assert "capacity.repeats=2 makes too few long probes, 6 or more give one" in self.said(
+            self.search(edges=2), repeats=2
+        )
+
+    def test_says_so_if_no_rate_keeps_the_promise_or_none_breaks_it(self) -> None:
+        lost, kept = CapacitySearch(self.PLAN), CapacitySearch(self.PLAN)
+        lost.add(Outcome(10.0, (100,), (50,)))
+        kept.add(Outcome(10.0, (100,), (100,)))
+
+        assert self.said(lost).startswith("no rate from 10 requests/s on keeps the promise; capacity.lowest_rate")
+        assert self.said(kept).startswith("no rate up to 10 requests/s breaks the promise; capacity.highest_rate")
+        assert "no rate was found yet that keeps the promise" in self.said(lost, Limits.BUDGET, budget_s=9)
+        assert "no rate was found yet that breaks the promise" in self.said(kept, Limits.PROBES, max_probes=1)
 
 
 @pytest.mark.parametrize("changes", [{}, {"capacity_rps": None, "probes": []}, {"engine": None}])

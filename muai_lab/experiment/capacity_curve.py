@@ -1,0 +1,212 @@
+"""The share of requests that meet an SLO over the offered rate, and where that curve crosses the promised share.
+
+Two fits. `isotonic` is for the search: the falling curve that is nearest to all probes, each weighted by its requests
+(pool adjacent violators; Ayer et al. 1955). `edge_of` is for the estimate. Near its crossing the curve is a logistic
+one in the logarithm of the rate, fitted by quasi-likelihood to probes that are independent of each other.
+
+The misses of a probe scatter for two reasons. Requests share a queue, so their misses come in clusters, and the
+variance of a count of misses is that of independent requests times the cluster size. It is taken from the blocks of
+time within the probes. And the capacity differs from one probe to the next, by server starts among others; the variance
+of that grows with the square of the expected misses (as in a negative binomial model) and is taken from the scatter
+between the probes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import expit, logit, stdtrit
+
+Floats = npt.NDArray[np.float64]
+
+SAME = 1e-9
+"""Rates are the same if they differ by less than this, relatively."""
+
+SLOPE, SLOPE_SPREAD = 20.0, 0.5
+"""Prior of the slope (change of the log-odds of a miss per change of the log rate): median, and standard deviation of
+its logarithm. Queues with 1 to 32 slots have slopes of 8 to 40; the prior counts only as long as few probes are there.
+"""
+_PARAMETERS = 2  # the crossing and the slope
+_LOST = 3  # degrees of freedom: those, and the variance between probes
+_STEPS = 40
+_MOST_SHIFT, _MOST_TURN = 0.1, 0.5  # of the log rate and of the log slope, in one step of the fit
+_CONVERGED = 1e-5
+MOST_ABOVE = 2.0
+_MOST_ERROR = 0.2  # standard error of the log rate, with which an interval is still worth its name
+_FARTHEST_END = 50.0  # log rate
+_FARTHEST = 0.5  # log rate from the probes to a crossing that is looked for
+_EVEN = 0.5  # misses that are added in all, in clusters: the mean of a logarithm is below the logarithm of the mean
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One probe: the rate offered, and per block of time the requests due and those that met the SLO.
+
+    seconds: length of the window. memory_s: for how long its state depended on its past, None if not known. edge: True
+    for a long window at the edge, which the estimate uses; False for a short one of the search.
+    """
+
+    rate: float
+    due: tuple[int, ...]
+    met: tuple[int, ...]
+    seconds: float = 0.0
+    memory_s: float | None = None
+    edge: bool = False
+
+    @property
+    def attainment(self) -> float:
+        """Share of the requests that met the SLO; 0 when none was due."""
+        due = sum(self.due)
+        return sum(self.met) / due if due else 0.0
+
+
+def isotonic(outcomes: Sequence[Outcome]) -> tuple[Floats, Floats]:
+    """The falling curve nearest to the probes: distinct rates, ascending, and the share that met the SLO at each."""
+    rates: list[float] = []
+    met: list[float] = []
+    due: list[float] = []
+    for outcome in sorted(outcomes, key=lambda outcome: outcome.rate):
+        if rates and abs(outcome.rate / rates[-1] - 1.0) < SAME:
+            met[-1] += sum(outcome.met)
+            due[-1] += sum(outcome.due)
+        else:
+            rates.append(outcome.rate)
+            met.append(float(sum(outcome.met)))
+            due.append(float(sum(outcome.due)))
+    pools: list[list[float]] = []  # met, due, how many rates
+    for hits, all_due in zip(met, due, strict=True):
+        pools.append([hits, max(all_due, 1e-9), 1])
+        while len(pools) > 1 and pools[-1][0] / pools[-1][1] > pools[-2][0] / pools[-2][1]:
+            last = pools.pop()
+            pools[-1] = [ours + theirs for ours, theirs in zip(pools[-1], last, strict=True)]
+    levels = np.repeat([hits / all_due for hits, all_due, _ in pools], [int(width) for _, _, width in pools])
+    return np.array(rates), np.asarray(levels, dtype=np.float64)
+
+
+def crossing(rates: Floats, levels: Floats, quantile: float) -> float | None:
+    """Where a falling curve crosses the quantile, on a logarithmic scale of rates.
+
+    None where it lies below from the start; the highest rate where it never does.
+    """
+    kept = np.flatnonzero(levels >= quantile - SAME)
+    if kept.size == 0:
+        return None
+    last = int(kept[-1])
+    if last == rates.size - 1:
+        return float(rates[-1])
+    share = (levels[last] - quantile) / (levels[last] - levels[last + 1])
+    return float(np.exp(np.log(rates[last]) + share * np.log(rates[last + 1] / rates[last])))
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """Where the curve crosses the promised share.
+
+    rate: requests/s. error: standard error of its logarithm. slope: of the log-odds of a miss over the log rate.
+    cluster: requests that miss the SLO together. between: variance of the relative misses between probes, beyond what
+    clusters explain. probes: how many there are.
+    """
+
+    rate: float
+    error: float
+    slope: float
+    cluster: float
+    between: float
+    probes: int
+
+    @property
+    def found(self) -> bool:
+        """True if the probes tell where the crossing is; False if they missed nothing, for example."""
+        return self.error <= _MOST_ERROR
+
+    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
+        """Its ends, by Student's t with three degrees of freedom less than probes."""
+        t = float(stdtrit(max(self.probes - _LOST, 1), 0.5 + confidence / 2.0))
+        aside = math.exp(min(t * self.error, _FARTHEST_END))
+        return self.rate / aside, self.rate * aside
+
+
+def edge_of(outcomes: Sequence[Outcome], quantile: float) -> Edge:
+    """Fit the curve to probes of at least one request each. Raises ValueError without a probe."""
+    if not outcomes:
+        raise ValueError("no probe was made")
+    return _Fit(outcomes, quantile).edge()
+
+
+class _Fit:
+    """A fit in progress: the log rate of the crossing, the log slope, and the two parts of the variance."""
+
+    def __init__(self, outcomes: Sequence[Outcome], quantile: float) -> None:
+        self._rates = np.log([one.rate for one in outcomes])
+        due = [np.array(one.due, dtype=np.float64) for one in outcomes]
+        missed = [np.array(one.due, dtype=np.float64) - np.array(one.met) for one in outcomes]
+        self._due = np.array([float(one.sum()) for one in due])
+        self._cluster = _cluster_size(due, missed)
+        seen = np.array([float(one.sum()) for one in missed])
+        self._seen = seen + _EVEN * self._cluster * self._due / self._due.sum()
+        self._offset = float(logit(1.0 - quantile))
+        self._centre = float(np.median(self._rates))
+        self._crossing, self._log_slope, self._between = self._centre, math.log(SLOPE), 0.1
+
+    def edge(self) -> Edge:
+        """The curve and the variance between probes, a step of each in turns, until they agree."""
+        covariance = np.eye(_PARAMETERS)
+        for _ in range(_STEPS):
+            covariance, moved = self._step()
+            before, self._between = self._between, self._between_probes()
+            if moved < _CONVERGED and abs(self._between - before) < _CONVERGED:
+                break
+        slope = math.exp(self._log_slope)
+        # Misses grow more on bad starts than they shrink on good ones: the typical start is above the mean of misses.
+        typical = self._crossing + math.log1p(self._between) / (2.0 * slope)
+        error = math.sqrt(float(covariance[0, 0]))
+        return Edge(math.exp(typical), error, slope, self._cluster, self._between, self._rates.size)
+
+    def _curve(self) -> tuple[Floats, Floats, Floats, Floats]:
+        """Of each probe: expected misses, their change with the log-odds and their variance, and the misses seen.
+
+        A start of the server that is overloaded misses all, however little it is slower than one that is not. Its
+        misses count as far as the scatter of others could explain.
+        """
+        odds = self._offset + math.exp(self._log_slope) * (self._rates - self._crossing)
+        expected = self._due * expit(odds)
+        change = expected * expit(-odds)
+        variance = np.maximum(self._cluster * change + self._between * change**2, 1e-12)
+        return expected, change, variance, np.minimum(self._seen, self._due * expit(odds + MOST_ABOVE))
+
+    def _step(self) -> tuple[Floats, float]:
+        """A step of Fisher scoring with the present variances; returns the covariance, and the largest change."""
+        expected, change, variance, seen = self._curve()
+        slope = math.exp(self._log_slope)
+        gradient = np.stack([-slope * change, slope * (self._rates - self._crossing) * change])
+        weighted = gradient / variance
+        information = weighted @ gradient.T + np.diag([1e-6, SLOPE_SPREAD**-2.0])
+        score = weighted @ (seen - expected)
+        score[1] -= (self._log_slope - math.log(SLOPE)) / SLOPE_SPREAD**2
+        covariance = np.linalg.inv(information)
+        step = np.clip(covariance @ score, [-_MOST_SHIFT, -_MOST_TURN], [_MOST_SHIFT, _MOST_TURN])
+        lowest, highest = self._rates.min() - _FARTHEST, self._rates.max() + _FARTHEST
+        self._crossing = float(np.clip(self._crossing + step[0], lowest, highest))
+        self._log_slope += float(step[1])
+        return covariance, float(np.abs(step).max())
+
+    def _between_probes(self) -> float:
+        """Variance of the relative misses between probes, by moments."""
+        count = self._rates.size
+        expected, change, variance, seen = self._curve()
+        square = (seen - expected) ** 2 * count / max(count - _PARAMETERS, 1)
+        return max(0.0, float(((square - self._cluster * change) / variance).sum() / (change**2 / variance).sum()))
+
+
+def _cluster_size(due: Sequence[Floats], missed: Sequence[Floats]) -> float:
+    """Variance of the misses in blocks of time ÷ that of independent misses, at least 1; over all probes."""
+    scatter, alone = 0.0, 0.0
+    for asked, lost in zip(due, missed, strict=True):
+        share = float(lost.sum() / asked.sum())
+        scatter += float(((lost - asked * share) ** 2).sum()) * asked.size / max(asked.size - 1, 1)
+        alone += float(asked.sum()) * share * (1.0 - share)
+    return max(1.0, scatter / alone) if alone > 0.0 else 1.0

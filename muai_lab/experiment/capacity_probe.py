@@ -1,0 +1,128 @@
+"""One probe of a capacity study, as its run's records say it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from muai_lab.experiment.capacity_curve import Outcome
+from muai_lab.experiment.capacity_search import Ask
+from muai_lab.experiment.loss_watch import longest_s
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from muai_lab.analysis.frames import Run
+    from muai_lab.analysis.slo import Slo
+    from muai_lab.analysis.window import Window
+
+_BLOCKS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One probe.
+
+    verdict: the run's validity. stopped: why it was ended early, None if it went to its end. saturated: the load
+    generator was late, so the figures hold its own delays too. server: directory of the server start that it met.
+    """
+
+    number: int
+    ask: Ask
+    outcome: Outcome
+    verdict: str
+    stopped: str | None
+    directory: Path
+    saturated: bool = False
+    server: str = "server"
+    figures: Mapping[str, float | None] = field(default_factory=dict)
+
+    def counts(self, quantile: float) -> bool:
+        """True if the probe says something about the server.
+
+        A late load generator makes latencies longer. A promise that the search saw kept all the same was kept; the
+        estimate, however, takes no probe whose misses may be the generator's.
+        """
+        return not self.saturated or (not self.ask.edge and self.outcome.attainment >= quantile)
+
+    def document(self, quantile: float) -> Mapping[str, Any]:
+        """The probe as it stands in `capacity.json`."""
+        due = sum(self.outcome.due)
+        return {
+            "number": self.number,
+            "edge": self.ask.edge,
+            "server": self.server,
+            "rate_rps": self.ask.rate,
+            "lead_in_s": self.ask.lead_s,
+            "window_s": self.ask.seconds,
+            "memory_s": self.outcome.memory_s,
+            "due": due,
+            "met": sum(self.outcome.met),
+            "attainment": self.outcome.attainment if due else None,
+            "offered_rps": self.figures.get("offered"),
+            "goodput_rps": self.figures.get("goodput"),
+            "ttft_p50_s": self.figures.get("ttft"),
+            "tpot_p50_s": self.figures.get("tpot"),
+            "verdict": self.verdict,
+            "counts": self.counts(quantile),
+            "stopped": self.stopped,
+            "directory": self.directory.name,
+        }
+
+
+def judge_probe(
+    run: Run, slo: Slo, number: int, ask: Ask, *, stopped: str | None = None, server: str = "server"
+) -> Probe:
+    """The probe by its records. Of one that was stopped only requests count whose fate was decided by then.
+
+    Decided are those that ended, and those that were in flight for longer than the SLO allows.
+    """
+    from muai_lab.analysis.client_part import doubt_of
+    from muai_lab.analysis.memory import run_span
+    from muai_lab.analysis.slo import met
+    from muai_lab.analysis.validity import SATURATED, validity_of
+
+    generator = run.manifest.get("generator") or {}
+    window = run.window
+    assert window is not None, "a run that offered load has a window"
+    measured = run.measured if stopped is None else _decided(run.measured, slo, window)
+    hit = met(measured, slo)
+    span_s = max(window.duration_s, 1e-9)
+    block = np.clip(((measured["due_s"] - window.start_s) / span_s * _BLOCKS).to_numpy(), 0, _BLOCKS - 1).astype(int)
+    due, good = np.bincount(block, minlength=_BLOCKS), np.bincount(block[hit], minlength=_BLOCKS)
+    span = None if stopped else run_span(run)
+    ok = measured[measured["status"] == "ok"]
+    first = ok["ttft_from_intended_s"]
+    return Probe(
+        number,
+        ask,
+        Outcome(
+            ask.rate, tuple(due.tolist()), tuple(good.tolist()), window.duration_s,
+            None if span is None else span.memory_s, ask.edge,
+        ),
+        "stopped early" if stopped else str(validity_of(run)["verdict"]),
+        stopped,
+        run.path,
+        generator.get("verdict") == SATURATED or doubt_of(generator, slo) is not None,
+        server,
+        {
+            "offered": len(measured) / span_s if stopped is None else None,
+            "goodput": float(hit.sum()) / span_s if stopped is None else None,
+            "ttft": float(first.median()) if first.notna().any() else None,
+            "tpot": float(ok["tpot_s"].median()) if ok["tpot_s"].notna().any() else None,
+        },
+    )  # fmt: skip
+
+
+def _decided(measured: pd.DataFrame, slo: Slo, window: Window) -> pd.DataFrame:
+    waited_s = window.end_s - measured["due_s"]
+    longest = longest_s(slo, int(measured["max_tokens"].max()) if measured["max_tokens"].notna().any() else 1)
+    overdue = waited_s > (math.inf if longest is None else longest)
+    if slo.ttft_ms is not None:
+        overdue |= measured["first_content_s"].isna() & (waited_s > slo.ttft_ms / 1e3)
+    return measured[(measured["status"] != "cancelled") | overdue]

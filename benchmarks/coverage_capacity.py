@@ -123,18 +123,21 @@ def table(repeats: int, seed: int) -> Table:
         for quantile in QUANTILES:
             for spread in SPREADS:
                 shares = shares_of(world, quantile, studies_of(world, quantile, spread, repeats, seed))
-                before = BEFORE[world.title, quantile, spread]
+                before = BEFORE.get((world.title, quantile, spread))
+                coverage, bias, minutes = ("", "", "") if before is None else (
+                    f"{before[0]:.2f} → ", f"{before[1]:+.1%} → ", f"{before[2]:.0f} → "
+                )  # fmt: skip
                 rows.append(
                     [
                         world.title,
                         f"{quantile:.0%}",
                         f"{spread:.0%}",
                         f"{world.capacity(quantile):.1f}",
-                        f"{before[0]:.2f} → {shares.coverage:.2f}",
-                        f"{before[1]:+.1%} → {shares.bias:+.1%}",
+                        f"{coverage}{shares.coverage:.2f}",
+                        f"{bias}{shares.bias:+.1%}",
                         f"± {shares.width:.1%}",
                         f"{shares.printed:.0%}",
-                        f"{before[2]:.0f} → {shares.minutes:.0f}",
+                        f"{minutes}{shares.minutes:.0f}",
                     ]
                 )
     note = (

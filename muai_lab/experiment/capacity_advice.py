@@ -61,16 +61,17 @@ def without_interval(
             "one (10 by default)"
         )
     near, edge = search.near(), search.capacity().edge
-    if edge is not None and len(near) >= LEAST_EDGES and search.long_enough():
+    if edge is not None and len(near) >= LEAST_EDGES:
+        if search.long_enough():
+            return (
+                f"no interval: the {len(near)} long probes miss the SLO too seldom, or too unevenly, to show the edge; "
+                "more (capacity.repeats) or longer ones (load.duration_s) may"
+            )
+        longest_s, needed_s = max(one.seconds for one in near), _rounded_up(search.needed_s())
+        key = "load.duration_s" if needed_s <= search.plan.edge_longest_s else "capacity.edge_longest_s"
         return (
-            f"no interval: the {len(near)} long probes miss the SLO too seldom, or too unevenly, to show the edge; "
-            "more (capacity.repeats) or longer ones (load.duration_s) may"
-        )
-    if len(near) >= LEAST_EDGES:
-        needed_s = _rounded_up(search.needed_s())
-        return (
-            f"no interval: the state of queue and batch persists for about {search.memory_s():.3g} s, too long for the "
-            f"long probes of at most {max(one.seconds for one in near):.0f} s; capacity.edge_longest_s={needed_s:.0f} "
+            f"no interval: long probes of at most {longest_s:.0f} s are too short, as state persists for about "
+            f"{search.memory_s():.3g} s and {edge.cluster:.0f} requests miss the SLO together; {key}={needed_s:.0f} "
             "would do"
         )
     return (

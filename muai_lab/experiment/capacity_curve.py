@@ -35,7 +35,12 @@ _LOST = 3  # degrees of freedom: those, and the variance between probes
 _STEPS = 40
 _MOST_SHIFT, _MOST_TURN = 0.1, 0.5  # of the log rate and of the log slope, in one step of the fit
 _CONVERGED = 1e-5
-MOST_ABOVE = 2.0
+_LEAST_SPREAD = 0.02
+"""Standard deviation of the log capacity between probes that is assumed at least: few probes often show none."""
+_MOST_ABOVE = 2.0
+"""Log-odds above the curve up to which misses count."""
+_NEAR = 2.0
+"""Log-odds from the promised share at which a probe weighs 0.6 of one at the crossing."""
 _MOST_ERROR = 0.2  # standard error of the log rate, with which an interval is still worth its name
 _FARTHEST_END = 50.0  # log rate
 _FARTHEST = 0.5  # log rate from the probes to a crossing that is looked for
@@ -108,7 +113,7 @@ class Edge:
 
     rate: requests/s. error: standard error of its logarithm. slope: of the log-odds of a miss over the log rate.
     cluster: requests that miss the SLO together. between: variance of the relative misses between probes, beyond what
-    clusters explain. probes: how many there are.
+    clusters explain. probes: how many there are. clusters: clusters of misses that they saw near the crossing.
     """
 
     rate: float
@@ -117,6 +122,7 @@ class Edge:
     cluster: float
     between: float
     probes: int
+    clusters: float
 
     @property
     def found(self) -> bool:
@@ -145,12 +151,11 @@ class _Fit:
         due = [np.array(one.due, dtype=np.float64) for one in outcomes]
         missed = [np.array(one.due, dtype=np.float64) - np.array(one.met) for one in outcomes]
         self._due = np.array([float(one.sum()) for one in due])
-        self._cluster = _cluster_size(due, missed)
-        seen = np.array([float(one.sum()) for one in missed])
-        self._seen = seen + _EVEN * self._cluster * self._due / self._due.sum()
+        self._missed = np.array([float(one.sum()) for one in missed])
+        self._scatter = np.array([_scatter_of_blocks(*one) for one in zip(due, missed, strict=True)])
         self._offset = float(logit(1.0 - quantile))
-        self._centre = float(np.median(self._rates))
-        self._crossing, self._log_slope, self._between = self._centre, math.log(SLOPE), 0.1
+        self._crossing, self._log_slope, self._between = float(np.median(self._rates)), math.log(SLOPE), 0.1
+        self._cluster = 1.0
 
     def edge(self) -> Edge:
         """The curve and the variance between probes, a step of each in turns, until they agree."""
@@ -164,49 +169,74 @@ class _Fit:
         # Misses grow more on bad starts than they shrink on good ones: the typical start is above the mean of misses.
         typical = self._crossing + math.log1p(self._between) / (2.0 * slope)
         error = math.sqrt(float(covariance[0, 0]))
-        return Edge(math.exp(typical), error, slope, self._cluster, self._between, self._rates.size)
+        clusters = float(self._curve().weight @ self._missed) / self._cluster
+        return Edge(math.exp(typical), error, slope, self._cluster, self._between, self._rates.size, clusters)
 
-    def _curve(self) -> tuple[Floats, Floats, Floats, Floats]:
-        """Of each probe: expected misses, their change with the log-odds and their variance, and the misses seen.
+    def _curve(self) -> _Curve:
+        between = max(self._between, (_LEAST_SPREAD * math.exp(self._log_slope)) ** 2)
+        odds = math.exp(self._log_slope) * (self._rates - self._crossing)
+        expected = self._due * expit(self._offset + odds)
+        change = expected * expit(-self._offset - odds)
+        weight = np.exp(-0.5 * (odds / _NEAR) ** 2)
+        self._cluster = self._cluster_size(weight)
+        seen = self._missed + _EVEN * self._cluster * weight * self._due / (weight @ self._due + 1e-12)
+        return _Curve(
+            expected,
+            change,
+            np.maximum(self._cluster * change + between * change**2, 1e-12),
+            np.minimum(seen, self._due * expit(self._offset + odds + _MOST_ABOVE)),
+            weight,
+        )
 
-        A start of the server that is overloaded misses all, however little it is slower than one that is not. Its
-        misses count as far as the scatter of others could explain.
-        """
-        odds = self._offset + math.exp(self._log_slope) * (self._rates - self._crossing)
-        expected = self._due * expit(odds)
-        change = expected * expit(-odds)
-        variance = np.maximum(self._cluster * change + self._between * change**2, 1e-12)
-        return expected, change, variance, np.minimum(self._seen, self._due * expit(odds + MOST_ABOVE))
+    def _cluster_size(self, weight: Floats) -> float:
+        """Variance of the misses in blocks of time ÷ that of independent misses, at least 1."""
+        alone = weight @ (self._missed * (1.0 - self._missed / self._due))
+        return max(1.0, float(weight @ self._scatter / alone)) if alone > 0.0 else 1.0
 
     def _step(self) -> tuple[Floats, float]:
         """A step of Fisher scoring with the present variances; returns the covariance, and the largest change."""
-        expected, change, variance, seen = self._curve()
+        curve = self._curve()
         slope = math.exp(self._log_slope)
-        gradient = np.stack([-slope * change, slope * (self._rates - self._crossing) * change])
-        weighted = gradient / variance
-        information = weighted @ gradient.T + np.diag([1e-6, SLOPE_SPREAD**-2.0])
-        score = weighted @ (seen - expected)
+        gradient = np.stack([-slope * curve.change, slope * (self._rates - self._crossing) * curve.change])
+        weighted = gradient * (curve.weight / curve.variance)
+        prior = np.diag([1e-6, SLOPE_SPREAD**-2.0])
+        information = weighted @ gradient.T + prior
+        score = weighted @ (curve.seen - curve.expected)
         score[1] -= (self._log_slope - math.log(SLOPE)) / SLOPE_SPREAD**2
-        covariance = np.linalg.inv(information)
-        step = np.clip(covariance @ score, [-_MOST_SHIFT, -_MOST_TURN], [_MOST_SHIFT, _MOST_TURN])
+        inverse = np.linalg.inv(information)
+        step = np.clip(inverse @ score, [-_MOST_SHIFT, -_MOST_TURN], [_MOST_SHIFT, _MOST_TURN])
         lowest, highest = self._rates.min() - _FARTHEST, self._rates.max() + _FARTHEST
         self._crossing = float(np.clip(self._crossing + step[0], lowest, highest))
         self._log_slope += float(step[1])
-        return covariance, float(np.abs(step).max())
+        scatter = (weighted * curve.weight) @ gradient.T + prior
+        return inverse @ scatter @ inverse, float(np.abs(step).max())
 
     def _between_probes(self) -> float:
         """Variance of the relative misses between probes, by moments."""
-        count = self._rates.size
-        expected, change, variance, seen = self._curve()
-        square = (seen - expected) ** 2 * count / max(count - _PARAMETERS, 1)
-        return max(0.0, float(((square - self._cluster * change) / variance).sum() / (change**2 / variance).sum()))
+        curve = self._curve()
+        count = float(curve.weight.sum())
+        square = (curve.seen - curve.expected) ** 2 * count / max(count - _PARAMETERS, 1.0)
+        excess = curve.weight * (square - self._cluster * curve.change) / curve.variance
+        return max(0.0, float(excess.sum() / (curve.weight * curve.change**2 / curve.variance).sum()))
 
 
-def _cluster_size(due: Sequence[Floats], missed: Sequence[Floats]) -> float:
-    """Variance of the misses in blocks of time ÷ that of independent misses, at least 1; over all probes."""
-    scatter, alone = 0.0, 0.0
-    for asked, lost in zip(due, missed, strict=True):
-        share = float(lost.sum() / asked.sum())
-        scatter += float(((lost - asked * share) ** 2).sum()) * asked.size / max(asked.size - 1, 1)
-        alone += float(asked.sum()) * share * (1.0 - share)
-    return max(1.0, scatter / alone) if alone > 0.0 else 1.0
+@dataclass(frozen=True, slots=True)
+class _Curve:
+    """Per probe: expected misses, their change with the log-odds and their variance, the misses seen, and its weight.
+
+    A start of the server that is overloaded misses all, however little it is slower than one that is not: misses count
+    as far as the scatter of others could explain. weight: 1 at the crossing, less for probes that only led there.
+    """
+
+    expected: Floats
+    change: Floats
+    variance: Floats
+    seen: Floats
+    weight: Floats
+
+
+def _scatter_of_blocks(due: Floats, missed: Floats) -> float:
+    """Variance of the misses of a probe, by its blocks of time."""
+    if due.size < 2:
+        return 0.0
+    return float(((missed - due * (missed.sum() / due.sum())) ** 2).sum()) * due.size / (due.size - 1)

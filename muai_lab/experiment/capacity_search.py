@@ -24,11 +24,12 @@ LEAST_EDGES = 6
 """Long probes from which there is an interval."""
 MEMORIES = 20.0
 """Memories, as they look in such a window, that a long probe must span."""
-MEMORIES_BEYOND = 4.0
-"""Memories that must lie beyond the quantile in all long probes together: misses come a backlog at a time."""
+LEAST_CLUSTERS = 3.0
+"""Clusters of misses that all long probes together must see: misses come a backlog at a time."""
 LEAD_IN = 0.2
 """Length of the lead-in before a long window, relative to it: two memories."""
 _SLACK = 0.7  # the memory scatters from window to window
+_ENOUGH_TO_TELL = 3  # long probes that tell the size of a cluster
 _TOP_PROBES = 2  # long probes at the highest rate, if the search found no end
 _STEP = 0.15  # of the log rate: no long probe lies farther from those before
 _NEAREST, _WIDEST = 0.01, 0.1  # of the log rate: from the crossing to a long probe
@@ -139,20 +140,17 @@ class CapacitySearch:
         return min(wanted, max(self.plan.edge_longest_s, self.plan.duration_s))
 
     def needed_s(self) -> float:
-        """Length of the long windows that the memory of the queue demands, in seconds."""
-        return self._needed_s(self.near())
-
-    def _needed_s(self, near: Sequence[Outcome]) -> float:
-        probes = max(self.plan.repeats, LEAST_EDGES)
-        memories = max(MEMORIES, MEMORIES_BEYOND / (1.0 - self.plan.quantile) / probes)
-        return memories * self._memory_s(near)
+        """Length of the long windows that the memory of the queue and its clusters of misses demand, in seconds."""
+        needed_s = MEMORIES * self.memory_s()
+        near, edge = self._near_fit()
+        if edge is None or len(near) < _ENOUGH_TO_TELL:
+            return needed_s
+        missed_per_s = edge.rate * (1.0 - self.plan.quantile) * max(self.plan.repeats, LEAST_EDGES)
+        return max(needed_s, LEAST_CLUSTERS * edge.cluster / missed_per_s)
 
     def memory_s(self) -> float:
         """The memory of the queue at the edge, in seconds; of the search's probes as long as there is no long one."""
-        return self._memory_s(self.near())
-
-    def _memory_s(self, near: Sequence[Outcome]) -> float:
-        seen = [one.memory_s for one in near if one.memory_s is not None]
+        seen = [one.memory_s for one in self.near() if one.memory_s is not None]
         if seen:
             return float(np.mean(seen))
         kept = [one for one in self.searched if one.attainment >= self.plan.quantile]
@@ -174,9 +172,7 @@ class CapacitySearch:
         fit = edge_of(edges, self.plan.quantile)
         reach = min(max(2.0 / fit.slope, _SHORTEST_REACH), _LONGEST_REACH)
         near = [one for one in edges if abs(math.log(one.rate / fit.rate)) <= reach]
-        if len(near) < LEAST_EDGES:
-            return near, fit
-        return near, edge_of(near, self.plan.quantile)
+        return near, fit
 
     def capacity(self) -> Capacity:
         """What all probes say. Raises ValueError before the first."""
@@ -195,9 +191,11 @@ class CapacitySearch:
         return Capacity(edge.rate, *edge.interval(), edge=edge)
 
     def long_enough(self) -> bool:
-        """True if the long probes span what the memory of the queue demands."""
-        spanned_s = sum(one.seconds for one in self.near())
-        return spanned_s >= _SLACK * max(self.plan.repeats, LEAST_EDGES) * self.needed_s()
+        """True if the long probes span what the memory of the queue demands, and saw enough clusters of misses."""
+        near, edge = self._near_fit()
+        spanned_s = sum(one.seconds for one in near)
+        demanded_s = max(self.plan.repeats, LEAST_EDGES) * MEMORIES * self.memory_s()
+        return edge is not None and spanned_s >= _SLACK * demanded_s and edge.clusters >= _SLACK * LEAST_CLUSTERS
 
     def _next_searched(self) -> float | None:
         plan = self.plan

@@ -297,7 +297,7 @@ class TestAStudyWithoutInterval:
     def test_names_the_length_of_windows_that_would_do(self) -> None:
         said = self.said(self.search(edges=10, memory_s=9.0, longest_s=30.0))
 
-        assert "persists for about 9 s, too long for the long probes of at most 30 s" in said
+        assert "long probes of at most 30 s are too short, as state persists for about 9 s" in said
         assert "capacity.edge_longest_s=180 would do" in said
 
     def test_names_the_repeats_that_make_too_few(self) -> None:

@@ -30,6 +30,7 @@ PROMPTS, TOKENS = 64, 24
 
 _FEWEST_PROMPTS = 24
 _ENOUGH_POSITIONS = 1000
+_FRUITLESS = 5  # schedules in a row without a new prompt, behind which there will be none
 _AT_ONCE = 8
 _TIMEOUT_S = 600.0
 _MAY_CHANGE_OUTPUTS = ("dtype", "enable_quantization", "replace_with_kernel_inject")
@@ -77,13 +78,18 @@ def prompts_of(
     """
     most = None if context_tokens is None else max(context_tokens - TOKENS, 1)
     found: dict[tuple[int, ...], None] = {}
+    fruitless = 0
     for schedule in schedules:
+        known = len(found)
         for request in schedule:
             ids = None if request.turn else _ids_of(request, tokenizer, chat=chat)
             if ids:
                 found.setdefault(tuple(ids if most is None else ids[-most:]))
             if len(found) == PROMPTS:
                 return [list(prompt) for prompt in found]
+        fruitless = 0 if len(found) > known else fruitless + 1
+        if fruitless == _FRUITLESS:
+            break
     lengths = [len(prompt) for prompt in found] or [TOKENS]
     random = np.random.default_rng(0)
     for place in range(_FEWEST_PROMPTS - len(found)):

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from hypothesis import strategies as st
 
 from muai_lab.errors import RunError
 from muai_lab.settings.lab import LabSettings
+from muai_lab.settings.schema import OptimizationSettings
+from muai_lab.tuning import reference
 from muai_lab.tuning.agreement import Agreement, Answer, agreement_of, not_kept
 from muai_lab.tuning.blocks import LoadBlocks
 from muai_lab.tuning.quality import (
@@ -28,6 +31,7 @@ from muai_lab.tuning.quality import (
     greedy_answers,
     within,
 )
+from muai_lab.tuning.reference import References
 from tests.unit.word_tokenizer import WordTokenizer
 
 Ask = Callable[[Sequence[int], Sequence[int], int], list[int]]
@@ -115,21 +119,21 @@ def test_whatever_differs_each_position_is_asked_at_most_once_and_none_is_forgot
 
 def test_a_cache_of_three_bits_is_found_although_every_first_token_is_right() -> None:
     exact, rounded = SmallAttention(None), SmallAttention(3)
-    reference = greedy_answers(exact, PROMPTS_OF_TEST, frozenset())
+    expected = greedy_answers(exact, PROMPTS_OF_TEST, frozenset())
 
-    found = compare(rounded, reference, 0.5)
+    found = compare(rounded, expected, 0.5)
 
-    assert all(rounded(one.prompt, (), 1) == one.answer[:1] for one in reference)
+    assert all(rounded(one.prompt, (), 1) == one.answer[:1] for one in expected)
     assert found.share < 0.9
     assert not found.keeps(0.95)
-    assert compare(exact, reference, 0.95).share == 1.0
+    assert compare(exact, expected, 0.95).share == 1.0
 
 
 def test_a_comparison_ends_as_soon_as_it_can_only_be_refused() -> None:
     exact, rounded = SmallAttention(None), SmallAttention(1)
-    reference = greedy_answers(exact, PROMPTS_OF_TEST, frozenset())
+    expected = greedy_answers(exact, PROMPTS_OF_TEST, frozenset())
 
-    found = compare(rounded, reference, 0.95)
+    found = compare(rounded, expected, 0.95)
 
     assert found.prompts < PROMPTS
     assert not found.keeps(0.95)
@@ -146,10 +150,10 @@ def test_answers_end_behind_an_end_token_while_enough_positions_remain() -> None
 
 
 def test_an_engine_is_asked_only_for_what_it_has_room_for() -> None:
-    reference = [ForcedAnswer([1] * size, [2] * 4) for size in (3, 6, 8, 9)]
+    expected = [ForcedAnswer([1] * size, [2] * 4) for size in (3, 6, 8, 9)]
 
-    decoder = within(reference, 8, encoder_decoder=False)
-    encoder = within(reference, 8, encoder_decoder=True)
+    decoder = within(expected, 8, encoder_decoder=False)
+    encoder = within(expected, 8, encoder_decoder=True)
 
     assert [(len(one.prompt), len(one.answer)) for one in decoder] == [(3, 4), (6, 2)]
     assert [(len(one.prompt), len(one.answer)) for one in encoder] == [(3, 4), (6, 4), (8, 4)]
@@ -268,3 +272,31 @@ def test_the_highest_limit_that_can_be_asked_for_can_be_shown() -> None:
     highest = LabSettings.model_validate({"tuning": {"min_agreement": 0.99}}).tuning.min_agreement
 
     assert agreement_of([Answer(TOKENS, TOKENS - 1, TOKENS)] * PROMPTS).keeps(highest or 1.0)
+
+
+def test_answers_of_fp32_are_asked_for_once_in_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[OptimizationSettings] = []
+
+    class Fp32:
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self.ask = SmallAttention(None, vocabulary=128)
+
+        def apply(self, optimization: OptimizationSettings) -> None:
+            started.append(optimization)
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(reference, "ServerArena", Fp32)
+
+    def answers() -> list[ForcedAnswer]:
+        blocks = LoadBlocks(LabSettings(), LetterTokenizer(), None)
+        return References(LabSettings(), blocks, tmp_path, frozenset()).of("search")
+
+    first, again = answers(), answers()
+    (tmp_path / reference.REFERENCE).write_text('{"search": [{"prompt": [1]}]}')
+    repaired = answers()
+
+    assert first == again == repaired
+    assert len(first) == PROMPTS
+    assert [(one.engine_preference, one.pytorch.dtype) for one in started] == [(("pytorch",), "fp32")] * 2

@@ -43,7 +43,7 @@ def _of_confirmation(confirmation: Confirmation, objective: str) -> dict[str, st
     if (kept := _attainment(confirmation)) is not None:
         found["SLO attainment"] = kept
     if confirmation.agreement is not None:
-        found["agreement"] = str(confirmation.agreement)
+        found["agreement of the winner"] = str(confirmation.agreement)
     if confirmation.between_starts is not None:
         found["noise between server starts"] = (
             f"{confirmation.between_starts:.1%} (standard deviation of runs of one configuration, from these pairs)"

@@ -24,12 +24,25 @@ class Answer:
     """One prompt's share in the comparison.
 
     positions: Positions at which both were asked. decoded: Those of them whose token a decode step made; the others
-    are the first tokens of answers, which a prefill makes. agreed: Positions with the same token.
+    are the first tokens of answers, which a prefill makes. agreed: Positions with the same token. length: Positions of
+    the whole answer, if some were left out.
     """
 
     positions: int
     decoded: int
     agreed: int
+    length: int = 0
+
+    @property
+    def weight(self) -> int:
+        """Positions that the prompt stands for. Behind a difference one is left out: without weights, prompts with many
+        differences would count less, and the share would be too high."""
+        return max(self.length, self.positions)
+
+    @property
+    def differing(self) -> float:
+        """Differing positions, of `weight`."""
+        return self.weight * (1.0 - self.agreed / self.positions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +77,7 @@ def agreement_of(answers: Sequence[Answer]) -> Agreement:
     positions, decoded = sum(one.positions for one in seen), sum(one.decoded for one in seen)
     if not positions:
         return Agreement(0.0, 0.0, 0, 0, 0)
-    share = sum(one.agreed for one in seen) / positions
+    share = 1.0 - sum(one.differing for one in seen) / sum(one.weight for one in seen)
     effect = design_effect(seen)
     low = _lower_bound(share, positions / effect, len(seen))
     return Agreement(share, low, positions, decoded, len(seen), effect)
@@ -83,15 +96,16 @@ def design_effect(answers: Sequence[Answer]) -> float:
     The differing positions of few prompts show little of how they cluster. There a correlation within prompts is
     assumed, which counts as one prompt with differences.
     """
-    sizes = np.array([answer.positions for answer in answers], dtype=np.float64)
-    differing = sizes - np.array([answer.agreed for answer in answers], dtype=np.float64)
+    sizes = np.array([answer.weight for answer in answers], dtype=np.float64)
+    differing = np.array([answer.differing for answer in answers])
     rate = float(differing.sum() / sizes.sum())
     assumed = 1.0 + _PRIOR_CORRELATION * max(float(np.square(sizes).sum() / sizes.sum()) - 1.0, 0.0)
     hit = int((differing > 0.0).sum())
     if not hit or rate >= 1.0 or len(answers) < 2:
         return assumed
     between = float(np.square(differing - rate * sizes).sum()) * len(answers) / (len(answers) - 1)
-    shown = between / (rate * (1.0 - rate) * float(sizes.sum()))
+    positions = sum(answer.positions for answer in answers)
+    shown = between / float(sizes.sum()) ** 2 / (rate * (1.0 - rate) / positions)
     return max((hit * shown + assumed) / (hit + 1), 1.0)
 
 

@@ -180,7 +180,7 @@ def forced_positions(ask: Ask, forced: ForcedAnswer) -> Answer:
         decoded += asked - 1
         agreed += max(same - uncounted, 0)
         at += asked
-    return Answer(positions, decoded, agreed)
+    return Answer(positions, decoded, agreed, len(answer))
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

@@ -93,12 +93,12 @@ def differing_at(places: set[int]) -> tuple[Ask, ForcedAnswer]:
 
 
 def test_every_difference_counts_once_and_the_token_behind_a_new_beginning_does_not_count() -> None:
-    assert forced_positions(*differing_at(set())) == Answer(24, 23, 24)
-    assert forced_positions(*differing_at({10})) == Answer(23, 22, 22)
-    assert forced_positions(*differing_at({0})) == Answer(23, 22, 22)
-    assert forced_positions(*differing_at({5, 15})) == Answer(22, 21, 20)
-    assert forced_positions(*differing_at({TOKENS - 1})) == Answer(24, 23, 23)
-    assert forced_positions(*differing_at({TOKENS - 2})) == Answer(23, 22, 22)
+    assert forced_positions(*differing_at(set())) == Answer(24, 23, 24, TOKENS)
+    assert forced_positions(*differing_at({10})) == Answer(23, 22, 22, TOKENS)
+    assert forced_positions(*differing_at({0})) == Answer(23, 22, 22, TOKENS)
+    assert forced_positions(*differing_at({5, 15})) == Answer(22, 21, 20, TOKENS)
+    assert forced_positions(*differing_at({TOKENS - 1})) == Answer(24, 23, 23, TOKENS)
+    assert forced_positions(*differing_at({TOKENS - 2})) == Answer(23, 22, 22, TOKENS)
 
 
 @settings(max_examples=50)
@@ -114,7 +114,7 @@ def test_whatever_differs_each_position_is_asked_at_most_once_and_none_is_forgot
         if not skipped:
             counted.add(place)
         skipped = place in places and (not skipped or place in places)
-    assert found == Answer(len(counted), len(counted) - 1, len(counted - places))
+    assert found == Answer(len(counted), len(counted) - 1, len(counted - places), TOKENS)
 
 
 def test_a_cache_of_three_bits_is_found_although_every_first_token_is_right() -> None:
@@ -179,6 +179,13 @@ def test_differences_in_few_prompts_widen_the_bound() -> None:
     assert spread.share == clustered.share
     assert clustered.design_effect > 4.0
     assert clustered.low < 0.95 < spread.low
+
+
+def test_a_prompt_weighs_what_its_answer_is_long_however_many_positions_were_left_out() -> None:
+    found = agreement_of([Answer(24, 23, 24, 24), Answer(16, 15, 8, 24)])
+
+    assert found.share == pytest.approx(0.75)
+    assert found.positions == 40
 
 
 @settings(max_examples=50)

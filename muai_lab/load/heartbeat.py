@@ -2,7 +2,11 @@
 
 A beat is due every 5 ms. By how much it is late is by how much the bytes of an answer, had they come at that moment,
 would have been read too late: it waits for a processor like them, behind the same work, the same garbage collection.
-A stall over several beats counts once for each: so the lateness is that of a moment drawn at random from the window.
+
+A stall over several beats counts once for each, and with its whole length each time: answers come in step with the
+generator, which sends, is interrupted, and leaves the bytes lying from the beginning of the stall on. The later beats
+are noted when the loop has read what came before them: a thread that lacks a processor is interrupted between two reads
+as well.
 """
 
 from __future__ import annotations
@@ -119,12 +123,19 @@ class Heartbeat:
         )
 
     def _beat(self) -> None:
+        """Note the beat that woke the loop. Those that are due by now stand behind the bytes that came before them."""
+        if not self._ended:
+            self._take(1)
+            more = self._due_ns <= self._last[0]
+            self._timer.call_at(self._due_ns, self._catch_up if more else self._beat)
+
+    def _catch_up(self) -> None:
         if not self._ended:
             self._take()
             self._timer.call_at(self._due_ns, self._beat)
 
-    def _take(self) -> None:
-        """Note the lateness of each beat that is due, and to what it was."""
+    def _take(self, most: int | None = None) -> None:
+        """Note how late the beats are that are due (at most so many), and why."""
         now_ns = self._clock()
         moment = (now_ns, self._cpu_clock(), 0 if self._wait_clock is None else self._wait_clock())
         if self._first is None:
@@ -134,6 +145,6 @@ class Heartbeat:
         if self._due_ns <= now_ns and ran + waited > 0:
             self._late += now_ns - self._due_ns
             self._waited += (now_ns - self._due_ns) * waited / (ran + waited)
-        while self._due_ns <= now_ns:
-            self._lateness_ns.append(now_ns - self._due_ns)
-            self._due_ns += INTERVAL_NS
+        overdue = len(range(self._due_ns, now_ns + 1, INTERVAL_NS)[:most])
+        self._lateness_ns.extend([now_ns - self._due_ns] * overdue)
+        self._due_ns += INTERVAL_NS * overdue

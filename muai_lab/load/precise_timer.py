@@ -25,7 +25,10 @@ class PreciseTimer(Protocol):
     """Calls back and wakes tasks at times on the load's clock, never before."""
 
     def call_at(self, due_ns: int, callback: Callable[[], None]) -> None:
-        """Call at `due_ns`, or as soon after as the loop allows. Nothing is called any more after `close`."""
+        """Call at `due_ns`, or as soon after as the loop allows. Nothing is called any more after `close`.
+
+        A time that is past by now comes after what the loop finds ready, also if a callback asks for it.
+        """
 
     async def sleep_until(self, due_ns: int) -> None:
         """Return at `due_ns` or as soon after as the loop allows; past it, without yielding."""
@@ -109,9 +112,13 @@ class KernelTimer:
         except BlockingIOError:
             return  # armed anew in the meantime
         self._armed_ns = None
-        while self._waits and self._waits[0][0] <= time.monotonic_ns():
-            heapq.heappop(self._waits)[2]()
-        if self._waits and not self._closed:
+        now_ns, due = time.monotonic_ns(), []
+        while self._waits and self._waits[0][0] <= now_ns:
+            due.append(heapq.heappop(self._waits)[2])
+        for callback in due:
+            if not self._closed:
+                callback()
+        if self._waits and self._waits[0][0] != self._armed_ns and not self._closed:
             self._arm(self._waits[0][0])
 
     def _arm(self, due_ns: int) -> None:

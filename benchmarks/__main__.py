@@ -7,6 +7,7 @@ import sys
 
 BENCHMARKS = (
     "ruler",
+    "client_part",
     "scheduler",
     "stack_throughput",
     "long_prompt",

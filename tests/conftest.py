@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -11,9 +12,14 @@ from pathlib import Path
 import pytest
 from hypothesis import settings as hypothesis_settings
 
+from muai_lab.garbage import collect_rarely
+
 # No test is timed: on a machine that is busy with other work an example takes as long as it takes.
 hypothesis_settings.register_profile("untimed", deadline=None)
 hypothesis_settings.load_profile("untimed")
+
+# As in muai_lab.__main__: a third of the time that it takes to import the tests.
+collect_rarely()
 
 # As in muai_lab.__main__, for the tests that run an engine in their own process: set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -38,6 +44,15 @@ _NOT_IN_CI = "needs a GPU"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--forbid-skips", action="store_true", help=f"fail on a skip whose reason is not {_NOT_IN_CI!r}")
+
+
+def pytest_runtest_setup() -> None:
+    """Set what was imported apart from garbage collection: many tests collect, and each would look through all of it.
+
+    A load generator that ends joins it again.
+    """
+    if gc.get_freeze_count() == 0:
+        gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import psutil
 import uvloop
 
+from muai_lab.garbage import collect_briefly
 from muai_lab.scratch import remove_scratch
 from muai_lab.server.admin import TOKEN_VARIABLE
 from muai_lab.server.service import InferenceService
@@ -49,6 +50,7 @@ async def _serve(service: InferenceService, announce: Callable[[dict[str, Any]],
         leave_at_once(EXIT_STATUS[await stopping])
     try:
         await starting
+        collect_briefly()
         announce(service.describe())
         log.info("ready")
         signum = await stopping

@@ -22,6 +22,7 @@ from muai_lab.engines.deepspeed.library import process_group
 from muai_lab.engines.deepspeed.prepare import Job, load, prepare, probe_logits
 from muai_lab.engines.pytorch.slot_engine import PrefixModel
 from muai_lab.errors import EngineError
+from muai_lab.garbage import collect_rarely
 
 _PARENT_CHECK_S = 1.0
 
@@ -31,6 +32,7 @@ def main(argv: list[str]) -> int:
     connection: Connection[Any, Any] = Connection(int(argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    collect_rarely()
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     try:
         _run(connection, int(argv[2]))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from muai_lab.errors import EngineError, MuaiError
+from muai_lab.garbage import collect_rarely
 
 NAME = "onnx"
 _FAILURE_FILE = "failure.json"
@@ -59,6 +60,7 @@ def carry_out(module: str, order: Mapping[str, Any], directory: Path, *, task: s
 
 def obey(order: str, work: Callable[[Mapping[str, Any], Path], None]) -> int:
     """Do the work of one order, given its fields and directory; return the process's exit status."""
+    collect_rarely()
     fields = json.loads(order)
     directory = Path(fields["directory"])
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import signal
 import socket
 import subprocess
@@ -10,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import openai
 import psutil
@@ -59,47 +62,53 @@ def test_a_model_that_cannot_be_loaded_is_exit_2(tmp_path: Path) -> None:
     assert "Traceback" not in ended.stderr
 
 
-def test_sigterm_lets_a_running_stream_finish_and_refuses_new_requests(tmp_path: Path) -> None:
-    with serving(tmp_path) as server, client_of(server) as client:
+def listening(process: psutil.Process) -> list[int]:
+    connections = process.net_connections(kind="tcp")
+    return [connection.laddr.port for connection in connections if connection.status == psutil.CONN_LISTEN]
+
+
+def test_sigterm_lets_a_running_stream_finish_refuses_new_requests_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Of a server without monitoring, which has no port for metrics."""
+    with serving(tmp_path, "monitoring.enabled=false") as server, client_of(server) as client:
+        process, port = psutil.Process(server.process.pid), int(server.url.rpartition(":")[2])
+        assert server.ready["metrics_url"] is None
+        assert listening(process) == [port]
         stream = long_stream(client, 600)
+        children = process.children(recursive=True)
+
         server.process.send_signal(signal.SIGTERM)
+
         refused = _first_refusal(client)
         rest = list(stream)
-
         assert server.process.wait(STOP_S) == 0
         assert refused.status_code == 503
         assert refused.code == "draining"
         assert int(refused.response.headers["retry-after"]) >= 1
         assert rest[-1].choices[0].finish_reason == "length"
         assert "SIGTERM" in server.log
-
-
-def test_a_stream_that_outlives_the_grace_period_is_told_so(tmp_path: Path) -> None:
-    with serving(tmp_path, "monitoring.server.graceful_shutdown_timeout=0") as server, client_of(server) as client:
-        stream = long_stream(client, 8000)
-        server.process.send_signal(signal.SIGTERM)
-
-        with pytest.raises(openai.APIError, match="shutting down"):
-            list(stream)
-        assert server.process.wait(STOP_S) == 0
-
-
-def test_nothing_is_left_behind(tmp_path: Path) -> None:
-    with serving(tmp_path) as server:
-        before = psutil.Process(server.process.pid).children(recursive=True)
-        with client_of(server) as client:
-            client.completions.create(model=MODEL, prompt="a", max_tokens=2)
-
-        assert server.stop() == 0
-        assert not [child for child in before if child.is_running()]
+        assert not [child for child in children if child.is_running()]
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), timeout=5).close()
+            socket.create_connection(("127.0.0.1", port), timeout=5).close()
 
 
-def test_ctrl_c_ends_it_too_with_the_status_of_an_interrupt(tmp_path: Path) -> None:
-    with serving(tmp_path) as server:
-        assert server.stop(signal.SIGINT) == 130
-        assert "Traceback" not in server.log
+def test_a_full_queue_is_429_and_a_stream_that_outlives_the_grace_period_is_told_so(tmp_path: Path) -> None:
+    settings = ["optimization.batcher.max_batch_size=1", "monitoring.server.queue_capacity=1"]
+    settings += ["monitoring.server.graceful_shutdown_timeout=0"]
+    with serving(tmp_path, *settings) as server, client_of(server) as client:
+        running = long_stream(client, 8000)
+        waiting = threading.Thread(target=_ask_in_vain, args=(client,))
+        waiting.start()
+        _until_waiting(server)
+
+        with pytest.raises(openai.RateLimitError) as refused:
+            client.completions.create(model=MODEL, prompt="a", max_tokens=1)
+        server.process.send_signal(signal.SIGTERM)
+        with pytest.raises(openai.APIError, match="shutting down"):
+            list(running)
+
+        waiting.join()
+        assert server.process.wait(STOP_S) == 0
+        assert int(refused.value.response.headers["retry-after"]) >= 1
 
 
 def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
@@ -127,11 +136,23 @@ def test_a_signal_while_it_loads_ends_it_at_once(tmp_path: Path) -> None:
     assert "Traceback" not in log
 
 
-def test_health_answers_while_the_models_load_and_readiness_says_wait(tmp_path: Path) -> None:
+def status_of(url: str) -> tuple[int, Any]:
+    """Status and headers of an answer."""
+    try:
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            return answer.status, answer.headers
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.headers
+
+
+def test_while_models_load_health_answers_and_readiness_says_wait_and_ctrl_c_ends_it_once_they_have(
+    tmp_path: Path,
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
     process = subprocess.Popen(
-        command(f"monitoring.server.port={port}"),
+        command(f"monitoring.server.port={url.rpartition(':')[2]}"),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -140,46 +161,24 @@ def test_health_answers_while_the_models_load_and_readiness_says_wait(tmp_path: 
     )
     try:
         assert process.stderr is not None
+        assert process.stdout is not None
         for line in process.stderr:
             if "loading" in line:
                 break
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=30) as health:
-            assert health.status == 200
-        with pytest.raises(urllib.error.HTTPError) as waiting:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=30)
-        assert waiting.value.code == 503
-        assert waiting.value.headers["retry-after"]
-        waiting.value.close()
+        ready, headers = status_of(f"{url}/ready")
+        assert (ready, status_of(f"{url}/health")[0]) == (503, 200)
+        assert headers["retry-after"]
+
+        assert json.loads(process.stdout.readline())["event"] == "ready"
+        assert status_of(f"{url}/ready")[0] == 200
+        process.send_signal(signal.SIGINT)
+        _, log = process.communicate(timeout=STOP_S)
+
+        assert process.returncode == 130
+        assert "Traceback" not in log
     finally:
         process.kill()
         process.communicate()
-
-
-def test_a_full_queue_is_429_for_the_client(tmp_path: Path) -> None:
-    limits = ["optimization.batcher.max_batch_size=1", "monitoring.server.queue_capacity=1"]
-    with serving(tmp_path, *limits) as server, client_of(server) as client:
-        running = long_stream(client, 4000)
-        waiting = threading.Thread(target=lambda: _ignoring_errors(client))
-        waiting.start()
-        _until_waiting(server)
-
-        with pytest.raises(openai.RateLimitError) as refused:
-            client.completions.create(model=MODEL, prompt="a", max_tokens=1)
-
-        assert int(refused.value.response.headers["retry-after"]) >= 1
-        running.close()
-        waiting.join()
-
-
-def test_with_monitoring_off_there_is_no_metrics_port(tmp_path: Path) -> None:
-    with serving(tmp_path, "monitoring.enabled=false") as server:
-        assert server.ready["metrics_url"] is None
-        listening = [
-            connection.laddr.port
-            for connection in psutil.Process(server.process.pid).net_connections(kind="tcp")
-            if connection.status == psutil.CONN_LISTEN
-        ]
-        assert listening == [int(server.url.rpartition(":")[2])]
 
 
 def _first_refusal(client: openai.OpenAI) -> openai.APIStatusError:
@@ -193,8 +192,10 @@ def _first_refusal(client: openai.OpenAI) -> openai.APIStatusError:
     raise AssertionError("the server goes on taking requests")
 
 
-def _ignoring_errors(client: openai.OpenAI) -> None:
-    client.completions.create(model=MODEL, prompt="a", max_tokens=1)
+def _ask_in_vain(client: openai.OpenAI) -> None:
+    """A request that waits until the server ends."""
+    with contextlib.suppress(openai.APIError):
+        client.completions.create(model=MODEL, prompt="a", max_tokens=1)
 
 
 def _until_waiting(server: Served) -> None:

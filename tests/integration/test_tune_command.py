@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -61,47 +59,39 @@ def tune(tmp_path: Path) -> Iterator[Callable[..., Command]]:
         yield start
 
 
-def test_a_search_goes_on_after_a_kill_and_leaves_a_file_and_a_report(tune, tmp_path: Path) -> None:
-    first = tune("tuning.n_trials=50", "tuning.patience=50", "tuning.confirm=false")
-    first.wait_for("trial 1: measured")
-    first.wait_for("trial 2 (")
-    first.process.send_signal(signal.SIGKILL)
-    first.end()
+def test_a_search_goes_on_after_a_kill_and_after_ctrl_c_and_leaves_a_file_and_a_report(
+    tune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report, endless = tmp_path / "study" / "report.html", ("tuning.n_trials=50", "tuning.patience=50")
+    killed = tune(*endless)
+    killed.wait_for("trial 1: measured")
+    killed.wait_for("trial 2 (")
+    killed.process.send_signal(signal.SIGKILL)
+    killed.end()
     assert read_result(tmp_path / "study").verdict == "searching"
 
-    second = tune("tuning.n_trials=4", "tuning.confirm=false")
+    interrupted = tune(*endless)
+    interrupted.wait_for("trial 3 (")
+    interrupted.process.send_signal(signal.SIGINT)
 
-    assert second.end() == 0, second.everything
-    assert "trial 0:" not in second.everything
+    assert interrupted.end() == 130, interrupted.everything
+    assert "trial 0:" not in interrupted.everything
+    assert "Traceback" not in interrupted.everything
+    assert "stopped before it was confirmed" in interrupted.everything
+    assert not psutil.pid_exists(interrupted.process.pid) or not interrupted.children()
+    report.unlink()
+
+    finished = tune("tuning.n_trials=3", "tuning.confirm=false")
+
+    assert finished.end() == 0, finished.everything
     result = read_result(tmp_path / "study")
     assert result.verdict == "unconfirmed"
-    assert result.engines[0].trials >= 4
-    page = (tmp_path / "study" / "report.html").read_text()
-    assert "Search on pytorch" in page
-    exported = subprocess.run(
-        [sys.executable, "-m", "muai_lab", "export", "study", "--unconfirmed", "--output", "mine.yaml"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert exported.returncode == 0, exported.stderr
+    assert result.engines[0].trials >= 3
+    assert "Search on pytorch" in report.read_text()
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", "study", "--unconfirmed", "--output", "mine.yaml"]) == 0
     batcher = load_settings(tmp_path / "mine.yaml", environ={}).settings.optimization.batcher
     assert batcher.max_slots is None
-
-
-def test_ctrl_c_stops_after_the_block_and_offers_the_best_as_unconfirmed(tune, tmp_path: Path) -> None:
-    tuning = tune("tuning.n_trials=50", "tuning.patience=50")
-    tuning.wait_for("trial 0: measured")
-    tuning.wait_for("trial 1 (")
-
-    tuning.process.send_signal(signal.SIGINT)
-
-    assert tuning.end() == 130, tuning.everything
-    assert "Traceback" not in tuning.everything
-    assert "stopped before it was confirmed" in tuning.everything
-    assert (tmp_path / "study" / "report.html").is_file()
-    assert not psutil.pid_exists(tuning.process.pid) or not psutil.Process(tuning.process.pid).children()
 
 
 @pytest.mark.parametrize(
@@ -147,45 +137,39 @@ def with_batcher(**changes: int) -> OptimizationSettings:
     )
 
 
-def test_batcher_and_cache_change_live_and_everything_else_by_a_restart(blocks: LoadBlocks, tmp_path: Path) -> None:
+def test_an_arena_changes_live_what_it_can_and_outlives_servers_that_do_not_start_or_die(
+    blocks: LoadBlocks, tmp_path: Path
+) -> None:
     references = References(SETTINGS, blocks, tmp_path, frozenset())
     arena = ServerArena(SETTINGS, blocks, tmp_path, slots=64, reference=lambda: references.of("search"))
-    threads = SETTINGS.optimization.model_copy(
-        update={"pytorch": SETTINGS.optimization.pytorch.model_copy(update={"threads": 2})}
+    threads, impossible = (
+        SETTINGS.optimization.model_copy(update={"pytorch": SETTINGS.optimization.pytorch.model_copy(update=changes)})
+        for changes in ({"threads": 2}, {"device": "cpu", "dtype": "fp16"})
     )
     try:
+        # given a server, batcher and cache change live, and everything else by a restart
         first = measure(arena, with_batcher(max_batch_size=2), range(2), Switch(), wants_agreement=True)
         live = measure(arena, with_batcher(max_batch_size=64, batch_timeout_ms=0), range(2), Switch())
         restarts = arena.starts
         other = measure(arena, threads, [0], Switch())
         assert arena.serving()["name"] == "pytorch"
-    finally:
-        arena.close()
+        assert (first.restarted, live.restarted, other.restarted) == (True, False, True)
+        assert (restarts, arena.starts) == (1, 2)
+        assert first.agreement is not None
+        assert (first.agreement.share, first.agreement.prompts) == (1.0, 64)
+        # Not all of them: on a busy machine an answer may take longer than a block waits for it.
+        assert all(block.due > block.failed for block in [*first.blocks, *live.blocks, *other.blocks])
 
-    assert (first.restarted, live.restarted, other.restarted) == (True, False, True)
-    assert (restarts, arena.starts) == (1, 2)
-    assert first.agreement is not None
-    assert (first.agreement.share, first.agreement.prompts) == (1.0, 64)
-    # Not all of them: on a busy machine an answer may take longer than a block waits for it.
-    assert all(block.due > block.failed for block in [*first.blocks, *live.blocks, *other.blocks])
-
-
-def test_a_configuration_that_does_not_start_and_a_server_that_dies_are_failures_of_the_configuration(
-    blocks: LoadBlocks, tmp_path: Path
-) -> None:
-    arena = ServerArena(SETTINGS, blocks, tmp_path, slots=8)
-    impossible = SETTINGS.optimization.model_copy(
-        update={"pytorch": SETTINGS.optimization.pytorch.model_copy(update={"device": "cpu", "dtype": "fp16"})}
-    )
-    try:
-        with pytest.raises(ConfigurationFailed, match="fp16"):
-            arena.apply(impossible)
-        arena.apply(with_batcher(max_batch_size=4))
+        # when a server dies or does not start, then that is a failure of the configuration
         for child in psutil.Process().children():
             if "serve" in child.cmdline():
                 child.kill()
         with pytest.raises(ConfigurationFailed):
             arena.replay(0)
+        with pytest.raises(ConfigurationFailed, match="fp16"):
+            arena.apply(impossible)
+
+        # and the next one is measured
         assert arena.apply(with_batcher(max_batch_size=4))
         assert arena.replay(0).due > 0
     finally:

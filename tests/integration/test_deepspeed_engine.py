@@ -103,7 +103,7 @@ def test_one_rank_gives_the_tokens_of_pytorch(source: ModelSource, reference: St
     engine.close()
 
 
-def test_two_ranks_give_the_tokens_of_pytorch_and_leave_nothing_behind(
+def test_two_ranks_refuse_a_second_group_give_the_tokens_of_pytorch_and_leave_nothing_behind(
     source: ModelSource, reference: StepEngine, capfd: pytest.CaptureFixture[str]
 ) -> None:
     process, threads = psutil.Process(), torch.get_num_threads()
@@ -111,6 +111,8 @@ def test_two_ranks_give_the_tokens_of_pytorch_and_leave_nothing_behind(
     engine = open_engine(source, tensor_parallel=2)
     workers = [psutil.Process(pid) for pid in engine.worker_process_ids]
     assert len(workers) == 1
+    with pytest.raises(EngineError, match="already part of a group"):
+        open_engine(source, tensor_parallel=2)
     assert outputs(engine) == outputs(reference)
     seeded = Sampling(temperature=0.8, top_p=0.9, seed=7)
     assert outputs(engine, seeded) == outputs(reference, seeded)
@@ -157,15 +159,6 @@ def engine_module(source: ModelSource) -> torch.nn.Module:
     from muai_lab.engines.pytorch.loading import load_model
 
     return load_model(source, torch.float32, torch.device("cpu"))
-
-
-def test_bf16_runs_on_a_cpu(chat: ModelSource) -> None:
-    engine = open_engine(chat, dtype="bf16", tensor_parallel=2)
-    try:
-        assert engine.info.dtype == "bf16"
-        assert all(len(set(row)) > 2 for row in outputs(engine))
-    finally:
-        engine.close()
 
 
 def test_what_was_not_injected_is_recorded_and_logged(chat: ModelSource, caplog: pytest.LogCaptureFixture) -> None:
@@ -223,8 +216,11 @@ def test_layers_that_are_shared_out_wrongly_are_noticed_at_load(tmp_path: Path) 
     assert workers() == []
 
 
-def test_a_rank_that_dies_between_steps_ends_the_next_step(chat: ModelSource) -> None:
-    engine = open_engine(chat, tensor_parallel=2)
+def test_bf16_runs_on_a_cpu_until_a_rank_dies_between_steps_which_ends_the_next_step(chat: ModelSource) -> None:
+    engine = open_engine(chat, dtype="bf16", tensor_parallel=2)
+    assert engine.info.dtype == "bf16"
+    assert all(len(set(row)) > 2 for row in outputs(engine))
+
     engine.prefill(PREFILL)
     (worker,) = engine.worker_process_ids
     os.kill(worker, signal.SIGKILL)
@@ -294,16 +290,6 @@ for line in sys.stdin:
         assert int(first.stdout.readline()) >= 0
         first.kill()
         worker.wait(timeout=100)
-
-
-def test_a_second_shared_engine_in_one_process_is_refused_and_the_first_goes_on(chat: ModelSource) -> None:
-    engine = open_engine(chat, tensor_parallel=2)
-    try:
-        with pytest.raises(EngineError, match="already part of a group"):
-            open_engine(chat, tensor_parallel=2)
-        assert engine.prefill(PREFILL)[0] is not None
-    finally:
-        engine.close()
 
 
 def test_a_closed_engine_says_so(chat: ModelSource) -> None:

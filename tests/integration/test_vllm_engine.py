@@ -1,7 +1,7 @@
 """The vLLM engine for real, on the CPU: what the conformance suite does not ask of every engine.
 
-The engine runs as its driver runs it: on a loop in a thread that is not the main one. A test may leave it dead; the
-next one then gets a new one (a start takes half a minute, so those that kill stand last).
+The engine runs as its driver runs it: on a loop in a thread that is not the main one. The last test leaves it dead. A
+test that comes after it gets a new one, whose start is half a minute's work.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import psutil
 import pytest
@@ -68,20 +68,15 @@ def source(expected: list[int], tmp_path_factory: pytest.TempPathFactory) -> Mod
 
 
 SCRIPT = """
-import asyncio, sys
+import asyncio
 from muai_lab.engines.vllm.engine import VllmEngine
-from muai_lab.errors import EngineError
 from muai_lab.models.registry import resolve_model
 from muai_lab.settings.schema import OptimizationSettings
 
 async def main():
-    settings = OptimizationSettings.model_validate({"cache": {"max_memory_mb": int(sys.argv[1])}})
+    settings = OptimizationSettings.model_validate({"cache": {"max_memory_mb": 64}})
     engine = VllmEngine(resolve_model("qwen_chat"), settings, slots=1)
-    try:
-        await engine.start()
-    except EngineError as error:
-        print(error.reason)
-        return
+    await engine.start()
     print(*engine.pids, flush=True)
     await asyncio.sleep(600)
 
@@ -90,28 +85,16 @@ if __name__ == "__main__":
 """
 
 
-class Started(NamedTuple):
-    """Processes that start an engine of their own. server: one that serves; too_small: one whose cache is too small."""
-
-    server: subprocess.Popen[str]
-    too_small: subprocess.Popen[str]
-
-
 @pytest.fixture(scope="module", autouse=True)
-def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
-    """They start beside the engine of this process, as each start is mostly one core's work for half a minute."""
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[str]]:
+    """A process with an engine of its own. It starts beside the engine of this process: each start is long."""
     script = tmp_path_factory.mktemp("script") / "start.py"
     script.write_text(SCRIPT)
-
-    def start(megabytes: int) -> subprocess.Popen[str]:
-        command = [sys.executable, str(script), str(megabytes)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-    started = Started(start(64), start(1))
-    yield started
-    for process in started:
-        with process:  # closes its pipes and waits
-            process.kill()
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        yield process
+        process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -235,13 +218,12 @@ def test_the_surroundings_of_our_process_are_as_before(engine: VllmEngine) -> No
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
-def test_when_the_server_is_killed_its_engine_ends_too(started: Started) -> None:
-    with started.server as server:
-        assert server.stdout is not None
-        assert server.stderr is not None
-        processes = running([int(pid) for pid in server.stdout.readline().split()])
-        server.kill()
-        assert server.stderr.read() == "", "vLLM writes to our terminal"
+def test_when_the_server_is_killed_its_engine_ends_too(server: subprocess.Popen[str]) -> None:
+    assert server.stdout is not None
+    assert server.stderr is not None
+    processes = running([int(pid) for pid in server.stdout.readline().split()])
+    server.kill()
+    assert server.stderr.read() == "", "vLLM writes to our terminal"
     assert len(processes) >= 2
     assert not psutil.wait_procs([process for process in processes if alive(process)], timeout=100)[1]
 
@@ -293,11 +275,12 @@ def test_an_architecture_that_vllm_does_not_know_is_refused(
     assert "OtherForCausalLM" in fails_to_start(loop, foreign)
 
 
-def test_what_fails_in_vllms_own_process_is_told_with_the_cause_and_the_key_to_change(started: Started) -> None:
-    output, errors = started.too_small.communicate()
-    assert output.startswith("cannot start with qwen_chat: ValueError: To serve at least one request")
-    assert "raise optimization.cache.max_memory_mb" in output
-    assert errors == ""
+def test_what_fails_in_vllms_own_process_is_told_with_the_cause_and_the_key_to_change(
+    loop: LoopThread, source: ModelSource
+) -> None:
+    reason = fails_to_start(loop, source, {"cache": {"max_memory_mb": 1}})
+    assert reason.startswith("cannot start with chat: ValueError: To serve at least one request")
+    assert "raise optimization.cache.max_memory_mb" in reason
 
 
 def test_a_start_that_is_given_up_ends_what_it_had_begun(loop: LoopThread, source: ModelSource) -> None:
@@ -316,25 +299,6 @@ def test_a_start_that_is_given_up_ends_what_it_had_begun(loop: LoopThread, sourc
     assert not [process for process in running(engine.pids) if alive(process)]
 
 
-def test_a_killed_engine_process_ends_every_open_request_with_an_engine_error(
-    engine: VllmEngine, loop: LoopThread
-) -> None:
-    async def under_load() -> list[object]:
-        readers = [asyncio.create_task(reports(ask(engine, max_tokens=8000))) for _ in range(2 * SLOTS)]
-        await has_open(engine, 2 * SLOTS)
-        os.kill(engine.pids[0], signal.SIGKILL)
-        async with asyncio.timeout(100):
-            return list(await asyncio.gather(*readers, return_exceptions=True))
-
-    ends = loop.run(under_load())
-    assert {type(end) for end in ends} == {EngineError}
-    assert "was killed by signal 9" in str(ends[0])
-    with pytest.raises(EngineError, match="was killed by signal 9"):
-        loop.run(engine.check())
-    with pytest.raises(EngineError, match="was killed by signal 9"):
-        loop.run(reports(ask(engine)))
-
-
 async def check_until_it_fails(engine: VllmEngine) -> None:
     while True:
         await asyncio.sleep(0.1)
@@ -344,14 +308,13 @@ async def check_until_it_fails(engine: VllmEngine) -> None:
 def test_an_engine_that_hangs_is_given_up_and_its_open_requests_end(
     engine: VllmEngine, loop: LoopThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vllm_engine, "STALL_S", 1.0)
-
     async def hang() -> list[object]:
         readers = [asyncio.create_task(reports(ask(engine, max_tokens=8000))) for _ in range(3)]
         await has_open(engine, 3)
         await engine.check()  # it lives
         for pid in engine.pids:
             os.kill(pid, signal.SIGSTOP)
+        monkeypatch.setattr(vllm_engine, "STALL_S", 1.0)
         async with asyncio.timeout(100):
             with pytest.raises(EngineError, match=r"it made no step for \d+ s with 3 requests open"):
                 await check_until_it_fails(engine)
@@ -361,3 +324,7 @@ def test_an_engine_that_hangs_is_given_up_and_its_open_requests_end(
     assert {type(end) for end in ends} == {EngineError}
     assert "it made no step" in str(ends[0])
     assert not [process for process in running(engine.pids) if alive(process)]
+    with pytest.raises(EngineError, match="it made no step"):
+        loop.run(engine.check())
+    with pytest.raises(EngineError, match="it made no step"):
+        loop.run(reports(ask(engine)))

@@ -38,7 +38,7 @@ def cluster() -> Iterator[None]:
 def settings(url: str, processes: int = 2) -> LabSettings:
     return LabSettings.model_validate(
         {
-            "target": {"kind": "endpoint", "url": url, "model": "reference"},
+            "target": {"kind": "endpoint", "url": url, "model": "reference", "ready_timeout_s": 0.0},
             "load": {"backend": "ray", "processes": processes},
         }
     )

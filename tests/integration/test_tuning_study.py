@@ -19,12 +19,12 @@ from tests.integration.tuning_worker import open_study
 
 
 class Worker:
-    """A process of the study. waits: after it has opened the study, until `go`."""
+    """A process of the study. waits: after it has opened the study and after its first trial, until `go`."""
 
-    def __init__(self, url: str, n_trials: int, block_s: float | None = None, *, waits: bool = False) -> None:
-        slow = [] if block_s is None else [str(block_s)]
+    def __init__(self, url: str, n_trials: int, *, stuck_after: int | None = None, waits: bool = False) -> None:
+        stuck = [] if stuck_after is None else [str(stuck_after)]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.integration.tuning_worker", url, "study", str(n_trials), *slow],
+            [sys.executable, "-m", "tests.integration.tuning_worker", url, "study", str(n_trials), *stuck],
             stdin=subprocess.PIPE if waits else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             text=True,
@@ -39,7 +39,7 @@ class Worker:
         raise AssertionError(f"the worker ended with {self.process.wait()} and never said {text!r}")
 
     def go(self) -> None:
-        """Let it begin to search."""
+        """Let it go on."""
         assert self.process.stdin is not None
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
@@ -65,7 +65,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 
 def test_a_killed_process_loses_no_finished_trial_and_its_own_is_measured_again(url: str) -> None:
-    worker = Worker(url, 60, block_s=0.05)
+    worker = Worker(url, 60, stuck_after=3)
     worker.wait_for("ended 3 ")
     running = int(worker.wait_for("begins").split()[1])
     worker.kill()
@@ -83,15 +83,18 @@ def test_a_killed_process_loses_no_finished_trial_and_its_own_is_measured_again(
 
 
 def test_two_processes_share_a_study_and_find_the_best(url: str) -> None:
-    workers = [Worker(url, 24, block_s=0.01, waits=True) for _ in range(2)]
+    workers = [Worker(url, 24, waits=True) for _ in range(2)]
     for worker in workers:
         worker.wait_for("opened")
     for worker in workers:
         worker.go()
-    ended = [{line.split()[1] for line in worker.end() if line.startswith("ended")} for worker in workers]
+    first = [worker.wait_for("ended").split()[1] for worker in workers]
+    for worker in workers:
+        worker.go()
+    rest = [{line.split()[1] for line in worker.end() if line.startswith("ended")} for worker in workers]
 
     study = open_study(url, "study")
-    assert all(ended)
+    ended = [{number} | others for number, others in zip(first, rest, strict=True)]
     assert not ended[0] & ended[1]
     assert [record.kind for record in study.records()].count("present") == 1
     records = [record for record in study.records() if record.outcome == "measured"]

@@ -1,9 +1,10 @@
 """A process that works on a study with an arena whose answer is known: `python -m tests.integration.tuning_worker`.
 
-    URL NAME N_TRIALS [BLOCK_SECONDS]
+    URL NAME N_TRIALS [STUCK_AFTER]
 
-Opens the study, says so, waits for a line (or the end) of its input, and prints a line for each trial that it begins
-and ends. Slow blocks give a test the time to kill it in the middle of one.
+Opens the study, says so, and prints a line for each trial that it begins and ends. It waits for a line (or the end) of
+its input before it searches, and once more after its first trial. No block ends after the trial STUCK_AFTER, so that a
+test can kill it in the middle of one.
 """
 
 from __future__ import annotations
@@ -41,24 +42,32 @@ def open_study(url: str, name: str) -> TuningStudy:
 class Printing:
     """A line for each trial."""
 
+    def __init__(self, arena: FakeArena, stuck_after: int | None) -> None:
+        self._arena, self._stuck_after, self._first = arena, stuck_after, True
+
     def begins(self, draft: Draft) -> None:
         print(f"begins {draft.trial.number}", flush=True)  # noqa: T201 (the test reads it)
 
     def ended(self, record: TrialRecord, best: Standing | None, done: int) -> None:
         print(f"ended {record.number} {record.outcome}", flush=True)  # noqa: T201 (the test reads it)
+        if record.number == self._stuck_after:
+            self._arena.after_block = lambda: time.sleep(10_000.0)
+        if self._first:
+            self._first = False
+            sys.stdin.readline()
 
 
 def main() -> None:
-    url, name, n_trials, *slow = sys.argv[1:]
+    url, name, n_trials, *stuck_after = sys.argv[1:]
     arena = FakeArena(share, noise=0.005)
-    arena.after_block = lambda: time.sleep(float(slow[0]) if slow else 0.0)
     plan = Plan(
         n_trials=int(n_trials), timeout_s=None, patience=99, startup_trials=4, blocks=3, incumbent_every=8, pruning=True
     )
     study = open_study(url, name)
     print("opened", flush=True)  # noqa: T201 (the test reads it)
     sys.stdin.readline()
-    Search(study, arena, PRESENT, OBJECTIVES, Bounds(), plan, Printing(), Switch()).run()
+    printing = Printing(arena, int(stuck_after[0]) if stuck_after else None)
+    Search(study, arena, PRESENT, OBJECTIVES, Bounds(), plan, printing, Switch()).run()
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -104,39 +106,40 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
 
 
-def browse(tmp_path: Path, *arguments: str) -> str:
+def browse(profile: Path, *arguments: str) -> str:
     assert BROWSER is not None
-    command = [
-        BROWSER,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--no-first-run",
-        f"--user-data-dir={tmp_path / 'u'}",
-    ]
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", f"--user-data-dir={profile}"]
     return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=90, check=True).stdout
 
 
-def seen(tmp_path: Path, page: str, *, width: int = 1200, scheme: str = LIGHT) -> dict[str, Any]:
-    """What the browser makes of the page."""
-    file = tmp_path / "page.html"
-    file.write_text(page.replace("</body>", f"{LOOK}</body>"), encoding="utf-8")
-    flags = [
-        f"--window-size={width},1000",
-        f"--blink-settings=preferredColorScheme={scheme}",
-        "--virtual-time-budget=3000",
-    ]
-    dom = browse(tmp_path, *flags, "--dump-dom", file.as_uri())
-    found = re.search(r"<output>(.*?)</output>", dom, re.S)
-    assert found is not None, dom[-2000:]
-    return dict(json.loads(html.unescape(found[1])))
+Look = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def look(pages: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Look:
+    """What the browser makes of a page, looked at once for all tests."""
+    folder = tmp_path_factory.mktemp("browser")
+
+    @cache
+    def seen(name: str, *, width: int, scheme: str) -> dict[str, Any]:
+        file = folder / f"{name}.html"
+        file.write_text(pages[name].replace("</body>", f"{LOOK}</body>"), encoding="utf-8")
+        flags = [
+            f"--window-size={width},1000",
+            f"--blink-settings=preferredColorScheme={scheme}",
+            "--virtual-time-budget=3000",
+        ]
+        dom = browse(folder / "profile", *flags, "--dump-dom", file.as_uri())
+        found = re.search(r"<output>(.*?)</output>", dom, re.S)
+        assert found is not None, dom[-2000:]
+        return dict(json.loads(html.unescape(found[1])))
+
+    return seen
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_stands_alone_and_has_the_structure_that_a_screen_reader_needs(
-    pages: dict[str, str], tmp_path: Path, name: str
-) -> None:
-    found = seen(tmp_path, pages[name])
+def test_a_page_stands_alone_and_has_the_structure_that_a_screen_reader_needs(look: Look, name: str) -> None:
+    found = look(name, width=1200, scheme=LIGHT)
 
     assert found["resources"] == 0
     assert found["language"] == "en"
@@ -153,9 +156,9 @@ def test_a_page_stands_alone_and_has_the_structure_that_a_screen_reader_needs(
 @pytest.mark.parametrize("name", PAGES)
 @pytest.mark.parametrize(("scheme", "width"), [(LIGHT, 1200), (DARK, 1200), (LIGHT, 500)])
 def test_a_page_is_readable_in_light_and_dark_and_on_a_small_screen(
-    pages: dict[str, str], tmp_path: Path, name: str, scheme: str, width: int
+    look: Look, name: str, scheme: str, width: int
 ) -> None:
-    found = seen(tmp_path, pages[name], width=width, scheme=scheme)
+    found = look(name, width=width, scheme=scheme)
 
     assert found["dark"] is (scheme == DARK)
     assert found["faint"] == []
@@ -163,8 +166,8 @@ def test_a_page_is_readable_in_light_and_dark_and_on_a_small_screen(
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_can_be_walked_by_keyboard(pages: dict[str, str], tmp_path: Path, name: str) -> None:
-    found = seen(tmp_path, pages[name], width=500)
+def test_a_page_can_be_walked_by_keyboard(look: Look, name: str) -> None:
+    found = look(name, width=500, scheme=LIGHT)
 
     assert found["skip"] == "#content"
     assert found["unreachable"] == []
@@ -175,7 +178,7 @@ def test_a_report_prints(pages: dict[str, str], tmp_path: Path) -> None:
     file, pdf = tmp_path / "report.html", tmp_path / "report.pdf"
     file.write_text(pages["report"], encoding="utf-8")
 
-    browse(tmp_path, f"--print-to-pdf={pdf}", "--no-pdf-header-footer", file.as_uri())
+    browse(tmp_path / "profile", f"--print-to-pdf={pdf}", "--no-pdf-header-footer", file.as_uri())
 
     content = pdf.read_bytes()
     assert content.startswith(b"%PDF")

@@ -137,14 +137,14 @@ def test_the_end_of_text_ends_the_output_and_belongs_to_it_though_vllm_has_no_to
 def test_tokens_that_come_together_carry_the_engines_own_stamp(engine: VllmEngine, loop: LoopThread) -> None:
     async def slow_reader() -> tuple[float, list[tuple[StreamedTokens, float]]]:
         began, seen = time.monotonic(), []
-        async for report in ask(engine, max_tokens=400):
+        async for report in ask(engine, max_tokens=80):
             seen.append((report, time.monotonic()))
             if len(seen) == 3:
                 await has_open(engine, 0)  # the rest has come by then
         return began, seen
 
     began, seen = loop.run(slow_reader())
-    assert sum(len(report.tokens) for report, _ in seen) == 400
+    assert sum(len(report.tokens) for report, _ in seen) == 80
     assert max(len(report.tokens) for report, _ in seen) > 1
     stamps = [report.at for report, _ in seen]
     assert None not in stamps
@@ -170,7 +170,7 @@ def test_any_integer_is_a_seed_that_repeats_the_tokens_alone_and_in_company(
 
     async def alone_and_in_company() -> tuple[list[StreamedTokens], list[StreamedTokens]]:
         alone = await reports(ask(engine, sampling=sampling))
-        company = [reports(ask(engine, range(200 + n, 240 + n), max_tokens=60)) for n in range(5)]
+        company = [reports(ask(engine, range(200 + n, 240 + n), max_tokens=30)) for n in range(5)]
         return alone, (await asyncio.gather(reports(ask(engine, sampling=sampling)), *company))[0]
 
     alone, in_company = loop.run(alone_and_in_company())
@@ -198,10 +198,10 @@ def test_a_closed_iterator_and_a_cancelled_reader_free_the_engine_at_once(engine
 def test_more_requests_than_slots_all_get_what_they_asked_for(engine: VllmEngine, loop: LoopThread) -> None:
     async def many() -> list[list[StreamedTokens]]:
         return await asyncio.gather(
-            *(reports(ask(engine, range(100, 110 + 3 * n), max_tokens=1 + n % 17)) for n in range(64))
+            *(reports(ask(engine, range(100, 110 + 3 * n), max_tokens=1 + n % 17)) for n in range(32))
         )
 
-    assert [len(tokens_of(seen)) for seen in loop.run(many())] == [1 + n % 17 for n in range(64)]
+    assert [len(tokens_of(seen)) for seen in loop.run(many())] == [1 + n % 17 for n in range(32)]
 
 
 def test_a_request_that_vllm_refuses_is_that_requests_error_alone(engine: VllmEngine, loop: LoopThread) -> None:

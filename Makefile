@@ -35,6 +35,8 @@ $(VENV)/.installed-all: $(VENV)/.installed
 run: $(VENV)/.installed ## Measure the embedded model; prints the result table and where the report is
 	$(BIN)/python -m muai_lab run $(RUN_ARGS)
 
+# More than a hundred processes of the tests import the package: keep its bytecode, also where the environment says not to.
+test: export PYTHONDONTWRITEBYTECODE =
 test: setup ## Run all tests
 	$(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 

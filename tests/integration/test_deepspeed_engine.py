@@ -268,8 +268,10 @@ def test_ranks_ignore_what_the_terminal_sends_and_end_with_a_first_rank_that_is_
 import sys
 from muai_lab.engines.base import PrefillChunk
 from muai_lab.engines.deepspeed.engine import DeepSpeedEngine
+from muai_lab.garbage import collect_rarely
 from muai_lab.models.registry import resolve_model
 from muai_lab.settings.schema import OptimizationSettings
+collect_rarely()
 settings = OptimizationSettings.model_validate({"deepspeed": {"dtype": "fp32", "tensor_parallel": 2}})
 engine = DeepSpeedEngine(resolve_model("qwen_chat"), settings, slots=1)
 engine.prefill([PrefillChunk(0, [5, 6])])

@@ -70,8 +70,11 @@ def source(expected: list[int], tmp_path_factory: pytest.TempPathFactory) -> Mod
 SCRIPT = """
 import asyncio
 from muai_lab.engines.vllm.engine import VllmEngine
+from muai_lab.garbage import collect_rarely
 from muai_lab.models.registry import resolve_model
 from muai_lab.settings.schema import OptimizationSettings
+
+collect_rarely()
 
 async def main():
     settings = OptimizationSettings.model_validate({"cache": {"max_memory_mb": 64}})

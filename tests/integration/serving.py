@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-STOP_S = 100.0
+STOP_S = 200.0
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Served:
 
     def metric(self, name: str) -> float | None:
         """The value of the sample that is written `name`, labels included."""
-        with urllib.request.urlopen(self.ready["metrics_url"], timeout=10) as answer:
+        with urllib.request.urlopen(self.ready["metrics_url"], timeout=60) as answer:
             for line in answer.read().decode().splitlines():
                 if line.rpartition(" ")[0] == name:
                     return float(line.rpartition(" ")[2])

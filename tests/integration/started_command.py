@@ -11,7 +11,7 @@ from typing import IO, Self
 
 import psutil
 
-PATIENCE_S = 120
+PATIENCE_S = 300  # with a command that hangs
 
 
 class Command:

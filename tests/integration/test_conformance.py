@@ -36,8 +36,6 @@ SERVED = [
     ("vllm", "qwen_chat"),
 ]
 
-pytestmark = pytest.mark.timeout(300)
-
 
 @pytest.fixture(scope="module", autouse=True)
 def _shared_cache(session_cache: Path) -> None:
@@ -58,7 +56,7 @@ def served(request: pytest.FixtureRequest) -> Iterator[Served]:
     left = set(psutil.Process().children(recursive=True)) - before
     # Python's own tracker of shared memory, once started, lives as long as the process that started it.
     left = {process for process in left if "multiprocessing.resource_tracker" not in " ".join(_command(process))}
-    assert not psutil.wait_procs(left, timeout=60)[1], "processes are left behind"
+    assert not psutil.wait_procs(left, timeout=200)[1], "processes are left behind"
     threads = [thread for thread in threading.enumerate() if thread.ident not in threads_before]
     assert not [thread.name for thread in threads if "engine" in thread.name], "the engine's thread is left behind"
 

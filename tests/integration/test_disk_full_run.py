@@ -22,7 +22,7 @@ def test_a_run_on_a_full_disk_is_partial_and_says_why(tmp_path: Path) -> None:
             *["arrival.rate=200", "load.warmup_s=0", "load.duration_s=2"],
         ]
         command = [sys.executable, str(WORKER), str(tmp_path / "run"), str(LIMIT_BYTES), *overrides]
-        worker = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        worker = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
 
     assert worker.returncode == 0, worker.stderr
     assert re.search(r"cannot write .*requests\.parquet: .*; free space or choose another", worker.stdout)

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import pytest
 
@@ -58,8 +59,7 @@ def test_what_vllm_reports_is_found_under_its_names_and_ours(tmp_path_factory: p
         measured(tmp_path_factory, url=f"{url}/v1") as other_side,
     ):
         assert other_side.scraper is not None
-        run_on_fast_loop(_scrape(other_side))
-        rows = other_side.scraper.table().to_pylist()
+        rows = run_on_fast_loop(_scraped(other_side))
         notes = other_side.notes()
 
     names = {row["name"] for row in rows}
@@ -69,11 +69,16 @@ def test_what_vllm_reports_is_found_under_its_names_and_ours(tmp_path_factory: p
     assert notes == [f"the server side is from {url}/metrics, in the terms of vLLM, given our names"]
 
 
-async def _scrape(other_side: Measured) -> None:
+async def _scraped(other_side: Measured) -> list[dict[str, Any]]:
+    """The rows that were read first."""
     assert other_side.scraper is not None
-    with suppress(TimeoutError):
-        async with asyncio.timeout(0.3):
-            await other_side.scraper.run()
+    scraping = asyncio.ensure_future(other_side.scraper.run())
+    while not (rows := other_side.scraper.table().to_pylist()) and not scraping.done():  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    scraping.cancel()
+    with suppress(asyncio.CancelledError):
+        await scraping
+    return rows
 
 
 @pytest.mark.parametrize(

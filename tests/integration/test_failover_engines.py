@@ -43,7 +43,6 @@ def failing_after() -> Callable[[int, pytest.MonkeyPatch], None]:
     return fail
 
 
-@pytest.mark.timeout(300)
 def test_what_a_step_that_raises_leaves_behind_is_run_again_with_the_same_answers(
     failing_after: Callable[[int, pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -66,7 +65,6 @@ def test_what_a_step_that_raises_leaves_behind_is_run_again_with_the_same_answer
     asyncio.run(scenario())
 
 
-@pytest.mark.timeout(300)
 def test_an_engine_that_fails_while_it_loads_is_passed_over_with_its_reason() -> None:
     async def scenario() -> None:
         stack = await asyncio.to_thread(

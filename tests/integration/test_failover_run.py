@@ -8,7 +8,6 @@ import signal
 from pathlib import Path
 
 import psutil
-import pytest
 from started_command import Command
 
 from muai_lab.analysis import load_run
@@ -22,7 +21,6 @@ def engine_core(processes: list[psutil.Process]) -> psutil.Process:
     raise AssertionError([process.cmdline() for process in processes])
 
 
-@pytest.mark.timeout(300)
 def test_a_killed_vllm_hands_over_to_pytorch_and_loses_no_request(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     with Command(

@@ -49,7 +49,6 @@ async def offered(chosen: LabSettings, schedule: Schedule, told: list[LoadProgre
     return await offer(schedule, target, HttpRecipe(chosen, None), PLAN, chosen.load, progress=told.append)
 
 
-@pytest.mark.timeout(300)
 def test_two_actors_send_one_schedule_on_one_clock(cluster: None) -> None:
     async def main() -> tuple[LoadResult, dict[str, int], list[LoadProgress]]:
         server = ReferenceServer(ReferenceOptions(ttft_ms=5.0))
@@ -68,13 +67,11 @@ def test_two_actors_send_one_schedule_on_one_clock(cluster: None) -> None:
     assert told[-1].sent <= 200
 
 
-@pytest.mark.timeout(300)
 def test_an_endpoint_that_no_actor_reaches_stops_the_load(cluster: None) -> None:
     with pytest.raises(RunError, match=r"generator . of 2: http://127\.0\.0\.1:9/v1/completions.*cannot connect"):
         run_on_fast_loop(offered(settings("http://127.0.0.1:9"), schedule_of(10, rate=10.0), []))
 
 
-@pytest.mark.timeout(300)
 def test_more_generators_than_the_cluster_has_cpus_are_refused(cluster: None) -> None:
     with pytest.raises(RunError, match=r"has 4 CPUs for 5 load generators; lower load\.processes"):
         run_on_fast_loop(offered(settings("http://127.0.0.1:9", processes=5), schedule_of(10, rate=10.0), []))

@@ -375,7 +375,7 @@ def test_two_processes_that_export_at_once_end_with_one_whole_graph_and_say_noth
     processes = [
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)
     ]
-    outputs = [process.communicate(timeout=100)[0] for process in processes]
+    outputs = [process.communicate(timeout=200)[0] for process in processes]
 
     assert [process.returncode for process in processes] == [0, 0]
     assert outputs == ["", ""]

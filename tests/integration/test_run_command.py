@@ -46,12 +46,12 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
 
 def stamps(url: str) -> list[dict[str, Any]]:
     """What the reference server answered since it was asked last."""
-    with urllib.request.urlopen(f"{url}/stamps", timeout=10) as answer:
+    with urllib.request.urlopen(f"{url}/stamps", timeout=60) as answer:
         return json.load(answer)
 
 
 def gone(processes: list[psutil.Process]) -> bool:
-    return not psutil.wait_procs(processes, timeout=100)[1]
+    return not psutil.wait_procs(processes, timeout=200)[1]
 
 
 SECRET = "https://hooks.example/s3cr3t"

@@ -23,7 +23,7 @@ MODEL = "qwen_chat"
 
 
 def client_of(server: Served) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60)
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=STOP_S)
 
 
 def long_stream(client: openai.OpenAI, max_tokens: int) -> openai.Stream[openai.types.Completion]:
@@ -36,7 +36,7 @@ def long_stream(client: openai.OpenAI, max_tokens: int) -> openai.Stream[openai.
 
 def run_to_the_end(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(*overrides), capture_output=True, text=True, cwd=folder, env=environment(), timeout=60, check=False
+        command(*overrides), capture_output=True, text=True, cwd=folder, env=environment(), timeout=STOP_S, check=False
     )
 
 
@@ -183,7 +183,7 @@ def test_while_models_load_health_answers_and_readiness_says_wait_and_ctrl_c_end
 
 def _first_refusal(client: openai.OpenAI) -> openai.APIStatusError:
     """Ask until the answer is a refusal: the signal needs a moment to arrive."""
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + STOP_S
     while time.monotonic() < deadline:
         try:
             client.completions.create(model=MODEL, prompt="a", max_tokens=1)
@@ -199,6 +199,6 @@ def _ask_in_vain(client: openai.OpenAI) -> None:
 
 
 def _until_waiting(server: Served) -> None:
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + STOP_S
     while server.metric('muai_waiting_requests{model="qwen_chat"}') != 1:
         assert time.monotonic() < deadline

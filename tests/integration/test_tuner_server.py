@@ -9,12 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import openai
-import pytest
 from serving import Served, serving
 
 MODEL = "qwen_chat"
 CLIENTS = 8
-DECIDED_S = 120.0
+DECIDED_S = 250.0
 LABELS = f'engine="pytorch",knob="max_batch_size",model="{MODEL}"'
 
 
@@ -66,7 +65,6 @@ def overrides(directory: Path) -> list[str]:
     ]
 
 
-@pytest.mark.timeout(300)
 def test_it_tries_decides_drops_no_request_and_remembers_across_a_restart(tmp_path: Path) -> None:
     # given a server with a batch size of 1, and more clients than that
     with serving(tmp_path, *overrides(tmp_path / "state")) as server, load(server) as errors:

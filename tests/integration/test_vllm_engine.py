@@ -34,8 +34,6 @@ from muai_lab.settings.schema import OptimizationSettings
 
 BLOCK_TOKENS = 128  # vLLM's on a CPU; prefixes are cached in whole blocks
 
-pytestmark = pytest.mark.timeout(300)
-
 
 @pytest.fixture(scope="module")
 def loop() -> Iterator[LoopThread]:

@@ -32,7 +32,7 @@ class LoopThread:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=200)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=500)
 
     def close(self) -> None:
         self.run(self._loop.shutdown_default_executor())

@@ -22,7 +22,7 @@ from muai_lab.stack.stack import InferenceStack
 
 CONTEXT = 64
 END = 0  # token id that ends a sequence
-DEADLINE_S = 60.0
+DEADLINE_S = 200.0
 
 
 class ByteTokenizer:

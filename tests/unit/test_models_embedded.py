@@ -43,14 +43,14 @@ def test_content_is_the_same_on_every_machine(name: str, embedded_cache: Path) -
     ],
 )
 def test_hash_seed_and_threads_do_not_matter(environment: dict[str, str], tmp_path: Path) -> None:
-    output, _ = start_build(tmp_path, **environment).communicate(timeout=60)
+    output, _ = start_build(tmp_path, **environment).communicate(timeout=200)
 
     assert content_hash(Path(output.strip())) == CONTENT_HASHES["qwen_chat"]
 
 
 def test_two_processes_that_build_at_once_both_get_the_model(tmp_path: Path) -> None:
     builders = [start_build(tmp_path), start_build(tmp_path)]
-    paths = {builder.communicate(timeout=60)[0].strip() for builder in builders}
+    paths = {builder.communicate(timeout=200)[0].strip() for builder in builders}
 
     assert [builder.returncode for builder in builders] == [0, 0]
     assert [Path(path) for path in paths] == list((tmp_path / "models").iterdir())

@@ -32,15 +32,21 @@ parameters:
   optimization.batcher.max_batch_size: {choices: [1, 4, 8]}
   optimization.batcher.batch_timeout_ms: {choices: [0, 50]}
 """
-# One core is left to the load generator: blocks in which it was late do not count.
+# One core is left to the load generator: blocks in which it was late do not count. Answers are short, so that a block
+# has some on a busy machine too.
 SHORT = (
-    "engine=pytorch", "optimization.pytorch.threads=1", "slo=relaxed", "arrival=closed", "arrival.concurrency=4",
+    "workload=fixed", "workload.output_tokens.value=4", "engine=pytorch", "optimization.pytorch.threads=1", "slo=relaxed", "arrival=closed", "arrival.concurrency=4",
     "tuning.blocks=2", "tuning.block_s=0.6", "tuning.lead_in_s=0.1", "tuning.warmup_s=0.3", "tuning.startup_trials=1",
 )  # fmt: skip
 STUDY = ("tuning.study=study", "tuning.search_space=space.yaml")
 SETTINGS = LabSettings.model_validate(
     {
         "slo": {"ttft_ms": 2000.0},
+        "workload": {
+            "kind": "synthetic",
+            "prompt_tokens": {"distribution": "fixed", "value": 64},
+            "output_tokens": {"distribution": "fixed", "value": 4},
+        },
         "arrival": {"kind": "closed", "concurrency": 4},
         "optimization": {"engine_preference": ("pytorch",), "pytorch": {"threads": 1}},
         "tuning": {"blocks": 2, "block_s": 0.6, "lead_in_s": 0.1, "warmup_s": 0.3},
@@ -157,8 +163,10 @@ def test_an_arena_changes_live_what_it_can_and_outlives_servers_that_do_not_star
         assert (restarts, arena.starts) == (1, 2)
         assert first.agreement is not None
         assert (first.agreement.share, first.agreement.prompts) == (1.0, 64)
+        blocks_of_all = [*first.blocks, *live.blocks, *other.blocks]
+        assert all(block.due for block in blocks_of_all)
         # Not all of them: on a busy machine an answer may take longer than a block waits for it.
-        assert all(block.due > block.failed for block in [*first.blocks, *live.blocks, *other.blocks])
+        assert any(block.due > block.failed for block in blocks_of_all)
 
         # when a server dies or does not start, then that is a failure of the configuration
         for child in psutil.Process().children():

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from server_fakes import ByteTokenizer, ParrotEngine
+from server_fakes import DEADLINE_S, ByteTokenizer, ParrotEngine
 
 from muai_lab.engines.selection import Candidate, EngineCandidates
 from muai_lab.errors import EngineError, RequestCancelled, RequestError, RequestTimeout
@@ -102,8 +102,8 @@ async def test_what_was_partly_streamed_ends_with_an_error_that_says_so() -> Non
         await text_of(begun)
 
     assert await text_of(stack.submit(ask("later"))) == "ABAB"
+    await stack.close()  # the observers have been told of everything then
     assert ("first", "begun", "Failed") in log.ends
-    await stack.close()
 
 
 async def test_an_answer_that_is_wanted_whole_is_begun_anew_however_far_it_was() -> None:
@@ -125,13 +125,13 @@ async def test_requests_that_come_while_an_engine_takes_over_wait_for_it() -> No
     def load(engine: Named) -> Named:
         if engine is second:
             loading.set()
-            assert loaded.wait(10)
+            assert loaded.wait(DEADLINE_S)
         return engine
 
     stack, _ = stack_of(first, second, load=load)
     first.broken = True
     before = asyncio.ensure_future(text_of(stack.submit(ask("before"))))
-    await asyncio.to_thread(loading.wait, 10)
+    await asyncio.to_thread(loading.wait, DEADLINE_S)
 
     during = asyncio.ensure_future(text_of(stack.submit(ask("during"))))
     cancelled = stack.submit(ask("cancelled"))

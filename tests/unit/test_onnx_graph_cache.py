@@ -132,16 +132,16 @@ def test_what_a_killed_process_left_behind_is_removed(cache: Path, source: Model
 
 def test_of_two_that_export_at_once_one_works_and_the_other_waits(cache: Path, source: ModelSource) -> None:
     begun, go_on = threading.Event(), threading.Event()
-    export = Exporter(lambda: (begun.set(), go_on.wait(20)))
+    export = Exporter(lambda: (begun.set(), go_on.wait(200)))
     found: list[Path] = []
     threads = [threading.Thread(target=lambda: found.append(graph_directory(source, RECIPE, export))) for _ in range(2)]
 
     threads[0].start()
-    assert begun.wait(20)
+    assert begun.wait(200)
     threads[1].start()
     go_on.set()
     for thread in threads:
-        thread.join(20)
+        thread.join(200)
 
     assert export.builds == 1
     assert len(found) == 2

@@ -35,7 +35,8 @@ parameters:
 # One core is left to the load generator: blocks in which it was late do not count. Answers are short, so that a block
 # has some on a busy machine too.
 SHORT = (
-    "workload=fixed", "workload.output_tokens.value=4", "engine=pytorch", "optimization.pytorch.threads=1", "slo=relaxed", "arrival=closed", "arrival.concurrency=4",
+    "workload=fixed", "workload.output_tokens.value=4",
+    "engine=pytorch", "optimization.pytorch.threads=1", "slo=relaxed", "arrival=closed", "arrival.concurrency=4",
     "tuning.blocks=2", "tuning.block_s=0.6", "tuning.lead_in_s=0.1", "tuning.warmup_s=0.3", "tuning.startup_trials=1",
 )  # fmt: skip
 STUDY = ("tuning.study=study", "tuning.search_space=space.yaml")

@@ -72,7 +72,7 @@ def test_a_killed_process_loses_no_finished_trial_and_its_own_is_measured_again(
     study = open_study(url, "study")
     before = {record.number: record for record in study.records()}
 
-    Worker(url, 16).end()
+    Worker(url, 8).end()
 
     after = {record.number: record for record in study.records()}
     assert {number: after[number] for number in before} == before

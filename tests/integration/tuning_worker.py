@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 import time
 
+from muai_lab.garbage import collect_rarely
 from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.tuning.measure import Switch
@@ -58,6 +59,7 @@ class Printing:
 
 
 def main() -> None:
+    collect_rarely()
     url, name, n_trials, *stuck_after = sys.argv[1:]
     arena = FakeArena(share, noise=0.005)
     plan = Plan(

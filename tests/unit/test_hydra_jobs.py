@@ -54,11 +54,11 @@ def test_values_that_make_no_folder_name_stay_out_of_it() -> None:
 
 
 def test_an_experiment_brings_its_sweep() -> None:
-    assert check_overrides(["experiment=batch_size"]).combinations == 12  # two engines, six sizes
+    assert check_overrides(["experiment=load_curve"]).combinations == 6  # rates
 
 
 def test_an_override_replaces_the_experiment_s_values() -> None:
-    assert check_overrides(["experiment=batch_size", f"{BATCH_SIZE}=1,2"]).combinations == 4
+    assert check_overrides(["experiment=batch_size", f"{BATCH_SIZE}=1,2"]).combinations == 4  # two engines
 
 
 def test_several_values_without_multirun_are_an_error() -> None:

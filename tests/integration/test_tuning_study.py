@@ -83,7 +83,7 @@ def test_a_killed_process_loses_no_finished_trial_and_its_own_is_measured_again(
 
 
 def test_two_processes_share_a_study_and_find_the_best(url: str) -> None:
-    workers = [Worker(url, 24, waits=True) for _ in range(2)]
+    workers = [Worker(url, 16, waits=True) for _ in range(2)]
     for worker in workers:
         worker.wait_for("opened")
     for worker in workers:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -159,6 +160,29 @@ def test_a_killed_core_is_a_failure_that_names_process_and_signal(engine: tuple[
     core.kill()
     core.join()
     assert processes.failure() == f"its process EngineCore ({core.pid}) was killed by signal {int(signal.SIGKILL)}"
+
+
+def test_a_killed_core_is_named_though_another_thread_has_just_taken_note_of_its_end(
+    engine: tuple[EngineProcesses, BaseProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processes, core = engine
+    assert core.pid is not None
+    core.kill()
+    os.waitpid(core.pid, 0)  # by the other thread
+    assert core.exitcode is None
+    popen: Any = core._popen  # type: ignore[attr-defined]
+    monkeypatch.setattr("muai_lab.engines.vllm.processes.time.sleep", lambda _s: setattr(popen, "returncode", -9))
+
+    assert processes.failure() == f"its process EngineCore ({core.pid}) was killed by signal 9"
+
+
+def test_a_worker_that_ends_alone_is_named(
+    engine: tuple[EngineProcesses, BaseProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processes, core = engine
+    monkeypatch.setattr("muai_lab.engines.vllm.processes.alive", lambda process: False)
+
+    assert processes.failure() == f"its worker process {core.pid} has ended"
 
 
 def test_killing_leaves_nothing(engine: tuple[EngineProcesses, BaseProcess]) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import time
 from multiprocessing.process import BaseProcess
 
 import psutil
 
 _NAME = "EngineCore"  # as vLLM calls the processes that it starts through multiprocessing
 _KILL_WAIT_S = 5.0
+_LOOKS, _LOOK_INTERVAL_S = 200, 0.001
 
 
 class EngineProcesses:
@@ -51,12 +53,19 @@ class EngineProcesses:
 
     def failure(self) -> str | None:
         """How one of them ended, None while all run."""
+        ended = self._ended_core()
+        if ended is not None:
+            return ended
+        dead = next((process for process in self._tree if not alive(process)), None)
+        if dead is None:
+            return None
+        return self._ended_core() or f"its worker process {dead.pid} has ended"  # a core may have ended meanwhile
+
+    def _ended_core(self) -> str | None:
         for core in self._cores:
-            if core.exitcode is not None:
-                return f"its process {core.name} ({core.pid}) {_ending(core.exitcode)}"
-        for process in self._tree:
-            if not alive(process):
-                return f"its worker process {process.pid} has ended"
+            exitcode = _exitcode(core)
+            if exitcode is not None:
+                return f"its process {core.name} ({core.pid}) {_ending(exitcode)}"
         return None
 
     def kill(self) -> None:
@@ -78,6 +87,19 @@ def alive(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def _exitcode(core: BaseProcess) -> int | None:
+    """How it ended, None while it runs.
+
+    A thread of vLLM's waits for its end, too. If that thread has asked the system first, the system knows the process
+    no longer, and for a moment the exit code is not written down yet.
+    """
+    for _ in range(_LOOKS):
+        if core.exitcode is not None or core.pid is None or psutil.pid_exists(core.pid):
+            break
+        time.sleep(_LOOK_INTERVAL_S)
+    return core.exitcode
 
 
 def _ending(exitcode: int) -> str:

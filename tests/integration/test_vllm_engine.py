@@ -1,7 +1,7 @@
 """The vLLM engine for real, on the CPU: what the conformance suite does not ask of every engine.
 
-The engine runs as its driver runs it: on a loop in a thread that is not the main one. The last test leaves it dead. A
-test that comes after it gets a new one, whose start is half a minute's work.
+The engine runs as its driver runs it: on a loop in a thread that is not the main one. A test may leave it dead; the
+next one then gets a new one (a start takes half a minute, so those that kill stand last).
 """
 
 from __future__ import annotations
@@ -298,6 +298,25 @@ def test_a_start_that_is_given_up_ends_what_it_had_begun(loop: LoopThread, sourc
 
     loop.run(give_up())
     assert not [process for process in running(engine.pids) if alive(process)]
+
+
+def test_a_killed_engine_process_ends_every_open_request_with_an_engine_error(
+    engine: VllmEngine, loop: LoopThread
+) -> None:
+    async def under_load() -> list[object]:
+        readers = [asyncio.create_task(reports(ask(engine, max_tokens=8000))) for _ in range(2 * SLOTS)]
+        await has_open(engine, 2 * SLOTS)
+        os.kill(engine.pids[0], signal.SIGKILL)
+        async with asyncio.timeout(100):
+            return list(await asyncio.gather(*readers, return_exceptions=True))
+
+    ends = loop.run(under_load())
+    assert {type(end) for end in ends} == {EngineError}
+    assert "was killed by signal 9" in str(ends[0])
+    with pytest.raises(EngineError, match="was killed by signal 9"):
+        loop.run(engine.check())
+    with pytest.raises(EngineError, match="was killed by signal 9"):
+        loop.run(reports(ask(engine)))
 
 
 async def check_until_it_fails(engine: VllmEngine) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -18,7 +17,7 @@ from muai_lab.errors import RunError
 from muai_lab.experiment.directory import COMPLETE, FAILED, PARTIAL, RUNNING, RunDirectory, disk_is_full
 from muai_lab.experiment.measured import Measured, ServedBy, open_measured
 from muai_lab.experiment.provenance import git_revision, hardware, versions
-from muai_lab.load.event_loop import run_on_fast_loop
+from muai_lab.load.event_loop import run_on_fast_loop, signals_end
 from muai_lab.load.generator import LoadPlan, LoadProgress, LoadResult
 from muai_lab.load.offer import offer
 from muai_lab.load.openai_http import HttpTarget
@@ -258,13 +257,14 @@ class _Offer:
         if self._measured.scraper is not None:
             beside.append(asyncio.ensure_future(self._measured.scraper.run()))
         try:
-            with self._sigterm_ends(load):
+            with signals_end(load, [signal.SIGTERM]) as raised:
                 while not load.done():
                     try:
                         await asyncio.shield(load)
                     except asyncio.CancelledError:
                         # Ctrl-C cancelled us: pass it on, and wait for the records that the generator saves.
                         load.cancel()
+            self.terminated = bool(raised)
             if load.cancelled():  # before there was any record to save
                 if (death := self._measured.failure()) is not None:
                     raise RunError(death)
@@ -281,25 +281,6 @@ class _Offer:
             if self._measured.failure() is not None:
                 load.cancel()
                 return
-
-    @contextmanager
-    def _sigterm_ends(self, load: asyncio.Future[LoadResult]) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield  # only the main thread may have signal handlers
-            return
-        loop = asyncio.get_running_loop()
-        before = signal.getsignal(signal.SIGTERM)
-
-        def end() -> None:
-            self.terminated = True
-            load.cancel()
-
-        loop.add_signal_handler(signal.SIGTERM, end)
-        try:
-            yield
-        finally:
-            loop.remove_signal_handler(signal.SIGTERM)
-            signal.signal(signal.SIGTERM, before)
 
 
 def _keep(directory: RunDirectory, schedule: Schedule, result: LoadResult, measured: Measured) -> None:

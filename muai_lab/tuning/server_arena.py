@@ -14,7 +14,7 @@ from muai_lab.analysis.slo import Slo, slo_of
 from muai_lab.errors import RunError
 from muai_lab.experiment.measured import READY_TIMEOUT_S, ServedBy, server_arguments, who_serves
 from muai_lab.experiment.server_process import ServerProcess, ServerReady
-from muai_lab.load.event_loop import run_on_fast_loop
+from muai_lab.load.event_loop import run_on_fast_loop, signals_end
 from muai_lab.load.generator import LoadPlan, LoadResult, generate
 from muai_lab.load.openai_http import HttpTarget
 from muai_lab.settings.dump import child_environment, dump_optimization_yaml
@@ -210,14 +210,19 @@ async def _generate(schedule: Schedule, target: HttpTarget, plan: LoadPlan, proc
         load.cancel()
 
     watch = asyncio.ensure_future(end_on_death())
-    try:
-        return await load
-    except asyncio.CancelledError:
-        if process.running:
-            raise
-        raise RunError("the server died") from None
-    finally:
-        watch.cancel()
+    with signals_end(load) as raised:
+        try:
+            result = await load
+        except asyncio.CancelledError:
+            if process.running and not raised:
+                raise
+            if not raised:
+                raise RunError("the server died") from None
+        finally:
+            watch.cancel()
+    if raised:
+        raise raised[0]
+    return result
 
 
 def _short(reason: str) -> str:

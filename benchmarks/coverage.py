@@ -18,7 +18,20 @@ from pathlib import Path
 
 from benchmarks.document import replace_part
 
-TABLES = ("intervals", "compare", "primary", "capacity", "tuner_slo", "tuner_keys", "tuner_confirmation", "quality")
+TABLES = (
+    "intervals",
+    "unseen",
+    "figures",
+    "sequential",
+    "steadiness",
+    "compare",
+    "primary",
+    "capacity",
+    "tuner_slo",
+    "tuner_keys",
+    "tuner_confirmation",
+    "quality",
+)
 """In the order of the page."""
 
 

@@ -28,6 +28,10 @@ WITHIN = 0.004
 EARLIER = 8
 """Comparisons of three repeats each that the history holds."""
 
+BEFORE: dict[tuple[float, int], str] = {}
+NOISIER = 3.0
+"""How many times as noisy as in its history the machine of the last column is."""
+
 _REPLICATES = 40
 _OLD_NOISE = 0.02
 _DEFAULT = default_prior(DEFAULT_NOISE["ratio"])
@@ -101,6 +105,14 @@ def shares(rng: np.random.Generator, spread: float, effect: float, repeats: int,
     return tuple(found / tries)
 
 
+def false_alarms(rng: np.random.Generator, spread: float, repeats: int, tries: int) -> float:
+    """Share of comparisons of equal configurations that show a difference, on a machine noisier than its history."""
+    found = [
+        shows_difference(simulated(rng, spread, 0.0, repeats), history(rng, spread / NOISIER)) for _ in range(tries)
+    ]
+    return float(np.mean(found))
+
+
 def table(repeats: int, seed: int) -> Table:
     """A row for each spread between runs and number of repeats. repeats: simulated comparisons behind each figure."""
     rng = np.random.default_rng(seed)
@@ -111,6 +123,7 @@ def table(repeats: int, seed: int) -> Table:
                 " / ".join(f"{share:.0%}" for share in shares(rng, spread, effect, number, repeats))
                 for effect in EFFECTS
             ]
+            cells.append(f"{BEFORE.get((spread, number), '-')} → {false_alarms(rng, spread, number, repeats):.0%}")
             rows.append([f"{spread:.0%}", str(number), *cells])
     note = (
         f"Shares of {repeats} simulated comparisons that show a difference: by the earlier rule (assumed noise of 2 %, "

@@ -32,8 +32,9 @@ from rich.table import Table
 from benchmarks.document import replace_part
 from benchmarks.peers import PEERS, Case, Reported
 from muai_lab import __version__
-from muai_lab.load.generator import LoadPlan, run_load
+from muai_lab.load.generator import run_load
 from muai_lab.load.openai_http import HttpTarget
+from muai_lab.load.plan import LoadPlan
 from muai_lab.models.registry import resolve_model
 from muai_lab.workload.arrival import poisson
 from muai_lab.workload.randomness import RandomStreams

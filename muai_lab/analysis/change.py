@@ -16,6 +16,7 @@ import numpy as np
 
 from muai_lab.analysis.frames import Run
 from muai_lab.analysis.key_figures import KeyFigure, Reading, read_figures, with_intervals
+from muai_lab.analysis.memory import run_span
 from muai_lab.analysis.moderation import (
     Prior,
     Variance,
@@ -108,11 +109,11 @@ def read_pair(
 
 
 def _blocks(run: Run, other: Run, seed: int) -> Blocks | None:
-    """Blocks of the run's window, as many as in the other run's: the longer answers of both decide."""
+    """Blocks of the run's window, as many as in the other run's: the longer memory of both decides."""
     if run.window is None or not run.window.duration_s > 0.0:
         return None
-    typical = [float(one.measured["e2e_s"].median()) for one in (run, other) if one.measured["e2e_s"].notna().any()]
-    return make_blocks(run.window.start_s, run.window.end_s, correlation_s=max(typical, default=0.0), seed=seed)
+    memory_s = max(span.memory_s for one in (run, other) if (span := run_span(one)) is not None)
+    return make_blocks(run.window.start_s, run.window.end_s, correlation_s=memory_s, seed=seed)
 
 
 def change_of(

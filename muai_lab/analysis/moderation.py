@@ -42,6 +42,11 @@ _SMALLEST_ERROR = 1e-6  # equal runs without any spread differ by nothing, not i
 _IMAGINARY, _USUAL_FREEDOM = 2.0, 4.0
 _QUANTILES = 500
 _SURPRISE = 0.1  # level of the F-test that the runs at hand are noisier than the prior allows
+# A machine that became three times as noisy as its history passes that test in a quarter of the comparisons of three
+# repeats, which then find a difference in half of the cases. So a history gives way before it is contradicted. Two
+# repeats have one degree of freedom, which tells least: it gives way if that lies above the median.
+_HISTORY_GIVES_WAY = 0.3
+_HISTORY_GIVES_WAY_TO_TWO = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +84,7 @@ class Judged:
 
     change: with its 95 % interval, on the scale of the changes. p: two-sided. error: standard error of the mean, with
     `freedom` degrees of freedom. detectable: smallest change that is found with probability `POWER`. noisier: the runs
-    at hand scatter more than the prior allows, so it was left out.
+    at hand scatter more than the prior allows.
     """
 
     change: Estimate
@@ -159,15 +164,23 @@ def moderated_change(changes: Floats, within: float, prior: Prior, *, unit: floa
         variance, freedom, noisier = max(before, prior.mean * unit), prior.freedom, False
     else:
         seen = float(changes.var(ddof=1)) / 2.0
-        noisier = float(fdtrc(own, prior.freedom, seen / before)) < _SURPRISE
-        freedom = own if noisier else prior.freedom + own
-        variance = seen if noisier else (prior.freedom * before + own * seen) / freedom
+        chance = float(fdtrc(own, prior.freedom, seen / before))
+        noisier, alone = chance < _SURPRISE, chance < _gives_way(prior, own)
+        freedom = own if alone else prior.freedom + own
+        variance = seen if alone else (prior.freedom * before + own * seen) / freedom
     error = max(math.sqrt(max(2.0 * variance, within) / changes.size), _SMALLEST_ERROR)
     middle = float(changes.mean())
     reach = float(stdtrit(freedom, 1.0 - SIGNIFICANCE / 2.0)) * error
     p = 2.0 * float(stdtr(freedom, -abs(middle) / error))
     change = Estimate(middle, middle - reach, middle + reach)
     return Judged(change, p, error, freedom, smallest_detectable(error, freedom), noisier)
+
+
+def _gives_way(prior: Prior, own: int) -> float:
+    """Level of the F-test from which on the runs at hand, with `own` degrees of freedom, are judged by themselves."""
+    if prior.source != "history":
+        return _SURPRISE
+    return _HISTORY_GIVES_WAY if own > 1 else _HISTORY_GIVES_WAY_TO_TWO
 
 
 def _one_run(prior: Prior, within: float, unit: float) -> float:

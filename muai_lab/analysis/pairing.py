@@ -20,7 +20,7 @@ from muai_lab.analysis.validity import NOT_STEADY, NOTHING, OVERLOADED, REQUESTS
 from muai_lab.analysis.wording import plural, validity_line
 from muai_lab.errors import RunError
 
-Kind = Literal["invalid", "workload", "model", "hardware"]
+Kind = Literal["same run", "invalid", "workload", "model", "hardware"]
 DECLARABLE: tuple[Kind, ...] = ("workload", "model", "hardware")
 """What may differ when the user says so: a comparison of machines is one across hardware."""
 
@@ -28,6 +28,7 @@ PER_REPEAT = ("seed", "experiment.repeat", "experiment.repeats")
 """Settings in which the repeats of one configuration differ."""
 
 _WINDOW_TOLERANCE = 0.02
+_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ def pair_runs(a: Group, b: Group, *, across: Collection[str] = (), include_inval
             notes += [f"{label}: left out, {line}" for line in bad]
     if not all(usable):
         return Pairing((), False, tuple(obstacles), tuple(notes))
-    found = (_other_model(*usable), _other_hardware(*usable))
+    found = (_same_run(*usable), _other_model(*usable), _other_hardware(*usable))
     obstacles += [obstacle for obstacle in found if obstacle is not None]
     pairs = _by_schedule(*usable)
     same_schedule = bool(pairs)
@@ -125,6 +126,24 @@ def is_usable(run: Run) -> bool:
     return verdict in (VALID, NOT_STEADY, OVERLOADED, REQUESTS_FAILED) or (
         verdict == NOTHING and not run.measured.empty
     )
+
+
+def _same_run(a: Sequence[Run], b: Sequence[Run]) -> Obstacle | None:
+    """A run on both sides, or a copy of it: it differs from itself by nothing, which would look like agreement."""
+    ours, theirs = ({_identity(run): run.path.name for run in runs} for runs in (a, b))
+    shared = sorted(ours[one] for one in ours.keys() & theirs.keys())
+    if not shared:
+        return None
+    more = "" if len(shared) <= _NAMED else f" and {len(shared) - _NAMED} more"
+    named = f"{', '.join(shared[:_NAMED])}{more}"
+    return Obstacle("same run", f"the same {'runs are' if shared[1:] else 'run is'} in A and in B: {named}")
+
+
+def _identity(run: Run) -> tuple[Any, ...]:
+    """Equal for a run and its copies: when it was made, of what, and the times that it recorded."""
+    stated = run.manifest
+    made = (str(stated.get(key)) for key in ("started", "clock", "schedule_hash"))
+    return (*made, run.window, len(run.requests), float(run.requests["over_s"].sum()))
 
 
 def _by_schedule(a: Sequence[Run], b: Sequence[Run]) -> list[tuple[Run, Run]]:

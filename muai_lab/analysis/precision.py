@@ -1,16 +1,25 @@
-"""Does a run span enough of its own memory for intervals, and if not, for how long would it have to be measured?"""
+"""Does a run span enough of its own memory for intervals, and if not, for how long would it have to be measured?
+
+The headline of a run is the median TTFT of an open loop and the throughput of a closed one; its interval is what
+`load.duration_s=auto` waits for.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from muai_lab.analysis.dependence import Span
+from muai_lab.analysis.statistics import Estimate
 from muai_lab.analysis.steadiness import NOT_STEADY
 from muai_lab.analysis.wording import duration, judged
+from muai_lab.settings.lab import LoadSettings
 
 _ORDER = ("mean", "p50", "p90", "p95", "p99", "throughput", "attainment", "goodput")
+_WHOLE = 0.98
+_LONGEST_S = float(LoadSettings.model_fields["longest_s"].default)
 _LONGEST_ADVICE_S = 7 * 86_400.0  # beyond, the load or the figure is to be changed, not the window
 
 
@@ -68,3 +77,66 @@ def rounded_up(seconds: float) -> float:
         return math.ceil(seconds)
     unit = 10.0 ** (math.floor(math.log10(seconds)) - 1)
     return math.ceil(seconds / unit - 1e-9) * unit
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """The figure that says most about a run. title: in words."""
+
+    title: str
+    estimate: Estimate
+
+
+def headline_of(document: Mapping[str, Any]) -> Headline | None:
+    """The headline of a summary; None if nothing was measured."""
+    throughput, latency = document["throughput"], document["latency"]
+    found: list[Headline | None]
+    if document["identity"]["arrival"] == "closed":
+        found = [
+            _headline("the output tokens per second", throughput["output_tokens_per_s"]),
+            _headline("the requests per second", throughput["requests_per_s"]),
+        ]
+    else:
+        found = [
+            _headline(title, (latency.get(judged(document, metric)) or {}).get("p50"))
+            for title, metric in (("the median TTFT", "ttft"), ("the median E2E latency", "e2e"))
+        ]
+    return next((one for one in found if one is not None), None)
+
+
+def _headline(title: str, estimate: Mapping[str, Any] | None) -> Headline | None:
+    if estimate is None:
+        return None
+    return Headline(title, Estimate(*(estimate.get(name) for name in ("value", "low", "high", "needs_s"))))
+
+
+def interval_step(document: Mapping[str, Any]) -> str | None:
+    """The next step after a run whose headline has no interval for want of time; None for any other."""
+    headline = headline_of(document)
+    needs_s = None if headline is None else headline.estimate.needs_s
+    if needs_s is None or needs_s > _LONGEST_ADVICE_S or headline is None:
+        return None
+    seconds = f"{rounded_up(needs_s):.0f}"
+    if document["window"]["automatic"] is not None:
+        return f"for an interval of {headline.title} set load.longest_s={seconds} or more"
+    longest = f" load.longest_s={seconds}" if needs_s > _LONGEST_S else ""
+    return f"for an interval of {headline.title} set load.duration_s=auto{longest}, or load.duration_s={seconds}"
+
+
+def automatic_note(document: Mapping[str, Any]) -> str | None:
+    """Why a window of `load.duration_s=auto` ended, and how precisely the headline is known."""
+    asked, headline = document["window"]["automatic"], headline_of(document)
+    length_s = document["window"]["duration_s"]
+    if asked is None or length_s is None:
+        return None
+    if asked["precise"]:
+        why = f"ended the window after {length_s:.1f} s, as the headline was known precisely enough"
+    elif length_s >= _WHOLE * asked["longest_s"]:
+        why = f"ended the window at load.longest_s={asked['longest_s']:g}"
+    else:
+        why = f"had not ended the window when it was over after {length_s:.1f} s"
+    if headline is None:
+        return f"load.duration_s=auto {why}"
+    half = headline.estimate.half_width
+    known = "no interval yet" if half is None else f"±{half:.1%}"
+    return f"load.duration_s=auto {why}: {known} of {headline.title} (load.precision {asked['precision']:.1%})"

@@ -60,6 +60,13 @@ class Estimate:
     high: float | None = None
     needs_s: float | None = None
 
+    @property
+    def half_width(self) -> float | None:
+        """The larger half of the interval, relative to the value; None without an interval."""
+        if not self.value or self.low is None or self.high is None:
+            return None
+        return max(self.high - self.value, self.value - self.low) / abs(self.value)
+
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
@@ -93,8 +100,8 @@ class Blocks:
 def make_blocks(start_s: float, end_s: float, *, correlation_s: float = 0.0, seed: int = 0) -> Blocks:
     """Cut the window `[start_s, end_s)` into blocks and draw the replicates.
 
-    correlation_s: how long one request influences others, about one end-to-end latency; a block is at least twice that,
-    as long as `MIN_BLOCKS` blocks remain. The same seed gives the same replicates, so figures of one run share them.
+    correlation_s: the memory of the run (see `memory.run_span`); a block is at least twice that, as long as
+    `MIN_BLOCKS` blocks remain. The same seed gives the same replicates, so figures of one run share them.
     """
     duration = end_s - start_s
     if not duration > 0:

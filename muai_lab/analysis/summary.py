@@ -21,7 +21,7 @@ from muai_lab.analysis.dependence import Span
 from muai_lab.analysis.frames import Run
 from muai_lab.analysis.memory import run_span
 from muai_lab.analysis.metrics import METRICS, Metric
-from muai_lab.analysis.precision import precision_of, precision_warning
+from muai_lab.analysis.precision import automatic_note, interval_step, precision_of, precision_warning
 from muai_lab.analysis.samples import completed_requests, delivered_prompts, delivered_tokens, samples_of
 from muai_lab.analysis.slo import Slo, met, misses
 from muai_lab.analysis.statistics import Distribution, Estimate, describe, rate, share
@@ -46,6 +46,7 @@ def summarise(run: Run) -> dict[str, Any]:
             "duration_s": window.duration_s if window else None,
             "drain_end_s": window.drain_end_s if window else None,
             "cut_short": cut_short(run),
+            "automatic": (run.manifest.get("load") or {}).get("automatic"),
         },
         "requests": _counts(run.requests, measured),
         "visibility": visibility(run),
@@ -59,8 +60,10 @@ def summarise(run: Run) -> dict[str, Any]:
         "generator": _generator(run),
     }
     document["precision"] = precision_of(document, span)
-    if (note := precision_warning(document)) is not None:
-        document["validity"]["warnings"].append(note)
+    validity = document["validity"]
+    validity["warnings"] += [note for note in (automatic_note(document), precision_warning(document)) if note]
+    if validity["valid"]:
+        validity["next_step"] = interval_step(document)
     return {key: clean(value) for key, value in document.items()}
 
 

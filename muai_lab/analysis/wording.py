@@ -127,8 +127,9 @@ def validity_line(validity: Mapping[str, Any]) -> str:
         facts.append(str(validity["steadiness"]).split(":")[0].replace("unknown", "steadiness unknown"))
         if failed := validity.get("failed"):
             facts.append(f"{failed:,} of {plural(validity['due'], 'request')} failed")
-        return f"valid: {', '.join(facts)}"
-    line = f"NOT VALID, {validity['verdict']}: {validity['reason']}"
+        line = f"valid: {', '.join(facts)}"
+    else:
+        line = f"NOT VALID, {validity['verdict']}: {validity['reason']}"
     return f"{line}; next: {validity['next_step']}" if validity.get("next_step") else line
 
 

@@ -86,6 +86,10 @@ def check_settings(settings: LabSettings) -> Slo:
             f"arrival.kind: {settings.arrival.kind} has no single rate that could be searched; choose one of "
             f"{', '.join(RATED_ARRIVALS)}"
         )
+    if settings.load.automatic:
+        problems.append(
+            "load.duration_s: a probe needs a window of a given length, and auto has none: give it in seconds"
+        )
     if problems or slo is None:
         raise SettingsError(problems)
     return slo
@@ -104,7 +108,7 @@ def plan_of(settings: LabSettings, quantile: float) -> SearchPlan:
         repeats=capacity.repeats,
         max_probes=capacity.max_probes,
         requests=capacity.requests,
-        duration_s=load.duration_s,
+        duration_s=load.window_s,
         warmup_s=load.warmup_s,
         longest_s=capacity.longest_s,
         edge_longest_s=capacity.edge_longest_s,

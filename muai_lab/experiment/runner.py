@@ -18,9 +18,10 @@ from muai_lab.experiment.directory import COMPLETE, FAILED, PARTIAL, RUNNING, Ru
 from muai_lab.experiment.measured import Measured, ServedBy, open_measured
 from muai_lab.experiment.provenance import git_revision, hardware, versions
 from muai_lab.load.event_loop import run_on_fast_loop, signals_end
-from muai_lab.load.generator import LoadPlan, LoadProgress, LoadResult
+from muai_lab.load.generator import LoadProgress, LoadResult
 from muai_lab.load.offer import offer
 from muai_lab.load.openai_http import HttpTarget
+from muai_lab.load.plan import LoadPlan
 from muai_lab.load.records import records_table
 from muai_lab.load.token_counting import count_tokens
 from muai_lab.models.registry import ModelSource, context_tokens, resolve_model
@@ -32,6 +33,7 @@ from muai_lab.workload.salt import new_salt, repeated_share, salted
 from muai_lab.workload.schedule import Schedule
 
 if TYPE_CHECKING:
+    from muai_lab.experiment.automatic_end import AutomaticEnd
     from muai_lab.settings.lab import LabSettings
     from muai_lab.settings.load import Resolved
 
@@ -164,6 +166,8 @@ def _run(
             measured.target.waiting = lambda reason: watcher.stage(f"waiting for the endpoint ({reason})")
         offering = _Offer(offered, measured, settings, watcher, end_early)
         result = run_on_fast_loop(offering.run())
+        if offering.ending is not None:
+            directory.update_manifest(load={**directory.manifest["load"], "automatic": offering.ending.facts()})
         count_tokens(result.records, tokenizer)
         death = measured.failure()
         _note_asked_model(directory, measured, before)
@@ -218,7 +222,7 @@ class _Offer:
     """Generates the load while watching the other side, which ends the load when it dies, and for signals.
 
     terminated: SIGTERM came; as after Ctrl-C, the load was ended and its records are kept. cut_short: why `end_early`
-    ended it, None when it did not.
+    ended it, None when it did not. ending: of a window that ends as soon as it is long enough.
     """
 
     def __init__(
@@ -231,6 +235,7 @@ class _Offer:
     ) -> None:
         self.terminated = False
         self.cut_short: str | None = None
+        self.ending = _automatic_end(settings, schedule)
         self._measured = measured
         self._load: asyncio.Future[LoadResult] | None = None
 
@@ -248,6 +253,7 @@ class _Offer:
             LoadPlan.of(settings),
             settings.load,
             progress=seen,
+            ending=self.ending,
         )
 
     async def run(self) -> LoadResult:
@@ -281,6 +287,14 @@ class _Offer:
             if self._measured.failure() is not None:
                 load.cancel()
                 return
+
+
+def _automatic_end(settings: LabSettings, schedule: Schedule) -> AutomaticEnd | None:
+    if not settings.load.automatic:
+        return None
+    from muai_lab.experiment.automatic_end import AutomaticEnd
+
+    return AutomaticEnd(settings.load, open_loop=schedule.open_loop)
 
 
 def _keep(directory: RunDirectory, schedule: Schedule, result: LoadResult, measured: Measured) -> None:

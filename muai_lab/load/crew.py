@@ -13,10 +13,12 @@ from typing import Protocol
 
 from muai_lab.errors import RunError
 from muai_lab.load.clock_offset import ClockOffset
+from muai_lab.load.ending import Batch, Ending
 from muai_lab.load.endpoint_access import secret_variables
-from muai_lab.load.generator import LoadPlan, LoadProgress, LoadResult
+from muai_lab.load.generator import LoadProgress, LoadResult
 from muai_lab.load.merge import Part, merge
 from muai_lab.load.openai_http import HttpTarget
+from muai_lab.load.plan import LoadPlan
 from muai_lab.settings.lab import LabSettings
 from muai_lab.workload.schedule import Schedule
 
@@ -75,6 +77,12 @@ class Worker(Protocol):
     def start(self, start_ns: int) -> None:
         """Let the load start at this time of the worker's own clock."""
 
+    def seen(self) -> Sequence[Batch]:
+        """What its generator saw since this was last asked; nothing unless its plan is watched."""
+
+    def end_at(self, end_ns: int) -> None:
+        """Let the window end at this time of the worker's own clock."""
+
     def stop(self) -> None:
         """End the load; what was recorded still comes as its result."""
 
@@ -85,13 +93,21 @@ class Worker(Protocol):
         """Let the generator go, however far it got."""
 
 
-async def lead(workers: Sequence[Worker], *, progress: Callable[[LoadProgress], None] | None = None) -> LoadResult:
+async def lead(
+    workers: Sequence[Worker],
+    *,
+    warmup_s: float = 0.0,
+    progress: Callable[[LoadProgress], None] | None = None,
+    ending: Ending | None = None,
+) -> LoadResult:
     """Run one load with all of them, and merge what they bring.
+
+    warmup_s: of their plans. ending: decides when the windows of all of them end.
 
     Cancelling the task ends the load early, as in `generate`; cancelled again, it drops the workers. A worker that dies
     under way is named in the result's `lost`; RunError is raised when none brings anything, or one cannot start.
     """
-    reporting = None
+    beside: list[asyncio.Task[None]] = []
     try:
         try:
             await asyncio.gather(*(worker.ready() for worker in workers))
@@ -102,8 +118,14 @@ async def lead(workers: Sequence[Worker], *, progress: Callable[[LoadProgress], 
         for worker, offset in zip(workers, offsets, strict=True):
             worker.start(offset.theirs(start_ns))
         if progress is not None:
-            reporting = asyncio.create_task(_report(workers, progress))
+            beside.append(asyncio.create_task(_report(workers, progress)))
+        if ending is not None:
+            ending.begin(start_ns + round(warmup_s * 1e9))
+            beside.append(asyncio.create_task(_watch(workers, offsets, ending)))
         results = await _results(workers)
+        for task in beside:
+            if task.done():
+                task.result()  # a fault of ours while the load ran
         parts = [
             Part(worker.name, result, await _clock_after(worker, offset))
             for worker, result, offset in zip(workers, results, offsets, strict=True)
@@ -114,8 +136,8 @@ async def lead(workers: Sequence[Worker], *, progress: Callable[[LoadProgress], 
             raise RunError(f"no load generator brought a result: {'; '.join(lost)}")
         return merge(parts, lost)
     finally:
-        if reporting is not None:
-            reporting.cancel()
+        for task in beside:
+            task.cancel()
         await asyncio.gather(*(worker.close() for worker in workers))
 
 
@@ -158,6 +180,17 @@ async def _report(workers: Sequence[Worker], progress: Callable[[LoadProgress], 
         heard = [moment for worker in workers if (moment := worker.progress) is not None]
         if heard:
             progress(_together(heard))
+
+
+async def _watch(workers: Sequence[Worker], offsets: Sequence[ClockOffset], ending: Ending) -> None:
+    """Hand over what all of them see until the end is decided, and tell them."""
+    while ending.end_ns is None:
+        for worker, offset in zip(workers, offsets, strict=True):
+            for batch in worker.seen():
+                ending.see(batch.on(offset))
+        await asyncio.sleep(_REPORT_INTERVAL_S)
+    for worker, offset in zip(workers, offsets, strict=True):
+        worker.end_at(offset.theirs(ending.end_ns))
 
 
 def _together(moments: Sequence[LoadProgress]) -> LoadProgress:

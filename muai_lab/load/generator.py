@@ -21,52 +21,24 @@ from typing import Any
 from muai_lab.errors import RunError
 from muai_lab.load.cap import CappedTarget
 from muai_lab.load.clock_watch import ClockWatch
+from muai_lab.load.ending import Ending, Sightings
 from muai_lab.load.event_loop import run_on_fast_loop
 from muai_lab.load.garbage import GarbagePauses, rare_garbage_collection
 from muai_lab.load.heartbeat import Heartbeat, waiting_clock
 from muai_lab.load.machine_load import MachineLoad, load_since, read_processes
+from muai_lab.load.plan import LoadPlan
 from muai_lab.load.precise_timer import PreciseTimer, precise_timer
 from muai_lab.load.records import Phase, RequestRecord, Window
 from muai_lab.load.self_report import GeneratorReport, report_on_generator
 from muai_lab.load.sending import Sending
 from muai_lab.load.target import Target
 from muai_lab.load.unsent import Unsent
-from muai_lab.settings.lab import LabSettings
 from muai_lab.workload.schedule import Schedule, ScheduledRequest
 
 # From opening the load to its first due request: the time to start the tasks that watch it.
 _LEAD_NS = 20_000_000
 _WATCH_INTERVAL_NS = 250_000_000
 _TIMEOUT_ROUNDING_S = 0.002  # an event loop's timeout may be this late
-
-
-@dataclass(frozen=True, slots=True)
-class LoadPlan:
-    """How long load is offered, and how long answers are awaited; seconds.
-
-    concurrency: slots of the closed loop; not used in the open loop, where the schedule has the times. max_in_flight:
-    most requests in flight in the open loop; None does not bound them.
-    """
-
-    warmup_s: float
-    duration_s: float
-    drain_s: float
-    request_timeout_s: float
-    concurrency: int = 1
-    max_in_flight: int | None = None
-
-    @classmethod
-    def of(cls, settings: LabSettings) -> LoadPlan:
-        """The plan that the settings ask for."""
-        load = settings.load
-        return cls(
-            warmup_s=load.warmup_s,
-            duration_s=load.duration_s,
-            drain_s=load.drain_s,
-            request_timeout_s=load.request_timeout_s,
-            concurrency=settings.arrival.concurrency,
-            max_in_flight=load.max_in_flight,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +82,7 @@ async def generate(
     cpu_clock: Callable[[], int] = time.thread_time_ns,
     progress: Callable[[LoadProgress], None] | None = None,
     begin: Callable[[], Awaitable[int]] | None = None,
+    ending: Ending | None = None,
 ) -> LoadResult:
     """Open the target, send the schedule to it, and close it.
 
@@ -117,7 +90,8 @@ async def generate(
     far is returned, marked as interrupted, instead of CancelledError (which is raised only while the target opens).
     Raises RunError for an empty schedule or a target that cannot serve it. clock, cpu_clock: nanoseconds; monotonic
     time and CPU time of the loop's thread. begin: awaited once the target is open; gives the time, on `clock`, at which
-    the load starts, for generators that start together. Without it the load starts at once.
+    the load starts, for generators that start together. Without it the load starts at once. ending: decides when the
+    window ends, at the latest after the plan's duration.
     """
     if len(schedule) == 0:
         raise RunError("the schedule is empty: nothing to send; raise arrival.rate, load.duration_s or load.requests")
@@ -135,7 +109,7 @@ async def generate(
         ):
             heartbeat = Heartbeat(timer, clock, cpu_clock, wait_clock)
             start_ns = clock() + _LEAD_NS if begin is None else await begin()
-            load = _Load(main, schedule, target, plan, clock, timer, heartbeat, progress, start_ns)
+            load = _Load(main, schedule, target, plan, clock, timer, heartbeat, progress, start_ns, ending)
             await load.run()
         return load.result(pauses, machine=lambda: load_since(processes))
     finally:
@@ -156,6 +130,7 @@ class _Load:
         heartbeat: Heartbeat,
         progress: Callable[[LoadProgress], None] | None,
         start_ns: int,
+        ending: Ending | None,
     ) -> None:
         self.main = main
         self.schedule = schedule
@@ -167,12 +142,17 @@ class _Load:
         self.progress = progress
         self.sending = Sending(target, plan.request_timeout_s, timer, clock, end_load=main.cancel)
         self.tasks: set[asyncio.Task[None]] = set()
-        self.ran_out = asyncio.Event()
+        self.ran_out = False
+        self.shortened = asyncio.Event()  # the end has moved to the front
         self.unsent = Unsent()
         self.clocks = ClockWatch(clock)
         self.start_ns = start_ns
         self.measure_ns = self.start_ns + round(plan.warmup_s * 1e9)
         self.end_ns = self.measure_ns + round(plan.duration_s * 1e9)  # moves to the front when the schedule runs out
+        self.ending = ending
+        self.sightings = Sightings()
+        if ending is not None:
+            ending.begin(self.measure_ns)
         self.interrupted = False
         self.ended_ns = self.end_ns
         self.crash: BaseException | None = None
@@ -208,7 +188,7 @@ class _Load:
             garbage_s=pauses.longest_s,
             machine=machine,
         )
-        ran_out = [self.unsent.ran_out(window, len(self.schedule))] if self.ran_out.is_set() else []
+        ran_out = [self.unsent.ran_out(window, len(self.schedule))] if self.ran_out else []
         return LoadResult(
             records=tuple(self.sending.records),
             window=window,
@@ -225,7 +205,9 @@ class _Load:
             assert request.intended_s is not None, "an open-loop schedule has times"
             record = _record_of(request)
             record.intended_ns = self.start_ns + round(request.intended_s * 1e9)
-            await self.timer.sleep_until(record.intended_ns)
+            await self.timer.sleep_until(min(record.intended_ns, self.end_ns))
+            if record.intended_ns >= self.end_ns:
+                break
             self._start(self._send_session(row, request, record))
         await self.timer.sleep_until(self.end_ns)
 
@@ -241,8 +223,8 @@ class _Load:
         while (released_ns := self.clock()) < self.end_ns:
             row = next(rows, None)
             if row is None:
-                self.ran_out.set()
-                self.end_ns = released_ns
+                self.ran_out = True
+                self._end_at(released_ns)
                 return
             request = self.schedule.request(row)
             record = _record_of(request)
@@ -289,11 +271,16 @@ class _Load:
         if due_ns < self.end_ns:
             with suppress(TimeoutError):
                 async with asyncio.timeout((due_ns - self.clock()) / 1e9 - _TIMEOUT_ROUNDING_S):
-                    await self.ran_out.wait()
+                    await self.shortened.wait()
             if due_ns < self.end_ns:
                 await self.timer.sleep_until(due_ns)
-                return True
-        return False
+        return due_ns < self.end_ns
+
+    def _end_at(self, end_ns: int) -> None:
+        """End the window at this time, unless it ends before."""
+        if end_ns < self.end_ns:
+            self.end_ns = end_ns
+            self.shortened.set()
 
     def _start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.create_task(work)
@@ -323,9 +310,14 @@ class _Load:
             self.main.cancel()
 
     async def _watch(self) -> None:
-        """Report progress, and look whether the clocks go evenly."""
+        """Report progress, look whether the clocks go evenly, and ask for the end of a window that is watched."""
         while True:
             now = self.clock()
+            if self.ending is not None:
+                if self.ending.end_ns is None:
+                    self.ending.see(self.sightings.batch(self.sending.records))
+                else:
+                    self._end_at(self.ending.end_ns)
             if self.progress is not None:
                 self.progress(self._progress(now))
             wake_ns = now + _WATCH_INTERVAL_NS

@@ -9,8 +9,10 @@ from collections.abc import Callable
 import pyarrow.compute as pc
 
 from muai_lab.load.crew import HttpRecipe, Job, lead
-from muai_lab.load.generator import LoadPlan, LoadProgress, LoadResult, generate
+from muai_lab.load.ending import Ending
+from muai_lab.load.generator import LoadProgress, LoadResult, generate
 from muai_lab.load.partition import partition, share
+from muai_lab.load.plan import LoadPlan
 from muai_lab.load.target import Target
 from muai_lab.settings.lab import LoadSettings
 from muai_lab.workload.schedule import Schedule
@@ -28,15 +30,17 @@ async def offer(
     settings: LoadSettings,
     *,
     progress: Callable[[LoadProgress], None] | None = None,
+    ending: Ending | None = None,
 ) -> LoadResult:
     """Offer the load as the settings ask for it; as `generate` otherwise.
 
-    recipe: how others reach the target; None where only this process can, which then is the only generator.
+    recipe: how others reach the target; None where only this process can, which then is the only generator. ending: of
+    a plan that is watched.
     """
     count = settings.processes or processes_for(schedule, plan)
     count = min(count, plan.concurrency if not schedule.open_loop else len(schedule))
     if recipe is None or (settings.backend == "processes" and count <= 1):
-        return await generate(schedule, target, plan, progress=progress)
+        return await generate(schedule, target, plan, progress=progress, ending=ending)
     parts = partition(schedule, count)
     jobs = [
         Job(f"generator {number + 1} of {len(parts)}", recipe, part, share(plan, number, len(parts)))
@@ -47,12 +51,13 @@ async def offer(
 
         workers, let_go = ray_workers(jobs, recipe.variables(os.environ))
         try:
-            return await lead(workers, progress=progress)
+            return await lead(workers, warmup_s=plan.warmup_s, progress=progress, ending=ending)
         finally:
             let_go()
     from muai_lab.load.processes import ProcessWorker
 
-    return await lead([ProcessWorker(job) for job in jobs], progress=progress)
+    processes = [ProcessWorker(job) for job in jobs]
+    return await lead(processes, warmup_s=plan.warmup_s, progress=progress, ending=ending)
 
 
 def processes_for(schedule: Schedule, plan: LoadPlan, cores: int | None = None) -> int:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from muai_lab.load.generator import LoadPlan
+from muai_lab.load.plan import LoadPlan
 from muai_lab.workload.schedule import Schedule
 
 

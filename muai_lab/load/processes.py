@@ -9,21 +9,24 @@ import os
 import signal
 import threading
 import traceback
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any, Literal
 
 from muai_lab.errors import RunError
 from muai_lab.load.clock_offset import SAME_CLOCK, ClockOffset
 from muai_lab.load.crew import Job, WorkerLost
+from muai_lab.load.ending import Batch, Relay
 from muai_lab.load.event_loop import run_on_fast_loop
 from muai_lab.load.generator import LoadProgress, LoadResult, generate
 
 # How long a worker that was let go may take to end by itself.
 _GRACE_S = 5.0
 
-# What a worker says: `ready`, then `progress` again and again, then `result`; or `refused` (a RunError's text) or
-# `crashed` (a traceback) instead of any of them. What it is told: (`start`, its time), (`stop`, None).
-_Said = tuple[Literal["ready", "progress", "result", "refused", "crashed", "gone"], Any]
+# What a worker says: `ready`, then `progress` and (if its plan is watched) `seen` again and again, then `result`; or
+# `refused` (a RunError's text) or `crashed` (a traceback) instead of any of them. What it is told: (`start`, its time),
+# (`end`, the time of the window's end), (`stop`, None).
+_Said = tuple[Literal["ready", "progress", "seen", "result", "refused", "crashed", "gone"], Any]
 
 
 class ProcessWorker:
@@ -40,6 +43,7 @@ class ProcessWorker:
         self._loop = asyncio.get_running_loop()
         self._heard: asyncio.Queue[_Said] = asyncio.Queue()
         self._progress: LoadProgress | None = None
+        self._seen: list[Batch] = []
         threading.Thread(target=self._listen, name=f"{job.name} pipe", daemon=True).start()
 
     @property
@@ -59,6 +63,13 @@ class ProcessWorker:
 
     def start(self, start_ns: int) -> None:
         self._tell("start", start_ns)
+
+    def seen(self) -> Sequence[Batch]:
+        batches, self._seen = self._seen, []
+        return batches
+
+    def end_at(self, end_ns: int) -> None:
+        self._tell("end", end_ns)
 
     def stop(self) -> None:
         self._tell("stop", None)
@@ -83,6 +94,8 @@ class ProcessWorker:
             match kind:
                 case "progress":
                     self._progress = content
+                case "seen":
+                    self._seen.append(content)
                 case "refused":
                     raise RunError(content)
                 case "crashed":
@@ -91,7 +104,7 @@ class ProcessWorker:
                     await asyncio.to_thread(self._process.join, _GRACE_S)
                     raise WorkerLost(f"{self._name} {_how_it_ended(self._process.exitcode)}")
 
-    def _tell(self, what: Literal["start", "stop"], content: int | None) -> None:
+    def _tell(self, what: Literal["start", "end", "stop"], content: int | None) -> None:
         with contextlib.suppress(OSError):  # it is gone, which `result` tells
             self._pipe.send((what, content))
 
@@ -139,6 +152,7 @@ async def _generate(pipe: Connection, job: Job) -> LoadResult:
     main = asyncio.current_task()
     assert main is not None, "a coroutine runs in a task"
     start: asyncio.Future[int] = loop.create_future()
+    relay = Relay(lambda batch: _say(pipe, ("seen", batch))) if job.plan.watched else None
     stopped = False
 
     def stop() -> None:
@@ -155,6 +169,8 @@ async def _generate(pipe: Connection, job: Job) -> LoadResult:
             what, content = "stop", None  # the leader is gone: nobody wants the result
         if what == "start":
             start.set_result(content)
+        elif what == "end" and relay is not None:
+            relay.end_at(content)
         else:
             stop()
 
@@ -173,6 +189,7 @@ async def _generate(pipe: Connection, job: Job) -> LoadResult:
             job.plan,
             begin=begin,
             progress=lambda moment: _say(pipe, ("progress", moment)),
+            ending=relay,
         )
     finally:
         loop.remove_reader(pipe.fileno())

@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar
 from muai_lab.errors import RunError
 from muai_lab.load.clock_offset import SAME_CLOCK, ClockOffset, measure_offset
 from muai_lab.load.crew import Job, WorkerLost
+from muai_lab.load.ending import Batch, Relay
 from muai_lab.load.event_loop import run_on_fast_loop
 from muai_lab.load.generator import LoadProgress, LoadResult, generate
 
@@ -42,6 +43,8 @@ class RemoteGenerator:
         self._job = job
         self._environ = environ
         self._progress: LoadProgress | None = None
+        self._seen: list[Batch] = []
+        self._relay = Relay(lambda batch: self._seen.append(batch)) if job.plan.watched else None
         self._stopped = False
         self._ready: _Outcome | None = None
         self._result: _Outcome | None = None
@@ -74,9 +77,15 @@ class RemoteGenerator:
             self._stopped = True
             self._loop.call_soon_threadsafe(self._main.cancel)
 
-    def look(self) -> tuple[LoadProgress | None, bool]:
-        """The latest progress, and whether the load has ended."""
-        return self._progress, self._result is not None
+    def end_at(self, end_ns: int) -> None:
+        """Let the window end at this time."""
+        if self._relay is not None:
+            self._relay.end_at(end_ns)
+
+    def look(self) -> tuple[LoadProgress | None, list[Batch], bool]:
+        """The latest progress, what was seen since the last call, and whether the load has ended."""
+        seen, self._seen = self._seen, []
+        return self._progress, seen, self._result is not None
 
     def result(self) -> _Outcome | None:
         """What came of the load; None before its end."""
@@ -100,7 +109,9 @@ class RemoteGenerator:
         self._main = asyncio.current_task()
         self._start = self._loop.create_future()
         target = self._job.recipe.target(self._environ)
-        return await generate(self._job.schedule, target, self._job.plan, begin=self._begin, progress=self._told)
+        return await generate(
+            self._job.schedule, target, self._job.plan, begin=self._begin, progress=self._told, ending=self._relay
+        )
 
     async def _begin(self) -> int:
         assert self._start is not None, "made before the target opened"
@@ -123,6 +134,7 @@ class RayWorker:
         self._name = name
         self._actor = actor
         self._progress: LoadProgress | None = None
+        self._seen: list[Batch] = []
 
     @property
     def name(self) -> str:
@@ -146,6 +158,13 @@ class RayWorker:
     def start(self, start_ns: int) -> None:
         self._actor.start.remote(start_ns)
 
+    def seen(self) -> Sequence[Batch]:
+        batches, self._seen = self._seen, []
+        return batches
+
+    def end_at(self, end_ns: int) -> None:
+        self._actor.end_at.remote(end_ns)
+
     def stop(self) -> None:
         self._actor.stop.remote()
 
@@ -153,7 +172,8 @@ class RayWorker:
         ended = False
         while not ended:
             await asyncio.sleep(_LOOK_INTERVAL_S)
-            self._progress, ended = await self._of(self._actor.look.remote())
+            self._progress, seen, ended = await self._of(self._actor.look.remote())
+            self._seen += seen
         result: LoadResult = self._open(await self._of(self._actor.result.remote()))
         return result
 

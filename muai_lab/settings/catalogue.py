@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -66,9 +66,10 @@ class Range:
 class Key:
     """One setting.
 
-    options: the values allowed (for a list: of its items), empty where anything of the type goes. env_long, env_short:
-    environment variables, None where there is none (the lab's own settings have none). secret: the value is never shown
-    or written. hidden: error texts do not show the value. numbers: the items of the list are numbers.
+    options: the values allowed (for a list: of its items; of a number: words in its place), empty where anything of the
+    type goes. env_long, env_short: environment variables, None where there is none (the lab's own settings have none).
+    secret: the value is never shown or written. hidden: error texts do not show the value. numbers: the items of the
+    list are numbers.
     """
 
     path: str
@@ -96,8 +97,8 @@ class Key:
     def expected(self) -> str:
         """What a valid value looks like, in words."""
         words = "a list of numbers" if self.numbers else _WORDS[self.kind]
-        if self.options:
-            listed = ", ".join(self.options)
+        listed = ", ".join(self.options)
+        if self.options and self.kind != "float":
             words = f"a list of {listed}" if self.kind == "list" else f"one of {listed}"
         if self.non_empty:
             words += ", not empty"
@@ -105,6 +106,8 @@ class Key:
             words += f" {self.range}" if self.range.ge is not None and self.range.le is not None else f", {self.range}"
         if self.unit:
             words += f" ({self.unit})"
+        if self.options and self.kind == "float":
+            words += f", or {listed}"
         return f"{words}, or null" if self.nullable else words
 
     def check(self, value: object) -> object:
@@ -229,7 +232,7 @@ def _key(info: FieldInfo, path: str, default: object) -> Key:
         description=info.description or "",
         nullable=nullable,
         options=options,
-        range=_range(info),
+        range=_range(_constraints(info)),
         non_empty=any(isinstance(item, MinLen) and item.min_length > 0 for item in info.metadata),
         unit=unit if isinstance(unit, str) else None,
         env_long=_long_name(path),
@@ -249,7 +252,7 @@ def _without_none(annotation: Any) -> tuple[Any, bool]:
     if get_origin(annotation) in (Union, types.UnionType):
         others = [item for item in get_args(annotation) if item is not type(None)]
         nullable = len(others) < len(get_args(annotation))
-        (annotation,) = others
+        annotation = others[0] if len(others) == 1 else annotation
     if get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
     return annotation, nullable
@@ -265,6 +268,9 @@ def _kind(annotation: Any) -> tuple[Kind, tuple[str, ...]]:
     if origin is dict:
         value = get_args(annotation)[1]
         return "sections" if isinstance(value, type) and issubclass(value, Section) else "mapping", ()
+    if origin in (Union, types.UnionType):  # a number, or a word in its place
+        number, words = get_args(annotation)
+        return _kind(_without_none(number)[0])[0], get_args(words)
     kinds: dict[Any, Kind] = {bool: "bool", int: "int", float: "float", str: "str", SecretStr: "str"}
     return kinds[annotation], ()
 
@@ -274,9 +280,19 @@ def _item_of(annotation: Any) -> Any:
     return _without_none(get_args(annotation)[0])[0]
 
 
-def _range(info: FieldInfo) -> Range:
+def _constraints(info: FieldInfo) -> list[Any]:
+    """The constraints of a field; of a number or a word, those of the number."""
+    found = list(info.metadata)
+    members = get_args(info.annotation) if get_origin(info.annotation) in (Union, types.UnionType) else ()
+    for member in members:
+        if get_origin(member) is Annotated:
+            found += FieldInfo.from_annotation(member).metadata
+    return found
+
+
+def _range(constraints: Iterable[Any]) -> Range:
     bounds: dict[str, float] = {}
-    for item in info.metadata:
+    for item in constraints:
         for name, bound in (("ge", Ge), ("gt", Gt), ("le", Le), ("lt", Lt)):
             if isinstance(item, bound):
                 bounds[name] = float(getattr(item, name))

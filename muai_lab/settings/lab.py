@@ -99,11 +99,27 @@ class ArrivalSettings(Section):
             yield Conflict(("trace_rate", "speed"), "both say how fast a trace is replayed: set one of them")
 
 
+_OF_AUTO = ("precision", "longest_s")
+
+
 class LoadSettings(Section):
     """How long load is offered and measured."""
 
     warmup_s: float = setting(4.0, "Load before the measurement; not counted.", unit="s", ge=0)
-    duration_s: float = setting(30.0, "Measurement window.", unit="s", gt=0)
+    duration_s: Annotated[float, Field(gt=0)] | Literal["auto"] = setting(
+        30.0,
+        "Measurement window. auto: until the interval of the headline is narrow enough (`precision`), at most "
+        "`longest_s`.",
+        unit="s",
+    )
+    precision: float = setting(
+        0.05,
+        "duration_s=auto: half-width of the headline's 95 % interval to stop at, relative to its value. The headline "
+        "is the median TTFT of an open loop, the output tokens per second of a closed one.",
+        gt=0,
+        le=0.5,
+    )
+    longest_s: float = setting(600.0, "duration_s=auto: longest measurement window.", unit="s", gt=0)
     drain_s: float = setting(
         30.0, "Longest wait for the requests that are still under way after the window.", unit="s", ge=0
     )
@@ -135,6 +151,33 @@ class LoadSettings(Section):
     requests: int | None = setting(
         None, "Stop after this many requests (closed loop only); null goes on for the whole duration.", ge=1
     )
+
+    @property
+    def window_s(self) -> float:
+        """Length of the measurement window, in seconds; with duration_s=auto the longest."""
+        return self.longest_s if self.duration_s == "auto" else self.duration_s
+
+    @property
+    def automatic(self) -> bool:
+        """True if the length of the window is decided while the load runs."""
+        return self.duration_s == "auto"
+
+    def giving_way(self, was_set: WasSet) -> Iterator[GivesWay]:
+        asked = next((key for key in _OF_AUTO if was_set(key)), None)
+        if asked is not None and not was_set("duration_s"):
+            yield GivesWay("duration_s", "auto", asked)
+        yield from super().giving_way(was_set)
+
+    def conflicts(self) -> Iterator[Conflict]:
+        yield from super().conflicts()
+        for key in _OF_AUTO:
+            if was_set(self, key) and not self.automatic:
+                yield Conflict((key, "duration_s"), f"{key} needs duration_s=auto: leave out one of them")
+        if self.automatic and self.requests is not None:
+            yield Conflict(
+                ("duration_s", "requests"),
+                "duration_s=auto decides when to stop, and so does requests: leave out one of them",
+            )
 
 
 class SloSettings(Section):
@@ -179,6 +222,8 @@ _ARRIVAL_OF: Mapping[str, str] = MappingProxyType(
 """Keys that mean something under one kind of arrivals only: set without a kind, they choose it."""
 _RATED = ("gamma", "ramp", "diurnal")
 """Those of these kinds that `arrival.rate` means something under, too."""
+_CHANGING = ("ramp", "steps", "diurnal", "trace")
+"""Kinds whose load changes over time, so that its figures depend on how long it lasts."""
 
 
 class LabSettings(Section):
@@ -228,6 +273,12 @@ class LabSettings(Section):
                 ("load.backend", "target.kind"),
                 f"load.backend=ray needs an endpoint that all machines reach, but the target is {self.target.kind}: "
                 "set target=endpoint and target.url",
+            )
+        if self.load.automatic and self.arrival.kind in _CHANGING:
+            yield Conflict(
+                ("load.duration_s", "arrival.kind"),
+                f"load.duration_s=auto needs a load that stays alike, but arrival.kind is {self.arrival.kind}: give "
+                "the window in seconds, or choose arrival=poisson, constant, gamma or closed",
             )
         if self.load.requests is not None and self.arrival.kind != "closed" and not meant:
             yield Conflict(

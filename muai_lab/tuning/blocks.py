@@ -8,7 +8,7 @@ from contextlib import suppress
 from functools import cached_property
 
 from muai_lab.errors import RunError
-from muai_lab.load.generator import LoadPlan
+from muai_lab.load.plan import LoadPlan
 from muai_lab.settings.lab import LabSettings
 from muai_lab.tuning.objective import has_slo
 from muai_lab.tuning.quality import Ids, prompts_of

@@ -15,8 +15,9 @@ from muai_lab.errors import RunError
 from muai_lab.experiment.measured import READY_TIMEOUT_S, ServedBy, server_arguments, who_serves
 from muai_lab.experiment.server_process import ServerProcess, ServerReady
 from muai_lab.load.event_loop import run_on_fast_loop, signals_end
-from muai_lab.load.generator import LoadPlan, LoadResult, generate
+from muai_lab.load.generator import LoadResult, generate
 from muai_lab.load.openai_http import HttpTarget
+from muai_lab.load.plan import LoadPlan
 from muai_lab.settings.dump import child_environment, dump_optimization_yaml
 from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.schema import OptimizationSettings

@@ -122,7 +122,7 @@ def draw_arrivals(
 
     times_s: those that the workload was recorded with. Raises RunError where they are wanted and there are none.
     """
-    horizon_s = load.warmup_s + load.duration_s
+    horizon_s = load.warmup_s + load.window_s
     rng = streams.stream("arrivals")
     match arrival.kind:
         case "closed":
@@ -157,20 +157,20 @@ def arrival_rate(settings: LabSettings, schedule: Schedule) -> float | None:
         case "constant" | "poisson" | "gamma" | "diurnal":
             return arrival.rate
         case "ramp" | "steps" | "trace":
-            return len(schedule.starts) / (load.warmup_s + load.duration_s)
+            return len(schedule.starts) / (load.warmup_s + load.window_s)
 
 
 def closed_loop_requests(arrival: ArrivalSettings, load: LoadSettings) -> int:
     """How many requests a closed loop may need."""
     if load.requests is not None:
         return load.requests
-    enough = arrival.concurrency * (load.warmup_s + load.duration_s) * _CLOSED_LOOP_ANSWERS_PER_SLOT_S
+    enough = arrival.concurrency * (load.warmup_s + load.window_s) * _CLOSED_LOOP_ANSWERS_PER_SLOT_S
     return max(_CLOSED_LOOP_MINIMUM, math.ceil(enough))
 
 
 def check_size(arrival: ArrivalSettings, load: LoadSettings) -> None:
     """Raises RunError for a load of more requests than a schedule can hold."""
-    horizon_s = load.warmup_s + load.duration_s
+    horizon_s = load.warmup_s + load.window_s
     match arrival.kind:
         case "closed":
             if load.requests is not None:
@@ -188,7 +188,8 @@ def check_size(arrival: ArrivalSettings, load: LoadSettings) -> None:
     if requests > MOST_REQUESTS:
         raise RunError(
             f"a load of {horizon_s:g} s asks for about {requests:.2g} requests, and a schedule holds at most "
-            f"{MOST_REQUESTS:,}: lower load.duration_s, load.requests, or the rate or concurrency of the arrival"
+            f"{MOST_REQUESTS:,}: lower load.{'longest_s' if load.automatic else 'duration_s'}, load.requests, or the "
+            "rate or concurrency of the arrival"
         )
 
 
@@ -208,7 +209,7 @@ def _fill_open_loop(
 
     recorded: arrivals of the trace.
     """
-    horizon_s = settings.load.warmup_s + settings.load.duration_s
+    horizon_s = settings.load.warmup_s + settings.load.window_s
     for place, due_s in enumerate(offsets.tolist()):
         unit = next(units, None)
         if unit is None:
@@ -231,7 +232,7 @@ def _speed(arrival: ArrivalSettings, times_s: Offsets) -> float:
 
 
 def _nothing_due(settings: LabSettings) -> str:
-    horizon_s = settings.load.warmup_s + settings.load.duration_s
+    horizon_s = settings.load.warmup_s + settings.load.window_s
     arrival = settings.arrival
     rate = f" at {arrival.rate:g} requests/s" if arrival.kind in ("constant", "poisson", "gamma", "diurnal") else ""
     return (

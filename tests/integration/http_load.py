@@ -11,8 +11,9 @@ import pytest
 from scripted_server import ScriptedServer
 
 from muai_lab.load.event_loop import run_on_fast_loop
-from muai_lab.load.generator import LoadPlan, LoadResult, generate
+from muai_lab.load.generator import LoadResult, generate
 from muai_lab.load.openai_http import HttpTarget
+from muai_lab.load.plan import LoadPlan
 from muai_lab.load.records import RequestRecord, records_table
 from muai_lab.load.reference_server import ReferenceOptions, ReferenceServer
 from muai_lab.workload.schedule import Schedule, ScheduledRequest

@@ -14,9 +14,10 @@ from scripted_server import ScriptedServer, status
 from muai_lab.errors import RunError
 from muai_lab.load.crew import HttpRecipe
 from muai_lab.load.event_loop import run_on_fast_loop
-from muai_lab.load.generator import LoadPlan, LoadProgress, LoadResult
+from muai_lab.load.generator import LoadProgress, LoadResult
 from muai_lab.load.offer import offer
 from muai_lab.load.openai_http import HttpTarget
+from muai_lab.load.plan import LoadPlan
 from muai_lab.load.reference_server import ReferenceOptions, ReferenceServer
 from muai_lab.settings.lab import LabSettings
 from muai_lab.workload.schedule import Schedule

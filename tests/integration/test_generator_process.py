@@ -12,14 +12,16 @@ import urllib.request
 import pytest
 from reference_process import SERVER, reference_server
 
-from muai_lab.load.generator import LoadPlan, run_load
+from muai_lab.load.generator import run_load
 from muai_lab.load.openai_http import HttpTarget
+from muai_lab.load.plan import LoadPlan
 from muai_lab.workload.arrival import constant
 from muai_lab.workload.schedule import Schedule, ScheduledRequest
 
 INTERRUPTED_LOAD = """
 import json, sys
-from muai_lab.load.generator import LoadPlan, run_load
+from muai_lab.load.generator import run_load
+from muai_lab.load.plan import LoadPlan
 from muai_lab.load.openai_http import HttpTarget
 from muai_lab.load.records import records_table
 from muai_lab.workload.schedule import Schedule, ScheduledRequest

@@ -10,9 +10,10 @@ import pytest
 from scripted_server import ScriptedServer, status, stream
 
 from muai_lab.load.event_loop import run_on_fast_loop
-from muai_lab.load.generator import LoadPlan, LoadResult, generate
+from muai_lab.load.generator import LoadResult, generate
 from muai_lab.load.inprocess import InProcessTarget
 from muai_lab.load.openai_http import HttpTarget
+from muai_lab.load.plan import LoadPlan
 from muai_lab.settings.lab import LabSettings
 from muai_lab.stack.stack import InferenceStack
 from muai_lab.workload.draw import draw_schedule

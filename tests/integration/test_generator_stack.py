@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from muai_lab.load.generator import LoadPlan, LoadResult, generate
+from muai_lab.load.generator import LoadResult, generate
 from muai_lab.load.inprocess import InProcessTarget
+from muai_lab.load.plan import LoadPlan
 from muai_lab.settings.lab import LabSettings
 from muai_lab.stack.stack import InferenceStack
 from muai_lab.workload.draw import draw_schedule

@@ -11,7 +11,8 @@ from drawing import draw, written
 from test_load_sessions import Speaker
 from virtual_time import VirtualTimeLoop, run_virtual
 
-from muai_lab.load.generator import LoadPlan, LoadResult, generate
+from muai_lab.load.generator import LoadResult, generate
+from muai_lab.load.plan import LoadPlan
 from muai_lab.workload.schedule import Schedule
 
 LOAD = {"warmup_s": 5.0, "duration_s": 35.0}

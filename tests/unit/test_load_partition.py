@@ -7,11 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from muai_lab.load.clock_offset import ClockOffset
-from muai_lab.load.generator import LoadPlan, LoadResult
+from muai_lab.load.generator import LoadResult
 from muai_lab.load.heartbeat import LoopTiming
 from muai_lab.load.merge import Part, merge
 from muai_lab.load.offer import CHUNKS_PER_S, REQUESTS_PER_S, processes_for
 from muai_lab.load.partition import partition, share
+from muai_lab.load.plan import LoadPlan
 from muai_lab.load.records import RequestRecord, Window
 from muai_lab.load.self_report import GeneratorReport, report_on_generator
 from muai_lab.workload.schedule import Schedule, ScheduledRequest

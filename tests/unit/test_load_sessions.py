@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 from virtual_time import VirtualTimeLoop, run_virtual
 
-from muai_lab.load.generator import LoadPlan, LoadResult, generate
+from muai_lab.load.generator import LoadResult, generate
+from muai_lab.load.plan import LoadPlan
 from muai_lab.load.records import RequestRecord, records_table
 from muai_lab.workload.schedule import Schedule, ScheduledRequest
 

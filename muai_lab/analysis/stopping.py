@@ -1,0 +1,93 @@
+"""When has a run been measured for long enough? Looks at the headline while the load goes on.
+
+A sequential procedure of relative fixed width (Chow and Robbins 1965; Glynn and Whitt 1992,
+https://doi.org/10.1214/aoap/1177005777): the window is long enough at the first look at which the headline has an
+interval with a half-width of at most the wanted share of its value. Stopping at the first narrow interval favours
+those that are too narrow. So there are few looks, each at a window `GROWTH` times as long as the one before; the
+adequacy rule of `dependence` holds at each of them; and the look before must have predicted about the same width.
+`python -m benchmarks.coverage sequential` measures the coverage.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muai_lab.analysis.dependence import Span, middles_s, span_of
+from muai_lab.analysis.statistics import Estimate, describe, rate
+from muai_lab.analysis.window import in_flight_at
+
+Floats = NDArray[np.float64]
+
+FIRST_LOOK_S = 20.0
+GROWTH = 1.5
+"""Length of the window at a look ÷ that at the look before."""
+_SLACK = 1.2  # the width that the look before predicts ÷ the wanted one, at most
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What is known of a load that still goes on; seconds on one clock, NaN if missing or if the request failed.
+
+    sent_s: when the requests that were sent were due. due_s, over_s, ttft_s, tpot_s, e2e_s, tokens: of the requests
+    that have ended, the latencies as they are judged (from the due time in an open loop).
+    """
+
+    sent_s: Floats
+    due_s: Floats
+    over_s: Floats
+    ttft_s: Floats
+    tpot_s: Floats
+    e2e_s: Floats
+    tokens: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """The headline after a window of `length_s` seconds."""
+
+    length_s: float
+    figure: str
+    estimate: Estimate
+
+
+def enough(looks: Sequence[Look], precision: float) -> bool:
+    """True if the interval of the last look is as narrow as wanted, and the look before lets it be expected."""
+    if len(looks) < 2:
+        return False
+    before, now = (look.estimate.half_width for look in looks[-2:])
+    if before is None or now is None or now > precision:
+        return False
+    return before * math.sqrt(looks[-2].length_s / looks[-1].length_s) <= _SLACK * precision
+
+
+def look_at(seen: Seen, start_s: float, length_s: float, *, open_loop: bool) -> Look:
+    """The headline of the window so far: the median TTFT of an open loop, the throughput of a closed one.
+
+    Where the client sees no first tokens it is the median of the whole request, and without counts of tokens the rate
+    of requests.
+    """
+    span = _span(seen, start_s, length_s)
+    if open_loop:
+        figure, values = ("TTFT", seen.ttft_s) if np.isfinite(seen.ttft_s).any() else ("E2E latency", seen.e2e_s)
+        inside = (seen.due_s >= start_s) & np.isfinite(values)
+        found = describe(values[inside], seen.due_s[inside], span, quantiles=(0.5,)).quantiles["p50"]
+        return Look(length_s, f"median {figure}", found)
+    inside = (seen.over_s >= start_s) & (seen.over_s < start_s + length_s) & np.isfinite(seen.e2e_s)
+    counted = inside & np.isfinite(seen.tokens)
+    if counted.any():
+        return Look(length_s, "output tokens per second", rate(seen.tokens[counted], seen.over_s[counted], span))
+    return Look(length_s, "requests per second", rate(np.ones(int(inside.sum())), seen.over_s[inside], span))
+
+
+def _span(seen: Seen, start_s: float, length_s: float) -> Span:
+    flying = in_flight_at(seen.sent_s, seen.over_s, middles_s(start_s, length_s))
+    measured = seen.due_s >= start_s
+    due_s = seen.due_s[measured]
+    return span_of(
+        start_s, length_s, flying, [(each[measured], due_s) for each in (seen.ttft_s, seen.tpot_s, seen.e2e_s)]
+    )

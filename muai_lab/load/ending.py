@@ -1,0 +1,127 @@
+"""The end of a window that is decided while the load runs, from what the generators have seen so far.
+
+A generator hands over what it saw in batches, and asks for the end at the same occasions. Who decides may be in the
+same process, or lead generators elsewhere (`Relay`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muai_lab.load.clock_offset import ClockOffset
+from muai_lab.load.records import RequestRecord
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+LEAD_NS = 700_000_000
+"""From the decision to the end: every generator has asked for it by then, also one that is asked itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What a generator saw since its last batch; monotonic nanoseconds of one clock.
+
+    sent_ns: when the requests that were sent were due. due_ns, over_ns: of the requests that ended. ttft_s, tpot_s,
+    e2e_s, tokens: of the same requests; NaN if missing or if the request failed. Latencies count from the due time in
+    an open loop, from sending in a closed one.
+    """
+
+    sent_ns: Ints
+    due_ns: Ints
+    over_ns: Ints
+    ttft_s: Floats
+    tpot_s: Floats
+    e2e_s: Floats
+    tokens: Floats
+
+    def on(self, clock: ClockOffset) -> Batch:
+        """The same batch with the times of another clock put on ours."""
+        if not clock.offset_ns:
+            return self
+        times = (self.sent_ns, self.due_ns, self.over_ns)
+        return Batch(*(each - clock.offset_ns for each in times), self.ttft_s, self.tpot_s, self.e2e_s, self.tokens)
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Several batches, at least one, as one."""
+    return Batch(*(np.concatenate([getattr(batch, name) for batch in batches]) for name in Batch.__slots__))
+
+
+class Ending(Protocol):
+    """Decides when the measurement window ends."""
+
+    def begin(self, measure_ns: int) -> None:
+        """The window begins at this time of the generator's clock."""
+
+    def see(self, batch: Batch) -> None:
+        """Take in what was seen since the last call."""
+
+    @property
+    def end_ns(self) -> int | None:
+        """When the window ends, on the generator's clock; None as long as that is not decided."""
+
+
+class Sightings:
+    """Finds in a generator's growing list of records what is new since the last time."""
+
+    def __init__(self) -> None:
+        self._taken = 0
+        self._in_flight: list[RequestRecord] = []
+
+    def batch(self, records: Sequence[RequestRecord]) -> Batch:
+        """What was sent and what ended since the last call. records: all of the load, in order of sending."""
+        sent = records[self._taken :]
+        self._taken = len(records)
+        known = [*self._in_flight, *sent]
+        self._in_flight = [record for record in known if record.status is None]
+        ended = [record for record in known if record.status is not None]
+        figures = np.array([_figures(record) for record in ended], dtype=np.float64).reshape(len(ended), 4)
+        return Batch(
+            np.array([record.due_ns for record in sent], dtype=np.int64),
+            np.array([record.due_ns for record in ended], dtype=np.int64),
+            np.array([record.last_token_ns or record.stream_end_ns for record in ended], dtype=np.int64),
+            *figures.T,
+        )
+
+
+def _figures(record: RequestRecord) -> tuple[float | None, ...]:
+    start_ns = record.sent_ns if record.intended_ns is None else record.intended_ns
+    if record.status != "ok" or start_ns is None:
+        return None, None, None, None
+    first_ns, last_ns = record.first_content_ns, record.last_token_ns
+    return (
+        None if first_ns is None else (first_ns - start_ns) / 1e9,
+        record.tpot_s,
+        None if last_ns is None else (last_ns - start_ns) / 1e9,
+        record.total_tokens,
+    )
+
+
+class Relay:
+    """The ending of a generator that is led from elsewhere: passes batches on, and is told the end."""
+
+    def __init__(self, pass_on: Callable[[Batch], None]) -> None:
+        self._pass_on = pass_on
+        self._end_ns: int | None = None
+
+    def begin(self, measure_ns: int) -> None:
+        """The leader knows when the window begins."""
+
+    def see(self, batch: Batch) -> None:
+        """Pass it on."""
+        self._pass_on(batch)
+
+    @property
+    def end_ns(self) -> int | None:
+        """As it was told."""
+        return self._end_ns
+
+    def end_at(self, end_ns: int) -> None:
+        """The leader has decided."""
+        self._end_ns = end_ns

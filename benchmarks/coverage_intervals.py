@@ -60,8 +60,8 @@ def span_in(window: Window) -> Span:
     """The window with its memory, from what a client sees."""
     start_s, length_s = window.start_s, window.length_s
     flying = in_flight_at(window.due_s, window.end_s, middles_s(start_s, length_s))
-    measured = window.measured
-    return span_of(start_s, length_s, flying, [(window.latency_s[measured], window.due_s[measured])])
+    due_s = window.due_s[window.measured]
+    return span_of(start_s, length_s, due_s, flying, [(window.latency_s[window.measured], due_s)])
 
 
 def estimates(window: Window) -> Mapping[str, Estimate]:
@@ -85,7 +85,7 @@ def simulated(world: World, requests: int, runs: int, seed: int) -> Iterator[Win
 def truth_of(world: World) -> dict[str, float]:
     """The true value of each figure."""
     half, tail = world.quantiles((0.5, 0.99))
-    return {"mean": world.mean_s, "p50": half, "p99": tail, "throughput": world.rate}
+    return {"mean": world.mean(), "p50": half, "p99": tail, "throughput": world.rate}
 
 
 def tallies(world: World, requests: int, runs: int, seed: int) -> dict[str, Tally]:

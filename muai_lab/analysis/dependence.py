@@ -39,6 +39,8 @@ HARDLY_DEPENDENT = 3.0
 """Ratio of the long-run variance to that of independent samples up to which the memory hardly shows in a figure."""
 LEAST_RATIO = 0.5
 """Smallest such ratio that is believed: dependence only widens, and the estimate of the variance scatters."""
+RELAXATION = 1.5
+"""Allowance on the least memory that follows from the number in flight: queues have about twice of it."""
 _REQUESTS_PER_BIN = 2
 _MIN_BINS = 16
 
@@ -114,15 +116,32 @@ class Span:
         return self.length_s * memories / self.memories
 
 
-def span_of(start_s: float, length_s: float, in_flight: Floats, latencies: Iterable[tuple[Floats, Floats]]) -> Span:
-    """The window with its memory: the longest among requests in flight and latencies.
+def span_of(
+    start_s: float, length_s: float, due_s: Floats, in_flight: Floats, latencies: Iterable[tuple[Floats, Floats]]
+) -> Span:
+    """The window with its memory: the longest among requests in flight and latencies, at least `relaxation_s`.
 
-    in_flight: requests in flight at the middle of each of `BINS` equal parts of the window. latencies: values of each
-    metric (NaN where missing) and when their requests were due.
+    due_s: when the requests of the window were due. in_flight: requests in flight at the middle of each of `BINS` equal
+    parts of the window. latencies: values of each metric (NaN where missing) and when their requests were due.
     """
     signals = [in_flight, *(level_over_time(values, t_s, start_s, length_s) for values, t_s in latencies)]
     longest_s = max(length_s / signal.size * autocorrelation_time(signal) for signal in signals if signal.size)
-    return Span(start_s, length_s, longest_s)
+    return Span(start_s, length_s, max(longest_s, relaxation_s(length_s, due_s, in_flight)))
+
+
+def relaxation_s(length_s: float, due_s: Floats, in_flight: Floats) -> float:
+    """Least memory of a system with so many requests in flight that change at this pace, in seconds.
+
+    The integrated autocorrelation time of a reversible process is at least the variance divided by half the mean square
+    of its jumps per second (the spectral measure has its inverse mean at least at the inverse of its mean). The jumps
+    are known exactly: a request that is due, or several at once, and each end. So the bound scatters less than sums
+    over the autocorrelations do. It is sharp for servers without a queue, whose memory it makes twice an answer.
+    """
+    if due_s.size == 0:
+        return 0.0
+    together = np.unique(due_s, return_counts=True)[1].astype(np.float64)
+    square_per_s = (float(together @ together) + due_s.size) / length_s
+    return RELAXATION * 4.0 * float(in_flight.var()) / square_per_s
 
 
 def middles_s(start_s: float, length_s: float) -> Floats:

@@ -24,6 +24,7 @@ def run_span(run: Run) -> Span | None:
     return span_of(
         window.start_s,
         window.duration_s,
+        run.measured["due_s"].to_numpy(dtype=np.float64),
         in_flight(run.requests, middles_s(window.start_s, window.duration_s)),
         [(ok[column].to_numpy(dtype=np.float64), due_s) for column in columns],
     )

@@ -85,9 +85,12 @@ def look_at(seen: Seen, start_s: float, length_s: float, *, open_loop: bool) -> 
 
 
 def _span(seen: Seen, start_s: float, length_s: float) -> Span:
-    flying = in_flight_at(seen.sent_s, seen.over_s, middles_s(start_s, length_s))
     measured = seen.due_s >= start_s
     due_s = seen.due_s[measured]
     return span_of(
-        start_s, length_s, flying, [(each[measured], due_s) for each in (seen.ttft_s, seen.tpot_s, seen.e2e_s)]
+        start_s,
+        length_s,
+        seen.sent_s[seen.sent_s >= start_s],
+        in_flight_at(seen.sent_s, seen.over_s, middles_s(start_s, length_s)),
+        [(each[measured], due_s) for each in (seen.ttft_s, seen.tpot_s, seen.e2e_s)],
     )

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,23 +83,41 @@ class World:
     """One simulated system.
 
     rate: offered, which is also the true throughput, requests/s. draw: `draw(rng, runs, requests)` simulates windows in
-    which so many requests are due on average. mean_s, quantile: of the latency's distribution; where quantile is None,
-    quantiles are taken from very long runs.
+    which so many requests are due on average. mean_s, quantile: of the latency's distribution; None takes them from
+    very long runs.
     """
 
     name: str
     title: str
     rate: float
     draw: Callable[[np.random.Generator, int, int], Traffic]
-    mean_s: float
+    mean_s: float | None
     quantile: Callable[[float], float] | None = None
+
+    def mean(self) -> float:
+        """True mean of the latency, in seconds."""
+        return float(self._sampled().mean()) if self.mean_s is None else self.mean_s
 
     def quantiles(self, wanted: Sequence[float]) -> list[float]:
         """True quantiles of the latency, in seconds."""
         if self.quantile is not None:
             return [self.quantile(q) for q in wanted]
-        traffic = self.draw(np.random.default_rng(20_000), _TRUTH_RUNS, _TRUTH_REQUESTS)
-        return [float(value) for value in np.quantile(traffic.latency_s[:, _BATCHING_WARM_UP:], wanted)]
+        return [float(value) for value in np.quantile(self._sampled(), wanted)]
+
+    def share_below(self, limit_s: float) -> float:
+        """True share of the requests whose latency is at most the limit."""
+        return float((self._sampled() <= limit_s).mean())
+
+    def _sampled(self) -> Floats:
+        """Latencies of very long runs, of the requests that were due in their windows."""
+        return _sampled(self)
+
+
+@cache
+def _sampled(world: World) -> Floats:
+    traffic = world.draw(np.random.default_rng(20_000), _TRUTH_RUNS, _TRUTH_REQUESTS)
+    due = np.isfinite(traffic.due_s) & (traffic.due_s >= traffic.start_s[:, None])
+    return np.asarray(traffic.latency_s[due])
 
 
 def _arrivals(rng: np.random.Generator, rate: float, runs: int, requests: int) -> Floats:

@@ -19,10 +19,12 @@ from muai_lab.analysis.stopping import FIRST_LOOK_S, GROWTH, Look, Seen, enough,
 from muai_lab.errors import SettingsError
 from muai_lab.experiment.automatic_end import AutomaticEnd
 from muai_lab.load.clock_offset import ClockOffset
+from muai_lab.load.crew import lead
 from muai_lab.load.ending import Batch, Relay, Sightings
 from muai_lab.load.generator import LoadResult, generate
 from muai_lab.load.plan import LoadPlan
-from muai_lab.load.records import RequestRecord
+from muai_lab.load.records import RequestRecord, Window
+from muai_lab.load.self_report import GeneratorReport
 from muai_lab.settings.lab import LabSettings, LoadSettings
 from muai_lab.settings.load import load_settings
 from muai_lab.workload.arrival import poisson
@@ -99,6 +101,69 @@ class TestGenerator:
         assert result.window.measured_s == 3.0
         assert result.window.drain_end_ns - result.window.measure_end_ns < 0.5e9
         assert result.notes == ("turns not sent because they were due after the end of the load: 80",)
+
+
+class LedWorker:
+    """A generator elsewhere, whose clock is ahead; its load ends when it is told the end."""
+
+    progress = None
+
+    def __init__(self, name: str, ahead_ns: int) -> None:
+        self.name = name
+        self.offset = ClockOffset(offset_ns=ahead_ns)
+        self.told: list[int] = []
+        self.over = asyncio.Event()
+
+    async def ready(self) -> None:
+        pass
+
+    async def clock(self) -> ClockOffset:
+        return self.offset
+
+    def start(self, start_ns: int) -> None:
+        self.start_ns = start_ns
+
+    def seen(self) -> list[Batch]:
+        times = np.array([self.start_ns + 1_000], dtype=np.int64)
+        return [Batch(times, times, times, *np.zeros((4, 1)))]
+
+    def end_at(self, end_ns: int) -> None:
+        self.told.append(end_ns - self.start_ns)
+        self.over.set()
+
+    def stop(self) -> None:
+        self.over.set()
+
+    async def result(self) -> LoadResult:
+        await self.over.wait()
+        return ENDED
+
+    async def close(self) -> None:
+        pass
+
+
+ENDED = LoadResult((), Window(0, 0, 1, 1), GeneratorReport(None, None, None, None, "ok", None), False, ())
+
+
+def test_generators_that_are_led_end_at_one_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("muai_lab.load.crew._REPORT_INTERVAL_S", 0.0)
+    seen: list[int] = []
+
+    class Together(At):
+        def see(self, batch: Batch) -> None:
+            seen.extend((batch.sent_ns - self.planned_ns).tolist())
+            super().see(batch)
+
+    async def main() -> list[LedWorker]:
+        workers = [LedWorker("one", 0), LedWorker("two", 7_000)]
+        await lead(workers, warmup_s=1.0, ending=Together(3.0))
+        return workers
+
+    workers = asyncio.run(main())
+
+    # Both on the clock of the leader, 3 s into the window that began 1 s after the start
+    assert set(seen) == {1_000 - 4_000_000_000}
+    assert [worker.told for worker in workers] == [[4_000_000_000], [4_000_000_000]]
 
 
 def fed(load: LoadSettings, figures: Callable[[Floats], Floats], *, until_s: float = 500.0) -> AutomaticEnd:

@@ -71,8 +71,8 @@ def test_the_memory_is_that_of_the_slowest_signal() -> None:
     slow = np.exp(np.sin(2.0 * np.pi * t_s / 50.0))
     flat = np.full(BINS, 4.0)
 
-    fast = span_of(0.0, 100.0, flat, [(np.ones(1000), t_s)])
-    both = span_of(0.0, 100.0, flat, [(np.ones(1000), t_s), (slow, t_s)])
+    fast = span_of(0.0, 100.0, t_s, flat, [(np.ones(1000), t_s)])
+    both = span_of(0.0, 100.0, t_s, flat, [(np.ones(1000), t_s), (slow, t_s)])
 
     assert fast.memory_s < 0.5
     assert both.memory_s > 5.0

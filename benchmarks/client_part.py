@@ -25,8 +25,9 @@ from rich.console import Console
 from benchmarks.document import replace_part
 from benchmarks.peers import Case
 from benchmarks.ruler import reference_server, schedule_of, take_stamps
-from muai_lab.load.generator import LoadPlan, run_load
+from muai_lab.load.generator import run_load
 from muai_lab.load.openai_http import HttpTarget
+from muai_lab.load.plan import LoadPlan
 
 SLOTS = 8
 STARVED = (2, 4)

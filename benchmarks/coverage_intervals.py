@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -26,7 +26,7 @@ BEFORE = {
     "ar1 2": ".65 .71 .38",
     "iid": ".93 .92 .89",
 }
-"""Coverage of mean, p50 and p99 at 600 requests with the intervals of before (block bootstrap, percentiles)."""
+"""Coverage of mean, p50 and p99 at 600 requests with the first intervals (block bootstrap, percentiles)."""
 
 
 @dataclass(slots=True)
@@ -56,17 +56,18 @@ class Tally:
         return f"{self.coverage:.3f}".removeprefix("0") + (f" of {share}" if self.printed < self.runs else "")
 
 
-def span_in(window: Window) -> Span:
-    """The window with its memory, from what a client sees."""
+def span_in(window: Window, *, bounded: bool = True) -> Span:
+    """The window with its memory, from what a client sees. bounded: from below by the number in flight."""
     start_s, length_s = window.start_s, window.length_s
     flying = in_flight_at(window.due_s, window.end_s, middles_s(start_s, length_s))
     due_s = window.due_s[window.measured]
-    return span_of(start_s, length_s, due_s, flying, [(window.latency_s[window.measured], due_s)])
+    latency = (window.latency_s[window.measured], due_s)
+    return span_of(start_s, length_s, due_s if bounded else np.empty(0), flying, [latency])
 
 
-def estimates(window: Window) -> Mapping[str, Estimate]:
+def estimates(window: Window, span: Span) -> Mapping[str, Estimate]:
     """The figures of one simulated run as `summarise` takes them of a real one."""
-    span, measured = span_in(window), window.measured
+    measured = window.measured
     latency = describe(window.latency_s[measured], window.due_s[measured], span, quantiles=(0.5, 0.99))
     ended_s = window.end_s[(window.end_s >= span.start_s) & (window.end_s < span.start_s + span.length_s)]
     throughput = rate(np.ones(ended_s.size), ended_s, span)
@@ -88,28 +89,45 @@ def truth_of(world: World) -> dict[str, float]:
     return {"mean": world.mean(), "p50": half, "p99": tail, "throughput": world.rate}
 
 
-def tallies(world: World, requests: int, runs: int, seed: int) -> dict[str, Tally]:
-    """How often each figure's interval is there, and holds the truth."""
+def tallies(world: World, requests: int, runs: int, seed: int) -> dict[str, tuple[Tally, Tally]]:
+    """How often each figure's interval is there, and holds the truth: by the earlier rule and now.
+
+    By the earlier rule the memory had no lower bound.
+    """
     truth = truth_of(world)
-    found = {figure: Tally() for figure in FIGURES}
+    found = {figure: (Tally(), Tally()) for figure in FIGURES}
     for window in simulated(world, requests, runs, seed):
-        read = estimates(window)
-        for figure, tally in found.items():
-            tally.add(read.get(figure), truth[figure])
+        for rule, bounded in enumerate((False, True)):
+            read = estimates(window, span_in(window, bounded=bounded))
+            for figure, both in found.items():
+                both[rule].add(read.get(figure), truth[figure])
     return found
+
+
+def rows_of(worlds: Sequence[World], repeats: int, seed: int) -> list[list[str]]:
+    """A row for each world and number of requests, each cell by the earlier rule and now."""
+    rows = []
+    for world in worlds:
+        for requests in REQUESTS:
+            found = tallies(world, requests, repeats, seed)
+            cells = [shown(*found[figure]) for figure in FIGURES]
+            rows.append([world.title, f"{requests:,}", *cells])
+    return rows
+
+
+def shown(before: Tally, now: Tally) -> str:
+    """A cell with both rules; one of them if they say the same."""
+    return str(now) if str(before) == str(now) else f"{before} → {now}"
 
 
 def table(repeats: int, seed: int) -> Table:
     """Coverage where an interval is given, and in which share of the runs it is."""
-    rows = []
-    for world in WORLDS:
-        for requests in REQUESTS:
-            found = tallies(world, requests, repeats, seed)
-            before = BEFORE.get(world.name, "") if requests == REQUESTS[0] else ""
-            rows.append([world.title, f"{requests:,}", *(str(found[figure]) for figure in FIGURES), before])
-    columns = ["system", "requests", *FIGURES, "before: mean p50 p99"]
+    rows = rows_of(WORLDS, repeats, seed)
+    for row, world in zip(rows[:: len(REQUESTS)], WORLDS, strict=True):
+        row.append(BEFORE[world.name])
+    columns = ["system", "requests", *FIGURES, "at first: mean p50 p99"]
     note = (
         f"Coverage of 95 % intervals where one is given, and the share of the {repeats:,} simulated runs that get one "
-        "(no share: all of them)."
+        "(no share: all of them). Before → now: with a lower bound of the memory."
     )
-    return Table(columns, rows, note)
+    return Table(columns, [row + [""] * (len(columns) - len(row)) for row in rows], note)

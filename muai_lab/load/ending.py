@@ -7,7 +7,7 @@ same process, or lead generators elsewhere (`Relay`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -44,8 +44,8 @@ class Batch:
         """The same batch with the times of another clock put on ours."""
         if not clock.offset_ns:
             return self
-        times = (self.sent_ns, self.due_ns, self.over_ns)
-        return Batch(*(each - clock.offset_ns for each in times), self.ttft_s, self.tpot_s, self.e2e_s, self.tokens)
+        sent_ns, due_ns, over_ns = (each - clock.offset_ns for each in (self.sent_ns, self.due_ns, self.over_ns))
+        return replace(self, sent_ns=sent_ns, due_ns=due_ns, over_ns=over_ns)
 
 
 def joined(batches: Sequence[Batch]) -> Batch:

@@ -72,7 +72,8 @@ def _turns(rng: np.random.Generator, sessions_per_s: float, until_s: float) -> t
     most = int(1.3 * TURNS * count) + 1000
     served_s = (rng.exponential(1.0, most) * np.where(rng.random(most) < LONG_SHARE, LONG_S, SHORT_S)).tolist()
     goes_on, think_s = (rng.random(most) < 1.0 - 1.0 / TURNS).tolist(), rng.exponential(THINK_S, most).tolist()
-    free, rows = [0.0] * SLOTS, []
+    free = [0.0] * SLOTS
+    rows: list[tuple[float, float, float]] = []
     while due:  # the earliest turn is always next, since no later one can bring another before it
         at = heapq.heappop(due)
         number = len(rows)

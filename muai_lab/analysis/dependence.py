@@ -32,9 +32,13 @@ WIDENING = 50.0
 ENOUGH_MEMORIES = 70.0
 """Memories that a window must span before its figures get an interval."""
 MEMORIES_BEYOND = 4.0
-"""Memories that must lie beyond a quantile before it gets an interval, as a share of the window: p99 needs 400."""
-FEW_MEMORIES = 35.0
-"""Memories that do for a figure in which the memory hardly shows (see `HARDLY_DEPENDENT`)."""
+"""Memories that must lie beyond a quantile before it gets an interval, as a share of the window: p99 needs 400.
+
+Of a mean as many must lie in the outermost samples that make half of its variance: those of backlogs, if there are any.
+"""
+UNSEEN_MEMORIES = 200.0
+"""Memories for a figure that few samples decide, if it shows no dependence: rarer backlogs may be still to come."""
+_FEW_SAMPLES = 0.25  # share of the samples that decide a figure, below which they are few
 HARDLY_DEPENDENT = 3.0
 """Ratio of the long-run variance to that of independent samples up to which the memory hardly shows in a figure."""
 LEAST_RATIO = 0.5
@@ -108,11 +112,12 @@ class Span:
     def needed_s(self, ratio: float, beyond: float = 0.5) -> float:
         """Length of a window, in seconds, that would do for the interval of a figure; at least the memories it needs.
 
-        ratio: of the long-run variance to that of independent samples. beyond: share of the samples beyond a quantile.
+        ratio: of the long-run variance to that of independent samples. beyond: share of the samples that decide: those
+        beyond a quantile, or those that make half of the variance of a mean.
         """
         memories = max(ENOUGH_MEMORIES, MEMORIES_BEYOND / beyond)
         if ratio <= HARDLY_DEPENDENT:
-            memories = FEW_MEMORIES
+            memories = UNSEEN_MEMORIES if beyond < _FEW_SAMPLES else ENOUGH_MEMORIES
         return self.length_s * memories / self.memories
 
 
@@ -130,12 +135,12 @@ def span_of(
 
 
 def relaxation_s(length_s: float, due_s: Floats, in_flight: Floats) -> float:
-    """Least memory of a system with so many requests in flight that change at this pace, in seconds.
+    """Least memory of a system whose number of requests in flight varies so much, in seconds.
 
-    The integrated autocorrelation time of a reversible process is at least the variance divided by half the mean square
-    of its jumps per second (the spectral measure has its inverse mean at least at the inverse of its mean). The jumps
-    are known exactly: a request that is due, or several at once, and each end. So the bound scatters less than sums
-    over the autocorrelations do. It is sharp for servers without a queue, whose memory it makes twice an answer.
+    The integrated autocorrelation time of a reversible process is at least four times its variance divided by the mean
+    square of its jumps per second (Jensen's inequality over its relaxation rates). The jumps are known exactly: one for
+    each time at which requests are due, and one for each end. So the bound scatters less than sums of autocorrelations.
+    It is the memory itself for servers without a queue, twice an answer, and about half of it for a single server.
     """
     if due_s.size == 0:
         return 0.0

@@ -29,7 +29,7 @@ POWER = 0.8
 MATTERS = 0.1
 """Smallest change over the window that matters, relative to the level of the signal."""
 _MATTERS_REQUESTS, _MATTERS_S = 3.0, 0.0005
-_WIDENING = 6.0  # standard errors grow by this times memory ÷ window: 3 % false alarms at a load of 0.95 in 30 s
+_WIDENING = 9.0  # standard errors grow by this times memory ÷ window: 5 % false alarms of M/M/1 at 0.95 in 30 s
 _MIN_POINTS = 16
 
 STEADY = "steady"

@@ -19,7 +19,7 @@ SERVICE_S, SERVICE_SIGMA = 0.1, 1.0
 _MG1_WARM_UP = 3000
 
 SLOTS = 16
-FIRST_TOKEN_S = 0.05
+FIRST_TOKEN_S, FIRST_TOKEN_SIGMA = 0.05, 0.3
 SHORT_S, LONG_S, LONG_SHARE = 0.5, 3.0, 0.2
 TURNS, THINK_S = 3.0, 4.0
 _CONVERSATIONS_WARM_UP_S = 200.0
@@ -71,6 +71,7 @@ def _turns(rng: np.random.Generator, sessions_per_s: float, until_s: float) -> t
     heapq.heapify(due)
     most = int(1.3 * TURNS * count) + 1000
     served_s = (rng.exponential(1.0, most) * np.where(rng.random(most) < LONG_SHARE, LONG_S, SHORT_S)).tolist()
+    first_s = (FIRST_TOKEN_S * rng.lognormal(0.0, FIRST_TOKEN_SIGMA, most)).tolist()
     goes_on, think_s = (rng.random(most) < 1.0 - 1.0 / TURNS).tolist(), rng.exponential(THINK_S, most).tolist()
     free = [0.0] * SLOTS
     rows: list[tuple[float, float, float]] = []
@@ -80,7 +81,7 @@ def _turns(rng: np.random.Generator, sessions_per_s: float, until_s: float) -> t
         begun = max(free[0], at)
         end = begun + served_s[number]
         heapq.heapreplace(free, end)
-        rows.append((at, begun + FIRST_TOKEN_S, end))
+        rows.append((at, begun + first_s[number], end))
         if goes_on[number] and end + think_s[number] < until_s:
             heapq.heappush(due, end + think_s[number])
     table = np.array(rows, dtype=np.float64).reshape(len(rows), 3)

@@ -115,7 +115,7 @@ def now(world: World, requests: int, runs: int) -> dict[str, Tally]:
 def test_intervals_hold_the_truth_where_the_memory_is_short(world: World) -> None:
     found = now(world, 2400, runs=120)
 
-    assert {figure for figure in FIGURES if found[figure].printed >= 100} >= {"mean", "p50", "throughput"}
+    assert {figure for figure in FIGURES if found[figure].printed >= 100} >= {"p50", "throughput"}
     assert all(found[figure].coverage >= 0.89 for figure in FIGURES if found[figure].printed >= 100)
 
 

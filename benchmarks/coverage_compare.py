@@ -136,8 +136,8 @@ def table(repeats: int, seed: int) -> Table:
     note = (
         f"Shares of {repeats} simulated comparisons that show a difference: by the earlier rule (assumed noise of 2 %, "
         f"Holm over all figures) / now, without history / now, with a history of {EARLIER} comparisons of three "
-        "repeats. From one run each there is no verdict now; the third figure is then that of a condition of --fail-on. "
-        f"Last column: no change, on a machine {NOISIER:g} times as noisy as its history, before → now."
+        "repeats. From one run each there is no verdict now; the third figure is then that of a condition of --fail-on."
+        f" Last column: no change, on a machine {NOISIER:g} times as noisy as its history, before → now."
     )
     columns = ("runs differ by", "repeats", "no change", "+5 %", "+10 %", "noisier than its history")
     return Table(columns, rows, note)

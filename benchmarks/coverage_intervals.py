@@ -128,6 +128,6 @@ def table(repeats: int, seed: int) -> Table:
     columns = ["system", "requests", *FIGURES, "at first: mean p50 p99"]
     note = (
         f"Coverage of 95 % intervals where one is given, and the share of the {repeats:,} simulated runs that get one "
-        "(no share: all of them). Before → now: with a lower bound of the memory."
+        "(no share: all of them). Where two rules differ: without → with a lower bound of the memory."
     )
     return Table(columns, [row + [""] * (len(columns) - len(row)) for row in rows], note)

@@ -17,7 +17,31 @@ from muai_lab.simulation.worlds import Window, World, batching, iid, mm1
 STEADY = (batching(0.8), batching(0.95), mm1(0.8), mm1(0.9), mm1(0.95), iid())
 GROWING = (batching(1.1), batching(1.3), mm1(1.1), mm1(1.3))
 LENGTHS_S = (30.0, 120.0)
-BEFORE: Mapping[tuple[str, float], str] = MappingProxyType({})
+BEFORE: Mapping[tuple[str, float], str] = MappingProxyType(
+    {
+        ("batching 0.8", 30.0): "1.5%",
+        ("batching 0.8", 120.0): "2.5%",
+        ("batching 0.95", 30.0): "3.0%",
+        ("batching 0.95", 120.0): "0.0%",
+        ("mm1 0.8", 30.0): "1.0%",
+        ("mm1 0.8", 120.0): "0.5%",
+        ("mm1 0.9", 30.0): "6.5%",
+        ("mm1 0.9", 120.0): "1.0%",
+        ("mm1 0.95", 30.0): "6.0%",
+        ("mm1 0.95", 120.0): "4.0%",
+        ("iid", 30.0): "1.0%",
+        ("iid", 120.0): "0.5%",
+        ("batching 1.1", 30.0): "57.0%",
+        ("batching 1.1", 120.0): "87.5%",
+        ("batching 1.3", 30.0): "99.5%",
+        ("batching 1.3", 120.0): "100.0%",
+        ("mm1 1.1", 30.0): "40.5%",
+        ("mm1 1.1", 120.0): "66.0%",
+        ("mm1 1.3", 30.0): "84.0%",
+        ("mm1 1.3", 120.0): "100.0%",
+    }
+)
+"""With the allowance for memory of before, two thirds of the present one."""
 
 
 def judged(window: Window) -> Steadiness:

@@ -85,8 +85,8 @@ def table(repeats: int, seed: int) -> Table:
     for precision in PRECISIONS:
         columns += [f"±{precision:.0%}: coverage", "stopped by themselves", "median length"]
     note = (
-        f"Runs with load.duration_s=auto and load.longest_s={LONGEST_S:g}: coverage of the median's interval at the end of "
-        f"the run, with the share of {repeats} runs that print one (no share: all); the same of those that stopped by "
-        "themselves; and the median length of all."
+        f"Runs with load.duration_s=auto and load.longest_s={LONGEST_S:g}: coverage of the median's interval at the "
+        f"end of the run, with the share of {repeats} runs that print one (no share: all); the same of those that "
+        "stopped by themselves; and the median length of all."
     )
     return Table(columns, rows, note)

@@ -31,10 +31,10 @@ COSINES = 6
 WIDENING = 50.0
 ENOUGH_MEMORIES = 70.0
 """Memories that a window must span before its figures get an interval."""
-MEMORIES_BEYOND = 4.0
-"""Memories that must lie beyond a quantile before it gets an interval, as a share of the window: p99 needs 400.
+MEMORIES_BEYOND = 8.0
+"""Memories that must lie beyond a quantile before it gets an interval, as a share of the window: p99 needs 800.
 
-Of a mean as many must lie in the outermost samples that make half of its variance: those of backlogs, if there are any.
+Of a mean half as many must lie in the outermost samples that make half of its variance: those of backlogs, if any.
 """
 UNSEEN_MEMORIES = 200.0
 """Memories for a figure that few samples decide, if it shows no dependence: rarer backlogs may be still to come."""

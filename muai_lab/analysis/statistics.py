@@ -187,7 +187,7 @@ def _mean(values: Floats, t_s: Floats, span: Span, ratio: float) -> Estimate:
     the square of the mean, and its reciprocal has the same standard error everywhere.
     """
     value = float(values.mean())
-    needs_s = span.needed_s(ratio, _deciding(values))
+    needs_s = span.needed_s(ratio, 2.0 * _deciding(values))
     if needs_s > span.length_s:
         return Estimate(value, needs_s=needs_s)
     width = span.t(ratio) * math.sqrt(max(ratio, LEAST_RATIO) * float(values.var()) / values.size)

@@ -66,7 +66,7 @@ def outcome_of(window: Window, ask: Ask, bound_s: float) -> Outcome:
     measured = window.measured
     due_s, latency_s = window.due_s[measured], window.latency_s[measured]
     flying = in_flight_at(window.due_s, window.end_s, middles_s(window.start_s, window.length_s))
-    span = span_of(window.start_s, window.length_s, flying, [(latency_s, due_s)])
+    span = span_of(window.start_s, window.length_s, due_s, flying, [(latency_s, due_s)])
     block = np.clip(((due_s - window.start_s) / window.length_s * BLOCKS).astype(np.int64), 0, BLOCKS - 1)
     due = np.bincount(block, minlength=BLOCKS)
     met = np.bincount(block[latency_s <= bound_s], minlength=BLOCKS)

@@ -20,7 +20,7 @@ from muai_lab.analysis.validity import NOT_STEADY, NOTHING, OVERLOADED, REQUESTS
 from muai_lab.analysis.wording import plural, validity_line
 from muai_lab.errors import RunError
 
-Kind = Literal["same run", "invalid", "workload", "model", "hardware"]
+Kind = Literal["invalid", "workload", "model", "hardware"]
 DECLARABLE: tuple[Kind, ...] = ("workload", "model", "hardware")
 """What may differ when the user says so: a comparison of machines is one across hardware."""
 
@@ -95,7 +95,7 @@ def pair_runs(a: Group, b: Group, *, across: Collection[str] = (), include_inval
             notes += [f"{label}: left out, {line}" for line in bad]
     if not all(usable):
         return Pairing((), False, tuple(obstacles), tuple(notes))
-    found = (_same_run(*usable), _other_model(*usable), _other_hardware(*usable))
+    found = (_other_model(*usable), _other_hardware(*usable))
     obstacles += [obstacle for obstacle in found if obstacle is not None]
     pairs = _by_schedule(*usable)
     same_schedule = bool(pairs)
@@ -104,6 +104,8 @@ def pair_runs(a: Group, b: Group, *, across: Collection[str] = (), include_inval
         pairs = list(zip(*usable, strict=False))
     elif (asked := _other_load(pairs)) is not None:
         obstacles.append(asked)
+    if note := _same_run(*usable):
+        notes.append(note)
     if note := unstated([*usable[0], *usable[1]]):
         notes.append(note)
     unpaired = sum(map(len, usable)) - 2 * len(pairs)
@@ -128,7 +130,7 @@ def is_usable(run: Run) -> bool:
     )
 
 
-def _same_run(a: Sequence[Run], b: Sequence[Run]) -> Obstacle | None:
+def _same_run(a: Sequence[Run], b: Sequence[Run]) -> str | None:
     """A run on both sides, or a copy of it: it differs from itself by nothing, which would look like agreement."""
     ours, theirs = ({_identity(run): run.path.name for run in runs} for runs in (a, b))
     shared = sorted(ours[one] for one in ours.keys() & theirs.keys())
@@ -136,14 +138,15 @@ def _same_run(a: Sequence[Run], b: Sequence[Run]) -> Obstacle | None:
         return None
     more = "" if len(shared) <= _NAMED else f" and {len(shared) - _NAMED} more"
     named = f"{', '.join(shared[:_NAMED])}{more}"
-    return Obstacle("same run", f"the same {'runs are' if shared[1:] else 'run is'} in A and in B: {named}")
+    which = "the same runs are" if shared[1:] else "the same run is"
+    return f"{which} in A and in B, which says nothing about a difference: {named}"
 
 
 def _identity(run: Run) -> tuple[Any, ...]:
     """Equal for a run and its copies: when it was made, of what, and the times that it recorded."""
     stated = run.manifest
     made = (str(stated.get(key)) for key in ("started", "clock", "schedule_hash"))
-    return (*made, run.window, len(run.requests), float(run.requests["over_s"].sum()))
+    return (*made, str(run.config), run.window, len(run.requests), float(run.requests["over_s"].sum()))
 
 
 def _by_schedule(a: Sequence[Run], b: Sequence[Run]) -> list[tuple[Run, Run]]:

@@ -29,4 +29,4 @@ def test_a_run_on_a_full_disk_is_partial_and_says_why(tmp_path: Path) -> None:
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["status"] == "partial"
     assert "requests.parquet" in manifest["error"]
-    assert not list((tmp_path / "run").glob(".*unfinished"))
+    assert not list((tmp_path / "run").glob(".*.parquet-*"))

@@ -247,12 +247,12 @@ def test_it_is_written_whole_beside_the_records(tmp_path: Path) -> None:
 
     assert target == tmp_path / "report.html"
     assert target.read_text(encoding="utf-8").endswith("</html>")
-    assert not list(tmp_path.glob("*.part"))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_directory_that_cannot_be_written_is_a_clear_error(tmp_path: Path) -> None:
     run = load_run(write_run(tmp_path, ONE))
-    (tmp_path / "report.html.part").mkdir()
+    (tmp_path / "report.html").mkdir()
 
     with pytest.raises(RunError, match=r"cannot write .*report\.html"):
         write_report(run)

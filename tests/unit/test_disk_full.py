@@ -25,8 +25,8 @@ class FullDisk:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, run: RunDirectory) -> None:
         self.reserve = run.path / ".reserve"
-        self.write = directory_module._write_whole
-        monkeypatch.setattr(directory_module, "_write_whole", self)
+        self.write = directory_module.write_whole
+        monkeypatch.setattr(directory_module, "write_whole", self)
 
     def __call__(self, target: Path, text: str) -> None:
         if self.reserve.exists():
@@ -58,7 +58,7 @@ def test_a_disk_without_even_that_space_leaves_the_manifest_whole(
     def full(target: Path, text: str) -> None:
         raise OSError(errno.EDQUOT, "Disk quota exceeded", str(target))
 
-    monkeypatch.setattr(directory_module, "_write_whole", full)
+    monkeypatch.setattr(directory_module, "write_whole", full)
     with pytest.raises(RunError, match="Disk quota exceeded"):
         run.update_manifest(status=PARTIAL)
 

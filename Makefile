@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 PYTEST_ARGS ?=
-# Test files at once. Few, since an engine computes with a thread for each core.
+# Test files at once. Few, since each may start a server and a load generator beside it.
 TEST_JOBS ?= 2
 RUN_ARGS ?= engine=pytorch
 PEERS := aiperf guidellm
@@ -37,6 +37,8 @@ run: $(VENV)/.installed ## Measure the embedded model; prints the result table a
 
 # More than a hundred processes of the tests import the package: keep its bytecode, also where the environment says not to.
 test: export PYTHONDONTWRITEBYTECODE =
+# Engines of two files compute at once: with a thread for each core they would wait for each other.
+test: export OMP_NUM_THREADS ?= 1
 test: setup ## Run all tests
 	$(BIN)/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 

@@ -44,7 +44,7 @@ def test_a_server_without_a_limit_is_followed_to_the_highest_rate(url: str, tmp_
 
 
 def test_a_promise_that_is_never_kept_ends_the_probes_early(url: str, tmp_path: Path) -> None:
-    hopeless = ("slo.e2e_ms=30", "load.duration_s=20", "capacity.lowest_rate=15", "--json")
+    hopeless = ("slo.e2e_ms=30", "load.duration_s=6", "capacity.lowest_rate=15", "--json")
     with capacity(tmp_path, url, *hopeless) as search:
         assert search.end() == 1, search.errors
 

@@ -27,7 +27,7 @@ def test_a_killed_vllm_hands_over_to_pytorch_and_loses_no_request(tmp_path: Path
         tmp_path,
         *("run", f"hydra.run.dir={directory}", "optimization.engine_preference=[vllm,pytorch]"),
         *("workload=ragged", "arrival=closed", "arrival.concurrency=8"),
-        *("load.warmup_s=1", "load.duration_s=15", "load.drain_s=60"),
+        *("load.warmup_s=1", "load.duration_s=8", "load.drain_s=60"),
     ) as command:
         command.wait_for("measuring")
         os.kill(engine_core(command.children()).pid, signal.SIGKILL)

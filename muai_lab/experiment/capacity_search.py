@@ -235,10 +235,13 @@ class CapacitySearch:
         return len(self.edges) >= _TOP_PROBES and _pooled(self.edges) < self.plan.quantile
 
     def _offerable(self, rate: float) -> float | None:
-        """The rate, or one between the highest that was offered and the ceiling, if there is room."""
+        """The rate, or a lower one that the load generator may be able to offer, if there is room."""
         if self.ceiling is None or rate < self.ceiling * (1 - SAME):
             return rate
-        offered = max((outcome.rate for outcome in self.outcomes), default=self.plan.lowest_rate)
+        if not self.outcomes:  # not even the first rate: shrink, as for a promise that is broken
+            lower = self.ceiling / self.plan.growth
+            return lower if lower >= self.plan.lowest_rate * (1 - SAME) else None
+        offered = max(outcome.rate for outcome in self.outcomes)
         between = math.sqrt(offered * self.ceiling)
         return between if self.ceiling / offered > self.plan.resolution else None
 

@@ -178,6 +178,16 @@ def test_what_the_generator_cannot_offer_is_not_tried_again() -> None:
     assert search.capacity().open
 
 
+def test_a_first_rate_that_cannot_be_offered_shrinks_by_the_factor_of_growth() -> None:
+    search = CapacitySearch(SearchPlan(quantile=0.99, start_rate=100.0, lowest_rate=20.0, growth=2.0, repeats=0))
+    tried = []
+    while (ask := search.next_probe()) is not None:
+        tried.append(ask.rate)
+        search.cannot_offer(ask.rate)
+
+    assert tried == [100.0, 50.0, 25.0]
+
+
 def test_long_probes_that_break_the_promise_at_the_highest_rate_go_on_below_it() -> None:
     # Given a server that keeps the promise for some seconds at a rate that it cannot keep for long
     def probe(ask: Ask) -> Outcome:

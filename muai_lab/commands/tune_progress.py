@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from muai_lab.analysis.wording import number, percent
+from muai_lab.analysis.wording import number, percent, plural
 from muai_lab.settings.catalogue import show
 from muai_lab.settings.lab import LabSettings
 from muai_lab.tuning.agreement import Agreement
@@ -105,7 +105,8 @@ class TuneProgress:
             return
         now = self._clock()
         search_s = self._forecast.search_s(left, now - (self._began if self._searching is None else self._searching))
-        told = f"{done} of at most {self._tuning.n_trials} trials; up to about {about(search_s)} of search left"
+        most = plural(self._tuning.n_trials, "trial")
+        told = f"{done} of at most {most}; up to about {about(search_s)} of search left"
         if self._tuning.confirm:
             least_s, most_s = self._forecast.change_s()
             told += (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from statistics import fmean
 
+from muai_lab.analysis.wording import plural
 from muai_lab.settings.tuning import TuningSettings
 from muai_lab.tuning.contribution import ROUNDS
 from muai_lab.tuning.soak import LEAD_IN
@@ -100,9 +101,9 @@ def first_forecast(tuning: TuningSettings, *, soaked: bool = False) -> str:
     """The time that a tuning takes at most, before anything is known of the machine. soaked: see `Forecast`."""
     forecast = Forecast(tuning, soaked=soaked)
     told = (
-        f"at most {tuning.n_trials} trials for each engine, {forecast.load_s:.0f} s of load each and a start where it "
-        f"needs one: up to about {about(forecast.search_s(tuning.n_trials))}, less as trials are given up early or "
-        "nothing gets better"
+        f"at most {plural(tuning.n_trials, 'trial')} for each engine, {forecast.load_s:.0f} s of load each and a start "
+        f"where it needs one: up to about {about(forecast.search_s(tuning.n_trials))}, less as trials are given up "
+        "early or nothing gets better"
     )
     if not tuning.confirm:
         return told

@@ -24,6 +24,7 @@ Floats = NDArray[np.float64]
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 _STEPS = 200
+_BELOW = 1.0 - 1e-9  # a share that rounding lifts above a step of the distribution would make the bound too small
 _MOST_GAPS_OF = 2_000  # requests whose chunks are looked at
 
 
@@ -45,7 +46,7 @@ def most_added(times_s: Floats, delays_s: Floats, floor_s: float = TOLERATED_S) 
     found = {"mean": float(np.abs(delays_s).mean()) if (delays_s < 0).any() else float(delays_s.mean())}
     of = {"mean": float(times_s.mean())}
     for name, q in QUANTILES.items():
-        at = _quantile(times_s, np.append(q * shares, q))
+        at = _quantile(times_s, np.append(q * shares * _BELOW, q))
         of[name] = float(at[-1])
         bound = float((delay + at[-1] - at[:-1]).min())
         found[name] = min(max(bound, 0.0), max(of[name], 0.0))

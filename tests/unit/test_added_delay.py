@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from muai_lab.load.added_delay import QUANTILES, added_delays, most_added, share_of_cycles
@@ -21,6 +21,7 @@ def quantile(values: np.ndarray, q: float) -> float:
 
 
 @settings(max_examples=60, deadline=None)
+@example([0.001] * 10 + [1.0] + [2.0] * 4 + [5.0] * 2 + [10.0] * 3, [0.0] * 11 + [0.5] * 4 + [1.0] * 5)
 @given(times, delays)
 def test_no_independent_delay_moves_a_quantile_by_more_than_the_bound(server: list[float], own: list[float]) -> None:
     true = np.array(server)

@@ -14,9 +14,11 @@ from hypothesis import settings as hypothesis_settings
 
 from muai_lab.garbage import collect_rarely
 
-# No test is timed: on a machine that is busy with other work an example takes as long as it takes.
-hypothesis_settings.register_profile("untimed", deadline=None)
-hypothesis_settings.load_profile("untimed")
+# No test is timed: on a machine that is busy with other work an example takes as long as it takes. The same examples
+# every time, so that a failure belongs to a change; `--hypothesis-profile exploring` looks for new ones.
+hypothesis_settings.register_profile("repeatable", deadline=None, derandomize=True)
+hypothesis_settings.register_profile("exploring", deadline=None)
+hypothesis_settings.load_profile("repeatable")
 
 # As in muai_lab.__main__: a third of the time that it takes to import the tests.
 collect_rarely()

@@ -89,12 +89,16 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         {
             "number": number, "rate_rps": rate, "window_s": 10.0, "due": 100, "met": round(100 * share),
             "attainment": share, "goodput_rps": rate * share, "ttft_p50_s": 0.05, "tpot_p50_s": 0.01,
-            "verdict": "valid", "stopped": None, "counts": True, "directory": f"probe-{number:02d}",
+            "verdict": "valid", "stopped": None, "counts": True, "edge": number > 2, "directory": f"probe-{number:02d}",
         }
-        for number, (rate, share) in enumerate([(8.0, 1.0), (16.0, 0.995), (32.0, 0.4), (22.6, 0.97)])
+        for number, (rate, share) in enumerate([(8.0, 1.0), (16.0, 0.995), (32.0, 0.4), (22.6, 0.97), (17.0, 0.99)])
     ]  # fmt: skip
     capacity = {
-        "status": "complete", "ended": None, "slo": {"ttft": 500.0, "tpot": 50.0, "quantile": 0.99},
+        "status": "complete", "ended": None, "no_interval": None, "end_found": True,
+        "interval": {
+            "long_probes": 10, "server_starts": 10, "can_restart": True, "shortest_window_s": 60.0, "memory_s": 2.0,
+        },
+        "slo": {"ttft": 500.0, "tpot": 50.0, "quantile": 0.99},
         "capacity_rps": {"value": 17.2, "low": 15.0, "high": 20.1}, "bracket_rps": {"kept": 16.0, "lost": 22.6},
         "engine": {"name": "pytorch"}, "model": "qwen_chat", "workload": "chat", "arrival": "poisson", "probes": probes,
     }  # fmt: skip

@@ -14,6 +14,7 @@ import contextlib
 import http.client
 import json
 import multiprocessing
+import os
 import platform
 import re
 import socket
@@ -32,6 +33,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from benchmarks.document import replace_part
+from muai_lab.tuning.admin import TOKEN_VARIABLE
 
 MIB = 1024 * 1024
 CLIENT_TIMEOUT_S = 3.0
@@ -40,6 +42,7 @@ ANSWER_S = 30.0  # longest that a client here waits
 SETTLE_S = 0.3
 TARGET_MS = 50.0
 MODEL = "qwen_chat"
+ADMIN_TOKEN = "of-this-benchmark"
 SLOW_CLIENTS = 450
 CANCELLED = 1500
 CANCELLED_AT_ONCE = 16
@@ -53,7 +56,10 @@ def server(engine: str) -> Iterator[tuple[Address, int]]:
     command = [sys.executable, "-m", "muai_lab", "serve", f"engine={engine}"]
     command += ["monitoring.server.host=127.0.0.1", "monitoring.server.port=0", "monitoring.prometheus.port=0"]
     command += [f"monitoring.server.client_timeout_s={CLIENT_TIMEOUT_S}", "optimization.cache.max_memory_mb=64"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    environment = os.environ | {TOKEN_VARIABLE: ADMIN_TOKEN}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+    ) as process:
         assert process.stdout is not None
         try:
             ready = json.loads(process.stdout.readline())
@@ -212,6 +218,11 @@ def cases() -> list[tuple[str, Callable[[Address], str]]]:
     def asks(body: bytes, path: str = "/v1/completions", *headers: str) -> Callable[[Address], str]:
         return lambda address: send(address, post(body, path, *headers))
 
+    def asks_admin(batcher: dict[str, object]) -> Callable[[Address], str]:
+        body = json.dumps({"optimization": {"batcher": batcher}}).encode()
+        request = post(body, "/admin/optimization", f"authorization: Bearer {ADMIN_TOKEN}")
+        return lambda address: send(address, request.replace(b"POST", b"PATCH", 1))
+
     def sends(*pieces: bytes, repeat: int = 1) -> Callable[[Address], str]:
         return lambda address: send(address, *pieces, repeat=repeat)
 
@@ -254,6 +265,8 @@ def cases() -> list[tuple[str, Callable[[Address], str]]]:
         ("a model name of 1 MiB", asks(completion(model="x" * MIB))),
         ("1 MiB of `logit_bias`", asks(completion(logit_bias={str(number): 1 for number in range(90_000)}))),
         ("1 MiB of `tools`", asks(completion(tools=[{"type": "function", "function": {"name": "f"}}] * 20_000))),
+        ("an admin call with 3,000 wrong keys", asks_admin({f"no_key_{number}": 1 for number in range(3_000)})),
+        ("an admin call with a key of 60,000 letters", asks_admin({"x" * 60_000: 1})),
         ("2,000,000 headers", sends(b"GET /health HTTP/1.1\r\n", b"a: b\r\n" * 2_000_000, b"\r\n")),
         ("a header of 64 MiB", sends(b"GET /health HTTP/1.1\r\na: ", b"b" * (64 * MIB), b"\r\n\r\n")),
         ("an address of 1 MiB", sends(b"GET /", b"a" * MIB, b" HTTP/1.1\r\n\r\n")),

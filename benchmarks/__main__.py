@@ -21,6 +21,7 @@ BENCHMARKS = (
     "hostile_requests",
     "tuner_efficiency",
     "tuned_against_defaults",
+    "header_holds",
     "step_time",
     "virtual_time",
     "online_tuner",

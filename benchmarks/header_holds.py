@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,6 +26,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from benchmarks.document import replace_part
+from benchmarks.outcomes import keep_outcomes, kept_outcomes
 from muai_lab.settings.catalogue import show
 from muai_lab.tuning.export import EXPORTED
 from muai_lab.tuning.result import PRESENT, RESULT, TuningResult, read_result
@@ -203,9 +204,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, help="JSON file to read and to add to")
     parser.add_argument("--document", type=Path, help="page whose table is to be replaced")
     args = parser.parse_args()
-    outcomes = []
-    if args.results and args.results.exists():
-        outcomes = [Outcome(**entry) for entry in json.loads(args.results.read_text())]
+    outcomes = kept_outcomes(Outcome, args.results)
     with TemporaryDirectory() as scratch:
         for case in args.cases.split(","):
             directory = (args.studies or Path(scratch)) / f"{args.engine}-{case}"
@@ -215,8 +214,7 @@ def main() -> int:
             if outcome.verdict == "confirmed":
                 measure_again(outcome, directory / "study", extra, args.pairs, args.seconds, objective)
             outcomes.append(outcome)
-            if args.results:
-                args.results.write_text(json.dumps([asdict(one) for one in outcomes], indent=2))
+            keep_outcomes(outcomes, args.results)
     text = markdown(outcomes)
     sys.stdout.write(f"{text}\n")
     if args.document:

@@ -11,16 +11,16 @@ servers started anew. Where nothing was confirmed the defaults stay, and the rea
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.document import replace_part
+from benchmarks.outcomes import keep_outcomes, kept_outcomes
 from muai_lab.settings.catalogue import show
 from muai_lab.tuning.result import read_result
 
@@ -112,15 +112,12 @@ def main() -> int:
     parser.add_argument("--results", type=Path, help="JSON file to read and to add to")
     parser.add_argument("--document", type=Path, help="page whose table is to be replaced")
     args = parser.parse_args()
-    outcomes = []
-    if args.results and args.results.exists():
-        outcomes = [Outcome(**entry) for entry in json.loads(args.results.read_text())]
+    outcomes = kept_outcomes(Outcome, args.results)
     with TemporaryDirectory() as scratch:
         for engine in args.engines.split(","):
             for case in args.cases.split(","):
                 outcomes.append(tune(engine, case, (args.studies or Path(scratch)) / f"{engine}-{case}"))
-                if args.results:
-                    args.results.write_text(json.dumps([asdict(one) for one in outcomes], indent=2))
+                keep_outcomes(outcomes, args.results)
     text = markdown(outcomes)
     sys.stdout.write(f"{text}\n")
     if args.document:

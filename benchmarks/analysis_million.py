@@ -103,7 +103,8 @@ def _write_metrics(path: Path, end_s: float, rng: np.random.Generator) -> None:
 def analyse(directory: Path) -> None:
     """Load, summarise, write the report; prints each step's seconds and the peak memory."""
     begun = time.perf_counter()
-    from muai_lab.analysis import load_run, summarise, write_report
+    from muai_lab.analysis import load_run, summarise
+    from muai_lab.report import write_report
 
     steps = {"import": time.perf_counter() - begun}
     run = load_run(directory)

@@ -20,10 +20,10 @@ import orjson
 
 from muai_lab.analysis import compare, load_run
 from muai_lab.analysis.change import BETTER, NOT_COMPARABLE, WORSE
-from muai_lab.analysis.comparison_sheet import verdict_text
 from muai_lab.analysis.frames import Run
 from muai_lab.experiment.runner import run_experiment
 from muai_lab.load.generator import LoadProgress
+from muai_lab.report.comparison_sheet import verdict_text
 from muai_lab.settings.compose import compose
 
 REPEATS = 3

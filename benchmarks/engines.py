@@ -20,7 +20,7 @@ from contextlib import AsyncExitStack
 
 import numpy as np
 
-from muai_lab.settings.load import load_settings
+from muai_lab.settings.resolve import load_settings
 from muai_lab.stack.request import GenerationRequest
 from muai_lab.stack.stack import InferenceStack
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from muai_lab.experiment.runner import run_experiment
 from muai_lab.load.generator import LoadProgress
-from muai_lab.settings.load import load_settings
+from muai_lab.settings.resolve import load_settings
 
 WORKLOAD = {
     "workload.prompt_tokens": {"distribution": "uniform", "low": 16, "high": 256},

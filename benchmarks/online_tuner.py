@@ -32,7 +32,7 @@ from muai_lab.simulation.tuner_evaluation import (
     scenarios,
 )
 from muai_lab.stack.events import Tuned, TunerNoted
-from muai_lab.stack.tuning.knobs import Knob, Values
+from muai_lab.stack.online.knobs import Knob, Values
 
 GOAL_SHARE, GOAL_BELOW = 0.90, 2
 _COLUMNS = (

@@ -36,7 +36,7 @@ from muai_lab.analysis.frames import Run, load_run
 from muai_lab.experiment.runner import run_experiment
 from muai_lab.server.service import InferenceService, open_stack
 from muai_lab.settings.lab import LabSettings
-from muai_lab.settings.load import Resolved, load_settings
+from muai_lab.settings.resolve import Resolved, load_settings
 from muai_lab.simulation.driver import VirtualDriver
 from muai_lab.simulation.engine import VirtualEngine
 from muai_lab.simulation.step_time import StepTime, StepWork

@@ -1,4 +1,4 @@
-"""Analysis of runs: frames, metric definitions, statistics, comparison, summary, table, report.
+"""Analysis of runs: frames, metric definitions, statistics, comparison, summary.
 
     from muai_lab.analysis import load_run
     run = load_run("runs/…")
@@ -26,14 +26,8 @@ if TYPE_CHECKING:
     from muai_lab.analysis.noise import run_noise as run_noise
     from muai_lab.analysis.pairing import Group as Group
     from muai_lab.analysis.pairing import load_group as load_group
-    from muai_lab.analysis.report import render_report as render_report
-    from muai_lab.analysis.report import write_report as write_report
     from muai_lab.analysis.summary import summarise as summarise
     from muai_lab.analysis.sweep import load_runs as load_runs
-    from muai_lab.analysis.sweep_report import write_sweep_report as write_sweep_report
-    from muai_lab.analysis.sweep_series import save_sweep_picture as save_sweep_picture
-    from muai_lab.analysis.sweep_table import comparison_table as comparison_table
-    from muai_lab.analysis.table import result_table as result_table
     from muai_lab.analysis.window import Window as Window
 
 _HOME = {
@@ -46,19 +40,13 @@ _HOME = {
     "Run": "frames",
     "Window": "window",
     "compare": "comparison",
-    "comparison_table": "sweep_table",
     "difference": "comparison",
     "find_runs": "frames",
     "load_group": "pairing",
     "load_run": "frames",
     "load_runs": "sweep",
-    "render_report": "report",
-    "result_table": "table",
     "run_noise": "noise",
-    "save_sweep_picture": "sweep_series",
     "summarise": "summary",
-    "write_report": "report",
-    "write_sweep_report": "sweep_report",
 }
 
 __all__ = sorted(_HOME)

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from muai_lab.analysis.metrics import SHORT_NAMES
 from muai_lab.analysis.slo import Slo
 from muai_lab.analysis.statistics import min_samples
-from muai_lab.analysis.wording import SHORT_NAMES, duration, percent
 from muai_lab.visible import tolerated
+from muai_lab.wording import duration, percent
 
 _SHOWN = ("ttft_from_intended_s", "ttft_s", "tpot_s", "itl_s", "e2e_from_intended_s", "e2e_s")
 

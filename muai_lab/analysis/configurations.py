@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from muai_lab.analysis.configuration import differing, named_sections, short_names
+from muai_lab.analysis.estimates import estimate_of, judged, value_of
 from muai_lab.analysis.frames import Run
 from muai_lab.analysis.moderation import SMALLEST_VARIANCE, Variance
 from muai_lab.analysis.noise import Noise, run_noise
@@ -22,7 +23,7 @@ from muai_lab.analysis.noise_history import NoiseHistory, key_of
 from muai_lab.analysis.pairing import PER_REPEAT, Group, is_usable, stated_validity
 from muai_lab.analysis.sweep import summary_of
 from muai_lab.analysis.validity import VALID
-from muai_lab.analysis.wording import estimate_of, judged, setting_text, value_of
+from muai_lab.wording import setting_text
 
 FIGURES = ("requests/s", "tokens/s", "TTFT p50", "TTFT p99", "TPOT p50", "goodput/s")
 _UNLISTED = ("E2E p50", "E2E p99")  # for the history of noise; tables leave them out

@@ -15,7 +15,7 @@ import numpy as np
 from muai_lab.analysis.dependence import Span
 from muai_lab.analysis.frames import Run
 from muai_lab.analysis.memory import run_span
-from muai_lab.analysis.metrics import METRIC_BY_NAME, Metric
+from muai_lab.analysis.metrics import METRIC_BY_NAME, SHORT_NAMES, Metric
 from muai_lab.analysis.samples import completed_requests, delivered_tokens, samples_of
 from muai_lab.analysis.slo import Slo, judged_column, met
 from muai_lab.analysis.statistics import (
@@ -29,7 +29,6 @@ from muai_lab.analysis.statistics import (
     rate,
     share,
 )
-from muai_lab.analysis.wording import SHORT_NAMES
 
 Better = Literal["lower", "higher"]
 Scale = Literal["ratio", "share"]

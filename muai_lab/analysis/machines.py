@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from muai_lab.analysis.frames import Run
-from muai_lab.analysis.wording import plural
+from muai_lab.wording import plural
 
 _MEMORY_TOLERANCE = 0.05  # firmware and kernel reserve a little more or less from start to start
 

@@ -183,3 +183,13 @@ METRICS: tuple[Metric, ...] = (
 """Every latency figure, in the order in which people read them."""
 
 METRIC_BY_NAME: dict[str, Metric] = {metric.name: metric for metric in METRICS}
+
+SHORT_NAMES = {
+    "ttft_s": "TTFT",
+    "ttft_from_intended_s": "TTFT from intended",
+    "tpot_s": "TPOT",
+    "itl_s": "ITL",
+    "e2e_s": "E2E",
+    "e2e_from_intended_s": "E2E from intended",
+    "send_lag_s": "send lag",
+}

@@ -16,9 +16,17 @@ from muai_lab.analysis.configuration import differing
 from muai_lab.analysis.frames import Run, find_runs, load_run
 from muai_lab.analysis.machines import difference, unstated
 from muai_lab.analysis.sweep import stored_summary
-from muai_lab.analysis.validity import NOT_STEADY, NOTHING, OVERLOADED, REQUESTS_FAILED, VALID, validity_of
-from muai_lab.analysis.wording import plural, validity_line
+from muai_lab.analysis.validity import (
+    NOT_STEADY,
+    NOTHING,
+    OVERLOADED,
+    REQUESTS_FAILED,
+    VALID,
+    validity_line,
+    validity_of,
+)
 from muai_lab.errors import RunError
+from muai_lab.wording import plural
 
 Kind = Literal["invalid", "workload", "model", "hardware"]
 DECLARABLE: tuple[Kind, ...] = ("workload", "model", "hardware")

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from muai_lab.analysis.dependence import Span
+from muai_lab.analysis.estimates import judged
 from muai_lab.analysis.statistics import Estimate
 from muai_lab.analysis.steadiness import NOT_STEADY
-from muai_lab.analysis.wording import duration, judged
 from muai_lab.settings.lab import LoadSettings
+from muai_lab.wording import duration
 
 _ORDER = ("mean", "p50", "p90", "p95", "p99", "throughput", "attainment", "goodput")
 _WHOLE = 0.98

@@ -28,9 +28,9 @@ from muai_lab.analysis.comparison import Comparison
 from muai_lab.analysis.judgement import NO_SUCCESS
 from muai_lab.analysis.key_figures import FIGURES, LATENCIES, NEEDS_SLO, QUANTILES, KeyFigure
 from muai_lab.analysis.moderation import ENOUGH_HISTORY, SIGNIFICANCE, holm
-from muai_lab.analysis.wording import duration, number
 from muai_lab.errors import MuaiError
 from muai_lab.settings.nearest import did_you_mean, nearest
+from muai_lab.wording import duration, number
 
 _FIGURE_FORMS = (
     f"FIGURE is {', '.join(QUANTILES)} or mean of {', '.join(LATENCIES)}, or requests, tokens, success, goodput, "

@@ -21,7 +21,7 @@ from scipy.special import stdtrit
 
 from muai_lab.analysis.dependence import CONFIDENCE, COSINES, autocorrelation_time, level_over_time, middles_s
 from muai_lab.analysis.window import Window, in_flight
-from muai_lab.analysis.wording import duration
+from muai_lab.wording import duration
 
 MIN_REQUESTS = 40
 SIGNIFICANCE = 0.005

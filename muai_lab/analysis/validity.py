@@ -17,7 +17,7 @@ from muai_lab.analysis.slo import Slo, met
 from muai_lab.analysis.statistics import QUANTILES, min_samples, quantile_name
 from muai_lab.analysis.steadiness import NOT_STEADY, UNKNOWN, Steadiness, Trend, steadiness
 from muai_lab.analysis.visibility import asked_and_got, visibility, visibility_warnings
-from muai_lab.analysis.wording import duration, number, percent, plural
+from muai_lab.wording import duration, number, percent, plural
 
 VALID = "valid"
 PARTIAL = "partial"
@@ -305,3 +305,18 @@ def _served_rps(run: Run) -> float | None:
 def _commonest_error(failed: pd.DataFrame) -> str:
     errors = failed["error"].dropna().value_counts()
     return f", most often: {errors.index[0]}" if len(errors) else ""
+
+
+def validity_line(validity: Mapping[str, Any]) -> str:
+    """`verdict_line` from the summary's part `validity` alone."""
+    if validity["valid"]:
+        facts = [f"run {validity['status']}"]
+        if validity["generator"]:
+            facts.append(f"load generator {validity['generator']}")
+        facts.append(str(validity["steadiness"]).split(":")[0].replace("unknown", "steadiness unknown"))
+        if failed := validity.get("failed"):
+            facts.append(f"{failed:,} of {plural(validity['due'], 'request')} failed")
+        line = f"valid: {', '.join(facts)}"
+    else:
+        line = f"NOT VALID, {validity['verdict']}: {validity['reason']}"
+    return f"{line}; next: {validity['next_step']}" if validity.get("next_step") else line

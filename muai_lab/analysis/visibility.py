@@ -14,7 +14,7 @@ import pandas as pd
 
 from muai_lab.analysis.frames import Run
 from muai_lab.analysis.metrics import itl
-from muai_lab.analysis.wording import percent
+from muai_lab.wording import percent
 
 COMPARABLE_LIMIT = 0.05
 """Share by which the sum of what was got may differ from what was asked before a run is not comparable with others."""

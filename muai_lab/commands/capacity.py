@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from muai_lab.experiment.capacity_search import Ask
     from muai_lab.experiment.runner import RunWatcher
     from muai_lab.load.generator import LoadProgress
-    from muai_lab.settings.load import Resolved
+    from muai_lab.settings.resolve import Resolved
 
 _EPILOG = """\
 The search begins at arrival.rate and needs an SLO. Short probes of load.duration_s find the edge, and end early once
@@ -47,8 +47,8 @@ def main(argv: Sequence[str]) -> int:
     def resolve(more: Mapping[str, object]) -> Resolved:
         return compose([*args.overrides, *(f"{key}={value}" for key, value in more.items())])
 
-    from muai_lab.analysis.capacity_report import capacity_sheet
     from muai_lab.experiment.capacity import find_capacity
+    from muai_lab.report.capacity_page import capacity_sheet
 
     now = datetime.now().astimezone()
     directory = args.dir or Path("runs") / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S-%f}-capacity"

@@ -56,16 +56,16 @@ def main(argv: Sequence[str]) -> int:
 def _show_comparison(args: argparse.Namespace) -> int:
     from muai_lab.analysis.change import WORSE
     from muai_lab.analysis.comparison_document import comparison_document
-    from muai_lab.analysis.comparison_sheet import comparison_sheet
     from muai_lab.analysis.regression import judge, parse_condition
     from muai_lab.analysis.summary import clean
+    from muai_lab.report.comparison_sheet import comparison_sheet
 
     conditions = [parse_condition(text) for text in args.fail_on]
     comparison = _compare(args, conditions)
     outcomes: list[Outcome] = [] if comparison.reasons else judge(conditions, comparison)
     if args.html is not None:
-        from muai_lab.analysis.comparison_page import render_comparison
-        from muai_lab.analysis.page import write_page
+        from muai_lab.report.comparison_page import render_comparison
+        from muai_lab.report.page import write_page
 
         write_page(args.html, render_comparison(comparison, outcomes))
     if args.json:
@@ -85,11 +85,12 @@ def _show_comparison(args: argparse.Namespace) -> int:
 
 
 def _show_sweep(args: argparse.Namespace) -> int:
-    from muai_lab.analysis import comparison_table, find_runs, load_run
+    from muai_lab.analysis import find_runs, load_run
     from muai_lab.analysis.configurations import record_sweep_noise
     from muai_lab.analysis.frames import in_order
-    from muai_lab.analysis.page import write_page
-    from muai_lab.analysis.sweep_report import render_sweep_report
+    from muai_lab.report import comparison_table
+    from muai_lab.report.page import write_page
+    from muai_lab.report.sweep_page import render_sweep_report
 
     of_two = ("fail_on", "across", "json", "primary", "noise")
     for_two = [f"--{name.replace('_', '-')}" for name in of_two if getattr(args, name)]

@@ -15,8 +15,8 @@ from rich.text import Text
 from muai_lab.errors import MuaiError
 from muai_lab.files import write_whole
 from muai_lab.settings.catalogue import plain
-from muai_lab.settings.load import Entry, Resolved, load_settings
 from muai_lab.settings.reference import example_file, reference_page
+from muai_lab.settings.resolve import Entry, Resolved, load_settings
 
 EXAMPLE_PATH = Path("config/optimization.example.yaml")
 REFERENCE_PATH = Path("docs/configuration.md")

@@ -98,10 +98,10 @@ def _value(line: str) -> str:
 
 def _run_one(cfg: DictConfig) -> None:
     """One job of the invocation. Hydra calls it once for a run and once for each job of a sweep."""
-    from muai_lab.analysis import result_table
     from muai_lab.commands.progress import watching
     from muai_lab.experiment.directory import is_finished, unfinished
     from muai_lab.experiment.runner import run_experiment
+    from muai_lab.report import result_table
     from muai_lab.settings.dump import dump_config_yaml
 
     hydra_config = HydraConfig.get()
@@ -141,10 +141,11 @@ def _check_answered(validity: Mapping[str, Any]) -> None:
 
 def end_sweep(sweep: Path) -> None:
     """Print one table of all runs and write the sweep's report. Raises RunError with their number when runs failed."""
-    from muai_lab.analysis import comparison_table, find_runs, load_run, write_sweep_report
+    from muai_lab.analysis import find_runs, load_run
     from muai_lab.analysis.configurations import record_sweep_noise
     from muai_lab.analysis.frames import in_order
     from muai_lab.analysis.noise_history import NoiseHistory
+    from muai_lab.report import comparison_table, write_sweep_report
 
     runs = in_order(map(load_run, find_runs(sweep)))
     _say("")

@@ -16,8 +16,8 @@ from muai_lab.errors import SettingsError
 from muai_lab.settings.compose import composed_jobs
 from muai_lab.settings.dump import dump_config_yaml
 from muai_lab.settings.hydra_groups import compose_config, hydra_session
-from muai_lab.settings.load import Resolved
 from muai_lab.settings.overrides import parse_overrides
+from muai_lab.settings.resolve import Resolved
 
 
 def check_options(args: argparse.Namespace) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from muai_lab.analysis.wording import number, percent, plural
 from muai_lab.settings.catalogue import show
 from muai_lab.settings.lab import LabSettings
 from muai_lab.tuning.agreement import Agreement
@@ -20,6 +19,7 @@ from muai_lab.tuning.objective import has_slo, missed, objectives_of
 from muai_lab.tuning.search_space import Point
 from muai_lab.tuning.study import Draft
 from muai_lab.tuning.trials import OUTCOMES, Standing, TrialRecord
+from muai_lab.wording import number, percent, plural
 
 _KINDS = {"present": "present configuration", "random": "random", "search": "proposed", "again": "best so far, again"}
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from muai_lab.analysis.slo import Slo
     from muai_lab.settings.lab import LabSettings
-    from muai_lab.settings.load import Resolved
+    from muai_lab.settings.resolve import Resolved
 
 RATED_ARRIVALS = ("constant", "poisson", "gamma")
 """Arrivals that have one rate, which the search can set."""
@@ -227,8 +227,8 @@ class _Study:
         return None
 
     def _write(self, status: str) -> None:
-        from muai_lab.analysis.capacity_report import render_capacity
-        from muai_lab.analysis.page import write_page
+        from muai_lab.report.capacity_page import render_capacity
+        from muai_lab.report.page import write_page
 
         document = self.document(status)
         write_page(self._path / RESULT, json.dumps(document, indent=2, allow_nan=False) + "\n")

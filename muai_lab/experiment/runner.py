@@ -35,7 +35,7 @@ from muai_lab.workload.schedule import Schedule
 if TYPE_CHECKING:
     from muai_lab.experiment.automatic_end import AutomaticEnd
     from muai_lab.settings.lab import LabSettings
-    from muai_lab.settings.load import Resolved
+    from muai_lab.settings.resolve import Resolved
 
 _DEATH_CHECK_S = 0.25
 _DEATH_NOTICE_S = 10.0
@@ -340,7 +340,8 @@ def _note_takeover(directory: RunDirectory, before: ServedBy, after: ServedBy) -
 
 
 def _analyse(directory: RunDirectory, status: str, *, error: str | None = None) -> Mapping[str, Any]:
-    from muai_lab.analysis import load_run, summarise, write_report
+    from muai_lab.analysis import load_run, summarise
+    from muai_lab.report import write_report
 
     # The analysis reads the status from the manifest, so the manifest of the finished run is shown to it first,
     # and becomes the directory's own only when summary and report are there.

@@ -26,9 +26,9 @@ from omegaconf.errors import OmegaConfBaseException
 from muai_lab.errors import SettingsError
 from muai_lab.settings.catalogue import find_key
 from muai_lab.settings.hydra_groups import compose_config, hydra_message, hydra_session
-from muai_lab.settings.load import Resolved, flatten, load_settings
 from muai_lab.settings.origin import OVERRIDE, Given, Layer, Origin
 from muai_lab.settings.overrides import name_problems, parse_overrides
+from muai_lab.settings.resolve import Resolved, flatten, load_settings
 
 # Above this many jobs not every combination is composed, only every value of every swept key once.
 MOST_COMBINATIONS = 24

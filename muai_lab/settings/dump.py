@@ -14,7 +14,7 @@ from pydantic import BaseModel, SecretStr
 from muai_lab.settings.catalogue import ENVIRONMENT_PREFIXES, Choice, Group, Key, catalogue, keys_by_path, plain
 from muai_lab.settings.file import FILE_SECTIONS, understand_exponents
 from muai_lab.settings.lab import LabSettings
-from muai_lab.settings.load import Resolved
+from muai_lab.settings.resolve import Resolved
 
 _INDENT = "  "
 

@@ -22,7 +22,7 @@ import muai_lab
 from muai_lab.errors import MuaiError, SettingsError
 from muai_lab.settings.catalogue import Choice, Group, Key, catalogue
 from muai_lab.settings.lab import LabSettings
-from muai_lab.settings.load import load_settings
+from muai_lab.settings.resolve import load_settings
 
 PRIMARY = "config"
 BASE_NODE = "muai_settings"

@@ -11,11 +11,11 @@ from muai_lab.simulation.step_time import StepTime
 from muai_lab.simulation.traffic import SimulatedRequest
 from muai_lab.stack.events import Event, Finished, Tuned, TunerNoted
 from muai_lab.stack.limits import BatchLimits
+from muai_lab.stack.online.knobs import Bounds, Values
+from muai_lab.stack.online.tuner import BLOCKS_PER_INTERVAL, OnlineTuner
+from muai_lab.stack.online.window import Targets, TunerWindow
 from muai_lab.stack.prefix_cache import BLOCK_TOKENS, PrefixCache
 from muai_lab.stack.scheduler import Scheduler
-from muai_lab.stack.tuning.knobs import Bounds, Values
-from muai_lab.stack.tuning.tuner import BLOCKS_PER_INTERVAL, OnlineTuner
-from muai_lab.stack.tuning.window import Targets, TunerWindow
 
 _MIB = 2**20
 

@@ -18,8 +18,8 @@ from muai_lab.simulation.traffic import SimulatedRequest
 from muai_lab.simulation.tuned import Outcome, Setup, Tuning, simulate
 from muai_lab.stack.events import Tuned
 from muai_lab.stack.limits import BatchLimits
-from muai_lab.stack.tuning.knobs import Bounds, Knob, Reach, Values
-from muai_lab.stack.tuning.window import Targets
+from muai_lab.stack.online.knobs import Bounds, Knob, Reach, Values
+from muai_lab.stack.online.window import Targets
 
 INTERVAL_S = 60.0
 WINDOW_S = 300.0

@@ -10,13 +10,13 @@ from muai_lab.errors import EngineError, SettingsError
 from muai_lab.settings.live import changed
 from muai_lab.stack.caching import cache_budget, cache_problem, caches
 from muai_lab.stack.limits import batch_limits
-from muai_lab.stack.tuning.loop import Tap, TuningLoop
+from muai_lab.stack.online.loop import Tap, TuningLoop
 
 if TYPE_CHECKING:
     from muai_lab.settings.schema import OptimizationSettings
+    from muai_lab.stack.online.knobs import Values
     from muai_lab.stack.scheduler import Scheduler
     from muai_lab.stack.serving import Serving
-    from muai_lab.stack.tuning.knobs import Values
 
 _CHANGE_S = 30.0  # what a change of settings may wait for the present step
 

@@ -12,7 +12,7 @@ from muai_lab.files import write_whole
 from muai_lab.settings.catalogue import keys_by_path, show
 from muai_lab.settings.dump import dump_optimization_yaml
 from muai_lab.settings.lab import LabSettings
-from muai_lab.settings.load import load_settings
+from muai_lab.settings.resolve import load_settings
 from muai_lab.tuning.header import not_examined, statements
 from muai_lab.tuning.result import PRESENT, TuningResult, read_result
 from muai_lab.tuning.search_space import Value, with_values

@@ -11,7 +11,7 @@ from muai_lab.experiment.provenance import git_revision, versions
 from muai_lab.models.registry import ModelSource
 from muai_lab.settings.catalogue import show
 from muai_lab.settings.lab import LabSettings
-from muai_lab.settings.load import Resolved
+from muai_lab.settings.resolve import Resolved
 from muai_lab.settings.schema import EngineName, OptimizationSettings
 from muai_lab.tuning.search_space import SearchSpace
 

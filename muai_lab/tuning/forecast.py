@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from muai_lab.analysis.wording import plural
 from muai_lab.settings.tuning import TuningSettings
 from muai_lab.tuning.contribution import ROUNDS
 from muai_lab.tuning.soak import LEAD_IN
 from muai_lab.tuning.soaking import SHORTEST_S
 from muai_lab.tuning.trials import TrialRecord
+from muai_lab.wording import plural
 
 # A block's last answers after its load, and a start of the embedded model's server: before anything was measured.
 _BLOCK_END_S, _START_S = 0.5, 6.0

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from muai_lab.analysis.wording import plural
 from muai_lab.tuning.confirmation import Confirmation
 from muai_lab.tuning.result import TuningResult
+from muai_lab.wording import plural
 
 
 def statements(result: TuningResult) -> dict[str, str]:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from muai_lab.analysis.wording import size
 from muai_lab.settings.schema import EngineName, OptimizationSettings
 from muai_lab.tuning.search import Rejection, Screen
+from muai_lab.wording import size
 
 _BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0}
 _INT8_BYTES = 1.0

@@ -9,14 +9,16 @@ from typing import Any
 from markupsafe import Markup
 
 from muai_lab.analysis.configuration import redacted
-from muai_lab.analysis.page import render_page, write_page
-from muai_lab.analysis.sheet import Grid
-from muai_lab.analysis.wording import duration, number, percent, plural
+from muai_lab.report.page import render_page, write_page
+from muai_lab.report.sheet import Grid
 from muai_lab.settings.catalogue import show
 from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.tuning.block import attainment
-from muai_lab.tuning.figures import (
+from muai_lab.tuning.header import not_examined, statements
+from muai_lab.tuning.importance import importance_of
+from muai_lab.tuning.objective import Objective, missed
+from muai_lab.tuning.plots import (
     FEWEST_RANDOM,
     frontier_figure,
     history_figure,
@@ -24,13 +26,11 @@ from muai_lab.tuning.figures import (
     pairs_figure,
     slices_figure,
 )
-from muai_lab.tuning.header import not_examined, statements
-from muai_lab.tuning.importance import importance_of
-from muai_lab.tuning.objective import Objective, missed
 from muai_lab.tuning.result import TuningResult
 from muai_lab.tuning.search_space import Point, SearchSpace, value_at
 from muai_lab.tuning.study import TuningStudy
 from muai_lab.tuning.trials import OUTCOMES, TOOK_TIME, TrialRecord, pareto_front, tally
+from muai_lab.wording import duration, number, percent, plural
 
 REPORT = "report.html"
 _REASON_CHARACTERS = 300

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from muai_lab.analysis.wording import plural
 from muai_lab.errors import RunError, SettingsError
 from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.settings.tuning import TuningSettings
@@ -34,6 +33,7 @@ from muai_lab.tuning.trials import (
     standings,
     trials_without_gain,
 )
+from muai_lab.wording import plural
 
 # So many configurations that all crash, the first among them, are the machine's or the model's fault.
 _CRASHES = 5

@@ -11,12 +11,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from muai_lab.analysis.wording import plural
 from muai_lab.tuning.agreement import Agreement, not_kept
 from muai_lab.tuning.block import BlockResult
 from muai_lab.tuning.objective import Bounds, Objective, total_violation
 from muai_lab.tuning.pruning import ASSUMED_BLOCK_NOISE
 from muai_lab.tuning.search_space import Point
+from muai_lab.wording import plural
 
 Kind = Literal["present", "random", "search", "again"]
 """present: the configuration that runs today; again: the best so far, measured once more."""

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from muai_lab.analysis.wording import plural
 from muai_lab.engines.catalogue import ENGINES
 from muai_lab.errors import RunError
 from muai_lab.experiment.provenance import hardware
@@ -16,7 +15,7 @@ from muai_lab.files import write_whole
 from muai_lab.models.registry import ModelSource, context_tokens, resolve_model
 from muai_lab.models.tokenizer import load_tokenizer
 from muai_lab.settings.dump import dump_optimization_yaml
-from muai_lab.settings.load import Resolved
+from muai_lab.settings.resolve import Resolved
 from muai_lab.settings.schema import EngineName, OptimizationSettings
 from muai_lab.tuning.arena import ConfigurationFailed
 from muai_lab.tuning.blocks import LoadBlocks
@@ -42,6 +41,7 @@ from muai_lab.tuning.storage import shown, storage_url
 from muai_lab.tuning.study import TuningStudy
 from muai_lab.tuning.trials import Standing, missed_bounds, noise_of, standings
 from muai_lab.tuning.watcher import Noting, TuneWatcher
+from muai_lab.wording import plural
 
 _SIZE = "optimization.batcher.max_batch_size"
 

@@ -11,7 +11,7 @@ import torch
 
 from muai_lab.engines.catalogue import ENGINES
 from muai_lab.models.registry import resolve_model
-from muai_lab.settings.load import load_settings
+from muai_lab.settings.resolve import load_settings
 from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.stack.events import CacheLookup, Event, Token
 from muai_lab.stack.generation import Generation

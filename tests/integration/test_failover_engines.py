@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from muai_lab.engines.pytorch.decoder import DecoderModel
-from muai_lab.settings.load import load_settings
+from muai_lab.settings.resolve import load_settings
 from muai_lab.stack.request import GenerationRequest
 from muai_lab.stack.stack import InferenceStack
 

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from muai_lab.analysis import compare, load_run, render_report
-from muai_lab.analysis.capacity_report import render_capacity
-from muai_lab.analysis.comparison_page import render_comparison
-from muai_lab.analysis.sweep_report import render_sweep_report
+from muai_lab.analysis import compare, load_run
+from muai_lab.report import render_report
+from muai_lab.report.capacity_page import render_capacity
+from muai_lab.report.comparison_page import render_comparison
+from muai_lab.report.sweep_page import render_sweep_report
 
 BROWSER = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None

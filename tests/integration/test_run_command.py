@@ -17,7 +17,7 @@ from started_command import Command
 
 from muai_lab.__main__ import main
 from muai_lab.analysis import load_run
-from muai_lab.settings.load import load_settings
+from muai_lab.settings.resolve import load_settings
 
 SHORT = ("engine=pytorch", "load.warmup_s=0.5", "load.duration_s=1.5", "arrival=poisson", "arrival.rate=10")
 

@@ -16,7 +16,7 @@ from muai_lab.__main__ import main
 from muai_lab.models.registry import context_tokens, resolve_model
 from muai_lab.models.tokenizer import load_tokenizer
 from muai_lab.settings.lab import LabSettings
-from muai_lab.settings.load import load_settings
+from muai_lab.settings.resolve import load_settings
 from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.tuning.arena import ConfigurationFailed
 from muai_lab.tuning.blocks import FRESH, LoadBlocks

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from muai_lab.settings.compose import compose
-from muai_lab.settings.load import load_settings
+from muai_lab.settings.resolve import load_settings
 from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.tuning import tuner
 from muai_lab.tuning.export import EXPORTED

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from synthetic_run import record, write_run
 
-from muai_lab.analysis import load_run, result_table, summarise
+from muai_lab.analysis import load_run, summarise
+from muai_lab.report import result_table
 
 
 def summary_of(path: Path, *groups: dict[str, Any]) -> dict[str, Any]:

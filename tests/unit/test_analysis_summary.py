@@ -13,7 +13,7 @@ from synthetic_run import record, simulated, write_run
 
 from muai_lab.analysis import load_run, summarise
 from muai_lab.analysis.slo import Slo, met, misses, slo_of
-from muai_lab.analysis.wording import headline
+from muai_lab.report.wording import headline
 
 
 def steady_rows(count: int = 60, *, ttft: float = 0.2) -> list[dict[str, Any]]:

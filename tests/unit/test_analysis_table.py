@@ -9,8 +9,9 @@ import pytest
 from rich.console import Console
 from synthetic_run import record, write_run
 
-from muai_lab.analysis import comparison_table, find_runs, load_run, result_table, summarise
-from muai_lab.analysis.wording import duration, number, percent, size
+from muai_lab.analysis import find_runs, load_run, summarise
+from muai_lab.report import comparison_table, result_table
+from muai_lab.wording import duration, number, percent, size
 
 # By hand: requests 0..96 end before 10 s and one of them failed, 96 / 10 s; they and the two tokens of request 97 that
 # came in time are 290 tokens.

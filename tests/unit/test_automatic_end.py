@@ -26,7 +26,7 @@ from muai_lab.load.plan import LoadPlan
 from muai_lab.load.records import RequestRecord, Window
 from muai_lab.load.self_report import GeneratorReport
 from muai_lab.settings.lab import LabSettings, LoadSettings
-from muai_lab.settings.load import load_settings
+from muai_lab.settings.resolve import load_settings
 from muai_lab.workload.arrival import poisson
 from muai_lab.workload.schedule import Schedule, ScheduledRequest
 

@@ -12,7 +12,6 @@ from synthetic_run import record, write_run
 from test_report import Page
 
 from muai_lab.analysis import load_run
-from muai_lab.analysis.capacity_report import capacity_sheet, render_capacity
 from muai_lab.analysis.slo import Slo, met
 from muai_lab.errors import SettingsError
 from muai_lab.experiment.capacity import check_settings, plan_of
@@ -23,6 +22,7 @@ from muai_lab.experiment.loss_watch import LossWatch, longest_s, meets
 from muai_lab.load.generator import LoadProgress
 from muai_lab.load.records import RequestRecord
 from muai_lab.load.target import Target
+from muai_lab.report.capacity_page import capacity_sheet, render_capacity
 from muai_lab.settings.capacity import CapacitySettings
 from muai_lab.settings.lab import LabSettings
 from muai_lab.workload.schedule import Schedule, ScheduledRequest

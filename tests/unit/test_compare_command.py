@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from synthetic_run import record, write_run
 
-from muai_lab.analysis import compare, comparison_page, load_group, load_run
+from muai_lab.analysis import compare, load_group, load_run
 from muai_lab.analysis.key_figures import FIGURES
 from muai_lab.analysis.moderation import Variance
 from muai_lab.analysis.noise_history import NoiseHistory, key_of
 from muai_lab.analysis.regression import parse_condition
 from muai_lab.commands.compare import main
 from muai_lab.errors import MuaiError
+from muai_lab.report import comparison_page
 
 Make = Callable[..., Path]
 

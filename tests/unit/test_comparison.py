@@ -16,15 +16,15 @@ from muai_lab.analysis import load_run
 from muai_lab.analysis.change import BETTER, NO_DIFFERENCE, NOT_COMPARABLE, NOT_TESTED, WORSE, change_of
 from muai_lab.analysis.comparison import Comparison, compare, difference, mean_change
 from muai_lab.analysis.comparison_document import comparison_document
-from muai_lab.analysis.comparison_sheet import comparison_sheet, verdict_text
 from muai_lab.analysis.frames import Run
 from muai_lab.analysis.key_figures import FIGURES, Reading
 from muai_lab.analysis.moderation import holm
 from muai_lab.analysis.pairing import load_group
 from muai_lab.analysis.slo import Slo
 from muai_lab.analysis.statistics import Estimate
-from muai_lab.analysis.sweep_table import comparison_table
 from muai_lab.errors import RunError
+from muai_lab.report.comparison_sheet import comparison_sheet, verdict_text
+from muai_lab.report.sweep_table import comparison_table
 
 Make = Callable[..., Run]
 

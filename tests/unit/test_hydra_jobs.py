@@ -11,7 +11,7 @@ from muai_lab.commands import run
 from muai_lab.errors import MuaiError, RunError, SettingsError
 from muai_lab.settings import compose
 from muai_lab.settings.compose import check_overrides, resolve_job
-from muai_lab.settings.load import Resolved
+from muai_lab.settings.resolve import Resolved
 
 BATCH_SIZE = "optimization.batcher.max_batch_size"
 SECRET = "https://hooks.example/SESAME"

@@ -14,8 +14,8 @@ from drawing import draw, written
 from muai_lab.errors import RunError, SettingsError
 from muai_lab.settings.dump import dump_config_yaml
 from muai_lab.settings.lab import LabSettings
-from muai_lab.settings.load import flatten, load_settings
 from muai_lab.settings.origin import Origin
+from muai_lab.settings.resolve import flatten, load_settings
 from muai_lab.workload.schedule import Schedule
 
 POISSON = {"kind": "poisson", "rate": 5.0}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muai_lab.analysis.repetition import _written
+from muai_lab.report.repetition import _written
 from muai_lab.settings.compose import compose
 from muai_lab.settings.overrides import parse_overrides, quoted, with_open_mappings
 from muai_lab.tuning.storage import DATABASE, alone, open_storage, shown, storage_url

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from synthetic_run import record, simulated, write_run
 
-from muai_lab.analysis import load_run, render_report, write_report
-from muai_lab.analysis.figures import mark_quantiles
-from muai_lab.analysis.svg import new_figure
+from muai_lab.analysis import load_run
 from muai_lab.errors import RunError
+from muai_lab.report import render_report, write_report
+from muai_lab.report.run_plots import mark_quantiles
+from muai_lab.report.svg import new_figure
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
@@ -302,7 +303,7 @@ def test_the_names_of_p50_and_p99_neither_touch_each_other_nor_the_other_line(p5
 
 
 def test_a_window_that_could_show_only_large_rises_says_so_without_intervals() -> None:
-    from muai_lab.analysis.report import _trends
+    from muai_lab.report.run_page import _trends
 
     precise = {"signal": "TTFT", "low": -0.05, "high": 0.08, "smallest_found": 0.2}
     weak = {"signal": "requests in flight", "low": -1.3, "high": 0.74, "smallest_found": 2.172}

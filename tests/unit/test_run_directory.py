@@ -116,7 +116,7 @@ def test_a_sweep_that_is_repeated_makes_only_the_runs_that_did_not_finish(
         return {}
 
     monkeypatch.setattr(runner, "run_experiment", make)
-    monkeypatch.setattr("muai_lab.analysis.result_table", lambda summary: _Silent())
+    monkeypatch.setattr("muai_lab.report.result_table", lambda summary: _Silent())
     sweep = ["-m", "seed=1,2,3", "hydra.sweep.dir=sweep"]
 
     with pytest.raises(RunError, match=r"1 of 3 runs did not complete.*hydra.sweep.dir=sweep makes these again"):

@@ -24,7 +24,7 @@ from muai_lab.server.listen import (
     url_of,
 )
 from muai_lab.server.service import InferenceService
-from muai_lab.settings.load import load_settings
+from muai_lab.settings.resolve import load_settings
 
 KEY = "monitoring.server.port"
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from muai_lab.settings.catalogue import Key, keys_by_path
 from muai_lab.settings.dump import child_environment, dump_config_yaml, dump_optimization_yaml, secret_environment
 from muai_lab.settings.environment import variables
-from muai_lab.settings.load import load_settings
+from muai_lab.settings.resolve import load_settings
 
 SECRET = "https://hooks.example/T0/SESAME"
 TEXTS = st.text(st.characters(codec="utf-8"), min_size=1).filter(lambda text: text == text.strip())

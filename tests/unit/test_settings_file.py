@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from muai_lab.errors import SettingsError
-from muai_lab.settings.load import Resolved, load_settings
+from muai_lab.settings.resolve import Resolved, load_settings
 
 
 @pytest.fixture(autouse=True)

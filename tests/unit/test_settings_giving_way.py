@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from muai_lab.errors import SettingsError
 from muai_lab.settings.catalogue import Choice, Group, Key, catalogue
 from muai_lab.settings.compose import compose
-from muai_lab.settings.load import Resolved, load_settings
+from muai_lab.settings.resolve import Resolved, load_settings
 from muai_lab.settings.schema import BatcherSettings, CacheSettings, OptimizationSettings, TunerSettings
 from muai_lab.settings.tuning import TuningSettings
 

@@ -7,8 +7,8 @@ import pytest
 from muai_lab.errors import SettingsError
 from muai_lab.settings.distributions import FixedLength, NormalLength, UniformLength
 from muai_lab.settings.lab import LabSettings
-from muai_lab.settings.load import flatten, load_settings
 from muai_lab.settings.origin import Origin
+from muai_lab.settings.resolve import flatten, load_settings
 
 
 def resolve(overrides: dict[str, object], *choices: dict[str, object]) -> LabSettings:

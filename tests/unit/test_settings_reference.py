@@ -8,8 +8,8 @@ import pytest
 
 from muai_lab.settings.catalogue import keys_by_path
 from muai_lab.settings.environment import variables
-from muai_lab.settings.load import load_settings
 from muai_lab.settings.reference import example_file, reference_page
+from muai_lab.settings.resolve import load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 

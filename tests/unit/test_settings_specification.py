@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from muai_lab.settings.load import load_settings
+from muai_lab.settings.resolve import load_settings
 
 # Copies of the specification's blocks, so that the test says the same where the specification is not at hand.
 STRUCTURE = """\

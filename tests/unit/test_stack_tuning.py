@@ -13,10 +13,10 @@ from stack_on_counting import Recorder, stack_on, until
 
 from muai_lab.settings.schema import BatcherSettings, OptimizationSettings, TunerSettings
 from muai_lab.stack.events import Tuned
+from muai_lab.stack.online.knobs import Values
+from muai_lab.stack.online.memory import TunerMemory
 from muai_lab.stack.request import GenerationRequest
 from muai_lab.stack.stack import InferenceStack
-from muai_lab.stack.tuning.knobs import Values
-from muai_lab.stack.tuning.memory import TunerMemory
 
 pytestmark = pytest.mark.anyio
 

@@ -12,19 +12,13 @@ from hypothesis import strategies as st
 from synthetic_run import record, write_run
 from test_report import Page
 
-from muai_lab.analysis import (
-    comparison_table,
-    find_runs,
-    load_run,
-    save_sweep_picture,
-    write_report,
-    write_sweep_report,
-)
+from muai_lab.analysis import find_runs, load_run
 from muai_lab.analysis.configurations import compared_rounds, configurations
-from muai_lab.analysis.labels import label_points
-from muai_lab.analysis.svg import new_figure
-from muai_lab.analysis.sweep_table import against_baseline
 from muai_lab.errors import RunError
+from muai_lab.report import comparison_table, save_sweep_picture, write_report, write_sweep_report
+from muai_lab.report.labels import label_points
+from muai_lab.report.svg import new_figure
+from muai_lab.report.sweep_table import against_baseline
 
 
 def measured(

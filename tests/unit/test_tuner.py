@@ -16,9 +16,9 @@ from muai_lab.simulation.traffic import SimulatedRequest
 from muai_lab.simulation.tuned import Outcome, Setup, Tuning, simulate
 from muai_lab.stack.events import Event, Finished, Queued, Token, Tuned, TunerNoted
 from muai_lab.stack.limits import BatchLimits
-from muai_lab.stack.tuning.knobs import Bounds, Knob, Reach, Values
-from muai_lab.stack.tuning.tuner import OnlineTuner
-from muai_lab.stack.tuning.window import Block, Targets, TunerWindow
+from muai_lab.stack.online.knobs import Bounds, Knob, Reach, Values
+from muai_lab.stack.online.tuner import OnlineTuner
+from muai_lab.stack.online.window import Block, Targets, TunerWindow
 
 INTERVAL_S = 20.0
 SLOTS = 32

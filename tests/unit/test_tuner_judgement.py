@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from muai_lab.settings.schema import BatcherSettings, CacheSettings, OptimizationSettings, TunerSettings
-from muai_lab.stack.tuning.judge import compare
-from muai_lab.stack.tuning.knobs import Bounds, Knob, Reach, Values, bounds_of, values_of
-from muai_lab.stack.tuning.shift import shifts, workload
-from muai_lab.stack.tuning.window import Block, Targets
+from muai_lab.stack.online.judge import compare
+from muai_lab.stack.online.knobs import Bounds, Knob, Reach, Values, bounds_of, values_of
+from muai_lab.stack.online.shift import shifts, workload
+from muai_lab.stack.online.window import Block, Targets
 
 CHAT = Targets(ttft_s=1.0)
 HOME = Values(8, 50, 100)

@@ -15,9 +15,9 @@ from muai_lab.errors import EngineError
 from muai_lab.settings.live import changed
 from muai_lab.settings.schema import BatcherSettings, CacheSettings, OptimizationSettings, TunerSettings
 from muai_lab.stack.events import Event, Finished, Queued, Token, Tuned
-from muai_lab.stack.tuning.knobs import Values
-from muai_lab.stack.tuning.loop import Tap, TuningLoop
-from muai_lab.stack.tuning.memory import TunerMemory
+from muai_lab.stack.online.knobs import Values
+from muai_lab.stack.online.loop import Tap, TuningLoop
+from muai_lab.stack.online.memory import TunerMemory
 
 pytestmark = pytest.mark.anyio
 

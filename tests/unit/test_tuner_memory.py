@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from muai_lab.settings.schema import BatcherSettings, OptimizationSettings, TunerSettings
-from muai_lab.stack.tuning.knobs import Values
-from muai_lab.stack.tuning.memory import TunerMemory
+from muai_lab.stack.online.knobs import Values
+from muai_lab.stack.online.memory import TunerMemory
 
 GOOD = Values(16, 25, 512)
 

@@ -18,7 +18,7 @@ from muai_lab.stack.events import (
     Step,
     Token,
 )
-from muai_lab.stack.tuning.window import Block, Targets, TunerWindow, total
+from muai_lab.stack.online.window import Block, Targets, TunerWindow, total
 
 CHAT = Targets(ttft_s=1.0, tpot_s=0.1)
 

@@ -15,7 +15,7 @@ from muai_lab.commands import export as export_command
 from muai_lab.errors import RunError
 from muai_lab.settings.dump import dump_optimization_yaml
 from muai_lab.settings.lab import LabSettings
-from muai_lab.settings.load import load_settings
+from muai_lab.settings.resolve import load_settings
 from muai_lab.tuning.agreement import Agreement
 from muai_lab.tuning.confirmation import Confirmation, Pair
 from muai_lab.tuning.contribution import Contribution

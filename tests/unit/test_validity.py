@@ -9,7 +9,7 @@ import pytest
 from synthetic_run import record, write_run
 
 from muai_lab.analysis import load_run, summarise
-from muai_lab.analysis.wording import headline, verdict_line
+from muai_lab.report.wording import headline, verdict_line
 
 
 def answered(count: int, *, takes_s: float = 0.3, first: int = 0, **fields: Any) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from muai_lab.files import write_whole
 from muai_lab.models.embedded import cache_dir
-from muai_lab.stack.tuning.knobs import Knob, Values
+from muai_lab.stack.online.knobs import Knob, Values
 
 if TYPE_CHECKING:
     from muai_lab.settings.schema import OptimizationSettings

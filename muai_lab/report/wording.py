@@ -1,90 +1,13 @@
-"""How figures are written for people: sensible digits, units, whole sentences. Shared by the table and the report."""
+"""Sentences about a run, from its summary. Shared by the table and the report."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
-MISSING = "-"
-
-SHORT_NAMES = {
-    "ttft_s": "TTFT",
-    "ttft_from_intended_s": "TTFT from intended",
-    "tpot_s": "TPOT",
-    "itl_s": "ITL",
-    "e2e_s": "E2E",
-    "e2e_from_intended_s": "E2E from intended",
-    "send_lag_s": "send lag",
-}
-
-
-def number(value: float | None) -> str:
-    """Three significant digits below 1,000, whole numbers above; `-` for what is missing."""
-    if value is None or not math.isfinite(value):
-        return MISSING
-    if value == 0:
-        return "0"
-    size = abs(value)
-    if size >= 99.95:
-        return f"{value:,.0f}"
-    decimals = 1 if size >= 9.995 else 2 if size >= 0.9995 else 3
-    written = f"{value:.{decimals}f}"
-    return written if float(written) else f"{value:.2g}"
-
-
-def count(value: float | None) -> str:
-    """A whole number with separators; `-` for what is missing."""
-    return MISSING if value is None or not math.isfinite(value) else f"{value:,.0f}"
-
-
-def milliseconds(value_s: float | None) -> str:
-    """Seconds written as a number of milliseconds, without the unit."""
-    return number(None if value_s is None else value_s * 1e3)
-
-
-def duration(value_s: float | None) -> str:
-    """Seconds with the unit that suits: `250 µs`, `28.6 ms`, `3.40 s`."""
-    if value_s is None or not math.isfinite(value_s):
-        return MISSING
-    if abs(value_s) < 0.001 and value_s != 0:
-        return f"{number(value_s * 1e6)} µs"
-    if abs(value_s) < 1.0:
-        return f"{number(value_s * 1e3)} ms"
-    return f"{number(value_s)} s"
-
-
-def percent(value: float | None) -> str:
-    """A share as a percentage; never rounded up to 100 % or down to 0 %."""
-    if value is None or not math.isfinite(value):
-        return MISSING
-    written = f"{value * 100:.1f}"
-    if written == "100.0":
-        written = "100" if value == 1.0 else ">99.9"
-    elif written == "0.0":
-        written = "0" if value == 0.0 else "<0.1"
-    return f"{written.removesuffix('.0')} %"
-
-
-def size(value_bytes: float | None) -> str:
-    """Bytes in binary units: `381 MiB`."""
-    if value_bytes is None or not math.isfinite(value_bytes):
-        return MISSING
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if abs(value_bytes) < 1024 or unit == "GiB":
-            return f"{number(value_bytes)} {unit}"
-        value_bytes /= 1024
-    return MISSING
-
-
-def plural(count: int, noun: str) -> str:
-    """`1 request`, `20 requests`."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
-def value_of(estimate: Mapping[str, Any] | None) -> float | None:
-    """The figure of an estimate of a summary; None where there is none."""
-    return None if estimate is None else estimate.get("value")
+from muai_lab.analysis.estimates import clients_part, estimate_of, judged, value_of
+from muai_lab.analysis.validity import validity_line
+from muai_lab.wording import duration, number, percent, plural
 
 
 def interval(estimate: Mapping[str, Any] | None, scale: float = 1.0) -> str:
@@ -94,43 +17,9 @@ def interval(estimate: Mapping[str, Any] | None, scale: float = 1.0) -> str:
     return f"{number(estimate['low'] * scale)} to {number(estimate['high'] * scale)}"
 
 
-def estimate_of(summary: Mapping[str, Any], column: str, figure: str) -> Mapping[str, Any] | None:
-    """One estimate of a latency metric (`mean`, `p50`, ...) of a summary."""
-    latency = summary["latency"].get(column)
-    found = latency.get(figure) if latency else None
-    return found if isinstance(found, Mapping) else None
-
-
-def clients_part(summary: Mapping[str, Any], column: str, figure: str) -> float | None:
-    """Seconds of a figure that can be the load generator's own delay; None unless they are too many to be ignored."""
-    client = (summary["latency"].get(column) or {}).get("client") or {"marked": ()}
-    return float(client["may_add_s"][figure]) if figure in client["marked"] else None
-
-
-def judged(summary: Mapping[str, Any], metric: str) -> str:
-    """The column of `ttft` or `e2e` that counts: from the intended time where the run has one (open loop)."""
-    from_intended = f"{metric}_from_intended_s"
-    return from_intended if summary["latency"].get(from_intended) else f"{metric}_s"
-
-
 def verdict_line(summary: Mapping[str, Any]) -> str:
     """The first line of every result: is it valid, and if not, why."""
     return validity_line(summary["validity"])
-
-
-def validity_line(validity: Mapping[str, Any]) -> str:
-    """`verdict_line` from the summary's part `validity` alone."""
-    if validity["valid"]:
-        facts = [f"run {validity['status']}"]
-        if validity["generator"]:
-            facts.append(f"load generator {validity['generator']}")
-        facts.append(str(validity["steadiness"]).split(":")[0].replace("unknown", "steadiness unknown"))
-        if failed := validity.get("failed"):
-            facts.append(f"{failed:,} of {plural(validity['due'], 'request')} failed")
-        line = f"valid: {', '.join(facts)}"
-    else:
-        line = f"NOT VALID, {validity['verdict']}: {validity['reason']}"
-    return f"{line}; next: {validity['next_step']}" if validity.get("next_step") else line
 
 
 def engine_line(summary: Mapping[str, Any]) -> str:
@@ -249,16 +138,3 @@ def _kept(slo: Mapping[str, Any]) -> str:
     if unseen:
         sentence += f" {plural(unseen, 'request')} could not be judged: the client did not see the times."
     return sentence
-
-
-def setting_text(value: Any) -> str:
-    """A setting as it is written on a command line: `null`, `true`, `8` (also for 8.0), `a,b`."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
-        return str(int(value))
-    if isinstance(value, list):
-        return ",".join(setting_text(entry) for entry in value)
-    return str(value)

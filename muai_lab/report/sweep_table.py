@@ -7,7 +7,6 @@ from typing import Any
 
 from muai_lab.analysis.change import NO_DIFFERENCE, NOT_TESTED
 from muai_lab.analysis.comparison import compare
-from muai_lab.analysis.comparison_sheet import verdict_cell, verdict_text
 from muai_lab.analysis.configuration import redacted, short_names
 from muai_lab.analysis.configurations import (
     CACHED,
@@ -23,10 +22,12 @@ from muai_lab.analysis.frames import Run
 from muai_lab.analysis.machines import mixture
 from muai_lab.analysis.noise_history import NO_HISTORY, NoiseHistory
 from muai_lab.analysis.pairing import is_usable, stated_validity
-from muai_lab.analysis.sheet import Grid, Sheet
 from muai_lab.analysis.sweep import summary_of
-from muai_lab.analysis.wording import MISSING, milliseconds, number, percent, plural, setting_text, validity_line
+from muai_lab.analysis.validity import validity_line
+from muai_lab.report.comparison_sheet import verdict_cell, verdict_text
+from muai_lab.report.sheet import Grid, Sheet
 from muai_lab.settings.schema import ENGINE_NAMES
+from muai_lab.wording import MISSING, milliseconds, number, percent, plural, setting_text
 
 _BASELINE = "baseline"
 _NAMED = 3  # runs that a note names

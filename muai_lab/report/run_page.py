@@ -15,34 +15,26 @@ import pandas as pd
 from markupsafe import Markup
 
 from muai_lab.analysis.configuration import entries, redacted, shown
-from muai_lab.analysis.figures import latency_figure, timeline_figure
+from muai_lab.analysis.estimates import clients_part, estimate_of, judged, value_of
 from muai_lab.analysis.frames import Run, flatten
 from muai_lab.analysis.metrics import METRIC_BY_NAME, METRICS, NS_PER_S
-from muai_lab.analysis.page import render_page, write_page
-from muai_lab.analysis.repetition import repeat_commands
 from muai_lab.analysis.samples import samples_of
 from muai_lab.analysis.summary import summarise
-from muai_lab.analysis.table import result_table
-from muai_lab.analysis.wording import (
-    MISSING,
+from muai_lab.report.page import render_page, write_page
+from muai_lab.report.repetition import repeat_commands
+from muai_lab.report.run_plots import latency_figure, timeline_figure
+from muai_lab.report.run_table import result_table
+from muai_lab.report.wording import (
     agreement_line,
-    clients_part,
-    duration,
     engine_line,
-    estimate_of,
     headline,
     interval,
-    judged,
     load_line,
-    milliseconds,
-    number,
-    percent,
-    plural,
     prompts_line,
-    value_of,
     verdict_line,
     workload_line,
 )
+from muai_lab.wording import MISSING, duration, milliseconds, number, percent, plural
 
 SLOWEST = 10
 _FIGURES = ("ttft", "tpot", "itl", "e2e")

@@ -13,8 +13,8 @@ from muai_lab.analysis.judgement import NO_SUCCESS, SMALLEST_EFFECT, harms
 from muai_lab.analysis.moderation import MOST_REPEATS, Prior
 from muai_lab.analysis.pairing import PER_REPEAT, Group, is_usable
 from muai_lab.analysis.regression import Outcome, relative_text, signed
-from muai_lab.analysis.sheet import Grid, Sheet
-from muai_lab.analysis.wording import MISSING, duration, milliseconds, number, percent, plural, setting_text
+from muai_lab.report.sheet import Grid, Sheet
+from muai_lab.wording import MISSING, duration, milliseconds, number, percent, plural, setting_text
 
 _PROVENANCE = ("engine", "versions", "git")
 

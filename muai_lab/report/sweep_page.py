@@ -15,15 +15,16 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from muai_lab.analysis.configuration import redacted
 from muai_lab.analysis.configurations import Configuration, configurations, same_rounds
 from muai_lab.analysis.frames import Run
-from muai_lab.analysis.labels import label_points
 from muai_lab.analysis.noise_history import NO_HISTORY, NoiseHistory
-from muai_lab.analysis.page import render_page, write_page
 from muai_lab.analysis.pairing import stated_validity
-from muai_lab.analysis.sheet import Sheet
-from muai_lab.analysis.svg import BLUE, MUTED, inline_svg, new_figure, style
-from muai_lab.analysis.sweep_series import series_figure
-from muai_lab.analysis.sweep_table import invalid_grid, is_repeated, noise_line, rounds_line, sweep_sheet
-from muai_lab.analysis.wording import duration, number, plural, validity_line
+from muai_lab.analysis.validity import validity_line
+from muai_lab.report.labels import label_points
+from muai_lab.report.page import render_page, write_page
+from muai_lab.report.sheet import Sheet
+from muai_lab.report.svg import BLUE, MUTED, inline_svg, new_figure, style
+from muai_lab.report.sweep_series import series_figure
+from muai_lab.report.sweep_table import invalid_grid, is_repeated, noise_line, rounds_line, sweep_sheet
+from muai_lab.wording import duration, number, plural
 
 _WIDTH = 9.2
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from muai_lab.errors import MuaiError
 from muai_lab.stack.events import Event, Observer, Tuned, TunerNoted
-from muai_lab.stack.tuning.knobs import Bounds, Knob, Values, bounds_of, values_of
-from muai_lab.stack.tuning.memory import TunerMemory
-from muai_lab.stack.tuning.tuner import BLOCKS_PER_INTERVAL, OnlineTuner
-from muai_lab.stack.tuning.window import Targets, TunerWindow
+from muai_lab.stack.online.knobs import Bounds, Knob, Values, bounds_of, values_of
+from muai_lab.stack.online.memory import TunerMemory
+from muai_lab.stack.online.tuner import BLOCKS_PER_INTERVAL, OnlineTuner
+from muai_lab.stack.online.window import Targets, TunerWindow
 
 if TYPE_CHECKING:
     from muai_lab.settings.schema import OptimizationSettings, TunerSettings

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from muai_lab.stack.tuning.window import Block, total
+from muai_lab.stack.online.window import Block, total
 
 _DEVIATIONS = 4.0  # standard errors: asked at every tick of every interval, so a false alarm must be rare
 _LEAST = {"arrivals": 0.3, "prompt tokens": 0.3, "output tokens": 0.3, "prefix hits": 0.15}

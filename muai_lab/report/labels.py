@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
-from muai_lab.analysis.svg import INK
+from muai_lab.report.svg import INK
 
 _SIZE = 8.0  # points
 _CHARACTER = 0.66  # mean width of a character, in font sizes

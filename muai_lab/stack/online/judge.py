@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from muai_lab.stack.tuning.window import Block, Targets, total
+from muai_lab.stack.online.window import Block, Targets, total
 
 LEAST_GAIN = 0.01
 """Relative change that is worth anything, however certain it is."""

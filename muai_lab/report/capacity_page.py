@@ -14,11 +14,13 @@ from matplotlib.axis import Axis
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from muai_lab.analysis.configuration import redacted
-from muai_lab.analysis.page import render_page
-from muai_lab.analysis.sheet import Grid, Sheet
-from muai_lab.analysis.svg import BLUE, GREEN, INK, MUTED, ORANGE, SHADE, inline_svg, new_figure, style
+from muai_lab.analysis.estimates import value_of
 from muai_lab.analysis.validity import SATURATED
-from muai_lab.analysis.wording import duration, interval, milliseconds, number, percent, plural, value_of
+from muai_lab.report.page import render_page
+from muai_lab.report.sheet import Grid, Sheet
+from muai_lab.report.svg import BLUE, GREEN, INK, MUTED, ORANGE, SHADE, inline_svg, new_figure, style
+from muai_lab.report.wording import interval
+from muai_lab.wording import duration, milliseconds, number, percent, plural
 
 _WIDTH = 9.2
 _NAMES = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "E2E"}

@@ -14,10 +14,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from muai_lab.stack.events import Tuned, TunerNoted
-from muai_lab.stack.tuning.judge import Comparison, compare
-from muai_lab.stack.tuning.knobs import Bounds, Knob, Values
-from muai_lab.stack.tuning.shift import Workload, shifts, workload
-from muai_lab.stack.tuning.window import Block, Targets, TunerWindow, total
+from muai_lab.stack.online.judge import Comparison, compare
+from muai_lab.stack.online.knobs import Bounds, Knob, Values
+from muai_lab.stack.online.shift import Workload, shifts, workload
+from muai_lab.stack.online.window import Block, Targets, TunerWindow, total
 
 BLOCKS_PER_INTERVAL = 10
 """A tick comes with each block, so that a trial that hurts is cut short within a few tenths of an interval."""

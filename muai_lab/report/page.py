@@ -8,14 +8,14 @@ from typing import Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
-from muai_lab.analysis.wording import setting_text
 from muai_lab.errors import RunError
 from muai_lab.files import write_whole
+from muai_lab.wording import setting_text
 
 
-def render_page(template: str, context: Mapping[str, Any], *, package: str = "muai_lab.analysis") -> str:
+def render_page(template: str, context: Mapping[str, Any], *, package: str = "muai_lab.report") -> str:
     """Fill in one of the templates of `package`, which may build on those here; texts are escaped unless `Markup`."""
-    packages = dict.fromkeys((package, "muai_lab.analysis"))
+    packages = dict.fromkeys((package, "muai_lab.report"))
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(name, "templates") for name in packages]),
         autoescape=True,

@@ -10,13 +10,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from muai_lab.analysis.svg import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, SHADE, inline_svg, new_figure, style
-from muai_lab.analysis.wording import number
+from muai_lab.report.svg import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, SHADE, inline_svg, new_figure, style
 from muai_lab.settings.catalogue import show
 from muai_lab.tuning.confirmation import Confirmation
 from muai_lab.tuning.objective import Objective
 from muai_lab.tuning.search_space import Parameter, SearchSpace
 from muai_lab.tuning.trials import TrialRecord, pareto_front
+from muai_lab.wording import number
 
 _WIDTH = 9.2
 _RESAMPLES = 2000

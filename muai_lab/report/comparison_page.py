@@ -12,12 +12,12 @@ from matplotlib.ticker import FuncFormatter
 
 from muai_lab.analysis.change import BETTER, WORSE, Difference
 from muai_lab.analysis.comparison import Comparison
-from muai_lab.analysis.comparison_sheet import comparison_sheet, interval_name, noise_text
 from muai_lab.analysis.judgement import NO_SUCCESS, SMALLEST_EFFECT
-from muai_lab.analysis.page import render_page
 from muai_lab.analysis.regression import Outcome, relative_text, signed
-from muai_lab.analysis.svg import BLUE, MUTED, ORANGE, SHADE, inline_svg, new_figure, style
-from muai_lab.analysis.wording import percent
+from muai_lab.report.comparison_sheet import comparison_sheet, interval_name, noise_text
+from muai_lab.report.page import render_page
+from muai_lab.report.svg import BLUE, MUTED, ORANGE, SHADE, inline_svg, new_figure, style
+from muai_lab.wording import percent
 
 _WIDTH = 9.2
 _COLOURS = {BETTER: BLUE, WORSE: ORANGE}

@@ -6,28 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from muai_lab.analysis.configuration import redacted
-from muai_lab.analysis.metrics import METRICS
-from muai_lab.analysis.sheet import Grid, Sheet
+from muai_lab.analysis.estimates import clients_part, estimate_of, value_of
+from muai_lab.analysis.metrics import METRICS, SHORT_NAMES
 from muai_lab.analysis.slo import NOT_JUDGEABLE, Slo
 from muai_lab.analysis.summary import STATUSES
-from muai_lab.analysis.wording import (
-    MISSING,
-    SHORT_NAMES,
-    agreement_line,
-    clients_part,
-    count,
-    engine_line,
-    estimate_of,
-    interval,
-    load_line,
-    milliseconds,
-    number,
-    percent,
-    size,
-    value_of,
-    verdict_line,
-    workload_line,
-)
+from muai_lab.report.sheet import Grid, Sheet
+from muai_lab.report.wording import agreement_line, engine_line, interval, load_line, verdict_line, workload_line
+from muai_lab.wording import MISSING, count, milliseconds, number, percent, size
 
 
 def result_table(summary: Mapping[str, Any]) -> Sheet:

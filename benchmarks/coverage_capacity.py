@@ -11,10 +11,10 @@ import numpy as np
 from benchmarks.coverage import Table
 from muai_lab.analysis.dependence import middles_s, span_of
 from muai_lab.analysis.window import in_flight_at
-from muai_lab.experiment.capacity_curve import Outcome
-from muai_lab.experiment.capacity_search import Ask, CapacitySearch, SearchPlan
+from muai_lab.experiment.capacity_curve import ProbeOutcome
+from muai_lab.experiment.capacity_search import CapacitySearch, NextProbe, SearchPlan
 from muai_lab.simulation.capacity_worlds import QueueWorld, single_server, slots
-from muai_lab.simulation.worlds import Window
+from muai_lab.simulation.worlds import ObservedWindow
 
 WORLDS = (slots(0.5), single_server(2.0), single_server(5.0), single_server(1.5, 2.0))
 """The constants of the estimate were chosen on the first two."""
@@ -54,14 +54,14 @@ class Study:
     speed: float
     seconds: float = 0.0
 
-    def next_speed(self, ask: Ask) -> float:
+    def next_speed(self, ask: NextProbe) -> float:
         """Speed of the server that the probe meets."""
         if ask.edge and self.restarts:
             return math.exp(self.rng.normal(0.0, self.spread))
         return self.speed
 
 
-def outcome_of(window: Window, ask: Ask, bound_s: float) -> Outcome:
+def outcome_of(window: ObservedWindow, ask: NextProbe, bound_s: float) -> ProbeOutcome:
     """The probe as a capacity study reads it from its run."""
     measured = window.measured
     due_s, latency_s = window.due_s[measured], window.latency_s[measured]
@@ -70,7 +70,7 @@ def outcome_of(window: Window, ask: Ask, bound_s: float) -> Outcome:
     block = np.clip(((due_s - window.start_s) / window.length_s * BLOCKS).astype(np.int64), 0, BLOCKS - 1)
     due = np.bincount(block, minlength=BLOCKS)
     met = np.bincount(block[latency_s <= bound_s], minlength=BLOCKS)
-    return Outcome(ask.rate, tuple(due.tolist()), tuple(met.tolist()), ask.seconds, span.memory_s, ask.edge)
+    return ProbeOutcome(ask.rate, tuple(due.tolist()), tuple(met.tolist()), ask.seconds, span.memory_s, ask.edge)
 
 
 def run(studies: Sequence[Study], world: QueueWorld, rng: np.random.Generator) -> None:

@@ -17,9 +17,9 @@ from benchmarks.coverage import Table
 from muai_lab.analysis.change import BETTER, DEFAULT_NOISE, WORSE, change_of
 from muai_lab.analysis.comparison import mean_change
 from muai_lab.analysis.judgement import SMALLEST_EFFECT, choose_primary, judged
-from muai_lab.analysis.key_figures import FIGURES, Reading
+from muai_lab.analysis.key_figures import FIGURES, FigureReading
 from muai_lab.analysis.moderation import Prior, Variance, default_prior, fitted_prior, holm
-from muai_lab.analysis.statistics import Floats
+from muai_lab.arrays import Floats
 
 SPREADS = (0.0, 0.01, 0.02, 0.03, 0.05)
 REPEATS = (1, 2, 3, 5)
@@ -43,19 +43,19 @@ _REPLICATES = 40
 _OLD_NOISE = 0.02
 _DEFAULT = default_prior(DEFAULT_NOISE["ratio"])
 
-Pairs = dict[str, list[tuple[Reading, Reading]]]
+Pairs = dict[str, list[tuple[FigureReading, FigureReading]]]
 
 
 def simulated(rng: np.random.Generator, spread: float, effect: float, repeats: int) -> Pairs:
     """Readings of pairs of closed-loop runs. effect: by how much B's server is faster."""
 
-    def run(speed: float) -> dict[str, Reading]:
+    def run(speed: float) -> dict[str, FigureReading]:
         speed *= math.exp(spread * rng.standard_normal())
         readings = {}
         for name in COMPARED:
             value = speed if FIGURES[name].better == "higher" else 1.0 / speed
             noise = np.exp(WITHIN * rng.standard_normal(_REPLICATES + 1))
-            readings[name] = Reading(value * noise[0], value * noise[0] * noise[1:], 600)
+            readings[name] = FigureReading(value * noise[0], value * noise[0] * noise[1:], 600)
         return readings
 
     pairs = [(run(1.0), run(1.0 + effect)) for _ in range(repeats)]
@@ -82,7 +82,7 @@ def shows_difference(pairs: Pairs, prior: Prior) -> bool:
 def showed_difference(pairs: Pairs) -> bool:
     """True if any figure differed by the earlier rule: t of the pairs alone, all figures adjusted for each other."""
 
-    def change(both: Sequence[tuple[Reading, Reading]]) -> tuple[Floats, float]:
+    def change(both: Sequence[tuple[FigureReading, FigureReading]]) -> tuple[Floats, float]:
         values = np.log(np.array([[one.value for one in pair] for pair in both]))
         draws = [
             np.log(b.replicates) - np.log(a.replicates)

@@ -10,7 +10,7 @@ from benchmarks.coverage import Table
 from benchmarks.coverage_intervals import Tally, simulated, span_in
 from muai_lab.analysis.statistics import Estimate, describe, rate, share
 from muai_lab.simulation.unseen_worlds import conversations
-from muai_lab.simulation.worlds import Window, World, batching, iid, mm1
+from muai_lab.simulation.worlds import ObservedWindow, World, batching, iid, mm1
 
 FIGURES = ("p90", "p95", "attainment", "goodput")
 REQUESTS = (600, 2400, 9600)
@@ -19,7 +19,7 @@ KEPT = 0.95
 """Share of the requests that keep the SLO: its bound is that quantile of the latency."""
 
 
-def estimates(window: Window, bound_s: float) -> Mapping[str, Estimate]:
+def estimates(window: ObservedWindow, bound_s: float) -> Mapping[str, Estimate]:
     """The figures of one simulated run as `summarise` takes them of a real one."""
     span, measured = span_in(window), window.measured
     latency_s, due_s = window.latency_s[measured], window.due_s[measured]

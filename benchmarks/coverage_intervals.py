@@ -9,10 +9,10 @@ from functools import cache
 import numpy as np
 
 from benchmarks.coverage import Table
-from muai_lab.analysis.dependence import Span, middles_s, span_of
+from muai_lab.analysis.dependence import MeasuredSpan, middles_s, span_of
 from muai_lab.analysis.statistics import Estimate, describe, rate
 from muai_lab.analysis.window import in_flight_at
-from muai_lab.simulation.worlds import WORLDS, Window, World
+from muai_lab.simulation.worlds import WORLDS, ObservedWindow, World
 
 REQUESTS = (600, 2400, 9600)
 FIGURES = ("mean", "p50", "p99", "throughput")
@@ -56,7 +56,7 @@ class Tally:
         return f"{self.coverage:.3f}".removeprefix("0") + (f" of {share}" if self.printed < self.runs else "")
 
 
-def span_in(window: Window, *, bounded: bool = True) -> Span:
+def span_in(window: ObservedWindow, *, bounded: bool = True) -> MeasuredSpan:
     """The window with its memory, from what a client sees. bounded: from below by the number in flight."""
     start_s, length_s = window.start_s, window.length_s
     flying = in_flight_at(window.due_s, window.end_s, middles_s(start_s, length_s))
@@ -65,7 +65,7 @@ def span_in(window: Window, *, bounded: bool = True) -> Span:
     return span_of(start_s, length_s, due_s if bounded else np.empty(0), flying, [latency])
 
 
-def estimates(window: Window, span: Span) -> Mapping[str, Estimate]:
+def estimates(window: ObservedWindow, span: MeasuredSpan) -> Mapping[str, Estimate]:
     """The figures of one simulated run as `summarise` takes them of a real one."""
     measured = window.measured
     latency = describe(window.latency_s[measured], window.due_s[measured], span, quantiles=(0.5, 0.99))
@@ -74,7 +74,7 @@ def estimates(window: Window, span: Span) -> Mapping[str, Estimate]:
     return {"mean": latency.mean, **latency.quantiles, "throughput": throughput}
 
 
-def simulated(world: World, requests: int, runs: int, seed: int) -> Iterator[Window]:
+def simulated(world: World, requests: int, runs: int, seed: int) -> Iterator[ObservedWindow]:
     """Windows of independent runs of a world in which so many requests are due on average."""
     rng = np.random.default_rng([seed, requests, *world.name.encode()])
     for first in range(0, runs, _AT_ONCE):

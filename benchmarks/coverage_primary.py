@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 
 from benchmarks.coverage import Table
-from muai_lab.analysis.statistics import Floats
+from muai_lab.arrays import Floats
 
 LOADS = (0.5, 0.8, 0.9)
 SPREAD, SLOWER = 0.03, 0.9

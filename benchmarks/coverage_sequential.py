@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.coverage import Table
 from benchmarks.coverage_intervals import Tally, truth_of
 from muai_lab.analysis.stopping import FIRST_LOOK_S, GROWTH, Look, Seen, enough, look_at
-from muai_lab.simulation.worlds import Traffic, World, ar1, batching, iid, mm1
+from muai_lab.simulation.worlds import World, WorldTraffic, ar1, batching, iid, mm1
 
 PRECISIONS = (0.05, 0.1)
 LONGEST_S = 600.0
@@ -39,7 +39,7 @@ def lengths_s() -> Iterator[float]:
     yield LONGEST_S
 
 
-def looks(traffic: Traffic) -> Iterator[list[Look]]:
+def looks(traffic: WorldTraffic) -> Iterator[list[Look]]:
     """The looks of each run, at what a client has seen by then."""
     rows = zip(traffic.due_s, traffic.latency_s, traffic.end_s, traffic.start_s.tolist(), strict=True)
     for due_s, latency_s, end_s, start_s in rows:

@@ -11,8 +11,8 @@ import pandas as pd
 from benchmarks.coverage import Table
 from benchmarks.coverage_intervals import simulated
 from muai_lab.analysis.steadiness import NOT_STEADY, Steadiness, steadiness
-from muai_lab.analysis.window import Window as Phases
-from muai_lab.simulation.worlds import Window, World, batching, iid, mm1
+from muai_lab.simulation.worlds import ObservedWindow, World, batching, iid, mm1
+from muai_lab.window import Window as Phases
 
 STEADY = (batching(0.8), batching(0.95), mm1(0.8), mm1(0.9), mm1(0.95), iid())
 GROWING = (batching(1.1), batching(1.3), mm1(1.1), mm1(1.3))
@@ -44,7 +44,7 @@ BEFORE: Mapping[tuple[str, float], str] = MappingProxyType(
 """With the allowance for memory of before, two thirds of the present one."""
 
 
-def judged(window: Window) -> Steadiness:
+def judged(window: ObservedWindow) -> Steadiness:
     """The verdict on a simulated window, from what a client sees."""
     frame = pd.DataFrame(
         {

@@ -13,7 +13,7 @@ from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.tuning.block import BlockResult
 from muai_lab.tuning.confirmation import confirm
 from muai_lab.tuning.measure import Switch
-from muai_lab.tuning.objective import Bounds, objectives_of
+from muai_lab.tuning.objective import Constraints, objectives_of
 from muai_lab.tuning.soak import Soak
 
 THROUGHPUT = objectives_of(LabSettings.model_validate({"tuning": {"objectives": ("throughput",)}}))[0]
@@ -62,7 +62,7 @@ def table(repeats: int, seed: int) -> Table:
         for repeat in range(repeats):
             arena = RunArena(gain, np.random.default_rng((seed, repeat)))
             found = confirm(
-                arena, PRESENT, WINNER, THROUGHPUT, Bounds(), Switch(), pairs=PAIRS, blocks=BLOCKS, noise=NOISE,
+                arena, PRESENT, WINNER, THROUGHPUT, Constraints(), Switch(), pairs=PAIRS, blocks=BLOCKS, noise=NOISE,
                 hoped=HOPED, most_pairs=MOST_PAIRS,
             )  # fmt: skip
             accepted += found.accepted

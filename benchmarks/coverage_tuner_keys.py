@@ -11,7 +11,7 @@ from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.tuning.block import BlockResult
 from muai_lab.tuning.contribution import earn
-from muai_lab.tuning.objective import Bounds, objectives_of
+from muai_lab.tuning.objective import Constraints, objectives_of
 from muai_lab.tuning.rounds import RunNoise
 from muai_lab.tuning.search_space import Value, value_at
 from muai_lab.tuning.space_file import space_of
@@ -71,7 +71,7 @@ def figures(world: World, spread: float, repeats: int, seed: int) -> Mapping[str
         random = np.random.default_rng((seed, repeat))
         variance = (spread**2 + BETWEEN_BLOCKS**2 / BLOCKS) * random.chisquare(REPEATED) / REPEATED
         run = runs_of(world, spread, random)
-        found = earn(run, SPACE, PRESENT, KEYS, THROUGHPUT, Bounds(), noise=RunNoise(variance, REPEATED))
+        found = earn(run, SPACE, PRESENT, KEYS, THROUGHPUT, Constraints(), noise=RunNoise(variance, REPEATED))
         covered += [
             one.low <= truth[one.path] <= one.high
             for one in found.contributions

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.coverage import Table
-from muai_lab.analysis.statistics import Floats
+from muai_lab.arrays import Floats
 from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.settings.tuning import TuningSettings
 from muai_lab.tuning.block import BlockResult, attainment

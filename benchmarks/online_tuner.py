@@ -27,7 +27,7 @@ from muai_lab.simulation.tuner_evaluation import (
     LENGTH,
     SHIFT,
     Scenario,
-    Verdict,
+    ScenarioVerdict,
     evaluate,
     scenarios,
 )
@@ -51,7 +51,7 @@ def in_words(scenario: Scenario, values: Values) -> str:
     return ", ".join(words)
 
 
-def cells(verdict: Verdict) -> list[str]:
+def cells(verdict: ScenarioVerdict) -> list[str]:
     """One row of the table."""
     scenario = verdict.scenario
     return [
@@ -70,7 +70,7 @@ def cells(verdict: Verdict) -> list[str]:
     ]
 
 
-def summary(verdicts: Sequence[Verdict]) -> str:
+def summary(verdicts: Sequence[ScenarioVerdict]) -> str:
     """How many meet the goals."""
     count = len(verdicts)
     there, safe = sum(map(reaches, verdicts)), sum(map(is_safe, verdicts))
@@ -81,14 +81,14 @@ def summary(verdicts: Sequence[Verdict]) -> str:
     ).replace("90%", "90 %")
 
 
-def in_markdown(verdicts: Sequence[Verdict], others: Sequence[Verdict]) -> str:
+def in_markdown(verdicts: Sequence[ScenarioVerdict], others: Sequence[ScenarioVerdict]) -> str:
     """The table for the page, and what there is to say of the variants."""
     rows = [_COLUMNS, ["---"] * len(_COLUMNS), *(cells(verdict) for verdict in verdicts)]
     lines = [*(f"| {' | '.join(row)} |" for row in rows), "", summary(verdicts)]
     return "\n".join([*lines, "", of_variants(others)] if others else lines)
 
 
-def of_variants(others: Sequence[Verdict]) -> str:
+def of_variants(others: Sequence[ScenarioVerdict]) -> str:
     """The summary of the variants, with those that miss a goal."""
     missed = [one for one in others if not (reaches(one) and is_safe(one))]
     words = [
@@ -101,17 +101,17 @@ def of_variants(others: Sequence[Verdict]) -> str:
     return f"{name} {' and '.join(map(str, numbers))}: {summary(others)}{misses}"
 
 
-def reaches(verdict: Verdict) -> bool:
+def reaches(verdict: ScenarioVerdict) -> bool:
     """Whether it comes near enough to the best, soon enough."""
     return verdict.share >= GOAL_SHARE and verdict.reached is not None and verdict.reached <= ADAPTED
 
 
-def is_safe(verdict: Verdict) -> bool:
+def is_safe(verdict: ScenarioVerdict) -> bool:
     """Whether it never costs much for long."""
     return verdict.below <= GOAL_BELOW
 
 
-def draw(verdict: Verdict, path: Path) -> None:
+def draw(verdict: ScenarioVerdict, path: Path) -> None:
     """Goodput and batch size over time, with each decision of the tuner."""
     import matplotlib as mpl
 
@@ -180,7 +180,7 @@ def main() -> None:
     wanted = None if options.only is None else {int(number) for number in options.only.split(",")}
     variants = [0, *(int(number) for number in options.others.split(",") if number)]
     chosen = [one for variant in variants for one in scenarios(variant) if wanted is None or one.seed in wanted]
-    both: list[Verdict] = []
+    both: list[ScenarioVerdict] = []
     with ProcessPoolExecutor(options.jobs) as pool:
         for verdict in pool.map(evaluate, chosen):
             both.append(verdict)

@@ -38,8 +38,8 @@ from muai_lab.stack.scheduler import Scheduler
 from muai_lab.tuning.block import BlockResult
 from muai_lab.tuning.confirmation import confirm
 from muai_lab.tuning.measure import Switch
-from muai_lab.tuning.objective import Bounds, objectives_of
-from muai_lab.tuning.search import Plan, Search
+from muai_lab.tuning.objective import Constraints, objectives_of
+from muai_lab.tuning.search import Search, SearchBudget
 from muai_lab.tuning.search_space import every_point, with_values
 from muai_lab.tuning.space_file import space_of
 from muai_lab.tuning.storage import IN_MEMORY
@@ -173,7 +173,7 @@ class Truth:
 def tuner(arena: VirtualArena, budget_s: float, seed: int) -> tuple[Mapping[str, Any], Mapping[str, Any], float]:
     """The point that the search ends with, the one that is exported, and the time of the search."""
     study = TuningStudy.open(IN_MEMORY, "virtual", {}, SPACE, PRESENT, [OBJECTIVE], startup_trials=6, seed=seed)
-    plan = Plan(
+    plan = SearchBudget(
         n_trials=1000,
         timeout_s=budget_s - RUN_OFF * BLOCKS * (LEAD_IN_S + BLOCK_S),
         patience=1000,
@@ -182,7 +182,7 @@ def tuner(arena: VirtualArena, budget_s: float, seed: int) -> tuple[Mapping[str,
         incumbent_every=12,
         pruning=True,
     )
-    arguments = (PRESENT, [OBJECTIVE], Bounds(), plan, Silent(), Switch())
+    arguments = (PRESENT, [OBJECTIVE], Constraints(), plan, Silent(), Switch())
     search = Search(study, arena, *arguments, clock=lambda: arena.spent_s)
     search.run()
     searched_s = arena.spent_s
@@ -190,7 +190,7 @@ def tuner(arena: VirtualArena, budget_s: float, seed: int) -> tuple[Mapping[str,
     assert best is not None, "the present configuration was measured at least"
     winner = with_values(PRESENT, best.point)
     noise = search.noise().run
-    found = confirm(arena, PRESENT, winner, OBJECTIVE, Bounds(), Switch(), pairs=6, blocks=BLOCKS, noise=noise)
+    found = confirm(arena, PRESENT, winner, OBJECTIVE, Constraints(), Switch(), pairs=6, blocks=BLOCKS, noise=noise)
     return best.point, best.point if found.accepted else SPACE.point_of(PRESENT), searched_s
 
 

@@ -25,7 +25,7 @@ TERMINATED = 128 + signal.SIGTERM
 PIPE_CLOSED = 141  # 128 + SIGPIPE, which is not defined on every system
 
 
-class Command(NamedTuple):
+class Subcommand(NamedTuple):
     """A sub-command: its module has `main(argv) -> int`. summary: one line for the help."""
 
     module: str
@@ -33,21 +33,23 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "run": Command(
+    "run": Subcommand(
         "muai_lab.commands.run", "measure a server under load; writes a run directory and prints the result"
     ),
-    "capacity": Command(
+    "capacity": Subcommand(
         "muai_lab.commands.capacity", "find the highest rate that keeps a promised latency, with an interval"
     ),
-    "compare": Command("muai_lab.commands.compare", "say whether runs differ, with intervals; for CI, too"),
-    "serve": Command("muai_lab.commands.serve", "start the inference server (OpenAI-compatible HTTP)"),
-    "tune": Command("muai_lab.commands.tune", "search a better configuration, confirm it, write optimization.yaml"),
-    "export": Command("muai_lab.commands.export", "write the configuration of a study again"),
-    "engines": Command("muai_lab.commands.engines", "say which engines can serve here, and what else they would need"),
-    "reference-server": Command(
+    "compare": Subcommand("muai_lab.commands.compare", "say whether runs differ, with intervals; for CI, too"),
+    "serve": Subcommand("muai_lab.commands.serve", "start the inference server (OpenAI-compatible HTTP)"),
+    "tune": Subcommand("muai_lab.commands.tune", "search a better configuration, confirm it, write optimization.yaml"),
+    "export": Subcommand("muai_lab.commands.export", "write the configuration of a study again"),
+    "engines": Subcommand(
+        "muai_lab.commands.engines", "say which engines can serve here, and what else they would need"
+    ),
+    "reference-server": Subcommand(
         "muai_lab.commands.reference_server", "start a server of known latency, to test load generators with"
     ),
-    "config": Command("muai_lab.commands.config", "show, check and document the configuration"),
+    "config": Subcommand("muai_lab.commands.config", "show, check and document the configuration"),
 }
 
 

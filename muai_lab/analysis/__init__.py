@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from muai_lab.analysis.pairing import load_group as load_group
     from muai_lab.analysis.summary import summarise as summarise
     from muai_lab.analysis.sweep import load_runs as load_runs
-    from muai_lab.analysis.window import Window as Window
+    from muai_lab.window import Window as Window
 
 _HOME = {
     "Comparison": "comparison",

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from muai_lab.analysis.frames import Run
-from muai_lab.analysis.key_figures import KeyFigure, Reading, read_figures, with_intervals
+from muai_lab.analysis.key_figures import FigureReading, KeyFigure, read_figures, with_intervals
 from muai_lab.analysis.memory import run_span
 from muai_lab.analysis.moderation import (
     Prior,
@@ -26,14 +26,15 @@ from muai_lab.analysis.moderation import (
     run_variance,
 )
 from muai_lab.analysis.slo import Slo
-from muai_lab.analysis.statistics import Blocks, Estimate, Floats, make_blocks
+from muai_lab.analysis.statistics import Blocks, Estimate, make_blocks
+from muai_lab.arrays import Floats
 
-Verdict = Literal["better", "worse", "no difference shown", "not tested", "not comparable"]
-BETTER: Verdict = "better"
-WORSE: Verdict = "worse"
-NO_DIFFERENCE: Verdict = "no difference shown"
-NOT_TESTED: Verdict = "not tested"
-NOT_COMPARABLE: Verdict = "not comparable"
+DifferenceVerdict = Literal["better", "worse", "no difference shown", "not tested", "not comparable"]
+BETTER: DifferenceVerdict = "better"
+WORSE: DifferenceVerdict = "worse"
+NO_DIFFERENCE: DifferenceVerdict = "no difference shown"
+NOT_TESTED: DifferenceVerdict = "not tested"
+NOT_COMPARABLE: DifferenceVerdict = "not comparable"
 
 DEFAULT_NOISE = {"ratio": 0.04, "share": 0.1}
 """Standard deviation of one run's figure where no earlier runs tell it: of a ratio relative, of a share in units of the
@@ -61,7 +62,7 @@ class Difference:
     change: Estimate
     p: float | None
     p_adjusted: float | None
-    verdict: Verdict
+    verdict: DifferenceVerdict
     reason: str | None = None
     pairs: int = 0
     between_runs: bool = False
@@ -89,7 +90,7 @@ class Difference:
 
 def read_pair(
     a: Run, b: Run, figures: Sequence[KeyFigure], slo: Slo | None, *, same_schedule: bool, single: bool, seed: int
-) -> dict[str, tuple[Reading, Reading]]:
+) -> dict[str, tuple[FigureReading, FigureReading]]:
     """The figures of a pair; open-loop runs over the same schedule are resampled in step.
 
     In a closed loop the requests of a time are not the same in both runs, so there is nothing to keep in step.
@@ -98,7 +99,7 @@ def read_pair(
     in_step = same_schedule and bool(a.requests["intended_s"].notna().any())
     blocks = _blocks(a, b, seed), _blocks(b, a, seed if in_step else seed + 10_000)
     ours, theirs = (
-        dict.fromkeys((figure.name for figure in figures), Reading(None, missing="no measurement window"))
+        dict.fromkeys((figure.name for figure in figures), FigureReading(None, missing="no measurement window"))
         if drawn is None
         else read_figures(run, figures, drawn, slo)
         for run, drawn in zip((a, b), blocks, strict=True)
@@ -118,7 +119,7 @@ def _blocks(run: Run, other: Run, seed: int) -> Blocks | None:
 
 def change_of(
     figure: KeyFigure,
-    readings: Sequence[tuple[Reading, Reading]],
+    readings: Sequence[tuple[FigureReading, FigureReading]],
     prior: Callable[[KeyFigure], Prior] = lambda figure: default_prior(DEFAULT_NOISE[figure.scale]),
 ) -> Difference:
     """The change of a figure over all pairs of readings that have it, not yet judged.
@@ -162,7 +163,7 @@ def change_of(
     )
 
 
-def _within_runs(pair: tuple[Reading, Reading], scale: _Scale) -> Estimate:
+def _within_runs(pair: tuple[FigureReading, FigureReading], scale: _Scale) -> Estimate:
     """A change between single runs with the interval of what happened within them; noise between runs is not in it.
 
     Each run's own interval allows for the memory of queues, or is absent if the window is too short for it. Their
@@ -186,7 +187,7 @@ def _within_runs(pair: tuple[Reading, Reading], scale: _Scale) -> Estimate:
     return Estimate(value, value - reach(high_a, low_b), value + reach(low_a, high_b))
 
 
-def _missing(figure: KeyFigure, readings: Sequence[tuple[Reading, Reading]]) -> Difference:
+def _missing(figure: KeyFigure, readings: Sequence[tuple[FigureReading, FigureReading]]) -> Difference:
     lacking = next((f"{side}: {one.missing}" for pair in readings for side, one in zip("AB", pair, strict=True)
                     if one.missing), "no pair of runs")  # fmt: skip
     a, b = (next((pair[side].value for pair in readings if pair[side].value is not None), None) for side in (0, 1))
@@ -223,7 +224,7 @@ class _Scale:
         return max(change, -1.0) if self.relative else change
 
 
-def _replicates(reading: Reading, *, above_zero: bool) -> Floats:
+def _replicates(reading: FigureReading, *, above_zero: bool) -> Floats:
     """The bootstrap replicates of a reading. above_zero: one without any event counts as one with half an event."""
     assert reading.replicates is not None, "a reading with a value has replicates"
     if not above_zero:
@@ -236,18 +237,18 @@ def _variance(values: Floats) -> float:
     return float(finite.var()) if finite.size > 1 else 0.0
 
 
-def _shrunk(reading: Reading) -> float:
+def _shrunk(reading: FigureReading) -> float:
     """A share with half a hit and half a miss more than were seen (Jeffreys' prior)."""
     return ((reading.value or 0.0) * reading.samples + 0.5) / (reading.samples + 1.0)
 
 
-def _binomial_floor(pairs: Sequence[tuple[Reading, Reading]]) -> float:
+def _binomial_floor(pairs: Sequence[tuple[FigureReading, FigureReading]]) -> float:
     """Smallest variance of a difference of shares: where all requests of a run hit, resampling shows no spread."""
     variances = [[(p := _shrunk(one)) * (1.0 - p) / one.samples for one in pair] for pair in pairs]
     return float(np.sum(variances) / len(pairs))
 
 
-def _share_unit(pairs: Sequence[tuple[Reading, Reading]]) -> float:
+def _share_unit(pairs: Sequence[tuple[FigureReading, FigureReading]]) -> float:
     """p (1 - p) of the mean share of both sides: what the variance of a share is proportional to."""
     p = float(np.mean([_shrunk(one) for pair in pairs for one in pair]))
     return p * (1.0 - p)

@@ -61,7 +61,7 @@ def _plain_url(url: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class RecordedSetting:
     """One setting. default: what it would have been; origin: which layer set it (None where that was not recorded)."""
 
     key: str
@@ -71,7 +71,7 @@ class Entry:
     changed: bool
 
 
-def entries(run: Run) -> list[Entry]:
+def entries(run: Run) -> list[RecordedSetting]:
     """Every setting of the run in the order of the file; `changed` where it differs from the project's default."""
     defaults = flatten(LabSettings().model_dump(mode="json"))
     found = []
@@ -80,7 +80,9 @@ def entries(run: Run) -> list[Entry]:
         origin = run.origins.get(key)
         left_out = (origin or "").startswith(LEFT_OUT)
         changed = left_out or (value != default if key in defaults else origin not in (None, "default"))
-        found.append(Entry(key, HIDDEN if left_out else shown(key, value), shown(key, default), origin, changed))
+        found.append(
+            RecordedSetting(key, HIDDEN if left_out else shown(key, value), shown(key, default), origin, changed)
+        )
     return found
 
 

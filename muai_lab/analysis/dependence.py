@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaincinv, stdtrit
 
-Floats = NDArray[np.float64]
+from muai_lab.arrays import Floats
 
 CONFIDENCE = 0.95
 BINS = 1024
@@ -68,7 +68,7 @@ def autocorrelation_time(series: Floats) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class MeasuredSpan:
     """The measurement window `[start_s, start_s + length_s)` and the memory of what was measured in it, in seconds."""
 
     start_s: float
@@ -123,7 +123,7 @@ class Span:
 
 def span_of(
     start_s: float, length_s: float, due_s: Floats, in_flight: Floats, latencies: Iterable[tuple[Floats, Floats]]
-) -> Span:
+) -> MeasuredSpan:
     """The window with its memory: the longest among requests in flight and latencies, at least `relaxation_s`.
 
     due_s: when the requests of the window were due. in_flight: requests in flight at the middle of each of `BINS` equal
@@ -131,7 +131,7 @@ def span_of(
     """
     signals = [in_flight, *(level_over_time(values, t_s, start_s, length_s) for values, t_s in latencies)]
     longest_s = max(length_s / signal.size * autocorrelation_time(signal) for signal in signals if signal.size)
-    return Span(start_s, length_s, max(longest_s, relaxation_s(length_s, due_s, in_flight)))
+    return MeasuredSpan(start_s, length_s, max(longest_s, relaxation_s(length_s, due_s, in_flight)))
 
 
 def relaxation_s(length_s: float, due_s: Floats, in_flight: Floats) -> float:

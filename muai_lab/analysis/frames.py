@@ -35,8 +35,9 @@ from muai_lab.analysis.metrics import (
 )
 from muai_lab.analysis.origins import read_origins
 from muai_lab.analysis.slo import Slo, slo_of
-from muai_lab.analysis.window import Window, due_in_window, window_of
+from muai_lab.analysis.window import due_in_window, window_of
 from muai_lab.errors import RunError
+from muai_lab.window import Window
 
 STAMPS = (
     "intended_ns", "released_ns", "sent_ns", "first_content_ns", "last_content_ns", "last_token_ns", "stream_end_ns",

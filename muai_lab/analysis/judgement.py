@@ -14,7 +14,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from muai_lab.analysis.change import BETTER, NO_DIFFERENCE, NOT_COMPARABLE, NOT_TESTED, WORSE, Difference, Verdict
+from muai_lab.analysis.change import (
+    BETTER,
+    NO_DIFFERENCE,
+    NOT_COMPARABLE,
+    NOT_TESTED,
+    WORSE,
+    Difference,
+    DifferenceVerdict,
+)
 from muai_lab.analysis.moderation import SIGNIFICANCE, holm
 
 SMALLEST_EFFECT = 0.02
@@ -29,7 +37,7 @@ class Judgement:
     """primary: name of the figure that decides; None without any. why: by what rule it was chosen."""
 
     differences: tuple[Difference, ...]
-    verdict: Verdict
+    verdict: DifferenceVerdict
     primary: str | None
     why: str
 
@@ -81,7 +89,7 @@ def judged(differences: Sequence[Difference], primary: str | None, why: str) -> 
     return Judgement(tuple(found), verdict, primary, why)
 
 
-def _without_test(first: Difference | None) -> Verdict:
+def _without_test(first: Difference | None) -> DifferenceVerdict:
     return NOT_COMPARABLE if first is None else NOT_TESTED
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from muai_lab.analysis.dependence import Span
+from muai_lab.analysis.dependence import MeasuredSpan
 from muai_lab.analysis.frames import Run
 from muai_lab.analysis.memory import run_span
 from muai_lab.analysis.metrics import METRIC_BY_NAME, SHORT_NAMES, Metric
@@ -21,7 +21,6 @@ from muai_lab.analysis.slo import Slo, judged_column, met
 from muai_lab.analysis.statistics import (
     Blocks,
     Estimate,
-    Floats,
     bootstrap_quantiles,
     describe,
     min_samples,
@@ -29,6 +28,7 @@ from muai_lab.analysis.statistics import (
     rate,
     share,
 )
+from muai_lab.arrays import Floats
 
 Better = Literal["lower", "higher"]
 Scale = Literal["ratio", "share"]
@@ -98,7 +98,7 @@ COMPARED = (
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class FigureReading:
     """A figure of one run.
 
     replicates: the same figure of each bootstrap replicate. samples: values behind it. missing: why there is none.
@@ -113,8 +113,8 @@ class Reading:
 
 
 def with_intervals(
-    run: Run, readings: Mapping[str, Reading], figures: Sequence[KeyFigure], slo: Slo | None
-) -> dict[str, Reading]:
+    run: Run, readings: Mapping[str, FigureReading], figures: Sequence[KeyFigure], slo: Slo | None
+) -> dict[str, FigureReading]:
     """The readings, each with the interval of the run alone, which allows for the memory of queues."""
     span = run_span(run)
     if span is None:
@@ -127,7 +127,7 @@ def with_intervals(
     return {**readings, **found}
 
 
-def _alone(run: Run, figure: KeyFigure, span: Span, slo: Slo | None) -> Estimate:
+def _alone(run: Run, figure: KeyFigure, span: MeasuredSpan, slo: Slo | None) -> Estimate:
     if figure.metric is not None:
         samples = samples_of(run, _judged_metric(run, figure.metric))
         quantiles = [] if figure.quantile is None else [figure.quantile]
@@ -153,7 +153,7 @@ def _judged_metric(run: Run, name: str) -> Metric:
     return METRIC_BY_NAME[judged_column(run.requests, name).removesuffix("_s") if name in ("ttft", "e2e") else name]
 
 
-def read_figures(run: Run, figures: Sequence[KeyFigure], blocks: Blocks, slo: Slo | None) -> dict[str, Reading]:
+def read_figures(run: Run, figures: Sequence[KeyFigure], blocks: Blocks, slo: Slo | None) -> dict[str, FigureReading]:
     """Read the figures of a run by name.
 
     blocks: of the run's window; the same draws for two runs over the same schedule make their replicates pairs.
@@ -166,13 +166,13 @@ def read_figures(run: Run, figures: Sequence[KeyFigure], blocks: Blocks, slo: Sl
     return readings
 
 
-def _missing_slo(figure: KeyFigure, slo: Slo | None) -> Reading | None:
-    return Reading(None, missing="no SLO was set") if figure.name in NEEDS_SLO and slo is None else None
+def _missing_slo(figure: KeyFigure, slo: Slo | None) -> FigureReading | None:
+    return FigureReading(None, missing="no SLO was set") if figure.name in NEEDS_SLO and slo is None else None
 
 
-def _latencies(run: Run, figures: Sequence[KeyFigure], blocks: Blocks) -> dict[str, Reading]:
+def _latencies(run: Run, figures: Sequence[KeyFigure], blocks: Blocks) -> dict[str, FigureReading]:
     """Readings of latency figures; all quantiles of a metric share one pass over its samples."""
-    readings: dict[str, Reading] = {}
+    readings: dict[str, FigureReading] = {}
     for name in dict.fromkeys(figure.metric for figure in figures):
         wanted = [figure for figure in figures if figure.metric == name]
         assert name is not None
@@ -186,13 +186,15 @@ def _latencies(run: Run, figures: Sequence[KeyFigure], blocks: Blocks) -> dict[s
             needed = min_samples(0.5 if figure.quantile is None else figure.quantile)
             if count < needed:
                 why = f"{count} successful requests, at least {needed} needed" if count else "no successful request"
-                readings[figure.name] = Reading(None, missing=why)
+                readings[figure.name] = FigureReading(None, missing=why)
             elif figure.quantile is None:
-                readings[figure.name] = Reading(float(values.mean()), _mean_replicates(values, block_of, blocks), count)
+                readings[figure.name] = FigureReading(
+                    float(values.mean()), _mean_replicates(values, block_of, blocks), count
+                )
             else:
                 assert drawn is not None
                 value = float(np.quantile(values, figure.quantile))
-                readings[figure.name] = Reading(value, drawn[quantiles.index(figure.quantile)], count)
+                readings[figure.name] = FigureReading(value, drawn[quantiles.index(figure.quantile)], count)
     return readings
 
 
@@ -203,11 +205,11 @@ def _mean_replicates(values: Floats, block_of: np.ndarray[tuple[int], np.dtype[n
         return np.where(counts > 0, sums / counts, np.nan)
 
 
-def _counted(run: Run, figure: KeyFigure, blocks: Blocks, slo: Slo | None) -> Reading:
+def _counted(run: Run, figure: KeyFigure, blocks: Blocks, slo: Slo | None) -> FigureReading:
     """A rate, or a share of the requests that were due in the window."""
     measured = run.measured
     if measured.empty:
-        return Reading(None, missing="no request was due in the window")
+        return FigureReading(None, missing="no request was due in the window")
     t_s = measured["due_s"].to_numpy(dtype=np.float64)
     match figure.name:
         case "requests":
@@ -216,7 +218,7 @@ def _counted(run: Run, figure: KeyFigure, blocks: Blocks, slo: Slo | None) -> Re
         case "tokens":
             ok = run.requests[run.requests["status"] == "ok"]
             if len(ok) and ok["tokens"].isna().all():
-                return Reading(None, missing="the server did not report token counts")
+                return FigureReading(None, missing="the server did not report token counts")
             arrived = delivered_tokens(run)
             return _rate(arrived.amounts, arrived.t_s, blocks)
         case "success":
@@ -228,12 +230,12 @@ def _counted(run: Run, figure: KeyFigure, blocks: Blocks, slo: Slo | None) -> Re
     return _rate(np.ones(int(hit.sum())), t_s[hit], blocks)
 
 
-def _rate(amounts: Floats, t_s: Floats, blocks: Blocks) -> Reading:
+def _rate(amounts: Floats, t_s: Floats, blocks: Blocks) -> FigureReading:
     per_block = np.bincount(blocks.of(t_s), weights=amounts, minlength=blocks.count)
     window_s = blocks.count * blocks.length_s
-    return Reading(float(per_block.sum() / window_s), blocks.weights @ per_block / window_s, amounts.size)
+    return FigureReading(float(per_block.sum() / window_s), blocks.weights @ per_block / window_s, amounts.size)
 
 
-def _share(hits: np.ndarray[tuple[int], np.dtype[np.bool_]], t_s: Floats, blocks: Blocks) -> Reading:
+def _share(hits: np.ndarray[tuple[int], np.dtype[np.bool_]], t_s: Floats, blocks: Blocks) -> FigureReading:
     replicates = _mean_replicates(hits.astype(np.float64), blocks.of(t_s), blocks)
-    return Reading(float(hits.mean()), replicates, hits.size)
+    return FigureReading(float(hits.mean()), replicates, hits.size)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from muai_lab.analysis.dependence import Span, middles_s, span_of
+from muai_lab.analysis.dependence import MeasuredSpan, middles_s, span_of
 from muai_lab.analysis.frames import Run
 from muai_lab.analysis.slo import judged_column
 from muai_lab.analysis.window import in_flight
 
 
-def run_span(run: Run) -> Span | None:
+def run_span(run: Run) -> MeasuredSpan | None:
     """The measurement window of a run with its memory; None if the run has no window.
 
     The memory is the longest among requests in flight, TTFT, TPOT and E2E of the successful requests.

@@ -21,7 +21,8 @@ import numpy as np
 from scipy.special import digamma, fdtrc, gammaincinv, ndtr, polygamma, stdtr, stdtrit
 
 from muai_lab.analysis.dependence import CONFIDENCE
-from muai_lab.analysis.statistics import Estimate, Floats
+from muai_lab.analysis.statistics import Estimate
+from muai_lab.arrays import Floats
 
 SIGNIFICANCE = 1.0 - CONFIDENCE
 POWER = 0.8
@@ -31,7 +32,7 @@ ENOUGH_HISTORY = 10.0
 MOST_REPEATS = 50
 """Repeats beyond which no number of them is given as advice."""
 
-Source = Literal["default", "history", "declared"]
+PriorSource = Literal["default", "history", "declared"]
 
 _DECLARED_FREEDOM = 10.0
 _MOST_FREEDOM = 10.0  # of a prior, so that ten runs at hand still count as much as any history
@@ -67,7 +68,7 @@ class Prior:
 
     variance: float
     freedom: float
-    source: Source
+    source: PriorSource
     mean: float
     comparisons: int = 0
     behind: float = 0.0

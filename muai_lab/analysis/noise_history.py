@@ -32,7 +32,7 @@ _MOST_FREEDOM = 1000.0
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
+class Circumstances:
     """Under what circumstances runs are noisy alike. machine: a digest; target: kind, engine or address; load kind."""
 
     machine: str
@@ -41,10 +41,10 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class HistoryEntry:
     """Equal runs of one comparison. runs: a digest of each; variances: by the figure's name."""
 
-    key: Key
+    key: Circumstances
     runs: frozenset[str]
     variances: Mapping[str, Variance]
 
@@ -59,7 +59,7 @@ class NoiseHistory:
     """The history in a file. path: None for one that is empty and keeps nothing."""
 
     path: Path | None = None
-    _entries: tuple[Entry, ...] = field(default=(), repr=False)
+    _entries: tuple[HistoryEntry, ...] = field(default=(), repr=False)
 
     @classmethod
     def of_user(cls) -> NoiseHistory:
@@ -75,7 +75,7 @@ class NoiseHistory:
             return cls(path)
         return cls(path, tuple(entry for line in text.splitlines() if (entry := _parsed(line)) is not None))
 
-    def past(self, key: Key | None, figure: str, *, without: Iterable[Run] = ()) -> list[Variance]:
+    def past(self, key: Circumstances | None, figure: str, *, without: Iterable[Run] = ()) -> list[Variance]:
         """Variances of a figure under the key, of equal runs other than those in `without`; no run counts twice."""
         if not self._entries or key is None:
             return []
@@ -83,14 +83,14 @@ class NoiseHistory:
         known = [one for one in self._entries if one.key == key and figure in one.variances and not one.runs & own]
         return [entry.variances[figure] for entry in _without_overlap(known)]
 
-    def add(self, key: Key | None, runs: Sequence[Run], variances: Mapping[str, Variance]) -> str | None:
+    def add(self, key: Circumstances | None, runs: Sequence[Run], variances: Mapping[str, Variance]) -> str | None:
         """Append what equal runs tell; returns why it could not be written.
 
         Runs that are known already, or that are given twice (a run compared with itself), add nothing.
         """
         if self.path is None or key is None or not variances:
             return None
-        entry = Entry(key, frozenset(map(digest_of, runs)), variances)
+        entry = HistoryEntry(key, frozenset(map(digest_of, runs)), variances)
         if len(entry.runs) < len(runs) or any(known.key == key and entry.runs <= known.runs for known in self._entries):
             return None
         try:
@@ -106,13 +106,13 @@ class NoiseHistory:
 NO_HISTORY = NoiseHistory()
 
 
-def key_of(runs: Sequence[Run]) -> Key | None:
+def key_of(runs: Sequence[Run]) -> Circumstances | None:
     """The key that all these runs share; None if they differ in it, or if there is no run."""
     keys = {_key(run) for run in runs}
     return keys.pop() if len(keys) == 1 else None
 
 
-def _key(run: Run) -> Key:
+def _key(run: Run) -> Circumstances:
     machine = machine_of(run)
     facts = [
         machine.cpu, machine.cores, list(machine.gpus), machine.family, list(machine.limits),
@@ -122,7 +122,7 @@ def _key(run: Run) -> Key:
     served = _mapping(run.manifest.get("engine")).get("name")
     where = _digest(target.get("url")) if target.get("kind") == "endpoint" else served
     kind = _mapping(run.manifest.get("load")).get("kind")
-    return Key(_digest(facts), f"{target.get('kind')} {where}", "closed" if kind == "closed" else "open")
+    return Circumstances(_digest(facts), f"{target.get('kind')} {where}", "closed" if kind == "closed" else "open")
 
 
 def digest_of(run: Run) -> str:
@@ -135,7 +135,7 @@ def _digest(facts: Any) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
-def _line(entry: Entry) -> bytes:
+def _line(entry: HistoryEntry) -> bytes:
     stored = {
         "version": _VERSION,
         "machine": entry.key.machine,
@@ -147,7 +147,7 @@ def _line(entry: Entry) -> bytes:
     return json.dumps(stored, allow_nan=False).encode() + b"\n"
 
 
-def _parsed(line: str) -> Entry | None:
+def _parsed(line: str) -> HistoryEntry | None:
     """The entry of a line; None if it is not one of this version, whole and with possible values."""
     try:
         stored = json.loads(line)
@@ -159,8 +159,8 @@ def _parsed(line: str) -> Entry | None:
     if not isinstance(runs, list) or not runs or not isinstance(variances, dict):
         return None
     known = {name: one for name in FIGURES if (one := _variance(variances.get(name))) is not None}
-    key = Key(*(str(stored.get(name)) for name in ("machine", "target", "load")))
-    return Entry(key, frozenset(map(str, runs)), known) if known else None
+    key = Circumstances(*(str(stored.get(name)) for name in ("machine", "target", "load")))
+    return HistoryEntry(key, frozenset(map(str, runs)), known) if known else None
 
 
 def _variance(stored: object) -> Variance | None:
@@ -173,9 +173,9 @@ def _variance(stored: object) -> Variance | None:
     return Variance(value, freedom) if possible else None
 
 
-def _without_overlap(entries: Iterable[Entry]) -> list[Entry]:
+def _without_overlap(entries: Iterable[HistoryEntry]) -> list[HistoryEntry]:
     """Of entries that share runs those with the most degrees of freedom."""
-    kept: list[Entry] = []
+    kept: list[HistoryEntry] = []
     seen: set[str] = set()
     for entry in sorted(entries, key=lambda entry: -entry.freedom):
         if not entry.runs & seen:

@@ -28,8 +28,8 @@ from muai_lab.analysis.validity import (
 from muai_lab.errors import RunError
 from muai_lab.wording import plural
 
-Kind = Literal["invalid", "workload", "model", "hardware"]
-DECLARABLE: tuple[Kind, ...] = ("workload", "model", "hardware")
+PairingKind = Literal["invalid", "workload", "model", "hardware"]
+DECLARABLE: tuple[PairingKind, ...] = ("workload", "model", "hardware")
 """What may differ when the user says so: a comparison of machines is one across hardware."""
 
 PER_REPEAT = ("seed", "experiment.repeat", "experiment.repeats")
@@ -51,7 +51,7 @@ class Group:
 class Obstacle:
     """Why a comparison cannot be made."""
 
-    kind: Kind
+    kind: PairingKind
     text: str
 
 
@@ -214,7 +214,7 @@ def _other_hardware(a: Sequence[Run], b: Sequence[Run]) -> Obstacle | None:
 
 
 def _differing_facts(
-    kind: Kind,
+    kind: PairingKind,
     a: Sequence[Run],
     b: Sequence[Run],
     fact: Callable[[Run], tuple[Any, ...]],

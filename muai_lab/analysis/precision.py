@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from muai_lab.analysis.dependence import Span
+from muai_lab.analysis.dependence import MeasuredSpan
 from muai_lab.analysis.estimates import judged
 from muai_lab.analysis.statistics import Estimate
 from muai_lab.analysis.steadiness import NOT_STEADY
@@ -24,7 +24,7 @@ _LONGEST_S = float(LoadSettings.model_fields["longest_s"].default)
 _LONGEST_ADVICE_S = 7 * 86_400.0  # beyond, the load or the figure is to be changed, not the window
 
 
-def precision_of(document: Mapping[str, Any], span: Span | None) -> dict[str, Any] | None:
+def precision_of(document: Mapping[str, Any], span: MeasuredSpan | None) -> dict[str, Any] | None:
     """The part `precision` of a summary: the run's memory, and the figures without interval.
 
     document: the other parts of the summary. `needs_s`: by figure, the length of a window in which the figure has an

@@ -56,7 +56,7 @@ class Condition:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RegressionOutcome:
     """What came of a condition. broken: it happened; because: in plain words."""
 
     condition: Condition
@@ -100,7 +100,7 @@ def _figure(written: str, where: str, forms: str) -> KeyFigure:
     raise MuaiError(f"{where}: no such figure: {written.strip()!r}{hint}; {forms}")
 
 
-def judge(conditions: Sequence[Condition], comparison: Comparison) -> list[Outcome]:
+def judge(conditions: Sequence[Condition], comparison: Comparison) -> list[RegressionOutcome]:
     """Hold each condition against the comparison, which must have its figure.
 
     Raises MuaiError where a condition cannot be judged: the figure is missing in A, or in both, or nothing tells the
@@ -114,7 +114,7 @@ def judge(conditions: Sequence[Condition], comparison: Comparison) -> list[Outco
     ]
 
 
-def _lost(condition: Condition, found: Difference, comparison: Comparison) -> Outcome:
+def _lost(condition: Condition, found: Difference, comparison: Comparison) -> RegressionOutcome:
     """The outcome of a figure without a p-value: broken if B cannot show it any more, else an error."""
     if found.pairs and comparison.judgement.why != NO_SUCCESS:
         raise MuaiError(
@@ -123,14 +123,14 @@ def _lost(condition: Condition, found: Difference, comparison: Comparison) -> Ou
             f"machine first, whose history then judges single runs (from {ENOUGH_HISTORY:.0f} degrees of freedom on)"
         )
     if found.pairs:
-        return Outcome(condition, found.looks_worse, change_text(found))
+        return RegressionOutcome(condition, found.looks_worse, change_text(found))
     if found.a is None or found.b is not None or not comparison.pairing.pairs:
         hint = " (run with slo=interactive, or another)" if condition.figure.name in NEEDS_SLO else ""
         raise MuaiError(f"--fail-on {condition.text!r} cannot be judged: {found.reason}{hint}")
-    return Outcome(condition, True, f"cannot be shown any more: {found.reason}")
+    return RegressionOutcome(condition, True, f"cannot be shown any more: {found.reason}")
 
 
-def _outcome(condition: Condition, found: Difference, p: float) -> Outcome:
+def _outcome(condition: Condition, found: Difference, p: float) -> RegressionOutcome:
     assert found.a is not None
     assert found.b is not None
     loss = found.a - found.b if found.figure.better == "higher" else found.b - found.a
@@ -140,10 +140,10 @@ def _outcome(condition: Condition, found: Difference, p: float) -> Outcome:
         amount = float("inf") if relative is None and loss > 0 else abs(relative or 0.0) * (1 if loss > 0 else -1)
     said = change_text(found)
     if amount <= condition.amount:
-        return Outcome(condition, False, said)
+        return RegressionOutcome(condition, False, said)
     if p > SIGNIFICANCE:
-        return Outcome(condition, False, f"{said}, which chance can do as well (p = {p:.2g})")
-    return Outcome(condition, True, said)
+        return RegressionOutcome(condition, False, f"{said}, which chance can do as well (p = {p:.2g})")
+    return RegressionOutcome(condition, True, said)
 
 
 def change_text(found: Difference) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from muai_lab.analysis.frames import Run
 from muai_lab.analysis.metrics import NS_PER_S, Metric, itl
-from muai_lab.analysis.statistics import Floats
+from muai_lab.arrays import Floats
 
 
 @dataclass(frozen=True, slots=True)

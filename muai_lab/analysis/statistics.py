@@ -19,12 +19,10 @@ from scipy.special import ndtri
 from muai_lab.analysis.dependence import (
     CONFIDENCE,
     LEAST_RATIO,
-    Span,
+    MeasuredSpan,
     share_bounds,
 )
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from muai_lab.arrays import Floats, Ints
 
 SAMPLES_BEYOND = 5
 """Samples that must lie beyond a quantile before it is given: p99 then needs 500 samples, p95 100, p90 50, p50 10."""
@@ -148,7 +146,7 @@ def bootstrap_quantiles(values: Floats, block_of: Ints, blocks: Blocks, quantile
 def describe(
     values: Floats,
     t_s: Floats,
-    span: Span,
+    span: MeasuredSpan,
     *,
     quantiles: Sequence[float] = QUANTILES,
     independent: int | None = None,
@@ -174,13 +172,13 @@ def describe(
     return Distribution(values.size, mean, estimates, float(ranked[0]), float(ranked[-1]))
 
 
-def _dependence(deviations: Floats, t_s: Floats, span: Span) -> float:
+def _dependence(deviations: Floats, t_s: Floats, span: MeasuredSpan) -> float:
     """Ratio of the long-run variance of a sum to that of independent samples; 0 for a constant."""
     independent = float(deviations @ deviations)
     return span.long_run_variance(deviations, t_s) / independent if independent > 0.0 else 0.0
 
 
-def _mean(values: Floats, t_s: Floats, span: Span, ratio: float) -> Estimate:
+def _mean(values: Floats, t_s: Floats, span: MeasuredSpan, ratio: float) -> Estimate:
     """The mean, with an interval that is symmetric on the scale of its reciprocal.
 
     The latency of a queue goes with the reciprocal of its spare capacity. So the standard error of a mean grows with
@@ -205,7 +203,7 @@ def _deciding(values: Floats) -> float:
 
 
 def _quantile(
-    q: float, point: float, values: Floats, ranked: Floats, t_s: Floats, span: Span, ratio_of_mean: float
+    q: float, point: float, values: Floats, ranked: Floats, t_s: Floats, span: MeasuredSpan, ratio_of_mean: float
 ) -> Estimate:
     """A quantile, with the interval between the ranks that the share of values below it leaves open (Woodruff 1952).
 
@@ -223,13 +221,13 @@ def _quantile(
     return Estimate(point, float(ranked[first]), float(ranked[last]))
 
 
-def _share_bounds(share: float, samples: int, ratio: float, span: Span) -> tuple[float, float]:
+def _share_bounds(share: float, samples: int, ratio: float, span: MeasuredSpan) -> tuple[float, float]:
     """Bounds of a share of `samples` whose number of hits varies `ratio` times as much as if they were independent."""
     normal = float(ndtri(0.5 + CONFIDENCE / 2.0))
     return share_bounds(share, samples / max(ratio, LEAST_RATIO) * (normal / span.t(ratio)) ** 2)
 
 
-def rate(amounts: Floats, t_s: Floats, span: Span) -> Estimate:
+def rate(amounts: Floats, t_s: Floats, span: MeasuredSpan) -> Estimate:
     """Sum of `amounts` that fell into the window ÷ window (per second), with its interval.
 
     amounts, t_s: one entry per event (a request: amount 1; a chunk: its tokens), all of them inside the window.
@@ -247,7 +245,7 @@ def rate(amounts: Floats, t_s: Floats, span: Span) -> Estimate:
     return Estimate(value, value / factor, value * factor)
 
 
-def share(hits: NDArray[np.bool_], t_s: Floats, span: Span) -> Estimate:
+def share(hits: NDArray[np.bool_], t_s: Floats, span: MeasuredSpan) -> Estimate:
     """Share of the events that are hits (0 to 1), with its interval; no value without events.
 
     Where all or none hit, the events show no spread: each memory of the window then counts as one sample.

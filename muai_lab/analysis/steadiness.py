@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from muai_lab.analysis.dependence import CONFIDENCE, COSINES, autocorrelation_time, level_over_time, middles_s
-from muai_lab.analysis.window import Window, in_flight
+from muai_lab.analysis.window import in_flight
+from muai_lab.window import Window
 from muai_lab.wording import duration
 
 MIN_REQUESTS = 40

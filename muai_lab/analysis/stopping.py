@@ -15,13 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from muai_lab.analysis.dependence import Span, middles_s, span_of
+from muai_lab.analysis.dependence import MeasuredSpan, middles_s, span_of
 from muai_lab.analysis.statistics import Estimate, describe, rate
 from muai_lab.analysis.window import in_flight_at
-
-Floats = NDArray[np.float64]
+from muai_lab.arrays import Floats
 
 FIRST_LOOK_S = 20.0
 GROWTH = 1.5
@@ -84,7 +82,7 @@ def look_at(seen: Seen, start_s: float, length_s: float, *, open_loop: bool) -> 
     return Look(length_s, "requests per second", rate(np.ones(int(inside.sum())), seen.over_s[inside], span))
 
 
-def _span(seen: Seen, start_s: float, length_s: float) -> Span:
+def _span(seen: Seen, start_s: float, length_s: float) -> MeasuredSpan:
     measured = seen.due_s >= start_s
     due_s = seen.due_s[measured]
     return span_of(

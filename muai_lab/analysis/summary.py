@@ -17,7 +17,7 @@ import pandas as pd
 from muai_lab.analysis import server_series
 from muai_lab.analysis.breakdown import breakdown, cached_share
 from muai_lab.analysis.client_part import part_of
-from muai_lab.analysis.dependence import Span
+from muai_lab.analysis.dependence import MeasuredSpan
 from muai_lab.analysis.frames import Run
 from muai_lab.analysis.memory import run_span
 from muai_lab.analysis.metrics import METRICS, Metric
@@ -115,7 +115,7 @@ def _counts(requests: pd.DataFrame, measured: pd.DataFrame) -> dict[str, Any]:
     return counts
 
 
-def _throughput(run: Run, measured: pd.DataFrame, span: Span | None) -> dict[str, Any]:
+def _throughput(run: Run, measured: pd.DataFrame, span: MeasuredSpan | None) -> dict[str, Any]:
     """Rates over the window alone: what was offered (due), what was completed, which tokens arrived in it.
 
     A request counts as completed, and a token as delivered, when it arrives; so the drain adds nothing, and a system
@@ -142,7 +142,7 @@ def _throughput(run: Run, measured: pd.DataFrame, span: Span | None) -> dict[str
     }
 
 
-def _latency(run: Run, metric: Metric, span: Span | None) -> dict[str, Any] | None:
+def _latency(run: Run, metric: Metric, span: MeasuredSpan | None) -> dict[str, Any] | None:
     if span is None:
         return None
     samples = samples_of(run, metric)
@@ -170,7 +170,7 @@ def _estimate(estimate: Estimate) -> dict[str, float | None] | None:
     return document if estimate.needs_s is None else document | {"needs_s": estimate.needs_s}
 
 
-def _slo(measured: pd.DataFrame, slo: Slo | None, span: Span | None) -> dict[str, Any] | None:
+def _slo(measured: pd.DataFrame, slo: Slo | None, span: MeasuredSpan | None) -> dict[str, Any] | None:
     if slo is None:
         return None
     document: dict[str, Any] = {"ttft_ms": slo.ttft_ms, "tpot_ms": slo.tpot_ms, "e2e_ms": slo.e2e_ms}

@@ -12,7 +12,7 @@ import pandas as pd
 from muai_lab.analysis.frames import Run
 from muai_lab.analysis.metrics import METRIC_BY_NAME
 from muai_lab.analysis.samples import samples_of
-from muai_lab.analysis.statistics import Floats
+from muai_lab.arrays import Floats
 
 
 def as_vllm(run: Run) -> dict[str, float]:

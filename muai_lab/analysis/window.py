@@ -6,41 +6,14 @@ warm-up -> measurement -> drain. Requests *due* in the measurement window count,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from muai_lab.analysis.metrics import NS_PER_S, due_ns
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """The phases of a run. Monotonic nanoseconds; the `*_s` properties count from the start of the load."""
-
-    load_start_ns: int
-    measure_start_ns: int
-    measure_end_ns: int
-    drain_end_ns: int
-
-    @property
-    def start_s(self) -> float:
-        return (self.measure_start_ns - self.load_start_ns) / NS_PER_S
-
-    @property
-    def end_s(self) -> float:
-        return (self.measure_end_ns - self.load_start_ns) / NS_PER_S
-
-    @property
-    def drain_end_s(self) -> float:
-        return (self.drain_end_ns - self.load_start_ns) / NS_PER_S
-
-    @property
-    def duration_s(self) -> float:
-        """Length of the measurement window; 0 when the run never reached it."""
-        return max(0.0, self.end_s - self.start_s)
+from muai_lab.analysis.metrics import due_ns
+from muai_lab.window import Window
 
 
 def window_of(manifest: Mapping[str, Any], records: pd.DataFrame, *, complete: bool) -> Window | None:

@@ -18,7 +18,7 @@ from muai_lab.settings.compose import compose
 if TYPE_CHECKING:
     from muai_lab.experiment.capacity import CapacityWatcher
     from muai_lab.experiment.capacity_probe import Probe
-    from muai_lab.experiment.capacity_search import Ask
+    from muai_lab.experiment.capacity_search import NextProbe
     from muai_lab.experiment.runner import RunWatcher
     from muai_lab.load.generator import LoadProgress
     from muai_lab.settings.resolve import Resolved
@@ -83,7 +83,7 @@ class _Watcher:
         """See `RunWatcher.load`."""
         self._runs.load(progress)
 
-    def probe(self, number: int, ask: Ask) -> None:
+    def probe(self, number: int, ask: NextProbe) -> None:
         """Announce the probe."""
         lead_in = f", after {ask.lead_s:.3g} s of lead-in" if ask.edge else ""
         self._say(f"probe {number}: {ask.rate:.3g} requests/s for {ask.seconds:.3g} s{lead_in}")

@@ -18,7 +18,7 @@ from muai_lab.errors import MuaiError, RunError
 if TYPE_CHECKING:
     from muai_lab.analysis.comparison import Comparison
     from muai_lab.analysis.noise_history import NoiseHistory
-    from muai_lab.analysis.regression import Condition, Outcome
+    from muai_lab.analysis.regression import Condition, RegressionOutcome
 
 REGRESSION = 1
 
@@ -62,7 +62,7 @@ def _show_comparison(args: argparse.Namespace) -> int:
 
     conditions = [parse_condition(text) for text in args.fail_on]
     comparison = _compare(args, conditions)
-    outcomes: list[Outcome] = [] if comparison.reasons else judge(conditions, comparison)
+    outcomes: list[RegressionOutcome] = [] if comparison.reasons else judge(conditions, comparison)
     if args.html is not None:
         from muai_lab.report.comparison_page import render_comparison
         from muai_lab.report.page import write_page

@@ -16,7 +16,7 @@ from muai_lab.errors import MuaiError
 from muai_lab.files import write_whole
 from muai_lab.settings.catalogue import plain
 from muai_lab.settings.reference import example_file, reference_page
-from muai_lab.settings.resolve import Entry, Resolved, load_settings
+from muai_lab.settings.resolve import Resolved, ResolvedSetting, load_settings
 
 EXAMPLE_PATH = Path("config/optimization.example.yaml")
 REFERENCE_PATH = Path("docs/configuration.md")
@@ -85,7 +85,7 @@ def _show(console: Console, resolved: Resolved, *, origin: bool, as_json: bool) 
             console.print(f"{line}  # {entry.origin}" if origin else line, markup=False)
 
 
-def _as_json(entry: Entry) -> dict[str, object]:
+def _as_json(entry: ResolvedSetting) -> dict[str, object]:
     secret = isinstance(entry.value, SecretStr)
     return {
         "value": entry.key.shown(entry.value) if secret else plain(entry.value),

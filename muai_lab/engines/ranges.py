@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Range:
+class TokenRange:
     """Numbers that a field of a request may hold, both ends included; above: `least` itself is left out."""
 
     least: float
@@ -26,11 +26,11 @@ class Range:
 
 INT64_MAX = 2**63 - 1
 
-TEMPERATURE = Range(0, 2)  # OpenAI's, and all that vLLM takes
-TOP_P = Range(0, 1, above=True)
+TEMPERATURE = TokenRange(0, 2)  # OpenAI's, and all that vLLM takes
+TOP_P = TokenRange(0, 1, above=True)
 TOP_K_LEAST = -1  # vLLM's way to say "all", beside 0
-SEED = Range(-INT64_MAX - 1, INT64_MAX)
-MAX_TOKENS = Range(1, 2**31 - 1)  # the model's context ends sooner
-CHOICES = Range(1, 128)
-PRIORITY = Range(-1000, 1000)
-TIMEOUT_S = Range(0, 1e9, above=True)
+SEED = TokenRange(-INT64_MAX - 1, INT64_MAX)
+MAX_TOKENS = TokenRange(1, 2**31 - 1)  # the model's context ends sooner
+CHOICES = TokenRange(1, 128)
+PRIORITY = TokenRange(-1000, 1000)
+TIMEOUT_S = TokenRange(0, 1e9, above=True)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from muai_lab.analysis.stopping import FIRST_LOOK_S, GROWTH, Look, Seen, enough, look_at
-from muai_lab.load.ending import LEAD_NS, Batch, joined
+from muai_lab.load.ending import LEAD_NS, ObservedBatch, joined
 from muai_lab.settings.lab import LoadSettings
 
 
@@ -34,7 +34,7 @@ class AutomaticEnd:
         self._open_loop = open_loop
         self._clock = clock
         self._executor = executor
-        self._batches: list[Batch] = []
+        self._batches: list[ObservedBatch] = []
         self._measure_ns: int | None = None
         self._next_s = min(FIRST_LOOK_S, load.longest_s)
         self._looking: asyncio.Future[Look] | None = None
@@ -45,7 +45,7 @@ class AutomaticEnd:
         """See `Ending.begin`."""
         self._measure_ns = measure_ns
 
-    def see(self, batch: Batch) -> None:
+    def see(self, batch: ObservedBatch) -> None:
         """See `Ending.see`. Raises what went wrong at the last look."""
         self._batches.append(batch)
         now_ns = self._clock()
@@ -88,7 +88,7 @@ class AutomaticEnd:
         }
 
 
-def _since(batch: Batch, start_ns: int) -> Seen:
+def _since(batch: ObservedBatch, start_ns: int) -> Seen:
     """Times in seconds from the start of the window."""
     sent_s, due_s, over_s = (
         (each - start_ns).astype(np.float64) / 1e9 for each in (batch.sent_ns, batch.due_ns, batch.over_ns)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from muai_lab.errors import MuaiError, RunError, SettingsError
 from muai_lab.experiment.capacity_advice import Limits, ending, without_interval
 from muai_lab.experiment.capacity_probe import Probe, judge_probe
-from muai_lab.experiment.capacity_search import Ask, CapacitySearch, SearchPlan
+from muai_lab.experiment.capacity_search import CapacitySearch, NextProbe, SearchPlan
 from muai_lab.experiment.capacity_servers import Servers
 from muai_lab.experiment.directory import COMPLETE, PARTIAL, has_configuration, status_in
 from muai_lab.experiment.loss_watch import CLEARLY, HOPELESSLY, LossWatch
@@ -48,7 +48,7 @@ Resolve = Callable[[Mapping[str, object]], "Resolved"]
 class CapacityWatcher(RunWatcher, Protocol):
     """Is told how a study gets on."""
 
-    def probe(self, number: int, ask: Ask) -> None:
+    def probe(self, number: int, ask: NextProbe) -> None:
         """A probe begins."""
 
     def judged(self, probe: Probe) -> None:
@@ -170,7 +170,7 @@ class _Study:
         if len(self._search.outcomes) >= self._search.plan.max_probes:
             self._limit = Limits.PROBES
 
-    def _is_beyond_budget(self, ask: Ask) -> bool:
+    def _is_beyond_budget(self, ask: NextProbe) -> bool:
         budget_s = self._settings.capacity.budget_s
         fresh_s = self._servers.start_s if ask.edge and self._servers.restarts else 0.0
         return (
@@ -179,7 +179,7 @@ class _Study:
             and time.monotonic() - self._begun + ask.lead_s + ask.seconds + fresh_s > budget_s
         )
 
-    def _probe(self, ask: Ask) -> None:
+    def _probe(self, ask: NextProbe) -> None:
         from muai_lab.analysis import load_run
 
         number = len(self._probes)
@@ -212,7 +212,7 @@ class _Study:
             )
         self._watcher.judged(probe)
 
-    def _offer(self, resolved: Resolved, directory: Path, ask: Ask, server: str) -> str | None:
+    def _offer(self, resolved: Resolved, directory: Path, ask: NextProbe, server: str) -> str | None:
         """Make a probe's run; returns why it was ended early, None if it was not."""
         measured = self._servers.serving(server)
         margin = HOPELESSLY if ask.edge else CLEARLY

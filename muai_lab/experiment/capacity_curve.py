@@ -18,10 +18,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from scipy.special import expit, logit, stdtrit
 
-Floats = npt.NDArray[np.float64]
+from muai_lab.arrays import Floats
 
 SAME = 1e-9
 """Rates are the same if they differ by less than this, relatively."""
@@ -48,7 +47,7 @@ _EVEN = 0.5  # misses that are added in all, in clusters: the mean of a logarith
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ProbeOutcome:
     """One probe: the rate offered, and per block of time the requests due and those that met the SLO.
 
     seconds: length of the window. memory_s: for how long its state depended on its past, None if not known. edge: True
@@ -69,7 +68,7 @@ class Outcome:
         return sum(self.met) / due if due else 0.0
 
 
-def isotonic(outcomes: Sequence[Outcome]) -> tuple[Floats, Floats]:
+def isotonic(outcomes: Sequence[ProbeOutcome]) -> tuple[Floats, Floats]:
     """The falling curve nearest to the probes: distinct rates, ascending, and the share that met the SLO at each."""
     rates: list[float] = []
     met: list[float] = []
@@ -136,7 +135,7 @@ class Edge:
         return self.rate / aside, self.rate * aside
 
 
-def edge_of(outcomes: Sequence[Outcome], quantile: float) -> Edge:
+def edge_of(outcomes: Sequence[ProbeOutcome], quantile: float) -> Edge:
     """Fit the curve to probes of at least one request each. Raises ValueError without a probe."""
     if not outcomes:
         raise ValueError("no probe was made")
@@ -146,7 +145,7 @@ def edge_of(outcomes: Sequence[Outcome], quantile: float) -> Edge:
 class _Fit:
     """A fit in progress: the log rate of the crossing, the log slope, and the two parts of the variance."""
 
-    def __init__(self, outcomes: Sequence[Outcome], quantile: float) -> None:
+    def __init__(self, outcomes: Sequence[ProbeOutcome], quantile: float) -> None:
         self._rates = np.log([one.rate for one in outcomes])
         due = [np.array(one.due, dtype=np.float64) for one in outcomes]
         missed = [np.array(one.due, dtype=np.float64) - np.array(one.met) for one in outcomes]

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from muai_lab.experiment.capacity_curve import Outcome
-from muai_lab.experiment.capacity_search import Ask
+from muai_lab.experiment.capacity_curve import ProbeOutcome
+from muai_lab.experiment.capacity_search import NextProbe
 from muai_lab.experiment.loss_watch import longest_s
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from muai_lab.analysis.frames import Run
     from muai_lab.analysis.slo import Slo
-    from muai_lab.analysis.window import Window
+    from muai_lab.window import Window
 
 _BLOCKS = 5
 
@@ -33,8 +33,8 @@ class Probe:
     """
 
     number: int
-    ask: Ask
-    outcome: Outcome
+    ask: NextProbe
+    outcome: ProbeOutcome
     verdict: str
     stopped: str | None
     directory: Path
@@ -76,7 +76,7 @@ class Probe:
 
 
 def judge_probe(
-    run: Run, slo: Slo, number: int, ask: Ask, *, stopped: str | None = None, server: str = "server"
+    run: Run, slo: Slo, number: int, ask: NextProbe, *, stopped: str | None = None, server: str = "server"
 ) -> Probe:
     """The probe by its records. Of one that was stopped only requests count whose fate was decided by then.
 
@@ -101,7 +101,7 @@ def judge_probe(
     return Probe(
         number,
         ask,
-        Outcome(
+        ProbeOutcome(
             ask.rate, tuple(due.tolist()), tuple(good.tolist()), window.duration_s,
             None if span is None else span.memory_s, ask.edge,
         ),

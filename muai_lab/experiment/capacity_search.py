@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from muai_lab.experiment.capacity_curve import SAME, Edge, Outcome, crossing, edge_of, isotonic
+from muai_lab.experiment.capacity_curve import SAME, Edge, ProbeOutcome, crossing, edge_of, isotonic
 
 LEAST_EDGES = 6
 """Long probes from which there is an interval."""
@@ -57,8 +57,8 @@ class SearchPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """The next probe: its rate, lead-in and window. edge: a long one, see `Outcome`."""
+class NextProbe:
+    """The next probe: its rate, lead-in and window. edge: a long one, see `ProbeOutcome`."""
 
     rate: float
     lead_s: float
@@ -85,11 +85,11 @@ class CapacitySearch:
 
     def __init__(self, plan: SearchPlan) -> None:
         self.plan = plan
-        self.outcomes: list[Outcome] = []
+        self.outcomes: list[ProbeOutcome] = []
         self.ceiling: float | None = None
-        self._fitted: tuple[list[Outcome], Edge | None] | None = None  # of the probes so far
+        self._fitted: tuple[list[ProbeOutcome], Edge | None] | None = None  # of the probes so far
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: ProbeOutcome) -> None:
         """Take the outcome of a probe."""
         self.outcomes.append(outcome)
         self._fitted = None
@@ -99,12 +99,12 @@ class CapacitySearch:
         self.ceiling = rate if self.ceiling is None else min(self.ceiling, rate)
 
     @property
-    def searched(self) -> list[Outcome]:
+    def searched(self) -> list[ProbeOutcome]:
         """The short probes."""
         return [one for one in self.outcomes if not one.edge]
 
     @property
-    def edges(self) -> list[Outcome]:
+    def edges(self) -> list[ProbeOutcome]:
         """The long probes, as far as they had requests."""
         return [one for one in self.outcomes if one.edge and sum(one.due) > 0]
 
@@ -116,18 +116,18 @@ class CapacitySearch:
         lost = rates[levels < self.plan.quantile - SAME]
         return (float(kept.max()) if kept.size else None), (float(lost.min()) if lost.size else None)
 
-    def next_probe(self) -> Ask | None:
+    def next_probe(self) -> NextProbe | None:
         """The next probe; None when the search is over."""
         if len(self.outcomes) >= self.plan.max_probes:
             return None
         rate = self._next_searched()
         if rate is not None:
-            return Ask(rate, self.plan.warmup_s, self.search_seconds(rate), edge=False)
+            return NextProbe(rate, self.plan.warmup_s, self.search_seconds(rate), edge=False)
         rate = self._next_edge() if self.plan.repeats and self.bracket[0] is not None else None
         if rate is None or (self.ceiling is not None and rate >= self.ceiling * (1 - SAME)):
             return None
         seconds = self.edge_seconds(rate)
-        return Ask(rate, max(self.plan.warmup_s, LEAD_IN * seconds), seconds, edge=True)
+        return NextProbe(rate, max(self.plan.warmup_s, LEAD_IN * seconds), seconds, edge=True)
 
     def search_seconds(self, rate: float) -> float:
         """Length of a short window: longer than `duration_s` where a low rate would bring too few requests."""
@@ -156,16 +156,16 @@ class CapacitySearch:
         kept = [one for one in self.searched if one.attainment >= self.plan.quantile]
         return max((one.memory_s for one in kept if one.memory_s is not None), default=0.0)
 
-    def near(self) -> list[Outcome]:
+    def near(self) -> list[ProbeOutcome]:
         """The long probes whose rates are near the crossing. Others only led there."""
         return self._near_fit()[0]
 
-    def _near_fit(self) -> tuple[list[Outcome], Edge | None]:
+    def _near_fit(self) -> tuple[list[ProbeOutcome], Edge | None]:
         if self._fitted is None:
             self._fitted = self._fit_near()
         return self._fitted
 
-    def _fit_near(self) -> tuple[list[Outcome], Edge | None]:
+    def _fit_near(self) -> tuple[list[ProbeOutcome], Edge | None]:
         edges = self.edges
         if not edges:
             return [], None
@@ -246,6 +246,6 @@ class CapacitySearch:
         return between if self.ceiling / offered > self.plan.resolution else None
 
 
-def _pooled(outcomes: Sequence[Outcome]) -> float:
+def _pooled(outcomes: Sequence[ProbeOutcome]) -> float:
     due = [sum(one.due) for one in outcomes]
     return sum(sum(one.met) for one in outcomes) / sum(due)

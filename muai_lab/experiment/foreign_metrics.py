@@ -32,7 +32,7 @@ class Translation:
 
 
 @dataclass(frozen=True, slots=True)
-class Dialect:
+class MetricsDialect:
     """How one server speaks. mark: a sample name that only it has."""
 
     server: str
@@ -52,7 +52,7 @@ def _histogram(theirs: str, ours: str) -> tuple[Translation, ...]:
 
 
 DIALECTS = (
-    Dialect(
+    MetricsDialect(
         "vLLM",
         "vllm:num_requests_running",
         (
@@ -64,7 +64,7 @@ DIALECTS = (
             Translation("vllm:prefix_cache_hits_total", "muai_prefix_hit_tokens_total"),
         ),
     ),
-    Dialect(
+    MetricsDialect(
         "SGLang",
         "sglang:num_running_reqs",
         (
@@ -75,7 +75,7 @@ DIALECTS = (
             Translation("sglang:cache_hit_rate", "kv_cache_hit_rate"),
         ),
     ),
-    Dialect(
+    MetricsDialect(
         "Text Generation Inference",
         "tgi_queue_size",
         (
@@ -87,7 +87,7 @@ DIALECTS = (
             *_histogram("tgi_batch_forward_duration", "muai_step_seconds"),
         ),
     ),
-    Dialect(
+    MetricsDialect(
         "Triton with TensorRT-LLM",
         "nv_trt_llm_request_metrics",
         (
@@ -97,7 +97,7 @@ DIALECTS = (
             Translation("nv_cpu_utilization", "cpu_usage_percent", scale=100.0),
         ),
     ),
-    Dialect(
+    MetricsDialect(
         "Triton",
         "nv_inference_pending_request_count",
         (
@@ -109,7 +109,7 @@ DIALECTS = (
 )
 
 
-def dialect_of(samples: Iterable[Sample]) -> Dialect | None:
+def dialect_of(samples: Iterable[Sample]) -> MetricsDialect | None:
     """Whose metrics these are; None for ours, which need no translation, and for those of servers not known here."""
     names = {sample.name for sample in samples}
     return None if OURS in names else next((dialect for dialect in DIALECTS if dialect.mark in names), None)

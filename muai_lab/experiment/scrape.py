@@ -19,7 +19,7 @@ import pyarrow as pa
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from muai_lab.experiment.foreign_metrics import Dialect, dialect_of
+from muai_lab.experiment.foreign_metrics import MetricsDialect, dialect_of
 
 _PAGE_BYTES = 16 << 20  # more is no page of metrics
 _FIND_TIMEOUT_S = 5.0
@@ -59,7 +59,7 @@ class MetricsScraper:
     def table(self) -> pa.Table:
         """Every sample scraped, in long form, and again under our name where the server has another for it."""
         rows: dict[str, list[object]] = {name: [] for name in SCHEMA.names}
-        dialect: Dialect | None = None
+        dialect: MetricsDialect | None = None
         for t_ns, page in self._pages:
             samples = samples_of(page)
             if samples is None:
@@ -84,7 +84,7 @@ def samples_of(page: bytes) -> list[Sample] | None:
     return [sample for family in families for sample in family.samples]
 
 
-def find_metrics(url: str) -> tuple[Dialect | None, str | None]:
+def find_metrics(url: str) -> tuple[MetricsDialect | None, str | None]:
     """Look whether an address has metrics: whose they are, if another server's, and why there are none, if so."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # directly, as the load goes
     try:

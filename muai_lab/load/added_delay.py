@@ -15,12 +15,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from muai_lab.arrays import Floats
 from muai_lab.load.records import RequestRecord
 from muai_lab.visible import TOLERATED_S, tolerated
-
-Floats = NDArray[np.float64]
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 _STEPS = 200

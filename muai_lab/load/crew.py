@@ -13,7 +13,7 @@ from typing import Protocol
 
 from muai_lab.errors import RunError
 from muai_lab.load.clock_offset import ClockOffset
-from muai_lab.load.ending import Batch, Ending
+from muai_lab.load.ending import Ending, ObservedBatch
 from muai_lab.load.endpoint_access import secret_variables
 from muai_lab.load.generator import LoadProgress, LoadResult
 from muai_lab.load.merge import Part, merge
@@ -44,7 +44,7 @@ class HttpRecipe:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class GeneratorJob:
     """What one generator of several does."""
 
     name: str
@@ -77,7 +77,7 @@ class Worker(Protocol):
     def start(self, start_ns: int) -> None:
         """Let the load start at this time of the worker's own clock."""
 
-    def seen(self) -> Sequence[Batch]:
+    def seen(self) -> Sequence[ObservedBatch]:
         """What its generator saw since this was last asked; nothing unless its plan is watched."""
 
     def end_at(self, end_ns: int) -> None:

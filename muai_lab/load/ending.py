@@ -11,20 +11,17 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from muai_lab.arrays import Floats, Ints
 from muai_lab.load.clock_offset import ClockOffset
 from muai_lab.load.records import RequestRecord
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 LEAD_NS = 700_000_000
 """From the decision to the end: every generator has asked for it by then, also one that is asked itself."""
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class ObservedBatch:
     """What a generator saw since its last batch; monotonic nanoseconds of one clock.
 
     sent_ns: when the requests that were sent were due. due_ns, over_ns: of the requests that ended. ttft_s, tpot_s,
@@ -40,7 +37,7 @@ class Batch:
     e2e_s: Floats
     tokens: Floats
 
-    def on(self, clock: ClockOffset) -> Batch:
+    def on(self, clock: ClockOffset) -> ObservedBatch:
         """The same batch with the times of another clock put on ours."""
         if not clock.offset_ns:
             return self
@@ -48,9 +45,11 @@ class Batch:
         return replace(self, sent_ns=sent_ns, due_ns=due_ns, over_ns=over_ns)
 
 
-def joined(batches: Sequence[Batch]) -> Batch:
+def joined(batches: Sequence[ObservedBatch]) -> ObservedBatch:
     """Several batches, at least one, as one."""
-    return Batch(*(np.concatenate([getattr(batch, name) for batch in batches]) for name in Batch.__slots__))
+    return ObservedBatch(
+        *(np.concatenate([getattr(batch, name) for batch in batches]) for name in ObservedBatch.__slots__)
+    )
 
 
 class Ending(Protocol):
@@ -59,7 +58,7 @@ class Ending(Protocol):
     def begin(self, measure_ns: int) -> None:
         """The window begins at this time of the generator's clock."""
 
-    def see(self, batch: Batch) -> None:
+    def see(self, batch: ObservedBatch) -> None:
         """Take in what was seen since the last call."""
 
     @property
@@ -74,7 +73,7 @@ class Sightings:
         self._taken = 0
         self._in_flight: list[RequestRecord] = []
 
-    def batch(self, records: Sequence[RequestRecord]) -> Batch:
+    def batch(self, records: Sequence[RequestRecord]) -> ObservedBatch:
         """What was sent and what ended since the last call. records: all of the load, in order of sending."""
         sent = records[self._taken :]
         self._taken = len(records)
@@ -82,7 +81,7 @@ class Sightings:
         self._in_flight = [record for record in known if record.status is None]
         ended = [record for record in known if record.status is not None]
         figures = np.array([_figures(record) for record in ended], dtype=np.float64).reshape(len(ended), 4)
-        return Batch(
+        return ObservedBatch(
             np.array([record.due_ns for record in sent], dtype=np.int64),
             np.array([record.due_ns for record in ended], dtype=np.int64),
             np.array([record.last_token_ns or record.stream_end_ns for record in ended], dtype=np.int64),
@@ -106,14 +105,14 @@ def _figures(record: RequestRecord) -> tuple[float | None, ...]:
 class Relay:
     """The ending of a generator that is led from elsewhere: passes batches on, and is told the end."""
 
-    def __init__(self, pass_on: Callable[[Batch], None]) -> None:
+    def __init__(self, pass_on: Callable[[ObservedBatch], None]) -> None:
         self._pass_on = pass_on
         self._end_ns: int | None = None
 
     def begin(self, measure_ns: int) -> None:
         """The leader knows when the window begins."""
 
-    def see(self, batch: Batch) -> None:
+    def see(self, batch: ObservedBatch) -> None:
         """Pass it on."""
         self._pass_on(batch)
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from yarl import URL
 
 from muai_lab.errors import RunError
-
-Api = Literal["completions", "chat"]
+from muai_lab.settings.workload import Api
 
 _PATHS: dict[Api, str] = {"completions": "completions", "chat": "chat/completions"}
 

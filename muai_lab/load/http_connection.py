@@ -41,7 +41,7 @@ class Unreachable(ConnectionProblem):
     """No connection could be made to any address of the server."""
 
 
-class Answer(Protocol):
+class ResponseSink(Protocol):
     """Takes in one response as it arrives. What a method raises ends the exchange with that error."""
 
     def connected(self, took_ns: int) -> None:
@@ -70,7 +70,7 @@ class HttpConnection(asyncio.Protocol):
         self._pieces: list[bytes] = []
         self.on_body = self._pieces.append  # of the parser; bound once, since it is called for every chunk
         self._parser: Any = None
-        self._answer: Answer | None = None
+        self._answer: ResponseSink | None = None
         self._done: asyncio.Future[None] | None = None
         self._bytes_came = False
         self._head_bytes = 0  # read before the headers were complete
@@ -86,7 +86,7 @@ class HttpConnection(asyncio.Protocol):
         """Whether the connection can take another request."""
         return self._transport is not None and not self._transport.is_closing()
 
-    def exchange(self, request: bytes, answer: Answer) -> asyncio.Future[None]:
+    def exchange(self, request: bytes, answer: ResponseSink) -> asyncio.Future[None]:
         """Write a request; the future is done when its response is, or raises ConnectionProblem or the answer's error.
 
         Whoever cancels the future closes the connection: what is left of the response would spoil the next one.
@@ -266,7 +266,7 @@ class ConnectionPool:
             raise ConnectionProblem(f"cannot connect: {reason}") from error
         self._addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
-    async def exchange(self, request: bytes, answer: Answer) -> None:
+    async def exchange(self, request: bytes, answer: ResponseSink) -> None:
         """Send one request and read its answer.
 
         A reused connection that closes before the first byte has most likely idled too long for the server: the request
@@ -288,7 +288,7 @@ class ConnectionPool:
         answer.connected(self._clock() - began_ns)
         await self._exchange_on(connection, request, answer)
 
-    async def _exchange_on(self, connection: HttpConnection, request: bytes, answer: Answer) -> None:
+    async def _exchange_on(self, connection: HttpConnection, request: bytes, answer: ResponseSink) -> None:
         self._busy.add(connection)
         try:
             await connection.exchange(request, answer)

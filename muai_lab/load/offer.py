@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pyarrow.compute as pc
 
-from muai_lab.load.crew import HttpRecipe, Job, lead
+from muai_lab.load.crew import GeneratorJob, HttpRecipe, lead
 from muai_lab.load.ending import Ending
 from muai_lab.load.generator import LoadProgress, LoadResult, generate
 from muai_lab.load.partition import partition, share
@@ -43,7 +43,7 @@ async def offer(
         return await generate(schedule, target, plan, progress=progress, ending=ending)
     parts = partition(schedule, count)
     jobs = [
-        Job(f"generator {number + 1} of {len(parts)}", recipe, part, share(plan, number, len(parts)))
+        GeneratorJob(f"generator {number + 1} of {len(parts)}", recipe, part, share(plan, number, len(parts)))
         for number, part in enumerate(parts)
     ]
     if settings.backend == "ray":

@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from muai_lab.errors import RunError
 from muai_lab.load.clock_offset import SAME_CLOCK, ClockOffset
-from muai_lab.load.crew import Job, WorkerLost
-from muai_lab.load.ending import Batch, Relay
+from muai_lab.load.crew import GeneratorJob, WorkerLost
+from muai_lab.load.ending import ObservedBatch, Relay
 from muai_lab.load.event_loop import run_on_fast_loop
 from muai_lab.load.generator import LoadProgress, LoadResult, generate
 
@@ -32,7 +32,7 @@ _Said = tuple[Literal["ready", "progress", "seen", "result", "refused", "crashed
 class ProcessWorker:
     """A spawned process with one generator, and the pipe to it. Both ends of the pipe see when the other is gone."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: GeneratorJob) -> None:
         """Start the process; must be called on a running event loop."""
         context = multiprocessing.get_context("spawn")  # forking a process with threads and an event loop is no use
         self._pipe, theirs = context.Pipe()
@@ -43,7 +43,7 @@ class ProcessWorker:
         self._loop = asyncio.get_running_loop()
         self._heard: asyncio.Queue[_Said] = asyncio.Queue()
         self._progress: LoadProgress | None = None
-        self._seen: list[Batch] = []
+        self._seen: list[ObservedBatch] = []
         threading.Thread(target=self._listen, name=f"{job.name} pipe", daemon=True).start()
 
     @property
@@ -64,7 +64,7 @@ class ProcessWorker:
     def start(self, start_ns: int) -> None:
         self._tell("start", start_ns)
 
-    def seen(self) -> Sequence[Batch]:
+    def seen(self) -> Sequence[ObservedBatch]:
         batches, self._seen = self._seen, []
         return batches
 
@@ -131,7 +131,7 @@ def _how_it_ended(status: int | None) -> str:
     return f"ended with status {status} without a result"
 
 
-def _work(pipe: Connection, job: Job) -> None:
+def _work(pipe: Connection, job: GeneratorJob) -> None:
     """What the spawned process runs."""
     # Ctrl-C in a terminal reaches every process of the group. The leader answers it, and tells us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -147,7 +147,7 @@ def _work(pipe: Connection, job: Job) -> None:
         raise
 
 
-async def _generate(pipe: Connection, job: Job) -> LoadResult:
+async def _generate(pipe: Connection, job: GeneratorJob) -> LoadResult:
     loop = asyncio.get_running_loop()
     main = asyncio.current_task()
     assert main is not None, "a coroutine runs in a task"

@@ -18,8 +18,8 @@ from typing import Any, Literal, TypeVar
 
 from muai_lab.errors import RunError
 from muai_lab.load.clock_offset import SAME_CLOCK, ClockOffset, measure_offset
-from muai_lab.load.crew import Job, WorkerLost
-from muai_lab.load.ending import Batch, Relay
+from muai_lab.load.crew import GeneratorJob, WorkerLost
+from muai_lab.load.ending import ObservedBatch, Relay
 from muai_lab.load.event_loop import run_on_fast_loop
 from muai_lab.load.generator import LoadProgress, LoadResult, generate
 
@@ -38,12 +38,12 @@ class RemoteGenerator:
     None of them waits: a call that blocks in an actor was seen to keep Ray from delivering the others.
     """
 
-    def __init__(self, job: Job, environ: Mapping[str, str]) -> None:
+    def __init__(self, job: GeneratorJob, environ: Mapping[str, str]) -> None:
         """environ: variables that the target needs, such as the endpoint's key."""
         self._job = job
         self._environ = environ
         self._progress: LoadProgress | None = None
-        self._seen: list[Batch] = []
+        self._seen: list[ObservedBatch] = []
         self._relay = Relay(lambda batch: self._seen.append(batch)) if job.plan.watched else None
         self._stopped = False
         self._ready: _Outcome | None = None
@@ -82,7 +82,7 @@ class RemoteGenerator:
         if self._relay is not None:
             self._relay.end_at(end_ns)
 
-    def look(self) -> tuple[LoadProgress | None, list[Batch], bool]:
+    def look(self) -> tuple[LoadProgress | None, list[ObservedBatch], bool]:
         """The latest progress, what was seen since the last call, and whether the load has ended."""
         seen, self._seen = self._seen, []
         return self._progress, seen, self._result is not None
@@ -134,7 +134,7 @@ class RayWorker:
         self._name = name
         self._actor = actor
         self._progress: LoadProgress | None = None
-        self._seen: list[Batch] = []
+        self._seen: list[ObservedBatch] = []
 
     @property
     def name(self) -> str:
@@ -158,7 +158,7 @@ class RayWorker:
     def start(self, start_ns: int) -> None:
         self._actor.start.remote(start_ns)
 
-    def seen(self) -> Sequence[Batch]:
+    def seen(self) -> Sequence[ObservedBatch]:
         batches, self._seen = self._seen, []
         return batches
 
@@ -214,7 +214,9 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def ray_workers(jobs: Sequence[Job], environ: Mapping[str, str]) -> tuple[Sequence[RayWorker], Callable[[], None]]:
+def ray_workers(
+    jobs: Sequence[GeneratorJob], environ: Mapping[str, str]
+) -> tuple[Sequence[RayWorker], Callable[[], None]]:
     """One actor for each job, spread over the cluster's machines, and a function that lets go of Ray.
 
     Raises RunError when Ray is not installed, cannot be reached, or has fewer CPUs than there are jobs.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -17,9 +16,9 @@ import pyarrow as pa
 
 from muai_lab.load.foreign_values import printable
 from muai_lab.visible import TOGETHER_S_PER_TOKEN
+from muai_lab.window import Window
 
 Status = Literal["ok", "error", "rejected", "cancelled", "timeout"]
-Phase = Literal["warmup", "measure", "drain"]
 
 ERROR_TEXT_LIMIT = 300
 SPLIT_TOLERANCE = 0.05
@@ -59,30 +58,6 @@ REQUESTS_SCHEMA = pa.schema(
         pa.field("chunk_tokens", pa.list_(pa.int32())),
     ]
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """When what was measured; monotonic nanoseconds.
-
-    Requests due in `[measure_start_ns, measure_end_ns)` count. drain_end_ns: the last request ended or was given up.
-    """
-
-    load_start_ns: int
-    measure_start_ns: int
-    measure_end_ns: int
-    drain_end_ns: int
-
-    def phase(self, due_ns: int) -> Phase:
-        """The phase in which a request is due."""
-        if due_ns < self.measure_start_ns:
-            return "warmup"
-        return "measure" if due_ns < self.measure_end_ns else "drain"
-
-    @property
-    def measured_s(self) -> float:
-        """Length of the measurement window in seconds."""
-        return (self.measure_end_ns - self.measure_start_ns) / 1e9
 
 
 class RequestRecord:

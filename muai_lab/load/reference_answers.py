@@ -18,7 +18,7 @@ _STREAM_TAIL = b"0\r\n\r\n"
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class ResponseShape:
     """Everything that the bytes of a response depend on; equal shapes share their rendered bytes."""
 
     chat: bool
@@ -28,7 +28,7 @@ class Shape:
     continuous_usage: bool
 
 
-def usage_of(shape: Shape, completed: int) -> dict[str, int]:
+def usage_of(shape: ResponseShape, completed: int) -> dict[str, int]:
     return {
         "prompt_tokens": shape.prompt_tokens,
         "completion_tokens": completed,
@@ -36,7 +36,7 @@ def usage_of(shape: Shape, completed: int) -> dict[str, int]:
     }
 
 
-def choice_of(shape: Shape, text: str, finish_reason: str | None, *, role: bool = False) -> dict[str, Any]:
+def choice_of(shape: ResponseShape, text: str, finish_reason: str | None, *, role: bool = False) -> dict[str, Any]:
     choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": finish_reason}
     if shape.chat:
         choice["delta"] = {"role": "assistant", "content": text} if role else {"content": text}
@@ -45,7 +45,7 @@ def choice_of(shape: Shape, text: str, finish_reason: str | None, *, role: bool 
     return choice
 
 
-def _event(shape: Shape, choices: list[dict[str, Any]], usage: dict[str, int] | None) -> bytes:
+def _event(shape: ResponseShape, choices: list[dict[str, Any]], usage: dict[str, int] | None) -> bytes:
     """One SSE event in an HTTP chunk of its own, as streaming servers send them."""
     payload: dict[str, Any] = {
         "id": "chatcmpl-reference" if shape.chat else "cmpl-reference",
@@ -64,7 +64,7 @@ def http_chunk(data: bytes) -> bytes:
 
 
 @lru_cache(maxsize=4096)
-def token_chunks(shape: Shape) -> tuple[bytes, ...]:
+def token_chunks(shape: ResponseShape) -> tuple[bytes, ...]:
     """Rendered bytes per token; the stream's opening and closing bytes ride on the first and the last token."""
     chunks = []
     for k in range(shape.tokens):
@@ -83,5 +83,5 @@ def token_chunks(shape: Shape) -> tuple[bytes, ...]:
 
 
 @lru_cache(maxsize=4096)
-def whole_stream(shape: Shape) -> bytes:
+def whole_stream(shape: ResponseShape) -> bytes:
     return b"".join(token_chunks(shape))

@@ -22,15 +22,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import orjson
 
 from muai_lab.errors import RunError
+from muai_lab.load.dialect import UsageSupport
 from muai_lab.load.event_loop import run_on_fast_loop
-from muai_lab.load.reference_answers import MODEL, WORDS, Shape, token_chunks, usage_of, whole_stream
-
-UsageSupport = Literal["continuous", "final", "none"]
+from muai_lab.load.reference_answers import MODEL, WORDS, ResponseShape, token_chunks, usage_of, whole_stream
 
 _STAMPS_KEPT = 4_000_000
 
@@ -97,7 +96,7 @@ class ReferenceServer:
         self.stamps.clear()
         return taken
 
-    def shape_of(self, body: bytes, *, chat: bool) -> tuple[Shape, bool]:
+    def shape_of(self, body: bytes, *, chat: bool) -> tuple[ResponseShape, bool]:
         """Read an OpenAI request; returns the response's shape and whether it is streamed."""
         try:
             request = orjson.loads(body)
@@ -116,7 +115,7 @@ class ReferenceServer:
         prompt: Any = request.get("messages" if chat else "prompt") or ""
         if chat:
             prompt = " ".join(str(message["content"]) for message in prompt)
-        shape = Shape(
+        shape = ResponseShape(
             chat=chat,
             tokens=tokens,
             prompt_tokens=len(prompt) if isinstance(prompt, list) else len(prompt.split()),
@@ -223,7 +222,7 @@ class _Connection(asyncio.Protocol):
         options = self._server.options
         return self._received_ns + int((options.ttft_ms + options.itl_ms * self._next) * 1e6)
 
-    def _write_at_once(self, shape: Shape) -> None:
+    def _write_at_once(self, shape: ResponseShape) -> None:
         now = time.monotonic_ns()
         self._write(whole_stream(shape))
         self._stamp(now, now, shape.tokens)
@@ -243,7 +242,7 @@ class _Connection(asyncio.Protocol):
         else:
             self._stamp(self._first_ns, now, len(self._chunks))
 
-    def _write_whole(self, shape: Shape) -> None:
+    def _write_whole(self, shape: ResponseShape) -> None:
         now = time.monotonic_ns()
         text = "".join(WORDS[k % len(WORDS)] for k in range(shape.tokens))
         choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": "length"}

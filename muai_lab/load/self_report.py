@@ -11,10 +11,11 @@ import numpy as np
 from muai_lab.load.added_delay import AddedDelay, added_delays, share_of_cycles
 from muai_lab.load.heartbeat import NO_TIMING, LoopTiming
 from muai_lab.load.machine_load import MachineLoad, described
-from muai_lab.load.records import RequestRecord, Window
+from muai_lab.load.records import RequestRecord
 from muai_lab.visible import TOLERATED_SHARE
+from muai_lab.window import Window
 
-Verdict = Literal["ok", "machine_busy", "client_saturated"]
+ClientVerdict = Literal["ok", "machine_busy", "client_saturated"]
 
 # The loop runs on one thread: near one full core it has no reserve, and queues form in the client.
 CPU_SHARE_LIMIT = 0.9
@@ -25,7 +26,7 @@ _OWN_CORES = "run the load generator on cores or a machine of its own"
 _LITTLE_WORK = 0.25
 _BUSY_SHARE = 0.5  # of the cores, used by others
 _LATE_WAKE_UPS = "run the load generator on a machine of its own; it has little work, and more processes would not help"
-_WORST: dict[Verdict, int] = {"ok": 0, "machine_busy": 1, "client_saturated": 2}
+_WORST: dict[ClientVerdict, int] = {"ok": 0, "machine_busy": 1, "client_saturated": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class GeneratorReport:
     send_lag_p50_s: float | None
     send_lag_p99_s: float | None
     send_lag_max_s: float | None
-    verdict: Verdict
+    verdict: ClientVerdict
     reason: str | None
     longest_stall_s: float | None = None
     workers: tuple[WorkerReport, ...] = ()
@@ -73,7 +74,7 @@ class WorkerReport:
     requests: int
     cpu_share: float | None
     send_lag_p99_s: float | None
-    verdict: Verdict
+    verdict: ClientVerdict
     reason: str | None
     clock_offset_s: float = 0.0
     clock_error_s: float = 0.0

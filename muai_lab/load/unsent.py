@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from muai_lab.load.records import Window
+from muai_lab.window import Window
 
 
 @dataclass(slots=True)
@@ -34,6 +34,6 @@ class Unsent:
         any_left = self.after_failure + self.without_text + self.at_end
         all_sent = f"all {scheduled} requests of the schedule were sent"
         after = f"{'no session of the schedule was left' if any_left else all_sent} after {after_s:.1f} s"
-        if window.measured_s <= 0:
+        if window.duration_s <= 0:
             return f"{after}, during the warm-up: nothing was measured; lower load.warmup_s or raise load.requests"
-        return f"{after}: the window ends there, {window.measured_s:.1f} s long"
+        return f"{after}: the window ends there, {window.duration_s:.1f} s long"

@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter
 from muai_lab.analysis.change import BETTER, WORSE, Difference
 from muai_lab.analysis.comparison import Comparison
 from muai_lab.analysis.judgement import NO_SUCCESS, SMALLEST_EFFECT
-from muai_lab.analysis.regression import Outcome, relative_text, signed
+from muai_lab.analysis.regression import RegressionOutcome, relative_text, signed
 from muai_lab.report.comparison_sheet import comparison_sheet, interval_name, noise_text
 from muai_lab.report.page import render_page
 from muai_lab.report.svg import BLUE, MUTED, ORANGE, SHADE, inline_svg, new_figure, style
@@ -24,7 +24,7 @@ _COLOURS = {BETTER: BLUE, WORSE: ORANGE}
 _WIDEST = 0.5  # changes beyond this are drawn at the edge, with their number
 
 
-def render_comparison(comparison: Comparison, outcomes: Sequence[Outcome] = ()) -> str:
+def render_comparison(comparison: Comparison, outcomes: Sequence[RegressionOutcome] = ()) -> str:
     """The page as one HTML document."""
     sheet = comparison_sheet(comparison, outcomes)
     drawn = [one for one in comparison.differences if one.change.value is not None and one.change.low is not None]

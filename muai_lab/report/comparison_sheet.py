@@ -12,14 +12,14 @@ from muai_lab.analysis.frames import Run, flatten
 from muai_lab.analysis.judgement import NO_SUCCESS, SMALLEST_EFFECT, harms
 from muai_lab.analysis.moderation import MOST_REPEATS, Prior
 from muai_lab.analysis.pairing import PER_REPEAT, Group, is_usable
-from muai_lab.analysis.regression import Outcome, relative_text, signed
+from muai_lab.analysis.regression import RegressionOutcome, relative_text, signed
 from muai_lab.report.sheet import Grid, Sheet
 from muai_lab.wording import MISSING, duration, milliseconds, number, percent, plural, setting_text
 
 _PROVENANCE = ("engine", "versions", "git")
 
 
-def comparison_sheet(comparison: Comparison, outcomes: Sequence[Outcome] = ()) -> Sheet:
+def comparison_sheet(comparison: Comparison, outcomes: Sequence[RegressionOutcome] = ()) -> Sheet:
     """The comparison. The first line is the verdict, or what was broken of the conditions in `outcomes`."""
     facts = [(label, _side(group)) for label, group in (("A", comparison.a), ("B", comparison.b))]
     pairs = len(comparison.pairing.pairs)
@@ -44,7 +44,7 @@ def comparison_sheet(comparison: Comparison, outcomes: Sequence[Outcome] = ()) -
     return Sheet(verdict_text(comparison, outcomes), good, tuple(facts), tuple(grids), tuple(notes))
 
 
-def verdict_text(comparison: Comparison, outcomes: Sequence[Outcome] = ()) -> str:
+def verdict_text(comparison: Comparison, outcomes: Sequence[RegressionOutcome] = ()) -> str:
     """The comparison in one line."""
     if comparison.reasons:
         return redacted(f"A and B cannot be compared: {'; '.join(comparison.reasons)}")
@@ -211,7 +211,7 @@ def _interval(one: Difference) -> str:
     return f"{low.rpartition(' ')[0]} to {high}"
 
 
-def _conditions(outcomes: Sequence[Outcome]) -> Grid:
+def _conditions(outcomes: Sequence[RegressionOutcome]) -> Grid:
     rows = [
         (outcome.condition.text, "REGRESSION" if outcome.broken else "passed", outcome.because) for outcome in outcomes
     ]

@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from muai_lab.analysis import server_series
 from muai_lab.analysis.estimates import value_of
 from muai_lab.analysis.frames import Run
-from muai_lab.analysis.statistics import SAMPLES_BEYOND, Floats
-from muai_lab.analysis.window import Window, in_flight
+from muai_lab.analysis.statistics import SAMPLES_BEYOND
+from muai_lab.analysis.window import in_flight
+from muai_lab.arrays import Floats
 from muai_lab.report.svg import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, SHADE, inline_svg, new_figure, style
+from muai_lab.window import Window
 from muai_lab.wording import number
 
 WIDTH = 9.2  # inches; the page scales it to its column

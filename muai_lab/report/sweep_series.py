@@ -20,7 +20,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from muai_lab.analysis.configuration import short_names
 from muai_lab.analysis.configurations import CACHED, Configuration, configurations
 from muai_lab.analysis.frames import find_runs, load_run
-from muai_lab.analysis.statistics import Floats
+from muai_lab.arrays import Floats
 from muai_lab.errors import RunError
 from muai_lab.report.labels import label_points
 from muai_lab.report.svg import BLUE, GREEN, ORANGE, PURPLE, inline_svg, new_figure, style

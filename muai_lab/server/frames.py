@@ -25,7 +25,7 @@ class Usage(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class AnswerIdentity:
     """What every event of one answer repeats."""
 
     id: str
@@ -62,7 +62,7 @@ def usage_document(prompt_tokens: int, output_tokens: int, cached_tokens: int | 
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class AnswerFormat:
     """What differs between the answers of the two endpoints.
 
     before_text, after_text: what stands around the JSON text in an event's choice. opening: choice of the event that
@@ -80,7 +80,7 @@ class Shape:
     content: Callable[[str], dict[str, Any]]
 
 
-COMPLETION = Shape(
+COMPLETION = AnswerFormat(
     id_prefix="cmpl-",
     chunk_object="text_completion",
     whole_object="text_completion",
@@ -90,7 +90,7 @@ COMPLETION = Shape(
     ending=None,
     content=lambda text: {"text": text},
 )
-CHAT = Shape(
+CHAT = AnswerFormat(
     id_prefix="chatcmpl-",
     chunk_object="chat.completion.chunk",
     whole_object="chat.completion",
@@ -108,7 +108,9 @@ class Frames:
     prompt_tokens: of this choice's prompt; with `Usage.CONTINUOUS` every event tells the usage of its own choice.
     """
 
-    def __init__(self, shape: Shape, answer: Answer, index: int, prompt_tokens: int, usage: Usage) -> None:
+    def __init__(
+        self, shape: AnswerFormat, answer: AnswerIdentity, index: int, prompt_tokens: int, usage: Usage
+    ) -> None:
         self._shape = shape
         self._start = _head(shape, answer) + b'[{"index":%d,' % index
         self._head = self._start + shape.before_text
@@ -139,7 +141,7 @@ class Frames:
         return self._tail or self._counted % (output_tokens, self._prompt_tokens + output_tokens)
 
 
-def whole(shape: Shape, answer: Answer, results: Sequence[Result], usage: dict[str, Any]) -> bytes:
+def whole(shape: AnswerFormat, answer: AnswerIdentity, results: Sequence[Result], usage: dict[str, Any]) -> bytes:
     """The document of an answer that is not streamed."""
     choices = [
         {
@@ -155,7 +157,9 @@ def whole(shape: Shape, answer: Answer, results: Sequence[Result], usage: dict[s
     return orjson.dumps({**fields, "choices": choices, "usage": usage})
 
 
-def usage_event(shape: Shape, answer: Answer, usage: dict[str, Any], phases: dict[str, float] | None = None) -> bytes:
+def usage_event(
+    shape: AnswerFormat, answer: AnswerIdentity, usage: dict[str, Any], phases: dict[str, float] | None = None
+) -> bytes:
     """The last event before `[DONE]` of a stream that was asked for usage.
 
     phases: where the time until the first token went, as the extension `x_muai`; None where that is not known.
@@ -169,7 +173,7 @@ def error_event(document: dict[str, Any]) -> bytes:
     return b"data: " + orjson.dumps(document) + b"\n\n"
 
 
-def _head(shape: Shape, answer: Answer) -> bytes:
+def _head(shape: AnswerFormat, answer: AnswerIdentity) -> bytes:
     fields = {"id": answer.id, "object": shape.chunk_object, "created": answer.created, "model": answer.model}
     return b"data: " + orjson.dumps(fields)[:-1] + b',"choices":'
 

@@ -16,10 +16,10 @@ from muai_lab.errors import InvalidRequest, MuaiError, RequestError
 from muai_lab.server.exchange import ClientGone, Disconnect, check_json, send_json
 from muai_lab.server.frames import (
     DONE,
-    Answer,
+    AnswerFormat,
+    AnswerIdentity,
     Frames,
     Result,
-    Shape,
     Usage,
     error_event,
     usage_document,
@@ -63,7 +63,7 @@ class GenerationEndpoint(Generic[AnyRequest]):
         host: ModelHost,
         reader: RequestReader,
         kind: type[AnyRequest],
-        shape: Shape,
+        shape: AnswerFormat,
         request_timeout_s: float | None,
     ) -> None:
         self._host = host
@@ -90,7 +90,9 @@ class GenerationEndpoint(Generic[AnyRequest]):
             except InvalidRequest as error:
                 stack.refuse(error)
                 raise
-        answer = Answer(id=f"{self._shape.id_prefix}{uuid.uuid4().hex}", model=request.model, created=int(time.time()))
+        answer = AnswerIdentity(
+            id=f"{self._shape.id_prefix}{uuid.uuid4().hex}", model=request.model, created=int(time.time())
+        )
         choices = await self._submit(stack, request, prompts, answer.id)
         disconnect = Disconnect(receive, [choice.generation for choice in choices])
         watcher = asyncio.create_task(disconnect.watch())
@@ -148,7 +150,7 @@ class GenerationEndpoint(Generic[AnyRequest]):
             raise
         return choices
 
-    async def _answer_whole(self, send: Send, answer: Answer, choices: Sequence[Choice]) -> None:
+    async def _answer_whole(self, send: Send, answer: AnswerIdentity, choices: Sequence[Choice]) -> None:
         results = await _all([_collect(choice) for choice in choices])
         body = whole(self._shape, answer, results, _total_usage(choices, results))
         await send_json(send, body, headers=[(b"x-request-id", answer.id.encode())])
@@ -160,7 +162,7 @@ class _Stream:
     The status line waits for the first output, so that a request that fails while it is queued gets its true status.
     """
 
-    def __init__(self, send: Send, shape: Shape, answer: Answer, usage: Usage) -> None:
+    def __init__(self, send: Send, shape: AnswerFormat, answer: AnswerIdentity, usage: Usage) -> None:
         self._send = send
         self._shape = shape
         self._answer = answer

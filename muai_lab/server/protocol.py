@@ -36,7 +36,7 @@ from muai_lab.engines.ranges import (
     TEMPERATURE,
     TOP_K_LEAST,
     TOP_P,
-    Range,
+    TokenRange,
 )
 from muai_lab.server.field_values import Prompt, begun_output, prompts, stop_strings
 from muai_lab.server.http_error import HttpError, invalid, shown
@@ -54,7 +54,7 @@ MAX_PROBLEMS = 5  # that one error reports
 UNSUPPORTED = "unsupported_parameter"
 
 
-def _within(numbers: Range) -> Any:
+def _within(numbers: TokenRange) -> Any:
     """The constraint of a field that holds one of these numbers; infinity and NaN are never among them."""
     if numbers.above:
         return Field(gt=numbers.least, le=numbers.most)
@@ -227,7 +227,7 @@ class CompletionRequest(GenerationFields):
         return max(tokenizer.at_least(one) if isinstance(one, str) else len(one) for one in self.prompt)
 
 
-class Message(BaseModel):
+class ChatMessage(BaseModel):
     """One turn of a conversation; `developer` is OpenAI's newer name of `system`."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
@@ -244,18 +244,18 @@ class Message(BaseModel):
         return {"role": "system" if self.role == "developer" else self.role, "content": self.content}
 
 
-def _plain(messages: list[Message]) -> list[dict[str, str]]:
+def _plain(messages: list[ChatMessage]) -> list[dict[str, str]]:
     return [message.plain() for message in messages]
 
 
 def _conversation(_source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
     # FailFast: the list may hold hundreds of thousands of wrong items.
-    validated = handler.generate_schema(Annotated[list[Message], FailFast(), Field(max_length=MAX_MESSAGES)])
+    validated = handler.generate_schema(Annotated[list[ChatMessage], FailFast(), Field(max_length=MAX_MESSAGES)])
     return no_info_after_validator_function(_plain, validated)
 
 
 Conversation = Annotated[list[dict[str, str]], GetPydanticSchema(_conversation)]
-"""Messages, validated as `Message`, in the form that chat templates take."""
+"""Messages, validated as `ChatMessage`, in the form that chat templates take."""
 
 
 class ChatRequest(GenerationFields):

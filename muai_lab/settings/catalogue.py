@@ -21,10 +21,10 @@ from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.nearest import did_you_mean, nearest
 from muai_lab.settings.section import UNCHECKED, Section
 
-Kind = Literal["bool", "int", "float", "str", "list", "mapping", "sections"]
+ValueKind = Literal["bool", "int", "float", "str", "list", "mapping", "sections"]
 
 ENVIRONMENT_PREFIXES = {"optimization": "MUAI_OPT_", "monitoring": "MUAI_MON_"}
-_WORDS: dict[Kind, str] = {
+_WORDS: dict[ValueKind, str] = {
     "bool": "true or false",
     "int": "an integer",
     "float": "a number",
@@ -38,7 +38,7 @@ _STRICT = ConfigDict(strict=True, allow_inf_nan=False, hide_input_in_errors=True
 
 
 @dataclass(frozen=True, slots=True)
-class Range:
+class ValueRange:
     """Bounds of a number; None where there is none."""
 
     ge: float | None = None
@@ -73,12 +73,12 @@ class Key:
     """
 
     path: str
-    kind: Kind
+    kind: ValueKind
     default: object
     description: str
     nullable: bool = False
     options: tuple[str, ...] = ()
-    range: Range = Range()
+    range: ValueRange = ValueRange()
     non_empty: bool = False
     unit: str | None = None
     env_long: str | None = None
@@ -138,21 +138,21 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class Branch:
     """A section: its children by name, in the order of the specification."""
 
     path: str
     model: type[Section]
-    children: Mapping[str, Key | Group | Choice]
+    children: Mapping[str, Key | Branch | VariantBranch]
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class VariantBranch:
     """A section whose keys depend on one of them (`discriminator`), such as a length distribution."""
 
     path: str
     discriminator: str
-    kinds: Mapping[str, Group]
+    kinds: Mapping[str, Branch]
     default: Section
     description: str = ""
 
@@ -180,13 +180,13 @@ def show(value: object) -> str:
 
 
 @cache
-def catalogue() -> Group:
+def catalogue() -> Branch:
     """The whole tree of settings."""
     return _group(LabSettings, "", LabSettings())
 
 
-def _group(model: type[Section], path: str, default: Section) -> Group:
-    children: dict[str, Key | Group | Choice] = {}
+def _group(model: type[Section], path: str, default: Section) -> Branch:
+    children: dict[str, Key | Branch | VariantBranch] = {}
     for name, info in model.model_fields.items():
         child_path = f"{path}.{name}" if path else name
         annotation = info.annotation
@@ -197,10 +197,10 @@ def _group(model: type[Section], path: str, default: Section) -> Group:
             children[name] = _choice(info, child_path, child_default)
         else:
             children[name] = _key(info, child_path, child_default)
-    return Group(path, model, types.MappingProxyType(children))
+    return Branch(path, model, types.MappingProxyType(children))
 
 
-def _choice(info: FieldInfo, path: str, default: Section) -> Choice:
+def _choice(info: FieldInfo, path: str, default: Section) -> VariantBranch:
     discriminator = str(info.discriminator)
     models = {str(model.model_fields[discriminator].default): model for model in get_args(info.annotation)}
     options = tuple(models)
@@ -214,7 +214,7 @@ def _choice(info: FieldInfo, path: str, default: Section) -> Choice:
         assert isinstance(own, Key)
         choosing = replace(own, options=options, default=getattr(default, discriminator), adapter=adapter)
         kinds[kind] = replace(group, children=types.MappingProxyType({**group.children, discriminator: choosing}))
-    return Choice(path, discriminator, types.MappingProxyType(kinds), default, info.description or "")
+    return VariantBranch(path, discriminator, types.MappingProxyType(kinds), default, info.description or "")
 
 
 def _key(info: FieldInfo, path: str, default: object) -> Key:
@@ -258,7 +258,7 @@ def _without_none(annotation: Any) -> tuple[Any, bool]:
     return annotation, nullable
 
 
-def _kind(annotation: Any) -> tuple[Kind, tuple[str, ...]]:
+def _kind(annotation: Any) -> tuple[ValueKind, tuple[str, ...]]:
     origin = get_origin(annotation)
     if origin is Literal:
         return "str", get_args(annotation)
@@ -271,7 +271,7 @@ def _kind(annotation: Any) -> tuple[Kind, tuple[str, ...]]:
     if origin in (Union, types.UnionType):  # a number, or a word in its place
         number, words = get_args(annotation)
         return _kind(_without_none(number)[0])[0], get_args(words)
-    kinds: dict[Any, Kind] = {bool: "bool", int: "int", float: "float", str: "str", SecretStr: "str"}
+    kinds: dict[Any, ValueKind] = {bool: "bool", int: "int", float: "float", str: "str", SecretStr: "str"}
     return kinds[annotation], ()
 
 
@@ -290,13 +290,13 @@ def _constraints(info: FieldInfo) -> list[Any]:
     return found
 
 
-def _range(constraints: Iterable[Any]) -> Range:
+def _range(constraints: Iterable[Any]) -> ValueRange:
     bounds: dict[str, float] = {}
     for item in constraints:
         for name, bound in (("ge", Ge), ("gt", Gt), ("le", Le), ("lt", Lt)):
             if isinstance(item, bound):
                 bounds[name] = float(getattr(item, name))
-    return Range(**bounds)
+    return ValueRange(**bounds)
 
 
 def _long_name(path: str) -> str | None:
@@ -305,12 +305,12 @@ def _long_name(path: str) -> str | None:
     return prefix + rest.replace(".", "_").upper() if prefix else None
 
 
-def keys_of(node: Key | Group | Choice) -> Iterator[Key]:
+def keys_of(node: Key | Branch | VariantBranch) -> Iterator[Key]:
     """All keys below, in order; a key that several kinds of a choice have comes once for each kind."""
     if isinstance(node, Key):
         yield node
         return
-    children = node.children if isinstance(node, Group) else node.kinds
+    children = node.children if isinstance(node, Branch) else node.kinds
     for child in children.values():
         yield from keys_of(child)
 
@@ -325,14 +325,14 @@ def keys_by_path() -> Mapping[str, Key]:
 
 
 @cache
-def sections() -> Mapping[str, Group | Choice]:
+def sections() -> Mapping[str, Branch | VariantBranch]:
     """Every section by its path, without the kinds of a choice (which share its path)."""
-    found: dict[str, Group | Choice] = {}
+    found: dict[str, Branch | VariantBranch] = {}
 
-    def visit(node: Group | Choice) -> None:
+    def visit(node: Branch | VariantBranch) -> None:
         if node.path:
             found.setdefault(node.path, node)
-        children = [node] if isinstance(node, Group) else list(node.kinds.values())
+        children = [node] if isinstance(node, Branch) else list(node.kinds.values())
         for group in children:
             for child in group.children.values():
                 if not isinstance(child, Key):

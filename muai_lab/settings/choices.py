@@ -4,28 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Set
 
-from muai_lab.settings.catalogue import Choice, Group, Key, catalogue, find_key, sections
+from muai_lab.settings.catalogue import Branch, Key, VariantBranch, catalogue, find_key, sections
 from muai_lab.settings.origin import Given, Layer, gave_way
 
 
-def kind_in(choice: Choice, merged: Mapping[str, Given]) -> object:
+def kind_in(choice: VariantBranch, merged: Mapping[str, Given]) -> object:
     """The kind of a choice that is in force."""
     given = merged.get(f"{choice.path}.{choice.discriminator}")
     return choice.default_kind if given is None else given.value
 
 
-def node_at(path: str, merged: Mapping[str, Given]) -> tuple[Key | Group | Choice | None, Choice | None]:
+def node_at(path: str, merged: Mapping[str, Given]) -> tuple[Key | Branch | VariantBranch | None, VariantBranch | None]:
     """What the dotted path means under the kinds that are in force, and the innermost choice on the way to it.
 
     None where the kind in force has no such child. An entry of an open mapping means the mapping. Where a kind does
     not exist at all, which is a problem of its own, the first of its choice stands in.
     """
-    node: Key | Group | Choice = catalogue()
-    innermost: Choice | None = None
+    node: Key | Branch | VariantBranch = catalogue()
+    innermost: VariantBranch | None = None
     for name in path.split("."):
         if isinstance(node, Key):
             return (node, innermost) if node.kind in ("mapping", "sections") else (None, innermost)
-        if isinstance(node, Choice):
+        if isinstance(node, VariantBranch):
             innermost = node
             kind = str(kind_in(node, merged))
             node = node.kinds.get(kind, next(iter(node.kinds.values())))
@@ -36,7 +36,7 @@ def node_at(path: str, merged: Mapping[str, Given]) -> tuple[Key | Group | Choic
     return node, innermost
 
 
-def applicable_key(path: str, merged: Mapping[str, Given]) -> tuple[Key | None, Choice | None]:
+def applicable_key(path: str, merged: Mapping[str, Given]) -> tuple[Key | None, VariantBranch | None]:
     """The key that `path` means under the kinds that are chosen, or None with the choice whose kind has no such key."""
     node, choice = node_at(path, merged)
     if isinstance(node, Key):
@@ -54,8 +54,8 @@ def implied_kinds(merged: Layer) -> dict[str, Given]:
     implied: dict[str, Given] = {}
     for path, section in sections().items():  # an outer choice comes before those inside it
         known = {**merged, **implied}
-        choice = node_at(path, known)[0] if isinstance(section, Choice) else None
-        if isinstance(choice, Choice) and f"{path}.{choice.discriminator}" not in known:
+        choice = node_at(path, known)[0] if isinstance(section, VariantBranch) else None
+        if isinstance(choice, VariantBranch) and f"{path}.{choice.discriminator}" not in known:
             names = {name.removeprefix(f"{path}.").partition(".")[0] for name in merged if name.startswith(f"{path}.")}
             foreign = sorted(names - choice.kinds[choice.default_kind].children.keys())
             fitting = kinds_with(choice, names)
@@ -64,6 +64,6 @@ def implied_kinds(merged: Layer) -> dict[str, Given]:
     return implied
 
 
-def kinds_with(choice: Choice, names: Set[str]) -> list[str]:
+def kinds_with(choice: VariantBranch, names: Set[str]) -> list[str]:
     """The kinds of the choice that have all of these keys."""
     return [kind for kind, group in choice.kinds.items() if names <= group.children.keys()]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import yaml
 from pydantic import BaseModel, SecretStr
 
-from muai_lab.settings.catalogue import ENVIRONMENT_PREFIXES, Choice, Group, Key, catalogue, keys_by_path, plain
+from muai_lab.settings.catalogue import ENVIRONMENT_PREFIXES, Branch, Key, VariantBranch, catalogue, keys_by_path, plain
 from muai_lab.settings.file import FILE_SECTIONS, understand_exponents
 from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.resolve import Resolved
@@ -51,7 +51,7 @@ def dump_optimization_yaml(settings: LabSettings) -> str:
     lines = []
     for name in FILE_SECTIONS:
         group = tree.children[name]
-        assert isinstance(group, Group)
+        assert isinstance(group, Branch)
         lines += [f"{name}:", *_section_lines(group, getattr(settings, name), _INDENT, _no_comment), ""]
     return "\n".join(lines[:-1]) + "\n"
 
@@ -67,8 +67,10 @@ def _no_comment(key: Key) -> str:
     return ""
 
 
-def _section_lines(node: Group | Choice, section: BaseModel, indent: str, comment: Callable[[Key], str]) -> list[str]:
-    group = node if isinstance(node, Group) else node.kinds[str(getattr(section, node.discriminator))]
+def _section_lines(
+    node: Branch | VariantBranch, section: BaseModel, indent: str, comment: Callable[[Key], str]
+) -> list[str]:
+    group = node if isinstance(node, Branch) else node.kinds[str(getattr(section, node.discriminator))]
     lines = []
     for name, child in group.children.items():
         value = getattr(section, name)

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from muai_lab.errors import SettingsError
-from muai_lab.settings.catalogue import Choice, Group, Key, catalogue
+from muai_lab.settings.catalogue import Branch, Key, VariantBranch, catalogue
 from muai_lab.settings.nearest import did_you_mean, nearest
 from muai_lab.settings.origin import Given, Layer, Origin
 
@@ -107,11 +107,11 @@ class _Reader:
                 self.problems.append(f"{name} ({self._where(key_node)}): no such section{hint}")
         return self.layer, self.problems
 
-    def _section(self, node: yaml.Node, target: Key | Group | Choice) -> None:
+    def _section(self, node: yaml.Node, target: Key | Branch | VariantBranch) -> None:
         if isinstance(target, Key):
             self._key(node, target)
             return
-        assert isinstance(target, Group), "the sections of a file have no choices"
+        assert isinstance(target, Branch), "the sections of a file have no choices"
         if node.tag == _NULL:
             return
         if not isinstance(node, yaml.MappingNode):

@@ -20,7 +20,7 @@ from pydantic import BaseModel, SecretStr
 
 import muai_lab
 from muai_lab.errors import MuaiError, SettingsError
-from muai_lab.settings.catalogue import Choice, Group, Key, catalogue
+from muai_lab.settings.catalogue import Branch, Key, VariantBranch, catalogue
 from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.resolve import load_settings
 
@@ -67,10 +67,10 @@ def register_base_nodes(overrides: Sequence[Override]) -> None:
     ConfigStore.instance().store(name=BASE_NODE, node=node, provider="muai_lab")
 
 
-def _base_node(node: Group | Choice, section: BaseModel | None) -> dict[str, Any]:
+def _base_node(node: Branch | VariantBranch, section: BaseModel | None) -> dict[str, Any]:
     """Plain values of every key; for a choice the keys of all its kinds, null where the kind in force has none."""
     data: dict[str, Any] = {}
-    for group in [node] if isinstance(node, Group) else node.kinds.values():
+    for group in [node] if isinstance(node, Branch) else node.kinds.values():
         for name, child in group.children.items():
             value: Any = getattr(section, name, None)
             if isinstance(child, Key):

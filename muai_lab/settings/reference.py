@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from textwrap import wrap
 
-from muai_lab.settings.catalogue import Choice, Group, Key, catalogue, keys_of
+from muai_lab.settings.catalogue import Branch, Key, VariantBranch, catalogue, keys_of
 from muai_lab.settings.dump import yaml_value
 from muai_lab.settings.file import FILE_SECTIONS
 from muai_lab.settings.section import Section
@@ -65,12 +65,12 @@ def example_file() -> str:
     lines = [_EXAMPLE_HEAD]
     for name in FILE_SECTIONS:
         group = catalogue().children[name]
-        assert isinstance(group, Group)
+        assert isinstance(group, Branch)
         lines += _example_section(name, group, "")
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
-def _example_section(name: str, group: Group, indent: str) -> list[str]:
+def _example_section(name: str, group: Branch, indent: str) -> list[str]:
     lines = [*_comment(group.model.__doc__ or "", indent), f"{indent}{name}:"]
     inner = indent + "  "
     for child_name, child in group.children.items():
@@ -81,7 +81,7 @@ def _example_section(name: str, group: Group, indent: str) -> list[str]:
             lines += _comment(f"{_sentence(child.expected())} Variable: {names}", inner)
             lines.append(f"{inner}{child_name}: {yaml_value(child.default)}")
         else:
-            assert isinstance(child, Group), "the sections of a file have no choices"
+            assert isinstance(child, Branch), "the sections of a file have no choices"
             lines += ["", *_example_section(child_name, child, inner)]
     if not indent:
         lines.append("")
@@ -103,7 +103,7 @@ def reference_page() -> str:
     file_groups = [tree.children[name] for name in FILE_SECTIONS]
     lines = [_REFERENCE_HEAD, "## Sections of the configuration file", ""]
     for group in file_groups:
-        assert isinstance(group, Group)
+        assert isinstance(group, Branch)
         lines += _reference_section(group)
     lines += ["## Settings of the lab", "", "These come from configuration groups and the command line only.", ""]
     own = {name: child for name, child in tree.children.items() if name not in FILE_SECTIONS}
@@ -126,10 +126,10 @@ def reference_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _reference_section(node: Group | Choice, kind: str = "") -> list[str]:
+def _reference_section(node: Branch | VariantBranch, kind: str = "") -> list[str]:
     """The section with its keys, and the sections inside it. A choice inside a kind of another one is left out here:
     several kinds have it, so it is shown once, by `_inner_choices`."""
-    if isinstance(node, Choice):
+    if isinstance(node, VariantBranch):
         lines = []
         for name, group in node.kinds.items():
             default = " (the default kind)" if name == node.default_kind else ""
@@ -137,7 +137,11 @@ def _reference_section(node: Group | Choice, kind: str = "") -> list[str]:
         return [*lines, *_inner_choices(node)]
     title = f"### `{node.path}`" + (f", {kind}" if kind else "")
     lines = [title, "", " ".join((node.model.__doc__ or "").split()), ""]
-    own = [child for child in node.children.values() if isinstance(child, Key) or (kind and isinstance(child, Choice))]
+    own = [
+        child
+        for child in node.children.values()
+        if isinstance(child, Key) or (kind and isinstance(child, VariantBranch))
+    ]
     lines += _key_table(own, environment=any(isinstance(key, Key) and key.env_long for key in own))
     for child in node.children.values():
         if not isinstance(child, Key) and child not in own:
@@ -145,13 +149,13 @@ def _reference_section(node: Group | Choice, kind: str = "") -> list[str]:
     return lines
 
 
-def _inner_choices(choice: Choice) -> list[str]:
+def _inner_choices(choice: VariantBranch) -> list[str]:
     """The choices inside the kinds of `choice`, each kind of them once, under all the paths that it may stand at."""
     paths: dict[type[Section], list[str]] = {}
-    kinds: dict[type[Section], tuple[str, Group]] = {}
+    kinds: dict[type[Section], tuple[str, Branch]] = {}
     for kind in choice.kinds.values():
         for inner in kind.children.values():
-            if isinstance(inner, Choice):
+            if isinstance(inner, VariantBranch):
                 for name, group in inner.kinds.items():
                     kinds.setdefault(group.model, (f"{inner.discriminator}: {name}", group))
                     known = paths.setdefault(group.model, [])
@@ -170,11 +174,11 @@ def _with_own_default(key: Key, model: type[Section]) -> Key:
     return replace(key, default=model.model_fields[key.name].default)
 
 
-def _key_table(keys: Sequence[Key | Choice], *, environment: bool = False) -> list[str]:
+def _key_table(keys: Sequence[Key | VariantBranch], *, environment: bool = False) -> list[str]:
     head = ["key", "default", "valid", *(["environment"] if environment else []), "meaning"]
     lines = [_row(head), _row(["---"] * len(head)).replace(" ", "")]
     for key in keys:
-        if isinstance(key, Choice):
+        if isinstance(key, VariantBranch):
             default = yaml_value(key.default.model_dump())
             name = key.path.rpartition(".")[2]
             lines.append(_row([f"`{name}`", f"`{default}`", f"see {key.discriminator} below", key.description]))

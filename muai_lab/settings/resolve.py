@@ -12,9 +12,9 @@ from pydantic import BaseModel, ValidationError
 
 from muai_lab.errors import SettingsError
 from muai_lab.settings.catalogue import (
-    Choice,
-    Group,
+    Branch,
     Key,
+    VariantBranch,
     catalogue,
     find_key,
     keys_by_path,
@@ -33,7 +33,7 @@ from muai_lab.settings.section import UNCHECKED
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ResolvedSetting:
     """One resolved setting."""
 
     key: Key
@@ -61,11 +61,11 @@ class Resolved:
         entries = [origin for name, origin in self.origins.items() if name.startswith(f"{path}.")]
         return max(entries, key=lambda origin: order.index(origin.layer), default=DEFAULT)
 
-    def entries(self, under: str = "") -> Iterator[Entry]:
+    def entries(self, under: str = "") -> Iterator[ResolvedSetting]:
         """Every setting below the section `under`, in the order of the schema. Keys that do not apply are left out."""
         for key, value in _leaves(catalogue(), self.settings):
             if not under or key.path == under or key.path.startswith(f"{under}."):
-                yield Entry(key, value, self.origin(key.path))
+                yield ResolvedSetting(key, value, self.origin(key.path))
 
 
 def load_settings(
@@ -150,8 +150,8 @@ def _unknown_key(path: str, given: Given) -> str:
 def _put(layer: Layer, merged: dict[str, Given]) -> None:
     """Lay `layer` over `merged`. Where it changes the kind of a choice, what lower layers said of the old kind goes."""
     for path, section in sections().items():  # an outer choice comes before those inside it
-        choice = node_at(path, merged)[0] if isinstance(section, Choice) else None
-        if isinstance(choice, Choice):
+        choice = node_at(path, merged)[0] if isinstance(section, VariantBranch) else None
+        if isinstance(choice, VariantBranch):
             discriminator = f"{path}.{choice.discriminator}"
             if discriminator in layer and kind_in(choice, merged) != layer[discriminator].value:
                 for name in [name for name in merged if name.startswith(f"{path}.")]:
@@ -192,7 +192,7 @@ def _check(merged: Mapping[str, Given], problems: list[str]) -> tuple[dict[str, 
     return values, invalid
 
 
-def _fits(choice: Choice, path: str) -> str:
+def _fits(choice: VariantBranch, path: str) -> str:
     """Where the key would belong: the end of the message that it does not apply."""
     kinds = kinds_with(choice, {path.removeprefix(f"{choice.path}.").partition(".")[0]})
     return f", but to {', '.join(kinds)}: set {choice.path}.{choice.discriminator}" if kinds else ""
@@ -272,10 +272,10 @@ def _hidden_problems(layers: Sequence[Layer], merged: Mapping[str, Given]) -> It
 
 def _depends_on_a_choice(path: str) -> bool:
     names = path.split(".")
-    return any(isinstance(sections().get(".".join(names[:end])), Choice) for end in range(1, len(names)))
+    return any(isinstance(sections().get(".".join(names[:end])), VariantBranch) for end in range(1, len(names)))
 
 
-def _build(group: Group, values: Mapping[str, object]) -> dict[str, object]:
+def _build(group: Branch, values: Mapping[str, object]) -> dict[str, object]:
     """Nested data for the models, holding only what was set (so that `model_fields_set` says what was)."""
     data: dict[str, object] = {}
     for name, child in group.children.items():
@@ -289,7 +289,7 @@ def _build(group: Group, values: Mapping[str, object]) -> dict[str, object]:
                     data[name] = _nested(entries) if child.kind == "sections" else entries
         elif not any(path.startswith(f"{child.path}.") for path in values):
             continue
-        elif isinstance(child, Group):
+        elif isinstance(child, Branch):
             data[name] = _build(child, values)
         else:
             kind = str(values.get(f"{child.path}.{child.discriminator}", child.default_kind))
@@ -308,8 +308,8 @@ def _conflicts(settings: LabSettings, origins: Mapping[str, Origin], invalid: se
                 yield f"{path + ': ' if path else ''}{conflict.message} ({named})"
 
 
-def _leaves(node: Group | Choice, section: BaseModel) -> Iterator[tuple[Key, object]]:
-    group = node if isinstance(node, Group) else node.kinds[str(getattr(section, node.discriminator))]
+def _leaves(node: Branch | VariantBranch, section: BaseModel) -> Iterator[tuple[Key, object]]:
+    group = node if isinstance(node, Branch) else node.kinds[str(getattr(section, node.discriminator))]
     for name, child in group.children.items():
         value = getattr(section, name)
         if isinstance(child, Key):

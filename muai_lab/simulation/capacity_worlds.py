@@ -14,15 +14,15 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import gammainc, ndtri
 
+from muai_lab.arrays import Floats
 from muai_lab.simulation.worlds import (
     OUTPUT_TOKENS,
     PREFILL_S,
     PREFILL_SIGMA,
     SERVICE_S,
     SLOTS,
-    Batch,
-    Floats,
-    Window,
+    BatchState,
+    ObservedWindow,
     batching_capacity,
     step_s,
 )
@@ -55,7 +55,7 @@ class QueueWorld:
 
     def probe(
         self, rng: np.random.Generator, rates: Floats, speeds: Floats, lead_s: Floats, seconds: Floats
-    ) -> Iterator[Window]:
+    ) -> Iterator[ObservedWindow]:
         """One window per rate, after a lead-in from an idle server that is `speed` times as fast as the world's."""
         end_s = lead_s + seconds
         mean = float((rates * end_s).max())
@@ -68,7 +68,7 @@ class QueueWorld:
             comes = np.isfinite(due_s[row])
             due, latency, over = due_s[row][comes], latency_s[row][comes] / speed, over_s[row][comes] / speed
             seen = over >= lead_s[row]
-            yield Window(float(lead_s[row]), float(seconds[row]), due[seen], latency[seen], over[seen])
+            yield ObservedWindow(float(lead_s[row]), float(seconds[row]), due[seen], latency[seen], over[seen])
 
 
 def single_server(bound_s: float, variation: float = 1.0) -> QueueWorld:
@@ -101,7 +101,7 @@ def slots(bound_s: float) -> QueueWorld:
     """Continuous batching with 32 slots and a bound on the time to first token."""
 
     def serve(rng: np.random.Generator, due_s: Floats) -> tuple[Floats, Floats]:
-        batch = Batch(due_s, rng)
+        batch = BatchState(due_s, rng)
         batch.run()
         return batch.first_s - np.where(np.isfinite(due_s), due_s, np.nan), batch.end_s
 

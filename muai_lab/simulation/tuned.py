@@ -11,7 +11,7 @@ from muai_lab.simulation.step_time import StepTime
 from muai_lab.simulation.traffic import SimulatedRequest
 from muai_lab.stack.events import Event, Finished, Tuned, TunerNoted
 from muai_lab.stack.limits import BatchLimits
-from muai_lab.stack.online.knobs import Bounds, Values
+from muai_lab.stack.online.knobs import KnobBounds, Values
 from muai_lab.stack.online.tuner import BLOCKS_PER_INTERVAL, OnlineTuner
 from muai_lab.stack.online.window import Targets, TunerWindow
 from muai_lab.stack.prefix_cache import BLOCK_TOKENS, PrefixCache
@@ -59,12 +59,12 @@ class Setup:
 class Tuning:
     """How the tuner is set up."""
 
-    bounds: Bounds
+    bounds: KnobBounds
     interval_s: float
     window_s: float
 
 
-class Served:
+class GoodRequests:
     """An observer that counts good requests by when they were due, as a client would: from their own arrival on."""
 
     def __init__(self, requests: Sequence[SimulatedRequest], targets: Targets, interval_s: float, count: int) -> None:
@@ -91,7 +91,7 @@ class Served:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class SimulatedOutcome:
     """Good requests of those due in each interval, and what the tuner did."""
 
     good: tuple[int, ...]
@@ -108,10 +108,10 @@ def simulate(
     interval_s: float,
     tuning: Tuning | None = None,
     seed: int = 0,
-) -> Outcome:
+) -> SimulatedOutcome:
     """Serve the requests, all due within the intervals, with these values or from them on under the tuner."""
     offered = list(requests)
-    served = Served(offered, setup.targets, interval_s, intervals)
+    served = GoodRequests(offered, setup.targets, interval_s, intervals)
     scheduler, engine = setup.open(values, seed)
     decisions: list[Tuned | TunerNoted] = []
     if tuning is None:
@@ -142,4 +142,4 @@ def simulate(
         driver.every(block_s, tick)
     driver.offer(offered)
     driver.run(intervals * interval_s + 60.0)
-    return Outcome(tuple(served.good), tuple(served.offered), tuple(decisions))
+    return SimulatedOutcome(tuple(served.good), tuple(served.offered), tuple(decisions))

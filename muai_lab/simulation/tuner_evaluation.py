@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 
 from muai_lab.simulation.step_time import StepTime
 from muai_lab.simulation.traffic import SimulatedRequest
-from muai_lab.simulation.tuned import Outcome, Setup, Tuning, simulate
+from muai_lab.simulation.tuned import Setup, SimulatedOutcome, Tuning, simulate
 from muai_lab.stack.events import Tuned
 from muai_lab.stack.limits import BatchLimits
-from muai_lab.stack.online.knobs import Bounds, Knob, Reach, Values
+from muai_lab.stack.online.knobs import Knob, KnobBounds, Reach, Values
 from muai_lab.stack.online.window import Targets
 
 INTERVAL_S = 60.0
@@ -91,7 +91,7 @@ class Scenario:
     home: Values
     before: Traffic
     after: Traffic
-    bounds: Bounds
+    bounds: KnobBounds
     quiet: int = 0
     variant: int = 0
 
@@ -179,7 +179,7 @@ def _scenario(
     limits = BatchLimits(SLOTS, min_batch)
     setup = Setup(step_time, limits, SLOTS, targets, queue_capacity, position_bytes=position_bytes)
     home = Values(batch, timeout_ms, cache_mb[0] if cache_mb else 0)
-    return Scenario(name, seed, setup, home, before, after, Bounds(reaches), quiet)
+    return Scenario(name, seed, setup, home, before, after, KnobBounds(reaches), quiet)
 
 
 def _load_doubles() -> Iterator[Scenario]:
@@ -235,7 +235,7 @@ def _traffic_returns() -> Iterator[Scenario]:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ScenarioVerdict:
     """One scenario's result.
 
     tuned, untuned, best: good requests per second from `ADAPTED` intervals after the shift to the end, under the tuner,
@@ -253,8 +253,8 @@ class Verdict:
     below: int
     kept: int
     reverted: int
-    outcome: Outcome
-    untuned_outcome: Outcome
+    outcome: SimulatedOutcome
+    untuned_outcome: SimulatedOutcome
     best_good: tuple[int, ...]
 
     @property
@@ -263,7 +263,7 @@ class Verdict:
         return self.tuned / self.best if self.best else 1.0
 
 
-def evaluate(scenario: Scenario) -> Verdict:
+def evaluate(scenario: Scenario) -> ScenarioVerdict:
     """Run the tuner, the configured values and the whole grid."""
     requests = list(scenario.requests())
     tuning = Tuning(scenario.bounds, INTERVAL_S, WINDOW_S)
@@ -282,7 +282,7 @@ def evaluate(scenario: Scenario) -> Verdict:
     best_values = max(fixed, key=lambda values: sum(fixed[values][late:]))
     best = fixed[best_values][_WARM_UP:]
     kinds = [event.outcome for event in tuned.decisions if isinstance(event, Tuned)]
-    return Verdict(
+    return ScenarioVerdict(
         scenario,
         tuned=_rate(tuned.good[SHIFT + ADAPTED :]),
         untuned=_rate(untuned.good[SHIFT + ADAPTED :]),
@@ -304,7 +304,7 @@ def _run(
     values: Values,
     intervals: int,
     tuning: Tuning | None = None,
-) -> Outcome:
+) -> SimulatedOutcome:
     return simulate(
         scenario.setup, requests, values, intervals=intervals, interval_s=INTERVAL_S, tuning=tuning, seed=scenario.seed
     )

@@ -13,7 +13,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from muai_lab.simulation.worlds import Floats, Traffic, World, ar1, batching, mm1
+from muai_lab.arrays import Floats
+from muai_lab.simulation.worlds import World, WorldTraffic, ar1, batching, mm1
 
 SERVICE_S, SERVICE_SIGMA = 0.1, 1.0
 _MG1_WARM_UP = 3000
@@ -25,14 +26,14 @@ TURNS, THINK_S = 3.0, 4.0
 _CONVERSATIONS_WARM_UP_S = 200.0
 
 
-def _mg1(load: float) -> Callable[[np.random.Generator, int, int], Traffic]:
-    def draw(rng: np.random.Generator, runs: int, requests: int) -> Traffic:
+def _mg1(load: float) -> Callable[[np.random.Generator, int, int], WorldTraffic]:
+    def draw(rng: np.random.Generator, runs: int, requests: int) -> WorldTraffic:
         rate, count = load / SERVICE_S, _MG1_WARM_UP + int(requests + 6.0 * math.sqrt(requests) + 50)
         due_s = np.cumsum(rng.exponential(1.0 / rate, (runs, count)), axis=1)
         served_s = SERVICE_S * rng.lognormal(-(SERVICE_SIGMA**2) / 2.0, SERVICE_SIGMA, due_s.shape)
         work_s = np.cumsum(served_s, axis=1)
         end_s = np.maximum.accumulate(due_s - (work_s - served_s), axis=1) + work_s  # Lindley's recursion, unrolled
-        return Traffic(rate, due_s, end_s - due_s, end_s, due_s[:, _MG1_WARM_UP - 1].copy())
+        return WorldTraffic(rate, due_s, end_s - due_s, end_s, due_s[:, _MG1_WARM_UP - 1].copy())
 
     return draw
 
@@ -49,7 +50,7 @@ def conversations(load: float) -> World:
     mean_s = (1.0 - LONG_SHARE) * SHORT_S + LONG_SHARE * LONG_S
     rate = load * SLOTS / mean_s
 
-    def draw(rng: np.random.Generator, runs: int, requests: int) -> Traffic:
+    def draw(rng: np.random.Generator, runs: int, requests: int) -> WorldTraffic:
         until_s = _CONVERSATIONS_WARM_UP_S + requests / rate
         drawn = [_turns(rng, rate / TURNS, until_s) for _ in range(runs)]
         longest = max(due_s.size for due_s, _, _ in drawn)
@@ -59,7 +60,7 @@ def conversations(load: float) -> World:
         )
         with np.errstate(invalid="ignore"):
             latency_s = first_s - due_s
-        return Traffic(rate, due_s, latency_s, end_s, np.full(runs, _CONVERSATIONS_WARM_UP_S))
+        return WorldTraffic(rate, due_s, latency_s, end_s, np.full(runs, _CONVERSATIONS_WARM_UP_S))
 
     return World(f"conversations {load:g}", f"conversations, {SLOTS} slots, ρ {load:g}", rate, draw, None)
 

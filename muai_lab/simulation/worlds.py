@@ -21,8 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from muai_lab.arrays import Floats, Ints
 
 SLOTS = 32
 STEP_S, STEP_PER_SLOT_S = 0.010, 0.00025
@@ -38,7 +37,7 @@ IID_RATE, IID_SCALE_S, IID_SHAPE = 20.0, 0.1, 3.0
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class ObservedWindow:
     """What a client sees of one run: the requests that were due in the window, or still in flight when it began.
 
     start_s, length_s: the window. due_s, latency_s, end_s: one entry per request, ordered by due time. A request counts
@@ -58,7 +57,7 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
-class Traffic:
+class WorldTraffic:
     """Requests of many independent runs of a world: arrays [runs, requests].
 
     rate: offered, requests/s. start_s: [runs], when the system has forgotten that it began empty.
@@ -70,12 +69,12 @@ class Traffic:
     end_s: Floats
     start_s: Floats
 
-    def windows(self, length_s: float) -> Iterator[Window]:
+    def windows(self, length_s: float) -> Iterator[ObservedWindow]:
         """The window of this length of each run."""
         rows = zip(self.due_s, self.latency_s, self.end_s, self.start_s.tolist(), strict=True)
         for due_s, latency_s, end_s, start_s in rows:
             seen = (end_s >= start_s) & (due_s < start_s + length_s)
-            yield Window(start_s, length_s, due_s[seen], latency_s[seen], end_s[seen])
+            yield ObservedWindow(start_s, length_s, due_s[seen], latency_s[seen], end_s[seen])
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +89,7 @@ class World:
     name: str
     title: str
     rate: float
-    draw: Callable[[np.random.Generator, int, int], Traffic]
+    draw: Callable[[np.random.Generator, int, int], WorldTraffic]
     mean_s: float | None
     quantile: Callable[[float], float] | None = None
 
@@ -136,7 +135,7 @@ def batching_capacity() -> float:
     return SLOTS / (OUTPUT_TOKENS * (STEP_S + STEP_PER_SLOT_S * SLOTS))
 
 
-class Batch:
+class BatchState:
     """State of the batching world, a row per run, between two events.
 
     Each sequence in a slot gets a token per step, so progress is the same for all of them: `tokens` counts it, and a
@@ -191,13 +190,13 @@ class Batch:
         self.started[rows] += 1
 
 
-def _batching(load: float) -> Callable[[np.random.Generator, int, int], Traffic]:
-    def draw(rng: np.random.Generator, runs: int, requests: int) -> Traffic:
+def _batching(load: float) -> Callable[[np.random.Generator, int, int], WorldTraffic]:
+    def draw(rng: np.random.Generator, runs: int, requests: int) -> WorldTraffic:
         rate = load * batching_capacity()
         due_s = _arrivals(rng, rate, runs, _BATCHING_WARM_UP + requests)
-        batch = Batch(due_s, rng)
+        batch = BatchState(due_s, rng)
         batch.run()
-        return Traffic(rate, due_s, batch.first_s - due_s, batch.end_s, due_s[:, _BATCHING_WARM_UP - 1].copy())
+        return WorldTraffic(rate, due_s, batch.first_s - due_s, batch.end_s, due_s[:, _BATCHING_WARM_UP - 1].copy())
 
     return draw
 
@@ -216,20 +215,20 @@ def _batching_mean(load: float) -> float:
     return waiting / rate + own_step / 2.0 + PREFILL_S
 
 
-def _mm1(load: float) -> Callable[[np.random.Generator, int, int], Traffic]:
-    def draw(rng: np.random.Generator, runs: int, requests: int) -> Traffic:
+def _mm1(load: float) -> Callable[[np.random.Generator, int, int], WorldTraffic]:
+    def draw(rng: np.random.Generator, runs: int, requests: int) -> WorldTraffic:
         rate = load / SERVICE_S
         due_s = _arrivals(rng, rate, runs, _MM1_WARM_UP + requests)
         served_s = rng.exponential(SERVICE_S, due_s.shape)
         work_s = np.cumsum(served_s, axis=1)
         end_s = np.maximum.accumulate(due_s - (work_s - served_s), axis=1) + work_s  # Lindley's recursion, unrolled
-        return Traffic(rate, due_s, end_s - due_s, end_s, due_s[:, _MM1_WARM_UP - 1].copy())
+        return WorldTraffic(rate, due_s, end_s - due_s, end_s, due_s[:, _MM1_WARM_UP - 1].copy())
 
     return draw
 
 
-def _ar1(tau_s: float) -> Callable[[np.random.Generator, int, int], Traffic]:
-    def draw(rng: np.random.Generator, runs: int, requests: int) -> Traffic:
+def _ar1(tau_s: float) -> Callable[[np.random.Generator, int, int], WorldTraffic]:
+    def draw(rng: np.random.Generator, runs: int, requests: int) -> WorldTraffic:
         due_s = _arrivals(rng, AR1_RATE, runs, requests)
         kept = np.exp(-np.diff(due_s, axis=1, prepend=-np.inf) / tau_s)
         level = np.zeros(runs)
@@ -238,15 +237,15 @@ def _ar1(tau_s: float) -> Callable[[np.random.Generator, int, int], Traffic]:
         for index in range(due_s.shape[1]):
             level = kept[:, index] * level + np.sqrt(1.0 - kept[:, index] ** 2) * shocks[:, index]
             latency_s[:, index] = AR1_MEDIAN_S * np.exp(AR1_SIGMA * level)
-        return Traffic(AR1_RATE, due_s, latency_s, due_s + latency_s, np.zeros(runs))
+        return WorldTraffic(AR1_RATE, due_s, latency_s, due_s + latency_s, np.zeros(runs))
 
     return draw
 
 
-def _iid(rng: np.random.Generator, runs: int, requests: int) -> Traffic:
+def _iid(rng: np.random.Generator, runs: int, requests: int) -> WorldTraffic:
     due_s = _arrivals(rng, IID_RATE, runs, requests)
     latency_s = IID_SCALE_S * rng.pareto(IID_SHAPE, due_s.shape)
-    return Traffic(IID_RATE, due_s, latency_s, due_s + latency_s, np.zeros(runs))
+    return WorldTraffic(IID_RATE, due_s, latency_s, due_s + latency_s, np.zeros(runs))
 
 
 def batching(load: float) -> World:

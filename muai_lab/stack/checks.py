@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from muai_lab.engines.base import Engine, PromptCompute, Sampling, StepEngine
-from muai_lab.engines.ranges import MAX_TOKENS, PRIORITY, TEMPERATURE, TIMEOUT_S, TOP_P, Range
+from muai_lab.engines.ranges import MAX_TOKENS, PRIORITY, TEMPERATURE, TIMEOUT_S, TOP_P, TokenRange
 from muai_lab.errors import InvalidRequest
 from muai_lab.stack.request import GenerationRequest
 
@@ -26,7 +26,7 @@ def check_request(request: GenerationRequest, engine: Engine, *, vocabulary: int
     _check_length(len(request.prompt), len(request.begun) + request.max_tokens, engine)
 
 
-def _check_range(name: str, value: float, numbers: Range) -> None:
+def _check_range(name: str, value: float, numbers: TokenRange) -> None:
     if not numbers.holds(value):
         raise InvalidRequest(f"{name} must be {numbers}, not {_shown(value)}", param=name)
 

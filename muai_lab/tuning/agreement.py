@@ -20,7 +20,7 @@ _PRIOR_CORRELATION = 0.1  # between positions of a prompt, as long as few prompt
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class PromptAgreement:
     """One prompt's share in the comparison.
 
     positions: Positions at which both were asked. decoded: Those of them whose token a decode step made; the others
@@ -49,8 +49,8 @@ class Answer:
 class Agreement:
     """Share of positions at which the greedy token is that of fp32, with its lower bound (95 % interval, lower end).
 
-    positions, decoded: As in `Answer`, of all prompts. design_effect: Variance of the share, relative to that of as
-    many independent positions; at least 1.
+    positions, decoded: As in `PromptAgreement`, of all prompts. design_effect: Variance of the share, relative to that
+    of as many independent positions; at least 1.
     """
 
     share: float
@@ -71,7 +71,7 @@ class Agreement:
         )
 
 
-def agreement_of(answers: Sequence[Answer]) -> Agreement:
+def agreement_of(answers: Sequence[PromptAgreement]) -> Agreement:
     """Judge the answers. Without a position nothing is known, and the bound is 0."""
     seen = [answer for answer in answers if answer.positions]
     positions, decoded = sum(one.positions for one in seen), sum(one.decoded for one in seen)
@@ -90,7 +90,7 @@ def not_kept(found: Agreement | None, least: float) -> str | None:
     return f"{found}, and {least:.1%} are asked for (tuning.min_agreement)"
 
 
-def design_effect(answers: Sequence[Answer]) -> float:
+def design_effect(answers: Sequence[PromptAgreement]) -> float:
     """Variance of the share by the clusters, relative to independent positions; at least 1.
 
     The differing positions of few prompts show little of how they cluster. There a correlation within prompts is

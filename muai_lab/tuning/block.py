@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from muai_lab.analysis.slo import Slo
-    from muai_lab.analysis.statistics import Floats
+    from muai_lab.arrays import Floats
     from muai_lab.load.generator import LoadResult
-    from muai_lab.load.records import Window
     from muai_lab.load.self_report import GeneratorReport
     from muai_lab.tuning.soak import Soak
+    from muai_lab.window import Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def judge_rows(
     hit = ok if slo is None else met(due, slo)
     latencies = due[judged_column(due, "e2e")].to_numpy(dtype=np.float64)
     return BlockResult(
-        seconds=window.measured_s,
+        seconds=window.duration_s,
         due=len(due),
         met=int(hit.sum()),
         failed=int((~ok).sum()),
@@ -121,15 +121,15 @@ def judge_soak(result: LoadResult, slo: Slo, request_timeout_s: float, slices: i
         requests["over_s"].to_numpy(dtype=np.float64) - start_s,
         _relative_to_bound(requests, slo),
         parts,
-        window.measured_s,
+        window.duration_s,
         stationary=stationary,
     )
 
 
 def _rows(result: LoadResult) -> pd.DataFrame:
     from muai_lab.analysis.frames import requests_frame
-    from muai_lab.analysis.window import Window
     from muai_lab.load.records import records_table
+    from muai_lab.window import Window
 
     return requests_frame(records_table(result.records, result.window), Window(**asdict(result.window)))
 

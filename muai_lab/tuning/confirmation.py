@@ -20,14 +20,15 @@ import numpy as np
 from scipy.special import stdtrit
 
 from muai_lab.analysis.comparison import mean_change
-from muai_lab.analysis.statistics import REPLICATES, Floats
+from muai_lab.analysis.statistics import REPLICATES
+from muai_lab.arrays import Floats
 from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.tuning.agreement import Agreement, not_kept
 from muai_lab.tuning.arena import Arena
 from muai_lab.tuning.block import BlockResult
 from muai_lab.tuning.blocks import FRESH
 from muai_lab.tuning.measure import Switch, measure, soak
-from muai_lab.tuning.objective import Bounds, Objective
+from muai_lab.tuning.objective import Constraints, Objective
 from muai_lab.tuning.soak import Attainment, Soak, attainment_of
 from muai_lab.tuning.soak import not_kept as slo_not_kept
 
@@ -76,7 +77,7 @@ class Confirmation:
 
 
 @dataclass(slots=True)
-class Served:
+class WinnerLoad:
     """The winner's load.
 
     soaks: its soak windows, empty where runs are blocks with a drain between them. agreement: see `Confirmation`.
@@ -92,7 +93,7 @@ def confirm(
     present: OptimizationSettings,
     winner: OptimizationSettings,
     objective: Objective,
-    bounds: Bounds,
+    bounds: Constraints,
     switch: Switch,
     *,
     pairs: int,
@@ -114,7 +115,7 @@ def confirm(
     Raises ConfigurationFailed, Unmeasurable, Interrupted.
     """
     measured: list[Pair] = []
-    served = Served()
+    served = WinnerLoad()
     needed, most = pairs, max(pairs, most_pairs)
     wanted: int | None = None
 
@@ -199,7 +200,7 @@ def _pair(
 
 
 def judge_pairs(
-    pairs: Sequence[Pair], served: Served, objective: Objective, bounds: Bounds, noise: float
+    pairs: Sequence[Pair], served: WinnerLoad, objective: Objective, bounds: Constraints, noise: float
 ) -> Confirmation:
     """Accept the winner if the lower end of its gain's interval is above the noise and every bound holds.
 
@@ -258,7 +259,9 @@ def _disagreement(found: Agreement | None, least: float) -> str | None:
     return "its greedy tokens were not compared with those of fp32" if found is None else not_kept(found, least)
 
 
-def _broken(missed: Mapping[str, float], bounds: Bounds, kept: Attainment | None, served: Served) -> str | None:
+def _broken(
+    missed: Mapping[str, float], bounds: Constraints, kept: Attainment | None, served: WinnerLoad
+) -> str | None:
     """The bound that does not hold, in words; None if every one does."""
     soaks, least = served.soaks, bounds.min_agreement
     if least is not None and (reason := _disagreement(served.agreement, least)) is not None:

@@ -14,10 +14,10 @@ from muai_lab.analysis.statistics import Estimate
 from muai_lab.errors import SettingsError
 from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.tuning.arena import ConfigurationFailed
-from muai_lab.tuning.objective import Bounds, Objective, total_violation
+from muai_lab.tuning.objective import Constraints, Objective, total_violation
 from muai_lab.tuning.rounds import (
-    Rounds,
-    Run,
+    ArmRuns,
+    MeasureRun,
     RunNoise,
     as_gain,
     difference,
@@ -72,12 +72,12 @@ def changes(space: SearchSpace, present: OptimizationSettings, point: Point) -> 
 
 
 def earn(
-    run: Run,
+    run: MeasureRun,
     space: SearchSpace,
     present: OptimizationSettings,
     winner: Point,
     objective: Objective,
-    bounds: Bounds,
+    bounds: Constraints,
     *,
     noise: RunNoise,
     order: Sequence[str] = (),
@@ -113,11 +113,11 @@ class _Earning:
 
     def __init__(
         self,
-        run: Run,
+        run: MeasureRun,
         space: SearchSpace,
         present: OptimizationSettings,
         objective: Objective,
-        bounds: Bounds,
+        bounds: Constraints,
         noise: RunNoise,
     ) -> None:
         self._run = run
@@ -251,18 +251,18 @@ class _Earning:
         kept = _without(whole, *others)
         return self._earned(kept, as_gain(self._objective, _negative(losses[path])))
 
-    def _compare(self, arms: Mapping[str, OptimizationSettings]) -> tuple[Rounds[str], dict[str, Estimate]]:
+    def _compare(self, arms: Mapping[str, OptimizationSettings]) -> tuple[ArmRuns[str], dict[str, Estimate]]:
         """Measure the arms; returns by how much the whole winner is better than each other one (logarithms)."""
         rounds = in_rounds(self._run, arms, ROUNDS if len(arms) > 2 else _ROUNDS_OF_TWO, _WHOLE)
         self._noise = self._noise.with_(noise_within(log_levels(rounds, self._objective, _WHOLE)))
         return rounds, self._gains(rounds)
 
-    def _gains(self, rounds: Rounds[str], tail: float = 0.025) -> dict[str, Estimate]:
+    def _gains(self, rounds: ArmRuns[str], tail: float = 0.025) -> dict[str, Estimate]:
         levels = log_levels(rounds, self._objective, _WHOLE)
         whole = levels.pop(_WHOLE)
         return {arm: difference(whole, level, self._noise, tail) for arm, level in levels.items()}
 
-    def _only_first_keeps_bounds(self, rounds: Rounds[str], first: str, second: str) -> bool:
+    def _only_first_keeps_bounds(self, rounds: ArmRuns[str], first: str, second: str) -> bool:
         missed = [total_violation(self._bounds.violations(rounds.blocks(arm), None)) for arm in (first, second)]
         return missed[1] > 0.0 >= missed[0]
 

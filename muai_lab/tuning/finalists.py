@@ -10,7 +10,7 @@ from muai_lab.settings.schema import EngineName, OptimizationSettings
 from muai_lab.tuning.arena import ConfigurationFailed
 from muai_lab.tuning.block import attainment
 from muai_lab.tuning.measure import Unmeasurable
-from muai_lab.tuning.objective import Bounds, Objective
+from muai_lab.tuning.objective import Constraints, Objective
 from muai_lab.tuning.result import EngineStudy
 from muai_lab.tuning.search_space import SearchSpace
 from muai_lab.tuning.soak import Soak
@@ -50,7 +50,7 @@ class Searched:
         seen = None if self.soaks is None else self.soaks.known(best.point)
         return None if seen is None else seen.seconds
 
-    def bounds_of_trials(self, bounds: Bounds) -> Bounds:
+    def bounds_of_trials(self, bounds: Constraints) -> Constraints:
         """The bounds that trials judge: a soak window judges the SLO better than they do."""
         return bounds if self.soaks is None else replace(bounds, quantile=None)
 

@@ -108,7 +108,7 @@ def _p99(blocks: Sequence[BlockResult], timeout_s: float) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class Constraints:
     """What must hold. quantile: share of the requests that must keep the promise, None when nothing was promised."""
 
     quantile: float | None = None
@@ -116,7 +116,7 @@ class Bounds:
     min_agreement: float | None = None
 
     @classmethod
-    def of(cls, settings: LabSettings) -> Bounds:
+    def of(cls, settings: LabSettings) -> Constraints:
         """The bounds of the settings."""
         slo = settings.slo
         tuning = settings.tuning

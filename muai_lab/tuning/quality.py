@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from muai_lab.errors import InvalidRequest, ModelError, RunError
-from muai_lab.tuning.agreement import Agreement, Answer, agreement_of
+from muai_lab.tuning.agreement import Agreement, PromptAgreement, agreement_of
 from muai_lab.tuning.search_space import Point, SearchSpace, Value
 from muai_lab.workload.prompts import PromptTokenizer
 from muai_lab.workload.schedule import Schedule, ScheduledRequest
@@ -36,7 +36,7 @@ _TIMEOUT_S = 600.0
 _MAY_CHANGE_OUTPUTS = ("dtype", "enable_quantization", "replace_with_kernel_inject")
 
 Ids = list[int]
-Ask = Callable[[Sequence[int], Sequence[int], int], Sequence[int]]
+GreedyDecode = Callable[[Sequence[int], Sequence[int], int], Sequence[int]]
 """Returns the greedy tokens that follow: (prompt, tokens of the answer so far, number of tokens)."""
 
 
@@ -114,7 +114,7 @@ def _ids_of(request: ScheduledRequest, tokenizer: PromptTokenizer, *, chat: bool
         return None
 
 
-def greedy_answers(ask: Ask, prompts: Sequence[Ids], end_tokens: frozenset[int]) -> list[ForcedAnswer]:
+def greedy_answers(ask: GreedyDecode, prompts: Sequence[Ids], end_tokens: frozenset[int]) -> list[ForcedAnswer]:
     """The greedy answer to each prompt.
 
     Answers end behind an end token, unless too few positions remain then. Raises RunError if `ask` fails.
@@ -147,24 +147,24 @@ def within(reference: Sequence[ForcedAnswer], most_tokens: int, *, encoder_decod
     ]
 
 
-def compare(ask: Ask, reference: Sequence[ForcedAnswer], least: float) -> Agreement:
+def compare(ask: GreedyDecode, reference: Sequence[ForcedAnswer], least: float) -> Agreement:
     """Compare the greedy tokens of what `ask` reaches with those of the reference.
 
     It ends early once the lower bound stays below `least` even if all positions left agree: an exact curtailment, by
     which nothing is accepted that the whole comparison would refuse. Raises RunError if `ask` fails.
     """
-    answers: list[Answer] = []
+    answers: list[PromptAgreement] = []
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         for first in range(0, len(reference), _AT_ONCE):
             part = reference[first : first + _AT_ONCE]
             answers += pool.map(lambda forced: forced_positions(ask, forced), part)
             left = [len(forced.answer) for forced in reference[len(answers) :]]
-            if not agreement_of([*answers, *(Answer(count, count - 1, count) for count in left)]).keeps(least):
+            if not agreement_of([*answers, *(PromptAgreement(count, count - 1, count) for count in left)]).keeps(least):
                 break
     return agreement_of(answers)
 
 
-def forced_positions(ask: Ask, forced: ForcedAnswer) -> Answer:
+def forced_positions(ask: GreedyDecode, forced: ForcedAnswer) -> PromptAgreement:
     """Ask one prompt by teacher forcing. Raises RunError if `ask` fails."""
     answer, at = forced.answer, 0
     positions = decoded = agreed = 0
@@ -180,7 +180,7 @@ def forced_positions(ask: Ask, forced: ForcedAnswer) -> Answer:
         decoded += asked - 1
         agreed += max(same - uncounted, 0)
         at += asked
-    return Answer(positions, decoded, agreed, len(answer))
+    return PromptAgreement(positions, decoded, agreed, len(answer))
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

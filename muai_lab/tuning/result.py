@@ -21,7 +21,7 @@ from muai_lab.tuning.soak import Attainment
 RESULT, PRESENT = "result.json", "present.yaml"
 SCHEMA_VERSION = 1
 
-Verdict = Literal["searching", "unconfirmed", "confirmed", "refused", "nothing better"]
+TuningVerdict = Literal["searching", "unconfirmed", "confirmed", "refused", "nothing better"]
 """searching: not over yet, or killed. unconfirmed: stopped before its end. refused: the confirmation failed."""
 
 
@@ -52,7 +52,7 @@ class TuningResult:
     of the file.
     """
 
-    verdict: Verdict
+    verdict: TuningVerdict
     reason: str
     study: str
     storage: str

@@ -16,14 +16,15 @@ from typing import Generic, TypeVar
 import numpy as np
 from scipy.special import stdtrit
 
-from muai_lab.analysis.statistics import Estimate, Floats
+from muai_lab.analysis.statistics import Estimate
+from muai_lab.arrays import Floats
 from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.tuning.arena import ConfigurationFailed
 from muai_lab.tuning.block import BlockResult
 from muai_lab.tuning.measure import Unmeasurable
 from muai_lab.tuning.objective import Objective
 
-Run = Callable[[OptimizationSettings], Sequence[BlockResult]]
+MeasureRun = Callable[[OptimizationSettings], Sequence[BlockResult]]
 """Measures one run of a configuration. Raises ConfigurationFailed, Unmeasurable, Interrupted."""
 
 Arm = TypeVar("Arm", bound=Hashable)
@@ -46,7 +47,7 @@ class RunNoise:
 
 
 @dataclass(frozen=True, slots=True)
-class Rounds(Generic[Arm]):
+class ArmRuns(Generic[Arm]):
     """The runs of each arm, one for each round; failed: why an arm has none."""
 
     runs: Mapping[Arm, tuple[tuple[BlockResult, ...], ...]]
@@ -57,7 +58,7 @@ class Rounds(Generic[Arm]):
         return [block for run in self.runs[arm] for block in run]
 
 
-def in_rounds(run: Run, arms: Mapping[Arm, OptimizationSettings], rounds: int, essential: Arm) -> Rounds[Arm]:
+def in_rounds(run: MeasureRun, arms: Mapping[Arm, OptimizationSettings], rounds: int, essential: Arm) -> ArmRuns[Arm]:
     """Measure every arm once in each round. An arm that fails is left out of further rounds.
 
     Raises ConfigurationFailed or Unmeasurable if the essential arm fails, Interrupted.
@@ -76,10 +77,10 @@ def in_rounds(run: Run, arms: Mapping[Arm, OptimizationSettings], rounds: int, e
                 if arm == essential:
                     raise
                 failed[arm] = error
-    return Rounds({arm: tuple(found[arm]) for arm in names if arm not in failed}, failed)
+    return ArmRuns({arm: tuple(found[arm]) for arm in names if arm not in failed}, failed)
 
 
-def log_levels(rounds: Rounds[Arm], objective: Objective, essential: Arm) -> dict[Arm, Floats]:
+def log_levels(rounds: ArmRuns[Arm], objective: Objective, essential: Arm) -> dict[Arm, Floats]:
     """Logarithm of each run's figure, relative to the first run of the essential arm; better is larger."""
     reference = objective.value(rounds.runs[essential][0])
     return {

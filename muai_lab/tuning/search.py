@@ -16,7 +16,7 @@ from muai_lab.tuning.arena import Arena, ConfigurationFailed
 from muai_lab.tuning.block import BlockResult, attainment
 from muai_lab.tuning.blocks import SOAK
 from muai_lab.tuning.measure import Interrupted, Measurement, Switch, Unmeasurable, measure, soak
-from muai_lab.tuning.objective import Bounds, Objective
+from muai_lab.tuning.objective import Constraints, Objective
 from muai_lab.tuning.pruning import Reference, behind, promise_lost
 from muai_lab.tuning.quality import of_outputs
 from muai_lab.tuning.search_space import Point, every_point, with_values
@@ -24,8 +24,8 @@ from muai_lab.tuning.soaking import Soaks
 from muai_lab.tuning.study import Draft, TuningStudy
 from muai_lab.tuning.trials import (
     TOOK_TIME,
-    Noise,
     Standing,
+    TrialNoise,
     TrialRecord,
     budget_used,
     noise_of,
@@ -71,7 +71,7 @@ class SearchWatcher(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class SearchBudget:
     """How long to search, and how each trial is measured; as in `TuningSettings`."""
 
     n_trials: int
@@ -83,7 +83,7 @@ class Plan:
     pruning: bool
 
     @classmethod
-    def of(cls, tuning: TuningSettings) -> Plan:
+    def of(cls, tuning: TuningSettings) -> SearchBudget:
         """The plan of the settings."""
         return cls(**{name: getattr(tuning, name) for name in cls.__slots__})
 
@@ -102,8 +102,8 @@ class Search:
         arena: Arena,
         present: OptimizationSettings,
         objectives: Sequence[Objective],
-        bounds: Bounds,
-        plan: Plan,
+        bounds: Constraints,
+        plan: SearchBudget,
         watcher: SearchWatcher,
         switch: Switch,
         *,
@@ -147,7 +147,7 @@ class Search:
         """The best configuration so far, None while none was measured to the end."""
         return next(iter(standings(self._study.records(), self._objectives[0])), None)
 
-    def noise(self) -> Noise:
+    def noise(self) -> TrialNoise:
         """How much measurements of one configuration differ."""
         return noise_of(self._study.records(), self._objectives[0])
 

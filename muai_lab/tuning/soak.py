@@ -19,7 +19,7 @@ import numpy as np
 from scipy.special import gammaincinv, stdtrit
 
 from muai_lab.analysis.dependence import autocorrelation_time
-from muai_lab.analysis.statistics import Floats
+from muai_lab.arrays import Floats
 from muai_lab.tuning.block import BlockResult, attainment
 
 RELAXATIONS = 20.0

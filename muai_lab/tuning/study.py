@@ -30,7 +30,7 @@ from muai_lab.tuning.identity import Identity, check_same
 from muai_lab.tuning.objective import Objective
 from muai_lab.tuning.search_space import SearchSpace, Value
 from muai_lab.tuning.storage import alone, open_storage, storage_errors
-from muai_lab.tuning.trials import Kind, TrialRecord, point_key
+from muai_lab.tuning.trials import TrialKind, TrialRecord, point_key
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Draft:
 
     trial: optuna.Trial
     point: Mapping[str, Value]
-    kind: Kind
+    kind: TrialKind
 
 
 class TuningStudy:
@@ -118,11 +118,11 @@ class TuningStudy:
             trial.set_user_attr(WORKER, worker())
             trial.set_user_attr(LEASE, time.time() + _LEASE_S)
             point = self.space.suggest(trial, self._present)
-            kind: Kind = trial.user_attrs.get("kind") or ("random" if self._starting() else "search")
+            kind: TrialKind = trial.user_attrs.get("kind") or ("random" if self._starting() else "search")
             trial.set_user_attr(ASKED, {"kind": kind, "point": dict(point)})
             return Draft(trial, point, kind)
 
-    def ask_for(self, point: Mapping[str, Value], kind: Kind, **attributes: Any) -> None:
+    def ask_for(self, point: Mapping[str, Value], kind: TrialKind, **attributes: Any) -> None:
         """Put a point into the queue."""
         with storage_errors(self._url):
             self.study.enqueue_trial(dict(point), user_attrs={"kind": kind, **attributes})

@@ -13,14 +13,14 @@ import numpy as np
 
 from muai_lab.tuning.agreement import Agreement, not_kept
 from muai_lab.tuning.block import BlockResult
-from muai_lab.tuning.objective import Bounds, Objective, total_violation
+from muai_lab.tuning.objective import Constraints, Objective, total_violation
 from muai_lab.tuning.pruning import ASSUMED_BLOCK_NOISE
 from muai_lab.tuning.search_space import Point
 from muai_lab.wording import plural
 
-Kind = Literal["present", "random", "search", "again"]
+TrialKind = Literal["present", "random", "search", "again"]
 """present: the configuration that runs today; again: the best so far, measured once more."""
-Outcome = Literal["measured", "pruned", "crashed", "rejected", "unmeasurable", "repeated", "lost"]
+TrialOutcome = Literal["measured", "pruned", "crashed", "rejected", "unmeasurable", "repeated", "lost"]
 """lost: its process died or was interrupted. repeated: a point that was measured already, so it was not again."""
 
 TOOK_TIME = frozenset({"measured", "pruned", "crashed"})
@@ -39,8 +39,8 @@ class TrialRecord:
     """
 
     number: int
-    kind: Kind
-    outcome: Outcome
+    kind: TrialKind
+    outcome: TrialOutcome
     point: Point
     values: tuple[float, ...] | None
     violations: Mapping[str, float]
@@ -69,7 +69,7 @@ class TrialRecord:
         return point_key(self.point)
 
 
-OUTCOMES: Mapping[Outcome, str] = {
+OUTCOMES: Mapping[TrialOutcome, str] = {
     "measured": "measured to the end",
     "pruned": "given up early",
     "crashed": "did not serve",
@@ -160,7 +160,7 @@ def _standing(runs: Sequence[TrialRecord], objective: Objective) -> Standing:
 
 
 @dataclass(frozen=True, slots=True)
-class Noise:
+class TrialNoise:
     """How much measurements of one and the same configuration differ, relative to their mean (standard deviations).
 
     run: of whole trials; block: of single blocks. samples: measurements beyond the first of their configuration, from
@@ -174,12 +174,12 @@ class Noise:
     drift: float | None = None
 
 
-def noise_of(trials: Sequence[TrialRecord], objective: Objective) -> Noise:
+def noise_of(trials: Sequence[TrialRecord], objective: Objective) -> TrialNoise:
     """The noise, from all configurations that were measured to the end more than once."""
     repeated = [standing for standing in standings(trials, objective) if len(standing.runs) > 1]
     samples = sum(len(standing.runs) - 1 for standing in repeated)
     if not samples:
-        return Noise(ASSUMED_NOISE, ASSUMED_BLOCK_NOISE, 0)
+        return TrialNoise(ASSUMED_NOISE, ASSUMED_BLOCK_NOISE, 0)
     runs, blocks, times = [], [], []
     for standing in repeated:
         scale = abs(standing.value) or 1.0
@@ -194,7 +194,7 @@ def noise_of(trials: Sequence[TrialRecord], objective: Objective) -> Noise:
     # Two runs may happen to agree: until there are enough, what is assumed counts for the repeats that are missing.
     missing = max(ENOUGH_REPEATS - samples, 0)
     seen, places = samples + missing, len(repeated[0].per_block)
-    return Noise(
+    return TrialNoise(
         run=math.sqrt((float(np.square(runs).sum()) + missing * ASSUMED_NOISE**2) / seen),
         block=math.sqrt((float(np.square(per_block).sum()) / places + missing * ASSUMED_BLOCK_NOISE**2) / seen),
         samples=samples,
@@ -247,7 +247,7 @@ def _dominates(one: TrialRecord, other: TrialRecord, objectives: Sequence[Object
     return min(gains) >= 0.0 and max(gains) > 0.0
 
 
-def missed_bounds(standing: Standing, bounds: Bounds) -> str | None:
+def missed_bounds(standing: Standing, bounds: Constraints) -> str | None:
     """By how much the best configuration misses quality or promise; None when it keeps both."""
     first = standing.runs[0]
     if bounds.min_agreement is not None and (reason := not_kept(standing.agreement, bounds.min_agreement)) is not None:

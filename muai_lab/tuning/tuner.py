@@ -28,12 +28,12 @@ from muai_lab.tuning.finalists import Searched, best_of, claimed_by_another, hop
 from muai_lab.tuning.importance import importance_of
 from muai_lab.tuning.measure import Interrupted, Switch, Unmeasurable, runs_on
 from muai_lab.tuning.memory_model import ModelShape, capacity_of, memory_screen
-from muai_lab.tuning.objective import Bounds, objectives_of
+from muai_lab.tuning.objective import Constraints, objectives_of
 from muai_lab.tuning.quality import may_change_outputs
 from muai_lab.tuning.reference import References
 from muai_lab.tuning.result import PRESENT, EngineStudy, TuningResult, write_result
 from muai_lab.tuning.rounds import RunNoise
-from muai_lab.tuning.search import EngineUnmeasurable, Plan, Search
+from muai_lab.tuning.search import EngineUnmeasurable, Search, SearchBudget
 from muai_lab.tuning.search_space import Point, SearchSpace
 from muai_lab.tuning.server_arena import ServerArena
 from muai_lab.tuning.soaking import Soaks
@@ -171,7 +171,7 @@ class _Tuner:
                 present,
                 self._objectives,
                 bounds,
-                Plan.of(tuning),
+                SearchBudget.of(tuning),
                 Noting(watcher, partial(self._note_best, engine, space, present)),
                 self._switch,
                 screen=screen,
@@ -252,7 +252,7 @@ class _Tuner:
         self,
         kept: Point,
         preference: tuple[str, ...] | None,
-        bounds: Bounds,
+        bounds: Constraints,
         noise: float,
         hoped: float | None,
         soak_s: float | None,
@@ -342,7 +342,7 @@ class _Tuner:
         return best
 
     def _soaks(
-        self, study: TuningStudy, arena: ServerArena, present: OptimizationSettings, bounds: Bounds
+        self, study: TuningStudy, arena: ServerArena, present: OptimizationSettings, bounds: Constraints
     ) -> Soaks | None:
         """The soak windows of a study; None where a block tells as much."""
         if not self._blocks.soaked or bounds.quantile is None:
@@ -350,7 +350,7 @@ class _Tuner:
         tuning = self._settings.tuning
         return Soaks(study, arena, present, tuning, bounds.quantile, self._switch, self._watcher.stage)
 
-    def _nothing_keeps_the_slo(self, searched: Searched, standing: Standing, bounds: Bounds) -> TuningResult:
+    def _nothing_keeps_the_slo(self, searched: Searched, standing: Standing, bounds: Constraints) -> TuningResult:
         with self._arena(searched.engine, searched.space, bounds) as arena:
             soaks = self._soaks(searched.study, arena, searched.present, bounds)
             assert soaks is not None, "there was a soak window"
@@ -358,14 +358,14 @@ class _Tuner:
             reason, missed = what_keeps_the_slo(soaks, standing, rate)
         return self._refuse(reason, missed=missed)
 
-    def _bounds(self, engine: EngineName, space: SearchSpace) -> Bounds:
+    def _bounds(self, engine: EngineName, space: SearchSpace) -> Constraints:
         """The bounds of a search; outputs count where a key, or another engine than that of today, may change them."""
-        bounds = Bounds.of(self._settings)
+        bounds = Constraints.of(self._settings)
         may_differ = may_change_outputs(space) or engine != self._serving_today()
-        return bounds if may_differ else Bounds(bounds.quantile, bounds.max_errors)
+        return bounds if may_differ else Constraints(bounds.quantile, bounds.max_errors)
 
     @contextmanager
-    def _arena(self, engine: EngineName, space: SearchSpace, bounds: Bounds) -> Iterator[ServerArena]:
+    def _arena(self, engine: EngineName, space: SearchSpace, bounds: Constraints) -> Iterator[ServerArena]:
         slots = max(space.highest(_SIZE) or 0, self._settings.optimization.batcher.max_batch_size)
         arena = self._opened(f"server-{engine}", "search", bounds, slots=int(slots))
         try:
@@ -373,7 +373,7 @@ class _Tuner:
         finally:
             arena.close()
 
-    def _opened(self, name: str, prompts: str, bounds: Bounds, *, slots: int | None = None) -> ServerArena:
+    def _opened(self, name: str, prompts: str, bounds: Constraints, *, slots: int | None = None) -> ServerArena:
         return ServerArena(
             self._settings,
             self._blocks,

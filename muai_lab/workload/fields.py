@@ -8,7 +8,7 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any
 
-from muai_lab.workload.reading import Reading, shown, tokens
+from muai_lab.workload.reading import FileReading, shown, tokens
 
 # Names are compared without case, spaces, hyphens and underscores: `Request tokens` is `request_tokens`.
 TIME = ("timestamp", "arrivaltime", "arrivedat", "arrival", "time")
@@ -126,7 +126,7 @@ class Row:
                 yield name, value
 
 
-def name_unused(reading: Reading, row: Row) -> None:
+def name_unused(reading: FileReading, row: Row) -> None:
     """Count what was not used of a row whose reading is over."""
     for name in row.unused():
         reading.ignore(name)

@@ -10,17 +10,17 @@ from typing import Any
 
 import orjson
 
-from muai_lab.workload.reading import Reading, shown
+from muai_lab.workload.reading import FileReading, shown
 
 _BETWEEN = re.compile(r"[\s,]*")
 _WRAPPERS = ("data", "requests", "rows", "entries")
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
-Entry = tuple[int, Any]
+JsonEntry = tuple[int, Any]
 """The line at which a value begins, and the value."""
 
 
-def json_entries(reading: Reading) -> Iterator[Entry]:
+def json_entries(reading: FileReading) -> Iterator[JsonEntry]:
     """The values of the file, one after another.
 
     A list gives its elements. An object that is alone in the file and holds a list as `data` (or `requests`, `rows`,
@@ -39,7 +39,7 @@ def json_entries(reading: Reading) -> Iterator[Entry]:
     yield from entries
 
 
-def _values(reading: Reading) -> Iterator[Entry]:
+def _values(reading: FileReading) -> Iterator[JsonEntry]:
     lines = ((number, line) for number, line in reading.lines() if line.strip())
     begun = list(_some(lines, 2))
     if not begun:
@@ -100,7 +100,7 @@ def _sound(value: Any, text: str) -> Any:
     return value
 
 
-def _document(reading: Reading, lines: Iterator[tuple[int, str]]) -> Iterator[Entry]:
+def _document(reading: FileReading, lines: Iterator[tuple[int, str]]) -> Iterator[JsonEntry]:
     """The elements of a list, or the objects that follow each other, with the numbers of their first lines."""
     numbers: list[int] = []
     texts: list[str] = []
@@ -142,7 +142,7 @@ def _skip(text: str, place: int) -> int:
     return found.end()
 
 
-def _unwrapped(reading: Reading, entry: Entry) -> Iterator[Entry]:
+def _unwrapped(reading: FileReading, entry: JsonEntry) -> Iterator[JsonEntry]:
     line, value = entry
     wrapped = [name for name in _WRAPPERS if isinstance(value, dict) and isinstance(value.get(name), list)]
     if len(wrapped) != 1:

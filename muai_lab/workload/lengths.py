@@ -17,7 +17,7 @@ from muai_lab.settings.distributions import (
     NormalLength,
     UniformLength,
 )
-from muai_lab.workload.reading import Reading, number, tokens
+from muai_lab.workload.reading import FileReading, number, tokens
 
 Lengths = npt.NDArray[np.int64]
 
@@ -50,7 +50,7 @@ def _observed(distribution: EmpiricalLength) -> tuple[Lengths, npt.NDArray[np.fl
     if distribution.path is None:
         values = np.array(distribution.values, dtype=np.int64)
         return values, np.array(distribution.weights or np.ones(len(values)), dtype=np.float64)
-    reading = Reading(Path(distribution.path).expanduser(), skippable=False)
+    reading = FileReading(Path(distribution.path).expanduser(), skippable=False)
     rows: list[tuple[int, float]] = []
     for place, line in reading.lines():
         if line.strip():

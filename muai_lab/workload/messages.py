@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from muai_lab.workload.reading import Reading, shown
+from muai_lab.workload.reading import FileReading, shown
 from muai_lab.workload.schedule import Message
 
 _ROLES = {
@@ -17,7 +17,7 @@ _SPEAKER, _SPEECH = ("role", "from", "speaker"), ("content", "value", "text")
 _SENT = frozenset({"name", "tool_calls", "tool_call_id", "function_call", "reasoning_content", "reasoning", "refusal"})
 
 
-def message_of(value: Any, reading: Reading, name: str) -> Message:
+def message_of(value: Any, reading: FileReading, name: str) -> Message:
     """A message with `role` and `content`; other roles' names (human, gpt) become those of the chat API.
 
     The content is a text, or a list of parts, or null beside tool calls. name: of the field that holds the messages.
@@ -43,7 +43,7 @@ def message_of(value: Any, reading: Reading, name: str) -> Message:
     return message
 
 
-def _content(parts: list[Any], message: Any, reading: Reading) -> str | list[Any]:
+def _content(parts: list[Any], message: Any, reading: FileReading) -> str | list[Any]:
     """The text of parts that are nothing but texts, else the parts."""
     if not parts or not all(isinstance(part, dict) for part in parts):
         raise ValueError(f"message {shown(message)} has no role or no text")

@@ -12,10 +12,10 @@ from muai_lab.workload.lengths import endless_lengths
 from muai_lab.workload.multi_turn import between_turns
 from muai_lab.workload.prompts import PromptMaker
 from muai_lab.workload.randomness import RandomStreams, endless_seeds
-from muai_lab.workload.reading import Reading, counted
+from muai_lab.workload.reading import FileReading, counted
 from muai_lab.workload.rows import Unit
 from muai_lab.workload.schedule import Message, ScheduledRequest, message_text
-from muai_lab.workload.source import Rounds, Source
+from muai_lab.workload.source import Passes, Source
 from muai_lab.workload.times import endless_times
 from muai_lab.workload.written import Written, WrittenTurn
 
@@ -25,7 +25,7 @@ _PROMPT_TOOLS = ("tools", "functions")
 
 def prompt_set_source(
     workload: PromptSetWorkload,
-    reading: Reading,
+    reading: FileReading,
     written: Iterable[Written],
     streams: RandomStreams,
     maker: PromptMaker,
@@ -42,7 +42,7 @@ def prompt_set_source(
     order = list(range(len(chosen)))
     if workload.order == "shuffled":
         order = streams.stream("order").permutation(len(chosen)).tolist()
-    rounds = Rounds(len(chosen), "prompt", reading.path.name)
+    rounds = Passes(len(chosen), "prompt", reading.path.name)
     scripts = Scripts(maker, reading.path.name)
     too_long: set[int] = set()
 

@@ -35,7 +35,7 @@ MOST_TOKENS = 100_000_000
 """No prompt and no answer is longer: a larger count is of something else, such as bytes, or damaged."""
 
 
-class Reading:
+class FileReading:
     """One file that is being read; `bad` stops at an unreadable line or counts it, as `workload.on_error` says.
 
     skippable: the file is one of a workload, so that the setting applies.
@@ -52,7 +52,7 @@ class Reading:
         self._ignored: Counter[str] = Counter()
 
     @classmethod
-    def of(cls, workload: FileWorkload) -> Reading:
+    def of(cls, workload: FileWorkload) -> FileReading:
         """The file of the workload."""
         if workload.path is None:
             raise RunError(f"workload {workload.name} needs a file: set workload.path=FILE")

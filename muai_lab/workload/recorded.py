@@ -16,10 +16,10 @@ from muai_lab.workload.mooncake import block_prompts
 from muai_lab.workload.prompt_set import Scripts
 from muai_lab.workload.prompts import PromptMaker, user
 from muai_lab.workload.randomness import RandomStreams, endless_seeds
-from muai_lab.workload.reading import Reading
+from muai_lab.workload.reading import FileReading
 from muai_lab.workload.rows import Unit
 from muai_lab.workload.schedule import ScheduledRequest
-from muai_lab.workload.source import Rounds, Source
+from muai_lab.workload.source import Passes, Source
 from muai_lab.workload.timestamps import Timestamps, order_notes
 from muai_lab.workload.trace import Trace, turn_of
 from muai_lab.workload.trace_rows import read_trace
@@ -37,7 +37,7 @@ def recorded_source(workload: TraceWorkload, streams: RandomStreams, maker: Prom
 
     Raises RunError for a file that is no trace, and for its first bad row.
     """
-    reading = Reading.of(workload)
+    reading = FileReading.of(workload)
     clock = Timestamps("ms" if isinstance(workload, MooncakeWorkload) else "s", workload.time_unit)
     trace = read_trace(reading, workload, clock)
     replay = _Replay(workload, reading, trace, streams, maker)
@@ -56,7 +56,7 @@ class _Replay:
     """Makes requests of a trace."""
 
     def __init__(
-        self, workload: TraceWorkload, reading: Reading, trace: Trace, streams: RandomStreams, maker: PromptMaker
+        self, workload: TraceWorkload, reading: FileReading, trace: Trace, streams: RandomStreams, maker: PromptMaker
     ) -> None:
         self._trace = trace
         self._streams = streams
@@ -75,7 +75,7 @@ class _Replay:
         maker.context.prompts_dropped += len(order) - len(self._order)
         if not self._order:
             raise reading.nothing(f"prompt that fits into the model's context of {maker.context.tokens} tokens")
-        self._rounds = Rounds(len(self._order), "request", reading.path.name)
+        self._rounds = Passes(len(self._order), "request", reading.path.name)
         if trace.written and workload.length_scale != 1.0:
             reading.remark("among others have a written prompt, whose length workload.length_scale does not change")
 

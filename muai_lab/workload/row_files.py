@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from muai_lab.errors import RunError
 from muai_lab.workload.json_entries import json_entries, row_of
-from muai_lab.workload.reading import Reading
+from muai_lab.workload.reading import FileReading
 
 # A field may hold a whole document; the csv module's own limit is 128 KiB.
 _LONGEST_FIELD = 1 << 27
@@ -27,7 +27,7 @@ NumberedRow = tuple[int, dict[str, Any]]
 """Line (of Parquet: row), from 1, and fields of a row; fields of a CSV file are texts."""
 
 
-def rows_of(reading: Reading) -> Iterator[NumberedRow]:
+def rows_of(reading: FileReading) -> Iterator[NumberedRow]:
     """The rows of the file, one after another; its name's ending decides on the format, else its beginning.
 
     Raises RunError for a file that cannot be opened or has no such format, and for its first bad row unless
@@ -42,7 +42,7 @@ def rows_of(reading: Reading) -> Iterator[NumberedRow]:
             return _json_rows(reading)
 
 
-def format_of(reading: Reading) -> str:
+def format_of(reading: FileReading) -> str:
     """`csv`, `parquet` or `json`; raises RunError for a binary file of another kind."""
     path = reading.path
     suffix = path.suffix.lower()
@@ -60,7 +60,7 @@ def format_of(reading: Reading) -> str:
     return "json" if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] in (b"{", b"[") else "csv"
 
 
-def _json_rows(reading: Reading) -> Iterator[NumberedRow]:
+def _json_rows(reading: FileReading) -> Iterator[NumberedRow]:
     for line, entry in json_entries(reading):
         try:
             yield line, row_of(entry)
@@ -68,7 +68,7 @@ def _json_rows(reading: Reading) -> Iterator[NumberedRow]:
             reading.bad(line, str(error))
 
 
-def _csv_rows(reading: Reading) -> Iterator[NumberedRow]:
+def _csv_rows(reading: FileReading) -> Iterator[NumberedRow]:
     """Rows under a header. Fields beyond the header are accepted while they are empty, as a trailing comma makes them.
 
     The delimiter is the one of comma, semicolon, tab and bar that the header has most of.
@@ -106,7 +106,7 @@ def _csv_rows(reading: Reading) -> Iterator[NumberedRow]:
 class _Lines:
     """The lines of a file with their ends, and the number of the first and last that a row took."""
 
-    def __init__(self, reading: Reading) -> None:
+    def __init__(self, reading: FileReading) -> None:
         self._lines = reading.lines()
         self.begins: int | None = None
         self.number = 1
@@ -136,7 +136,7 @@ def _check_names(where: str, names: Sequence[str]) -> None:
         )
 
 
-def _parquet_rows(reading: Reading) -> Iterator[NumberedRow]:
+def _parquet_rows(reading: FileReading) -> Iterator[NumberedRow]:
     try:
         with pq.ParquetFile(reading.path) as file:
             _check_names(str(reading.path), file.schema_arrow.names)

@@ -10,7 +10,7 @@ from muai_lab.workload.fields import Row, name_unused
 from muai_lab.workload.prompt_set import prompt_set_source
 from muai_lab.workload.prompts import PromptMaker
 from muai_lab.workload.randomness import RandomStreams
-from muai_lab.workload.reading import Reading
+from muai_lab.workload.reading import FileReading
 from muai_lab.workload.row_files import format_of, rows_of
 from muai_lab.workload.source import Source
 from muai_lab.workload.written import USUAL, Form, RowReader, Written
@@ -22,7 +22,7 @@ def row_set_source(
     workload: ConversationSetWorkload | TableWorkload, streams: RandomStreams, maker: PromptMaker
 ) -> Source:
     """The prompts of the file. Raises RunError for a file without any, and for its first row that makes no sense."""
-    reading = Reading.of(workload)
+    reading = FileReading.of(workload)
     send = workload.request_fields == "send"
     if isinstance(workload, TableWorkload):
         columns = (workload.prompt_column, workload.system_column, workload.output_tokens_column)
@@ -33,7 +33,7 @@ def row_set_source(
     return prompt_set_source(workload, reading, _written(reading, form), streams, maker, workload.think_time)
 
 
-def _written(reading: Reading, form: Form) -> Iterator[Written]:
+def _written(reading: FileReading, form: Form) -> Iterator[Written]:
     reader = RowReader(reading, form)
     texts = format_of(reading) == "csv"
     for line, fields in rows_of(reading):
@@ -49,9 +49,9 @@ def _written(reading: Reading, form: Form) -> Iterator[Written]:
                 yield written
 
 
-def _check_columns(reading: Reading, form: Form) -> None:
+def _check_columns(reading: FileReading, form: Form) -> None:
     """Raises RunError if the table's first row lacks a column that is named, or any column of prompts."""
-    for _, fields in rows_of(Reading(reading.path, "skip")):
+    for _, fields in rows_of(FileReading(reading.path, "skip")):
         missing = [name for name in (form.prompt, form.system, form.output) if name and name not in fields]
         if form.prompt is None and not any(name in fields for name in USUAL):
             missing.insert(0, "prompt")

@@ -26,7 +26,7 @@ class Source:
     unit_doubts: tuple[str, ...] = ()
 
 
-class Rounds:
+class Passes:
     """Counts how often a finite collection is gone through."""
 
     def __init__(self, size: int, noun: str, where: str) -> None:

@@ -10,7 +10,7 @@ from muai_lab.settings.workload import TextWorkload
 from muai_lab.workload.prompt_set import prompt_set_source
 from muai_lab.workload.prompts import PromptMaker, user
 from muai_lab.workload.randomness import RandomStreams
-from muai_lab.workload.reading import Reading
+from muai_lab.workload.reading import FileReading
 from muai_lab.workload.source import Source
 from muai_lab.workload.written import Written, WrittenTurn
 
@@ -20,11 +20,11 @@ _READERS = {".csv": "table", ".tsv": "table", ".json": "openai_jsonl"}
 
 def text_source(workload: TextWorkload, streams: RandomStreams, maker: PromptMaker) -> Source:
     """The lines of the file that are not empty. Raises RunError when there is none."""
-    reading = Reading.of(workload)
+    reading = FileReading.of(workload)
     return prompt_set_source(workload, reading, _lines(reading), streams, maker)
 
 
-def _lines(reading: Reading) -> Iterator[Written]:
+def _lines(reading: FileReading) -> Iterator[Written]:
     reader = _READERS.get(reading.path.suffix.lower())
     for _, line in reading.lines():
         if not line.strip():

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from muai_lab.workload.arrival import Offsets
-from muai_lab.workload.reading import Reading
+from muai_lab.workload.reading import FileReading
 from muai_lab.workload.schedule import Message, message_text
 from muai_lab.workload.written import Written, WrittenTurn
 
-Blocks = list[int]
+BlockIds = list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class TraceRow:
     time_s: float | None
     prompt_tokens: int
     output_tokens: int
-    blocks: Blocks | None = None
+    blocks: BlockIds | None = None
     session: str | None = None
     pause_s: float | None = None
     written: Written | None = None
@@ -47,13 +47,13 @@ class Trace:
     pauses_s: by place, of the requests that have them. timed: True if requests have times.
     """
 
-    def __init__(self, reading: Reading) -> None:
+    def __init__(self, reading: FileReading) -> None:
         self.times_s = array("d")
         self.prompt_tokens = array("q")
         self.output_tokens = array("q")
         self.starts = array("q")
         self.later: dict[int, list[int]] = {}
-        self.blocks: dict[int, Blocks] = {}
+        self.blocks: dict[int, BlockIds] = {}
         self.written: dict[int, Written] = {}
         self.extra: dict[int, str] = {}
         self.pauses_s: dict[int, float] = {}

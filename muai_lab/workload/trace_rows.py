@@ -12,7 +12,7 @@ from typing import Any
 from muai_lab.errors import RunError
 from muai_lab.settings.workload import BurstGptWorkload, MooncakeWorkload, TraceWorkload
 from muai_lab.workload.fields import OUTPUT_LIMITS, OUTPUT_TOKENS, PROMPT_TOKENS, TIME, Row, length, name_unused
-from muai_lab.workload.reading import Reading, exact, number, shown
+from muai_lab.workload.reading import FileReading, exact, number, shown
 from muai_lab.workload.request_fields import request_fields
 from muai_lab.workload.row_files import format_of, rows_of
 from muai_lab.workload.timestamps import PER_SECOND, Timestamps
@@ -25,7 +25,7 @@ _MODEL, _LOG = "Model", "Log Type"
 _SESSIONS = ("session_id", "conversation_id")
 
 
-def read_trace(reading: Reading, workload: TraceWorkload, clock: Timestamps) -> Trace:
+def read_trace(reading: FileReading, workload: TraceWorkload, clock: Timestamps) -> Trace:
     """The requests of the file, from `workload.skip` on and at most `workload.limit`; nothing beyond it is read.
 
     Raises RunError when nothing is left, when a column is missing, and for the first bad row unless
@@ -68,7 +68,7 @@ class _Chosen:
             self._seen[column].add(value)
         return values == self.wanted
 
-    def check(self, reading: Reading) -> None:
+    def check(self, reading: FileReading) -> None:
         """Raises RunError if no row has one of the wanted values."""
         for column, value in self.wanted.items():
             if self._seen[column] and value not in self._seen[column]:
@@ -77,7 +77,7 @@ class _Chosen:
 
 
 def _table_rows(
-    reading: Reading, workload: TraceWorkload, clock: Timestamps, chosen: _Chosen
+    reading: FileReading, workload: TraceWorkload, clock: Timestamps, chosen: _Chosen
 ) -> Iterator[tuple[int, TraceRow]]:
     """Rows with a time and two lengths."""
     columns = _BURSTGPT if isinstance(workload, BurstGptWorkload) else _AZURE
@@ -107,7 +107,7 @@ def _table_rows(
         yield line, found
 
 
-def _check_columns(reading: Reading, row: Row, columns: tuple[str, ...], chosen: _Chosen) -> None:
+def _check_columns(reading: FileReading, row: Row, columns: tuple[str, ...], chosen: _Chosen) -> None:
     needed = zip(columns, (TIME, PROMPT_TOKENS, OUTPUT_TOKENS), strict=True)
     missing = [column for column, names in needed if not row.known_as(names)]
     missing += [column for column in chosen.wanted if not row.has_field(column)]
@@ -115,7 +115,9 @@ def _check_columns(reading: Reading, row: Row, columns: tuple[str, ...], chosen:
         raise reading.wrong_columns(missing, row.names())
 
 
-def _mooncake_rows(reading: Reading, workload: MooncakeWorkload, clock: Timestamps) -> Iterator[tuple[int, TraceRow]]:
+def _mooncake_rows(
+    reading: FileReading, workload: MooncakeWorkload, clock: Timestamps
+) -> Iterator[tuple[int, TraceRow]]:
     parser = _Mooncake(reading, workload, clock)
     texts = format_of(reading) == "csv"
     for line, fields in rows_of(reading):
@@ -133,7 +135,7 @@ def _mooncake_rows(reading: Reading, workload: MooncakeWorkload, clock: Timestam
 class _Mooncake:
     """Reads rows with `input_length` and `hash_ids`, or with a text (`text_input`, `messages`, `payload`)."""
 
-    def __init__(self, reading: Reading, workload: MooncakeWorkload, clock: Timestamps) -> None:
+    def __init__(self, reading: FileReading, workload: MooncakeWorkload, clock: Timestamps) -> None:
         self._reading = reading
         self._workload = workload
         self._clock = clock

@@ -11,7 +11,7 @@ from muai_lab.settings.workload import Api
 from muai_lab.workload.fields import OUTPUT_LIMITS, OUTPUT_TOKENS, Row, length, limit, text
 from muai_lab.workload.messages import message_of
 from muai_lab.workload.prompts import plain, user
-from muai_lab.workload.reading import Reading, number, shown
+from muai_lab.workload.reading import FileReading, number, shown
 from muai_lab.workload.request_fields import BODIES, PARAMETERS, request_fields
 from muai_lab.workload.schedule import Message, message_text
 
@@ -68,7 +68,7 @@ class Form:
 class RowReader:
     """Reads the rows of one file; what is left out, changed or ignored of them is counted in `reading`."""
 
-    def __init__(self, reading: Reading, form: Form) -> None:
+    def __init__(self, reading: FileReading, form: Form) -> None:
         self._reading = reading
         self._form = form
 

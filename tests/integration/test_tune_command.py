@@ -22,7 +22,7 @@ from muai_lab.tuning.arena import ConfigurationFailed
 from muai_lab.tuning.blocks import FRESH, LoadBlocks
 from muai_lab.tuning.confirmation import confirm
 from muai_lab.tuning.measure import Switch, measure
-from muai_lab.tuning.objective import Bounds, objectives_of
+from muai_lab.tuning.objective import Constraints, objectives_of
 from muai_lab.tuning.reference import References
 from muai_lab.tuning.result import read_result
 from muai_lab.tuning.server_arena import ServerArena
@@ -189,8 +189,8 @@ def test_a_confirmation_starts_a_server_for_each_run_with_exactly_the_file(block
     arena = ServerArena(SETTINGS, blocks, tmp_path)
     try:
         found = confirm(
-            arena, with_batcher(max_batch_size=1), with_batcher(max_batch_size=8), objectives_of(SETTINGS)[0], Bounds(),
-            Switch(), pairs=1, blocks=1, noise=0.02,
+            arena, with_batcher(max_batch_size=1), with_batcher(max_batch_size=8), objectives_of(SETTINGS)[0],
+            Constraints(), Switch(), pairs=1, blocks=1, noise=0.02,
         )  # fmt: skip
     finally:
         arena.close()

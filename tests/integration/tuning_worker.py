@@ -16,8 +16,8 @@ from muai_lab.garbage import collect_rarely
 from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.tuning.measure import Switch
-from muai_lab.tuning.objective import Bounds, objectives_of
-from muai_lab.tuning.search import Plan, Search
+from muai_lab.tuning.objective import Constraints, objectives_of
+from muai_lab.tuning.search import Search, SearchBudget
 from muai_lab.tuning.space_file import space_of
 from muai_lab.tuning.study import Draft, TuningStudy
 from muai_lab.tuning.trials import Standing, TrialRecord
@@ -62,14 +62,14 @@ def main() -> None:
     collect_rarely()
     url, name, n_trials, *stuck_after = sys.argv[1:]
     arena = FakeArena(share, noise=0.005)
-    plan = Plan(
+    plan = SearchBudget(
         n_trials=int(n_trials), timeout_s=None, patience=99, startup_trials=4, blocks=3, incumbent_every=8, pruning=True
     )
     study = open_study(url, name)
     print("opened", flush=True)  # noqa: T201 (the test reads it)
     sys.stdin.readline()
     printing = Printing(arena, int(stuck_after[0]) if stuck_after else None)
-    Search(study, arena, PRESENT, OBJECTIVES, Bounds(), plan, printing, Switch()).run()
+    Search(study, arena, PRESENT, OBJECTIVES, Constraints(), plan, printing, Switch()).run()
 
 
 if __name__ == "__main__":

@@ -14,19 +14,21 @@ import pytest
 from test_load_generator import TimedTarget, closed_schedule, open_schedule
 from virtual_time import VirtualTimeLoop, run_virtual
 
-from muai_lab.analysis.statistics import Estimate, Floats
+from muai_lab.analysis.statistics import Estimate
 from muai_lab.analysis.stopping import FIRST_LOOK_S, GROWTH, Look, Seen, enough, look_at
+from muai_lab.arrays import Floats
 from muai_lab.errors import SettingsError
 from muai_lab.experiment.automatic_end import AutomaticEnd
 from muai_lab.load.clock_offset import ClockOffset
 from muai_lab.load.crew import lead
-from muai_lab.load.ending import Batch, Relay, Sightings
+from muai_lab.load.ending import ObservedBatch, Relay, Sightings
 from muai_lab.load.generator import LoadResult, generate
 from muai_lab.load.plan import LoadPlan
-from muai_lab.load.records import RequestRecord, Window
+from muai_lab.load.records import RequestRecord
 from muai_lab.load.self_report import GeneratorReport
 from muai_lab.settings.lab import LabSettings, LoadSettings
 from muai_lab.settings.resolve import load_settings
+from muai_lab.window import Window
 from muai_lab.workload.arrival import poisson
 from muai_lab.workload.schedule import Schedule, ScheduledRequest
 
@@ -58,7 +60,7 @@ class At:
     def begin(self, measure_ns: int) -> None:
         self.planned_ns = measure_ns + self.after_ns
 
-    def see(self, batch: Batch) -> None:
+    def see(self, batch: ObservedBatch) -> None:
         self.ended += batch.over_ns.size
         if self.ended:
             self.end_ns = self.planned_ns
@@ -78,7 +80,7 @@ class TestGenerator:
     def test_the_window_ends_when_it_is_told_to(self, schedule: Schedule) -> None:
         result = offered(schedule)
 
-        assert result.window.measured_s == 3.0
+        assert result.window.duration_s == 3.0
         assert {record.status for record in result.records} == {"ok"}
         assert max(record.due_ns for record in result.records) < result.window.measure_end_ns
         assert result.window.drain_end_ns - result.window.measure_end_ns < 0.5e9
@@ -98,7 +100,7 @@ class TestGenerator:
         ]  # fmt: skip
         result = offered(Schedule.of(rows), Speaking)
 
-        assert result.window.measured_s == 3.0
+        assert result.window.duration_s == 3.0
         assert result.window.drain_end_ns - result.window.measure_end_ns < 0.5e9
         assert result.notes == ("turns not sent because they were due after the end of the load: 80",)
 
@@ -123,9 +125,9 @@ class LedWorker:
     def start(self, start_ns: int) -> None:
         self.start_ns = start_ns
 
-    def seen(self) -> list[Batch]:
+    def seen(self) -> list[ObservedBatch]:
         times = np.array([self.start_ns + 1_000], dtype=np.int64)
-        return [Batch(times, times, times, *np.zeros((4, 1)))]
+        return [ObservedBatch(times, times, times, *np.zeros((4, 1)))]
 
     def end_at(self, end_ns: int) -> None:
         self.told.append(end_ns - self.start_ns)
@@ -150,7 +152,7 @@ def test_generators_that_are_led_end_at_one_moment(monkeypatch: pytest.MonkeyPat
     seen: list[int] = []
 
     class Together(At):
-        def see(self, batch: Batch) -> None:
+        def see(self, batch: ObservedBatch) -> None:
             seen.extend((batch.sent_ns - self.planned_ns).tolist())
             super().see(batch)
 
@@ -182,7 +184,7 @@ def fed(load: LoadSettings, figures: Callable[[Floats], Floats], *, until_s: flo
             before_ns, now_ns = now_ns, START_NS + step * 1_000_000_000
             sent, ended = ((before_ns <= each) & (each < now_ns) for each in (due_ns, over_ns))
             kept = (latency_s[ended], missing[ended], latency_s[ended], missing[ended])
-            ending.see(Batch(due_ns[sent], due_ns[ended], over_ns[ended], *kept))
+            ending.see(ObservedBatch(due_ns[sent], due_ns[ended], over_ns[ended], *kept))
             await asyncio.sleep(0)
             if ending.end_ns is not None:
                 break

@@ -17,7 +17,7 @@ from muai_lab.errors import SettingsError
 from muai_lab.experiment.capacity import check_settings, plan_of
 from muai_lab.experiment.capacity_advice import Limits, ending, without_interval
 from muai_lab.experiment.capacity_probe import judge_probe
-from muai_lab.experiment.capacity_search import Ask, CapacitySearch, Outcome, SearchPlan
+from muai_lab.experiment.capacity_search import CapacitySearch, NextProbe, ProbeOutcome, SearchPlan
 from muai_lab.experiment.loss_watch import LossWatch, longest_s, meets
 from muai_lab.load.generator import LoadProgress
 from muai_lab.load.records import RequestRecord
@@ -174,7 +174,7 @@ def test_a_stopped_probe_counts_only_what_was_decided(tmp_path: Path) -> None:
     run = load_run(write_run(tmp_path / "probe-00", rows, measure=(0.0, 5.0), status="partial"))
     slo = Slo(e2e_ms=1000)
 
-    probe = judge_probe(run, slo, 0, Ask(10.0, 0.0, 10.0, edge=True), stopped="over capacity: …")
+    probe = judge_probe(run, slo, 0, NextProbe(10.0, 0.0, 10.0, edge=True), stopped="over capacity: …")
 
     # Then the requests of the last second do not count, unless they ended: they might still have made it
     assert sum(probe.outcome.met) == 30
@@ -267,11 +267,11 @@ class TestAStudyWithoutInterval:
     def search(self, edges: int, memory_s: float = 0.5, longest_s: float = 900.0) -> CapacitySearch:
         search = CapacitySearch(replace(self.PLAN, edge_longest_s=longest_s))
         for rate, share in ((10.0, 1.0), (20.0, 0.2), (14.0, 1.0), (16.0, 0.5), (15.0, 1.0)):
-            search.add(Outcome(rate, (200,), (round(200 * share),), 30.0, memory_s))
+            search.add(ProbeOutcome(rate, (200,), (round(200 * share),), 30.0, memory_s))
         for number in range(edges):
             share = 0.93 if number % 2 else 0.87
             rate = 15.2 if number % 2 else 15.8
-            search.add(Outcome(rate, (60,) * 5, (round(60 * share),) * 5, 30.0, memory_s, edge=True))
+            search.add(ProbeOutcome(rate, (60,) * 5, (round(60 * share),) * 5, 30.0, memory_s, edge=True))
         return search
 
     def said(self, search: CapacitySearch, limit: Limits | None = None, **changes: Any) -> str:
@@ -307,8 +307,8 @@ class TestAStudyWithoutInterval:
 
     def test_says_so_if_no_rate_keeps_the_promise_or_none_breaks_it(self) -> None:
         lost, kept = CapacitySearch(self.PLAN), CapacitySearch(self.PLAN)
-        lost.add(Outcome(10.0, (100,), (50,)))
-        kept.add(Outcome(10.0, (100,), (100,)))
+        lost.add(ProbeOutcome(10.0, (100,), (50,)))
+        kept.add(ProbeOutcome(10.0, (100,), (100,)))
 
         assert self.said(lost).startswith("no rate from 10 requests/s on keeps the promise; capacity.lowest_rate")
         assert self.said(kept).startswith("no rate up to 10 requests/s breaks the promise; capacity.highest_rate")

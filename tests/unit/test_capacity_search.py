@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muai_lab.experiment.capacity_curve import Outcome, crossing, edge_of, isotonic
-from muai_lab.experiment.capacity_search import LEAST_EDGES, Ask, CapacitySearch, SearchPlan
+from muai_lab.experiment.capacity_curve import ProbeOutcome, crossing, edge_of, isotonic
+from muai_lab.experiment.capacity_search import LEAST_EDGES, CapacitySearch, NextProbe, SearchPlan
 
-Server = Callable[[Ask], Outcome]
+Server = Callable[[NextProbe], ProbeOutcome]
 BLOCKS = 5
 
 
@@ -25,12 +25,12 @@ def server(
     rng = np.random.default_rng(seed)
     odds = (1.0 - quantile) / quantile
 
-    def probe(ask: Ask) -> Outcome:
+    def probe(ask: NextProbe) -> ProbeOutcome:
         own = capacity * math.exp(rng.normal(0.0, start))
         missed = odds * (ask.rate / own) ** slope
         due = np.full(BLOCKS, max(round(ask.rate * ask.seconds / BLOCKS), 1))
         met = rng.binomial(due, 1.0 / (1.0 + missed))
-        return Outcome(ask.rate, tuple(due.tolist()), tuple(met.tolist()), ask.seconds, 0.5, ask.edge)
+        return ProbeOutcome(ask.rate, tuple(due.tolist()), tuple(met.tolist()), ask.seconds, 0.5, ask.edge)
 
     return probe
 
@@ -42,8 +42,8 @@ def searched(probe: Server, plan: SearchPlan) -> CapacitySearch:
     return search
 
 
-def outcome(rate: float, attainment: float, due: int = 100, *, edge: bool = False) -> Outcome:
-    return Outcome(rate, (due,), (round(due * attainment),), 30.0, 0.5, edge)
+def outcome(rate: float, attainment: float, due: int = 100, *, edge: bool = False) -> ProbeOutcome:
+    return ProbeOutcome(rate, (due,), (round(due * attainment),), 30.0, 0.5, edge)
 
 
 def step(at: float) -> Server:
@@ -190,7 +190,7 @@ def test_a_first_rate_that_cannot_be_offered_shrinks_by_the_factor_of_growth() -
 
 def test_long_probes_that_break_the_promise_at_the_highest_rate_go_on_below_it() -> None:
     # Given a server that keeps the promise for some seconds at a rate that it cannot keep for long
-    def probe(ask: Ask) -> Outcome:
+    def probe(ask: NextProbe) -> ProbeOutcome:
         return server(90.0, len(search.outcomes))(ask) if ask.edge else outcome(ask.rate, 1.0)
 
     search = CapacitySearch(SearchPlan(quantile=0.99, start_rate=50.0, highest_rate=100.0))
@@ -204,7 +204,7 @@ def test_long_probes_that_break_the_promise_at_the_highest_rate_go_on_below_it()
 
 def test_misses_that_come_in_clusters_widen_the_interval() -> None:
     missed = {9.5: 3, 10.0: 5, 10.5: 8}
-    alone = [Outcome(rate, (200,) * 5, (200 - misses,) * 5, edge=True) for rate, misses in missed.items()] * 2
+    alone = [ProbeOutcome(rate, (200,) * 5, (200 - misses,) * 5, edge=True) for rate, misses in missed.items()] * 2
     together = [replace(one, met=(200, 200, 200 - 5 * missed[one.rate], 200, 200)) for one in alone]
 
     assert edge_of(alone, 0.975).rate == pytest.approx(10.0, rel=0.01)
@@ -215,7 +215,7 @@ def test_misses_that_come_in_clusters_widen_the_interval() -> None:
 @given(st.lists(st.tuples(st.floats(5.0, 20.0), st.integers(0, 50)), min_size=3, max_size=12))
 @settings(max_examples=30, deadline=None)
 def test_the_fit_is_finite_whatever_the_probes_say(probes: list[tuple[float, int]]) -> None:
-    edge = edge_of([Outcome(rate, (50,), (met,), edge=True) for rate, met in probes], 0.99)
+    edge = edge_of([ProbeOutcome(rate, (50,), (met,), edge=True) for rate, met in probes], 0.99)
 
     low, high = edge.interval()
     assert 0.0 <= low <= edge.rate <= high
@@ -231,7 +231,7 @@ def test_noise_that_goes_uphill_is_pooled() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from([1.0, 2.0, 4.0, 8.0]), st.integers(0, 50)), min_size=1, max_size=12))
 def test_the_fit_never_rises_and_keeps_the_total(probes: list[tuple[float, int]]) -> None:
-    outcomes = [Outcome(rate, (50,), (met,)) for rate, met in probes]
+    outcomes = [ProbeOutcome(rate, (50,), (met,)) for rate, met in probes]
 
     rates, levels = isotonic(outcomes)
 

@@ -17,7 +17,7 @@ from muai_lab.analysis.change import BETTER, NO_DIFFERENCE, NOT_COMPARABLE, NOT_
 from muai_lab.analysis.comparison import Comparison, compare, difference, mean_change
 from muai_lab.analysis.comparison_document import comparison_document
 from muai_lab.analysis.frames import Run
-from muai_lab.analysis.key_figures import FIGURES, Reading
+from muai_lab.analysis.key_figures import FIGURES, FigureReading
 from muai_lab.analysis.moderation import holm
 from muai_lab.analysis.pairing import load_group
 from muai_lab.analysis.slo import Slo
@@ -144,9 +144,9 @@ def test_single_runs_are_described_with_the_repeats_that_would_decide(make: Make
 
 def test_the_interval_of_single_runs_is_that_of_both_or_none() -> None:
     # Given runs whose own intervals reach 3 and 4 % on the log scale, and one without an interval
-    a = Reading(1.0, np.ones(10), 600, alone=Estimate(1.0, float(np.exp(-0.03)), float(np.exp(0.03))))
-    b = Reading(1.1, np.ones(10), 600, alone=Estimate(1.1, 1.1 * float(np.exp(-0.04)), 1.1 * float(np.exp(0.04))))
-    short = Reading(1.1, np.ones(10), 600, alone=Estimate(1.1, needs_s=90.0))
+    a = FigureReading(1.0, np.ones(10), 600, alone=Estimate(1.0, float(np.exp(-0.03)), float(np.exp(0.03))))
+    b = FigureReading(1.1, np.ones(10), 600, alone=Estimate(1.1, 1.1 * float(np.exp(-0.04)), 1.1 * float(np.exp(0.04))))
+    short = FigureReading(1.1, np.ones(10), 600, alone=Estimate(1.1, needs_s=90.0))
 
     found, none = (change_of(FIGURES["tokens"], [(a, other)]) for other in (b, short))
 

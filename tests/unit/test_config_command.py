@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from muai_lab import __main__ as command_line
-from muai_lab.__main__ import COMMANDS, Command, main
+from muai_lab.__main__ import COMMANDS, Subcommand, main
 from muai_lab.errors import MuaiError
 
 SECRET = "https://hooks.example/SESAME"
@@ -29,7 +29,7 @@ def a_command(monkeypatch: pytest.MonkeyPatch, body) -> None:
     module = type(sys)("work_command")
     module.main = body
     monkeypatch.setitem(sys.modules, "work_command", module)
-    monkeypatch.setitem(COMMANDS, "work", Command("work_command", "works"))
+    monkeypatch.setitem(COMMANDS, "work", Subcommand("work_command", "works"))
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from benchmarks.coverage_intervals import FIGURES, Tally, span_in, tallies
 from muai_lab.analysis.dependence import (
     BINS,
     RELAXATION,
-    Span,
+    MeasuredSpan,
     autocorrelation_time,
     level_over_time,
     middles_s,
@@ -58,7 +58,7 @@ def test_an_autocorrelation_time_is_at_least_one_step_and_finite(series: list[fl
 
 def test_the_long_run_variance_of_independent_and_of_repeated_influences() -> None:
     rng = np.random.default_rng(0)
-    span, ratios = Span(0.0, 100.0), []
+    span, ratios = MeasuredSpan(0.0, 100.0), []
     for _ in range(50):
         t_s, single = rng.uniform(0.0, 100.0, 2000), rng.standard_normal(2000)
         repeated = np.repeat(single[:200], 10)
@@ -99,7 +99,7 @@ def test_bounds_of_a_share_are_the_exact_binomial_ones() -> None:
 
 def test_a_window_needs_a_length() -> None:
     with pytest.raises(ValueError, match="positive length"):
-        Span(5.0, 0.0)
+        MeasuredSpan(5.0, 0.0)
     assert middles_s(0.0, BINS)[0] == 0.5
 
 

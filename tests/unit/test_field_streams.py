@@ -14,9 +14,10 @@ import pytest
 
 from muai_lab.analysis.frames import requests_frame
 from muai_lab.analysis.slo import Slo, met, misses
-from muai_lab.analysis.window import Window as AnalysisWindow
 from muai_lab.load.completion_stream import CompletionStream, StreamError
-from muai_lab.load.records import RequestRecord, Window, records_table
+from muai_lab.load.records import RequestRecord, records_table
+from muai_lab.window import Window
+from muai_lab.window import Window as AnalysisWindow
 
 TOKENS = 16
 MS = 1_000_000

@@ -114,7 +114,7 @@ class TestOpenLoop:
         result, _ = load(open_schedule(), lambda index: 3.0)
 
         assert phases(result) == ["warmup"] * 20 + ["measure"] * 80
-        assert result.window.measured_s == 8.0
+        assert result.window.duration_s == 8.0
 
     def test_answers_that_come_in_the_drain_count(self) -> None:
         result, _ = load(open_schedule(), lambda index: 4.9)
@@ -170,7 +170,7 @@ class TestClosedLoop:
 
         assert len(result.records) == 24
         assert result.window.measure_end_ns - result.window.load_start_ns == pytest.approx(3e9, abs=MICROSECOND)
-        assert result.window.measured_s == pytest.approx(1.0)
+        assert result.window.duration_s == pytest.approx(1.0)
         assert result.notes == (
             "all 24 requests of the schedule were sent after 3.0 s: the window ends there, 1.0 s long",
         )
@@ -178,7 +178,7 @@ class TestClosedLoop:
     def test_a_schedule_that_runs_out_in_the_warm_up_measures_nothing_and_says_how_to_mend_it(self) -> None:
         result, _ = load(closed_schedule(8), lambda index: 0.5)
 
-        assert result.window.measured_s == 0.0
+        assert result.window.duration_s == 0.0
         assert phases(result) == ["warmup"] * 8
         assert "nothing was measured; lower load.warmup_s or raise load.requests" in result.notes[0]
 
@@ -241,7 +241,7 @@ class TestEndings:
 
         result = run_virtual(main)
 
-        assert result.window.measured_s == 0.0
+        assert result.window.duration_s == 0.0
         assert set(phases(result)) == {"warmup"}
         assert result.generator.cpu_share is None
 

@@ -13,8 +13,9 @@ from muai_lab.load.merge import Part, merge
 from muai_lab.load.offer import CHUNKS_PER_S, REQUESTS_PER_S, processes_for
 from muai_lab.load.partition import partition, share
 from muai_lab.load.plan import LoadPlan
-from muai_lab.load.records import RequestRecord, Window
+from muai_lab.load.records import RequestRecord
 from muai_lab.load.self_report import GeneratorReport, report_on_generator
+from muai_lab.window import Window
 from muai_lab.workload.schedule import Schedule, ScheduledRequest
 
 PLAN = LoadPlan(warmup_s=0.0, duration_s=10.0, drain_s=1.0, request_timeout_s=1.0, concurrency=7)

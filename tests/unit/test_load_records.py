@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from muai_lab.errors import RunError
-from muai_lab.load.records import ERROR_TEXT_LIMIT, REQUESTS_SCHEMA, RequestRecord, Window, records_table
+from muai_lab.load.records import ERROR_TEXT_LIMIT, REQUESTS_SCHEMA, RequestRecord, records_table
+from muai_lab.window import Window
 from muai_lab.workload.parquet import write_parquet
 
 WINDOW = Window(load_start_ns=0, measure_start_ns=1_000, measure_end_ns=5_000, drain_end_ns=9_000)

@@ -137,7 +137,7 @@ def test_a_schedule_that_runs_out_does_not_wait_for_those_who_think() -> None:
     result, _ = load(schedule((None, [5.0]), (None, [])), lambda index: 1.0)
 
     assert due_s(result) == [0.0, 0.0]
-    assert result.window.measured_s == 0
+    assert result.window.duration_s == 0
     assert result.window.drain_end_ns - result.window.load_start_ns == pytest.approx(1e9, abs=MICROSECOND)
 
 

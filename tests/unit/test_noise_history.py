@@ -13,10 +13,10 @@ from synthetic_run import record, write_run
 from muai_lab.analysis import load_run
 from muai_lab.analysis.frames import Run
 from muai_lab.analysis.moderation import Variance
-from muai_lab.analysis.noise_history import Key, NoiseHistory, key_of
+from muai_lab.analysis.noise_history import Circumstances, NoiseHistory, key_of
 
 Make = Callable[..., Run]
-KEY = Key("machine", "server pytorch", "open")
+KEY = Circumstances("machine", "server pytorch", "open")
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_what_is_added_is_read_under_its_key_and_figure(make: Make, path: Path) 
     history = NoiseHistory.read(path)
     assert history.past(KEY, "tokens") == [added]
     assert history.past(KEY, "p50 ttft") == []
-    assert history.past(Key("machine", "server pytorch", "closed"), "tokens") == []
+    assert history.past(Circumstances("machine", "server pytorch", "closed"), "tokens") == []
     assert history.past(None, "tokens") == []
 
 

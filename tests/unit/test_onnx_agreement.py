@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from muai_lab.engines.onnx.agreement import Agreement, SessionKind, agreement_here
+from muai_lab.engines.onnx.agreement import Int8Agreement, SessionKind, agreement_here
 from muai_lab.engines.onnx.recipe import Recipe
 from muai_lab.errors import EngineError
 from muai_lab.models.registry import ModelSource
@@ -28,10 +28,10 @@ class Measuring:
         self._shares = shares
         self._then = then
 
-    def __call__(self, source: ModelSource, recipe: Recipe, quantized: Path, session: SessionKind) -> Agreement:
+    def __call__(self, source: ModelSource, recipe: Recipe, quantized: Path, session: SessionKind) -> Int8Agreement:
         self.asked += 1
         self._then()
-        return Agreement(self._shares[self.asked - 1], 288)
+        return Int8Agreement(self._shares[self.asked - 1], 288)
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "onnx_agreement"
 
 
-def here(measure: Measuring, **changed: object) -> Agreement | None:
+def here(measure: Measuring, **changed: object) -> Int8Agreement | None:
     given = {"quantized": Path("graph"), "session": SESSION, "processor": ZEN3, **changed}
     return agreement_here(SOURCE, RECIPE, measure=measure, **given)  # type: ignore[arg-type]
 
@@ -48,7 +48,7 @@ def here(measure: Measuring, **changed: object) -> Agreement | None:
 def test_it_is_measured_once(cache: Path) -> None:
     measure = Measuring(0.93)
 
-    assert here(measure) == here(measure) == Agreement(0.93, 288)
+    assert here(measure) == here(measure) == Int8Agreement(0.93, 288)
     assert measure.asked == 1
 
 
@@ -66,10 +66,10 @@ def test_it_is_measured_once(cache: Path) -> None:
 def test_the_figure_of_another_machine_session_or_graph_is_not_taken(cache: Path, changed: dict[str, object]) -> None:
     measure = Measuring(0.93, 0.44)
 
-    assert here(measure) == Agreement(0.93, 288)
-    assert here(measure, **changed) == Agreement(0.44, 288)
-    assert here(measure, **changed) == Agreement(0.44, 288)
-    assert here(measure) == Agreement(0.93, 288)
+    assert here(measure) == Int8Agreement(0.93, 288)
+    assert here(measure, **changed) == Int8Agreement(0.44, 288)
+    assert here(measure, **changed) == Int8Agreement(0.44, 288)
+    assert here(measure) == Int8Agreement(0.93, 288)
     assert measure.asked == 2
 
 
@@ -78,7 +78,7 @@ def test_another_version_of_the_runtime_is_measured_anew(cache: Path, monkeypatc
     here(measure)
     monkeypatch.setattr("onnxruntime.__version__", "99.0")
 
-    assert here(measure) == Agreement(0.92, 288)
+    assert here(measure) == Int8Agreement(0.92, 288)
 
 
 @pytest.mark.parametrize(
@@ -101,9 +101,9 @@ def test_a_damaged_figure_is_measured_again(cache: Path, text: str) -> None:
     (file,) = cache.glob("*.json")
     file.write_text(text)
 
-    assert here(measure) == Agreement(0.93, 288)
+    assert here(measure) == Int8Agreement(0.93, 288)
     assert measure.asked == 2
-    assert here(Measuring()) == Agreement(0.93, 288)
+    assert here(Measuring()) == Int8Agreement(0.93, 288)
 
 
 def test_a_figure_that_cannot_be_measured_is_missing(cache: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -112,7 +112,7 @@ def test_a_figure_that_cannot_be_measured_is_missing(cache: Path, caplog: pytest
 
     assert here(Measuring(0.9, then=fail)) is None
     assert "its process ended with status -9" in caplog.text
-    assert here(Measuring(0.9)) == Agreement(0.9, 288)
+    assert here(Measuring(0.9)) == Int8Agreement(0.9, 288)
 
 
 def test_a_cache_that_cannot_be_written_costs_a_measurement_not_the_figure(
@@ -121,5 +121,5 @@ def test_a_cache_that_cannot_be_written_costs_a_measurement_not_the_figure(
     (tmp_path / "file").write_text("not a directory")
     monkeypatch.setenv("MUAI_CACHE_DIR", str(tmp_path / "file"))
 
-    assert here(Measuring(0.93)) == Agreement(0.93, 288)
+    assert here(Measuring(0.93)) == Int8Agreement(0.93, 288)
     assert "measured at each start" in caplog.text

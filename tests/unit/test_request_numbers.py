@@ -15,7 +15,7 @@ from counting_engine import CountingEngine
 from hypothesis import example, given, settings
 
 from muai_lab.engines.base import Sampling
-from muai_lab.engines.ranges import CHOICES, MAX_TOKENS, PRIORITY, SEED, TEMPERATURE, TOP_P, Range
+from muai_lab.engines.ranges import CHOICES, MAX_TOKENS, PRIORITY, SEED, TEMPERATURE, TOP_P, TokenRange
 from muai_lab.engines.sampling import SlotSampler
 from muai_lab.engines.vllm.arguments import sampling_keywords
 from muai_lab.errors import InvalidRequest
@@ -149,7 +149,7 @@ def test_both_ends_of_a_range_are_taken_and_what_lies_beyond_is_refused(name: st
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 10**400, -(10**400)])
 def test_no_range_holds_what_is_no_number_or_far_beyond(value: float) -> None:
     assert not any(numbers.holds(value) for numbers in RANGES.values())
-    assert not Range(0, 1, above=True).holds(0)
+    assert not TokenRange(0, 1, above=True).holds(0)
 
 
 @pytest.mark.parametrize("top_k", [VOCABULARY, VOCABULARY + 1, 2**63, HUGE, 10**400])

@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muai_lab.server.frames import CHAT, COMPLETION, Answer, Frames, Shape, Usage, usage_document, usage_event
+from muai_lab.server.frames import (
+    CHAT,
+    COMPLETION,
+    AnswerFormat,
+    AnswerIdentity,
+    Frames,
+    Usage,
+    usage_document,
+    usage_event,
+)
 
 # Text of a decoder holds no lone surrogates.
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -24,9 +33,9 @@ def events(raw: bytes) -> list[dict[str, object]]:
 @settings(deadline=None)  # a busy machine is no failure
 @given(SHAPES, TEXT, TEXT, st.integers(0, 9), st.integers(1, 9999), st.sampled_from(list(Usage)))
 def test_every_text_event_is_the_document_that_it_stands_for(
-    shape: Shape, model: str, text: str, index: int, tokens: int, usage: Usage
+    shape: AnswerFormat, model: str, text: str, index: int, tokens: int, usage: Usage
 ) -> None:
-    frames = Frames(shape, Answer("id-1", model, 5), index, 7, usage)
+    frames = Frames(shape, AnswerIdentity("id-1", model, 5), index, 7, usage)
 
     (event,) = events(frames.text(text, tokens))
 
@@ -47,8 +56,10 @@ def test_every_text_event_is_the_document_that_it_stands_for(
 
 @settings(deadline=None)
 @given(SHAPES, TEXT, st.sampled_from(["stop", "length"]), st.sampled_from(list(Usage)))
-def test_the_ending_carries_the_last_text_and_the_reason(shape: Shape, text: str, reason: str, usage: Usage) -> None:
-    frames = Frames(shape, Answer("id-1", "m", 5), 0, 7, usage)
+def test_the_ending_carries_the_last_text_and_the_reason(
+    shape: AnswerFormat, text: str, reason: str, usage: Usage
+) -> None:
+    frames = Frames(shape, AnswerIdentity("id-1", "m", 5), 0, 7, usage)
 
     ending = events(frames.ending(text, reason, 3))
 
@@ -61,15 +72,15 @@ def test_the_ending_carries_the_last_text_and_the_reason(shape: Shape, text: str
 def test_the_phases_ride_on_the_event_with_the_usage() -> None:
     phases = {"queue_ms": 1.5, "prefill_ms": 20.25}
 
-    (event,) = events(usage_event(CHAT, Answer("id-1", "m", 5), usage_document(7, 3, None), phases))
+    (event,) = events(usage_event(CHAT, AnswerIdentity("id-1", "m", 5), usage_document(7, 3, None), phases))
 
     assert (event["choices"], event["x_muai"]) == ([], phases)
-    assert "x_muai" not in usage_event(CHAT, Answer("id-1", "m", 5), usage_document(7, 3, None)).decode()
+    assert "x_muai" not in usage_event(CHAT, AnswerIdentity("id-1", "m", 5), usage_document(7, 3, None)).decode()
 
 
 @pytest.mark.parametrize(("cached", "details"), [(None, None), (0, {"cached_tokens": 0}), (4, {"cached_tokens": 4})])
 def test_the_cache_is_mentioned_only_where_there_is_one(cached: int | None, details: object) -> None:
-    (event,) = events(usage_event(CHAT, Answer("id-1", "m", 5), usage_document(7, 3, cached)))
+    (event,) = events(usage_event(CHAT, AnswerIdentity("id-1", "m", 5), usage_document(7, 3, cached)))
 
     usage = event["usage"]
     assert isinstance(usage, dict)

@@ -11,7 +11,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from muai_lab.errors import SettingsError
-from muai_lab.settings.catalogue import Choice, Group, Key, catalogue
+from muai_lab.settings.catalogue import Branch, Key, VariantBranch, catalogue
 from muai_lab.settings.compose import compose
 from muai_lab.settings.resolve import Resolved, load_settings
 from muai_lab.settings.schema import BatcherSettings, CacheSettings, OptimizationSettings, TunerSettings
@@ -34,14 +34,16 @@ TEXTS = ("a", "/a", "/ready", "/health", "http://h:1/v1", "KEY", "postgresql://h
 NUMBERS = (0, 1, 2, 7, 8000, 9090, 10**9, 1e-9, 0.5, 2.5, 1e9)
 
 
-def keys_with_what_they_need(node: Group | Choice, needed: Values, seen: set[object]) -> Iterator[tuple[Key, Values]]:
+def keys_with_what_they_need(
+    node: Branch | VariantBranch, needed: Values, seen: set[object]
+) -> Iterator[tuple[Key, Values]]:
     """Every key with what must be set beside it, once for each kind of workload or distribution that has it."""
-    for kind, group in node.kinds.items() if isinstance(node, Choice) else [("", node)]:
+    for kind, group in node.kinds.items() if isinstance(node, VariantBranch) else [("", node)]:
         if (group.model, node.path.rpartition(".")[2]) in seen:
             continue
         seen.add((group.model, node.path.rpartition(".")[2]))
         beside = dict(needed)
-        if isinstance(node, Choice):
+        if isinstance(node, VariantBranch):
             beside[f"{node.path}.{node.discriminator}"] = kind
             beside |= FILE if node.path == "workload" and "path" in group.children else {}
             beside |= MIX if kind == "mix" else {}

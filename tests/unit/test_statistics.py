@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muai_lab.analysis.dependence import ENOUGH_MEMORIES, MEMORIES_BEYOND, Span
+from muai_lab.analysis.dependence import ENOUGH_MEMORIES, MEMORIES_BEYOND, MeasuredSpan
 from muai_lab.analysis.statistics import (
     MAX_BLOCKS,
     MIN_BLOCKS,
@@ -51,7 +51,7 @@ def samples(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 def test_a_quantile_is_given_only_with_enough_samples(count: int, given_names: list[str]) -> None:
     values, t_s = samples(count)
 
-    found = describe(values, t_s, Span(0.0, 100.0))
+    found = describe(values, t_s, MeasuredSpan(0.0, 100.0))
 
     assert [name for name, estimate in found.quantiles.items() if estimate.value is not None] == given_names
     assert found.mean.value == pytest.approx(values.mean())
@@ -60,7 +60,7 @@ def test_a_quantile_is_given_only_with_enough_samples(count: int, given_names: l
 def test_grouped_samples_count_by_their_groups() -> None:
     values, t_s = samples(5000)
 
-    found = describe(values, t_s, Span(0.0, 100.0), independent=100)
+    found = describe(values, t_s, MeasuredSpan(0.0, 100.0), independent=100)
 
     assert found.samples == 5000
     assert found.quantiles["p95"].value is not None
@@ -69,7 +69,7 @@ def test_grouped_samples_count_by_their_groups() -> None:
 
 def test_nan_is_left_out_and_nothing_gives_nothing() -> None:
     values, t_s = samples(20)
-    span = Span(0.0, 100.0)
+    span = MeasuredSpan(0.0, 100.0)
 
     assert describe(np.append(values, np.nan), np.append(t_s, 5.0), span) == describe(values, t_s, span)
     empty = describe(np.array([np.nan]), np.array([1.0]), span)
@@ -97,7 +97,7 @@ def test_large_samples_are_binned_without_moving_the_quantiles() -> None:
     rng = np.random.default_rng(3)
     values, t_s = rng.exponential(1.0, 100_000), rng.uniform(0.0, 100.0, 100_000)
 
-    found = describe(values, t_s, Span(0.0, 100.0)).quantiles["p99"]
+    found = describe(values, t_s, MeasuredSpan(0.0, 100.0)).quantiles["p99"]
 
     assert found.value == pytest.approx(np.log(100), rel=0.03)
     assert found.low is not None
@@ -111,7 +111,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
     covered = 0
     for seed in range(80):
         values, t_s = samples(300, seed)
-        median = describe(values, t_s, Span(0.0, 100.0), quantiles=(0.5,)).quantiles["p50"]
+        median = describe(values, t_s, MeasuredSpan(0.0, 100.0), quantiles=(0.5,)).quantiles["p50"]
         assert median.low is not None
         assert median.high is not None
         covered += median.low <= truth <= median.high
@@ -125,8 +125,8 @@ def test_correlated_neighbours_widen_the_interval() -> None:
     t_s = np.sort(rng.uniform(0.0, 100.0, 2000))
     values = rng.exponential(1.0, 100)[t_s.astype(int)]
 
-    by_blocks = describe(values, t_s, Span(0.0, 100.0), quantiles=(0.5,)).mean
-    shuffled = describe(values, rng.permutation(t_s), Span(0.0, 100.0), quantiles=(0.5,)).mean
+    by_blocks = describe(values, t_s, MeasuredSpan(0.0, 100.0), quantiles=(0.5,)).mean
+    shuffled = describe(values, rng.permutation(t_s), MeasuredSpan(0.0, 100.0), quantiles=(0.5,)).mean
 
     assert by_blocks.high is not None
     assert by_blocks.low is not None
@@ -146,18 +146,18 @@ def test_the_length_of_blocks_follows_the_correlation_within_bounds() -> None:
 def test_a_rate_is_the_sum_over_the_window() -> None:
     t_s = np.arange(0.0, 20.0, 0.5)
 
-    found = rate(np.full(40, 3.0), t_s, Span(0.0, 20.0))
+    found = rate(np.full(40, 3.0), t_s, MeasuredSpan(0.0, 20.0))
 
     assert found.value == pytest.approx(6.0)
     assert found.low is not None
     assert found.high is not None
     assert found.low <= 6.0 <= found.high
-    assert rate(np.empty(0), np.empty(0), Span(0.0, 20.0)).value == 0.0
+    assert rate(np.empty(0), np.empty(0), MeasuredSpan(0.0, 20.0)).value == 0.0
 
 
 def test_a_share_of_all_or_none_has_an_exact_bound() -> None:
     t_s = np.linspace(0.0, 9.9, 100)
-    span = Span(0.0, 10.0)
+    span = MeasuredSpan(0.0, 10.0)
 
     every = share(np.ones(100, dtype=bool), t_s, span)
     none = share(np.zeros(100, dtype=bool), t_s, span)
@@ -169,7 +169,7 @@ def test_a_share_of_all_or_none_has_an_exact_bound() -> None:
 
 
 def test_hits_of_one_memory_count_as_one_sample_where_all_hit() -> None:
-    found = share(np.ones(1000, dtype=bool), np.linspace(0.0, 9.9, 1000), Span(0.0, 10.0, memory_s=0.1))
+    found = share(np.ones(1000, dtype=bool), np.linspace(0.0, 9.9, 1000), MeasuredSpan(0.0, 10.0, memory_s=0.1))
 
     assert found.low == pytest.approx(0.025 ** (1 / 100))
 
@@ -179,7 +179,7 @@ def test_no_interval_but_the_length_that_would_do_in_a_window_of_few_memories() 
     t_s = np.sort(rng.uniform(0.0, 100.0, 2000))
     values = rng.exponential(1.0, 20)[(t_s / 5.0).astype(int)]  # each 5 s share their latency
 
-    found = describe(values, t_s, Span(0.0, 100.0, memory_s=5.0))
+    found = describe(values, t_s, MeasuredSpan(0.0, 100.0, memory_s=5.0))
 
     assert found.mean.value == pytest.approx(values.mean())
     assert (found.mean.low, found.mean.high) == (None, None)
@@ -191,7 +191,7 @@ def test_a_tail_that_was_seen_in_one_burst_has_no_interval() -> None:
     t_s = np.linspace(0.0, 99.9, 600)
     values = np.where((t_s > 50.0) & (t_s < 51.0), 9.0, 1.0) + np.random.default_rng(0).random(600)
 
-    tail = describe(values, t_s, Span(0.0, 100.0)).quantiles["p99"]
+    tail = describe(values, t_s, MeasuredSpan(0.0, 100.0)).quantiles["p99"]
 
     assert tail.value is not None
     assert (tail.low, tail.high) == (None, None)
@@ -200,7 +200,7 @@ def test_a_tail_that_was_seen_in_one_burst_has_no_interval() -> None:
 def test_an_interval_of_a_mean_stays_positive_and_reaches_further_up() -> None:
     rng = np.random.default_rng(1)
     t_s = np.sort(rng.uniform(0.0, 100.0, 400))
-    mean = describe(rng.pareto(3.0, 400), t_s, Span(0.0, 100.0)).mean
+    mean = describe(rng.pareto(3.0, 400), t_s, MeasuredSpan(0.0, 100.0)).mean
 
     assert mean.value is not None
     assert mean.low is not None
@@ -211,7 +211,7 @@ def test_an_interval_of_a_mean_stays_positive_and_reaches_further_up() -> None:
 
 def test_a_share_in_between_is_bracketed_by_its_interval() -> None:
     rng = np.random.default_rng(0)
-    found = share(rng.random(1000) < 0.9, rng.uniform(0.0, 10.0, 1000), Span(0.0, 10.0))
+    found = share(rng.random(1000) < 0.9, rng.uniform(0.0, 10.0, 1000), MeasuredSpan(0.0, 10.0))
 
     assert found.low is not None
     assert found.high is not None

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from muai_lab.simulation.step_time import StepTime
 from muai_lab.simulation.traffic import SimulatedRequest
-from muai_lab.simulation.tuned import Outcome, Setup, Tuning, simulate
+from muai_lab.simulation.tuned import Setup, SimulatedOutcome, Tuning, simulate
 from muai_lab.stack.events import Event, Finished, Queued, Token, Tuned, TunerNoted
 from muai_lab.stack.limits import BatchLimits
-from muai_lab.stack.online.knobs import Bounds, Knob, Reach, Values
+from muai_lab.stack.online.knobs import Knob, KnobBounds, Reach, Values
 from muai_lab.stack.online.tuner import OnlineTuner
 from muai_lab.stack.online.window import Block, Targets, TunerWindow
 
@@ -25,10 +25,10 @@ SLOTS = 32
 # A step costs 20 ms and 1 ms for each sequence: a batch of 4 makes 167 tokens/s, one of 32 makes 615.
 STEPS = StepTime(0.002, 0.0, 0.0, 0.02, 0.001, 0.0)
 CHAT = Targets(ttft_s=1.0, tpot_s=0.1)
-BATCH = Bounds({Knob.BATCH: Reach(1, SLOTS)})
+BATCH = KnobBounds({Knob.BATCH: Reach(1, SLOTS)})
 OUTPUT = 40  # tokens
 MIB = 2**20
-CACHE = Bounds({Knob.CACHE: Reach(0, 1000)})
+CACHE = KnobBounds({Knob.CACHE: Reach(0, 1000)})
 
 
 def traffic(*rates: float, seed: int = 1, output: int = OUTPUT, prefixes: int = 0) -> Iterator[SimulatedRequest]:
@@ -54,14 +54,14 @@ def tuned(
     *,
     batch: int,
     targets: Targets = CHAT,
-    bounds: Bounds = BATCH,
+    bounds: KnobBounds = BATCH,
     seed: int = 1,
     timeout_ms: int = 0,
     output: int = OUTPUT,
     prefixes: int = 0,
     cache_mb: int = 0,
     **limits: object,
-) -> Outcome:
+) -> SimulatedOutcome:
     setup = Setup(
         replace(STEPS, prefill_token_s=0.001) if cache_mb else STEPS,
         BatchLimits(SLOTS, **limits),  # type: ignore[arg-type]
@@ -81,7 +81,7 @@ def tuned(
     )
 
 
-def moves(outcome: Outcome) -> list[tuple[str, int, int, str]]:
+def moves(outcome: SimulatedOutcome) -> list[tuple[str, int, int, str]]:
     return [
         (event.knob, event.before, event.after, event.outcome)
         for event in outcome.decisions
@@ -89,7 +89,7 @@ def moves(outcome: Outcome) -> list[tuple[str, int, int, str]]:
     ]
 
 
-def in_force(outcome: Outcome, begin: int, knob: Knob = Knob.BATCH) -> int:
+def in_force(outcome: SimulatedOutcome, begin: int, knob: Knob = Knob.BATCH) -> int:
     """The value at the end."""
     for event in outcome.decisions:
         if isinstance(event, Tuned) and event.knob == knob.value and event.outcome in ("tried", "reverted"):
@@ -98,7 +98,7 @@ def in_force(outcome: Outcome, begin: int, knob: Knob = Knob.BATCH) -> int:
 
 
 @cache
-def overloaded() -> Outcome:
+def overloaded() -> SimulatedOutcome:
     """A batch of 4 serves 4 requests per second, and 8 come from the fourth interval on."""
     return tuned((2.0,) * 4 + (8.0,) * 8, batch=4)
 
@@ -174,7 +174,7 @@ def test_without_targets_it_looks_for_tokens_per_second() -> None:
 
 
 def test_a_hold_that_makes_requests_late_is_shortened() -> None:
-    bounds = Bounds({Knob.TIMEOUT: Reach(0, 8000)})
+    bounds = KnobBounds({Knob.TIMEOUT: Reach(0, 8000)})
 
     outcome = tuned((2.0,) * 4, batch=8, bounds=bounds, timeout_ms=1800, min_batch_size=6)
 
@@ -214,7 +214,7 @@ def test_another_workload_ends_the_rest_and_what_had_failed_is_tried_again() -> 
 
 
 def test_it_does_not_move_what_its_switches_leave_out() -> None:
-    assert moves(tuned((8.0,) * 6, batch=4, bounds=Bounds({}))) == []
+    assert moves(tuned((8.0,) * 6, batch=4, bounds=KnobBounds({}))) == []
 
 
 def test_with_adaptive_batching_it_moves_the_bound_only_where_the_bound_holds_requests_back() -> None:
@@ -304,7 +304,7 @@ def test_what_a_trial_leaves_behind_is_worked_off_before_the_next_one() -> None:
 def test_every_move_is_within_bounds_and_each_trial_ends_before_the_next(
     rates: list[float], batch: int, low: int, targets: Targets, seed: int
 ) -> None:
-    bounds = Bounds({Knob.BATCH: Reach(low, 24), Knob.TIMEOUT: Reach(0, 100)})
+    bounds = KnobBounds({Knob.BATCH: Reach(low, 24), Knob.TIMEOUT: Reach(0, 100)})
 
     outcome = tuned(tuple(rates), batch=max(batch, low), targets=targets, bounds=bounds, seed=seed, timeout_ms=50)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from muai_lab.settings.schema import BatcherSettings, CacheSettings, OptimizationSettings, TunerSettings
 from muai_lab.stack.online.judge import compare
-from muai_lab.stack.online.knobs import Bounds, Knob, Reach, Values, bounds_of, values_of
+from muai_lab.stack.online.knobs import Knob, KnobBounds, Reach, Values, bounds_of, values_of
 from muai_lab.stack.online.shift import shifts, workload
 from muai_lab.stack.online.window import Block, Targets
 
@@ -159,13 +159,13 @@ def test_prefix_hits_that_appear_are_a_shift_unless_they_are_to_be_ignored() -> 
 # Knobs
 
 
-def walk(bounds: Bounds, values: Values, knob: Knob, rungs: int) -> Iterator[int]:
+def walk(bounds: KnobBounds, values: Values, knob: Knob, rungs: int) -> Iterator[int]:
     while (values_or_none := bounds.step(values, knob, rungs)) is not None:
         values = values_or_none
         yield values.of(knob)
 
 
-ALL = Bounds({Knob.BATCH: Reach(1, 64), Knob.TIMEOUT: Reach(0, 200), Knob.CACHE: Reach(0, 400)})
+ALL = KnobBounds({Knob.BATCH: Reach(1, 64), Knob.TIMEOUT: Reach(0, 200), Knob.CACHE: Reach(0, 400)})
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_a_step_never_leaves_its_reach_and_always_moves(batch: int, one: int, ot
     reach = Reach(min(one, other), max(one, other))
     start = Values(reach.clip(batch), 0, 0)
 
-    after = Bounds({Knob.BATCH: reach}).step(start, Knob.BATCH, rungs)
+    after = KnobBounds({Knob.BATCH: reach}).step(start, Knob.BATCH, rungs)
 
     if after is None:
         assert start.max_batch_size == (reach.high if rungs > 0 else reach.low)
@@ -240,6 +240,6 @@ def test_a_cache_that_is_off_has_no_size() -> None:
 
 
 def test_values_are_brought_within_the_bounds() -> None:
-    bounds = Bounds({Knob.BATCH: Reach(2, 16)})
+    bounds = KnobBounds({Knob.BATCH: Reach(2, 16)})
 
     assert bounds.clip(Values(64, 400, 900), HOME) == Values(16, HOME.batch_timeout_ms, HOME.max_memory_mb)

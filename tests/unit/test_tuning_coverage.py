@@ -10,7 +10,7 @@ from benchmarks.coverage_tuner_confirmation import PAIRS, PRESENT, THROUGHPUT, W
 from benchmarks.coverage_tuner_keys import figures, five_small, one_key, substitutes
 from muai_lab.tuning.confirmation import Confirmation, confirm
 from muai_lab.tuning.measure import Switch
-from muai_lab.tuning.objective import Bounds
+from muai_lab.tuning.objective import Constraints
 
 
 @pytest.mark.parametrize("spread", [0.01, 0.03])
@@ -36,7 +36,7 @@ def test_one_of_two_keys_that_do_the_same_is_enough() -> None:
 def confirmations(gain: float) -> list[Confirmation]:
     return [
         confirm(
-            RunArena(gain, np.random.default_rng((7, repeat))), PRESENT, WINNER, THROUGHPUT, Bounds(), Switch(),
+            RunArena(gain, np.random.default_rng((7, repeat))), PRESENT, WINNER, THROUGHPUT, Constraints(), Switch(),
             pairs=PAIRS, blocks=2, noise=0.01,
         )
         for repeat in range(16)

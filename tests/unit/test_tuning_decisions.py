@@ -19,13 +19,13 @@ from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.tuning.block import BlockResult, spoilt_by
 from muai_lab.tuning.blocks import FRESH
-from muai_lab.tuning.confirmation import Pair, Served, confirm, judge_pairs, pairs_to_tell
+from muai_lab.tuning.confirmation import Pair, WinnerLoad, confirm, judge_pairs, pairs_to_tell
 from muai_lab.tuning.contribution import earn
 from muai_lab.tuning.measure import Switch, runs_on
 from muai_lab.tuning.memory_model import ModelShape, capacity_of, memory_need, memory_screen
-from muai_lab.tuning.objective import Bounds, Objective, objectives_of, total_violation
+from muai_lab.tuning.objective import Constraints, Objective, objectives_of, total_violation
 from muai_lab.tuning.pruning import Reference, behind, promise_lost
-from muai_lab.tuning.rounds import Rounds, RunNoise, as_gain, difference, log_levels, noise_within
+from muai_lab.tuning.rounds import ArmRuns, RunNoise, as_gain, difference, log_levels, noise_within
 from muai_lab.tuning.search_space import value_at
 from muai_lab.tuning.space_file import space_of
 from muai_lab.tuning.trials import ASSUMED_NOISE, TrialRecord, noise_of, pareto_front, standings, trials_without_gain
@@ -65,7 +65,7 @@ def test_a_gain_is_positive_when_it_is_better_whatever_the_direction() -> None:
 
 
 def test_bounds_are_missed_relative_to_themselves_and_a_failure_is_finite() -> None:
-    bounds = Bounds(quantile=0.9, max_errors=0.01, min_agreement=0.95)
+    bounds = Constraints(quantile=0.9, max_errors=0.01, min_agreement=0.95)
 
     kept = bounds.violations([block(95)], agreement=agreeing(0.96))
     missed = bounds.violations([block(45, failed=50)], agreement=agreeing(0.475))
@@ -156,7 +156,7 @@ def only_the_size_matters(optimization: OptimizationSettings) -> float:
 def earned(share, winner: dict, **arena):  # type: ignore[no-untyped-def]
     served = FakeArena(share, noise=0.002, **arena)
     run = runs_on(served, Switch(), 4, None)
-    found = earn(run, SPACE, PRESENT, winner, GOODPUT, Bounds(), noise=RunNoise(0.005**2, 3))
+    found = earn(run, SPACE, PRESENT, winner, GOODPUT, Constraints(), noise=RunNoise(0.005**2, 3))
     return found.kept, {one.path: one for one in found.contributions}
 
 
@@ -183,7 +183,7 @@ rates = st.floats(0.0, 1e4)
 def test_no_rate_can_lose_more_than_all_of_itself(runs: list[tuple[float, float]]) -> None:
     new, old = ([(BlockResult(1.0, 1, 1, 0, value),) for value in side] for side in zip(*runs, strict=True))
     throughput = objectives_of(LabSettings.model_validate({"tuning": {"objectives": ("throughput",)}}))[0]
-    levels = log_levels(Rounds({"new": tuple(new), "old": tuple(old)}, {}), throughput, "old")
+    levels = log_levels(ArmRuns({"new": tuple(new), "old": tuple(old)}, {}), throughput, "old")
 
     gain = as_gain(throughput, difference(levels["new"], levels["old"], noise_within(levels)))
 
@@ -227,17 +227,17 @@ def test_changes_that_are_each_too_small_to_show_stay_together() -> None:
             worth *= 1.02 if value_at(optimization, path) == value else 1.0
         return [BlockResult(10.0, 10_000, round(10_000 * worth), 0, 0.0)] * 3
 
-    found = earn(run, SPACE, PRESENT, few, GOODPUT, Bounds(), noise=RunNoise(0.03**2, 30))
+    found = earn(run, SPACE, PRESENT, few, GOODPUT, Constraints(), noise=RunNoise(0.03**2, 30))
 
     assert found.kept == few
     assert all("+6.1% together with the others" in one.reason for one in found.contributions)
 
 
-def confirmed(share, noise: float = 0.01, bounds: Bounds | None = None, scatter: float = 0.01, **options: Any):  # type: ignore[no-untyped-def]
+def confirmed(share, noise: float = 0.01, bounds: Constraints | None = None, scatter: float = 0.01, **options: Any):  # type: ignore[no-untyped-def]
     arena = FakeArena(share, noise=scatter)
     winner = OptimizationSettings.model_validate({"batcher": {"max_batch_size": 8}})
     found = confirm(
-        arena, PRESENT, winner, GOODPUT, bounds or Bounds(), Switch(), pairs=6, blocks=3, noise=noise, **options
+        arena, PRESENT, winner, GOODPUT, bounds or Constraints(), Switch(), pairs=6, blocks=3, noise=noise, **options
     )  # fmt: skip
     return found, arena
 
@@ -260,7 +260,7 @@ def test_a_pair_in_which_the_present_configuration_was_slow_does_not_hide_a_gain
 
     pairs = [pair(10.0, 10.0 * factor) for factor in (3.2, 1.50, 1.40, 1.33, 1.46, 1.28)]
 
-    found = judge_pairs(pairs, Served([block(99)]), GOODPUT, Bounds(), noise=0.05)
+    found = judge_pairs(pairs, WinnerLoad([block(99)]), GOODPUT, Constraints(), noise=0.05)
 
     assert found.accepted
     assert 1.0 + found.gain == pytest.approx(np.prod([1.0 + one.gain for one in pairs]) ** (1 / 6))
@@ -293,7 +293,7 @@ def test_a_difference_within_the_noise_is_refused() -> None:
 
 
 def test_a_winner_is_confirmed_only_with_its_greedy_tokens_compared() -> None:
-    bounds = Bounds(min_agreement=0.95)
+    bounds = Constraints(min_agreement=0.95)
     arena = FakeArena(only_the_size_matters, noise=0.01, agreement=lambda found: agreeing(0.93))
     winner = OptimizationSettings.model_validate({"batcher": {"max_batch_size": 8}})
 
@@ -357,8 +357,8 @@ def test_the_noise_of_single_runs_is_not_held_against_a_gain_that_all_pairs_show
         Pair(10.0, 10.0 * factor, factor - 1.0, ((10.0, 10.0 * factor),) * 3, winner_first=False) for factor in factors
     ]
 
-    assert judge_pairs(pairs, Served([block(99)]), GOODPUT, Bounds(), noise=0.39).accepted
-    assert not judge_pairs(pairs, Served([block(99)]), GOODPUT, Bounds(), noise=2.0).accepted
+    assert judge_pairs(pairs, WinnerLoad([block(99)]), GOODPUT, Constraints(), noise=0.39).accepted
+    assert not judge_pairs(pairs, WinnerLoad([block(99)]), GOODPUT, Constraints(), noise=2.0).accepted
 
 
 def test_a_refusal_says_how_many_pairs_would_have_told() -> None:
@@ -383,7 +383,7 @@ def test_more_pairs_for_a_wide_scatter_find_no_gains_that_are_none() -> None:
 
 
 def test_a_winner_that_does_not_keep_the_promise_is_refused_and_says_by_how_much() -> None:
-    found, _ = confirmed(only_the_size_matters, bounds=Bounds(quantile=0.95))
+    found, _ = confirmed(only_the_size_matters, bounds=Constraints(quantile=0.95))
 
     assert not found.accepted
     assert "of its requests kept the promise, 95% are to" in found.reason

@@ -22,11 +22,11 @@ from muai_lab.tuning.contribution import Contribution
 from muai_lab.tuning.export import EXPORTED, UNCONFIRMED, export_study
 from muai_lab.tuning.facts import baseline_of
 from muai_lab.tuning.measure import Switch
-from muai_lab.tuning.objective import Bounds, objectives_of
+from muai_lab.tuning.objective import Constraints, objectives_of
 from muai_lab.tuning.report import render_tuning
 from muai_lab.tuning.result import PRESENT, EngineStudy, TuningResult, read_result, write_result
 from muai_lab.tuning.result import RESULT as RESULT_FILE
-from muai_lab.tuning.search import Plan, Search
+from muai_lab.tuning.search import Search, SearchBudget
 from muai_lab.tuning.soak import Attainment
 from muai_lab.tuning.space_file import space_of
 from muai_lab.tuning.storage import IN_MEMORY
@@ -273,8 +273,8 @@ def test_the_report_is_one_page_with_everything_in_it(objectives: tuple[str, ...
         lambda optimization: 0.5 + 0.01 * optimization.batcher.max_batch_size,
         failing=lambda optimization: optimization.batcher.max_batch_size == 4,
     )
-    plan = replace(Plan.of(settings.tuning), startup_trials=5, blocks=3)
-    bounds = Bounds(min_agreement=0.95)
+    plan = replace(SearchBudget.of(settings.tuning), startup_trials=5, blocks=3)
+    bounds = Constraints(min_agreement=0.95)
     Search(study, arena, settings.optimization, wanted, bounds, plan, SilentWatcher(), Switch()).run()
 
     text = render_tuning(settings, RESULT, {"onnx": (study, space, settings.optimization)}, wanted)

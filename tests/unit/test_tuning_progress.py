@@ -17,7 +17,7 @@ from muai_lab.tuning.block import BlockResult
 from muai_lab.tuning.confirmation import Pair
 from muai_lab.tuning.forecast import Forecast, about, first_forecast
 from muai_lab.tuning.objective import objectives_of
-from muai_lab.tuning.trials import Outcome, Standing, TrialRecord, budget_used, standings, tally
+from muai_lab.tuning.trials import Standing, TrialOutcome, TrialRecord, budget_used, standings, tally
 
 SETTINGS = LabSettings.model_validate(
     {
@@ -29,7 +29,7 @@ GOODPUT = objectives_of(SETTINGS)[0]
 PAIR = Pair(10.0, 11.0, 0.1, ((10.0, 11.0),), winner_first=False)
 
 
-def trial(number: int, outcome: Outcome = "measured", *, met: int = 100, seconds: float = 12.0) -> TrialRecord:
+def trial(number: int, outcome: TrialOutcome = "measured", *, met: int = 100, seconds: float = 12.0) -> TrialRecord:
     blocks = (BlockResult(4.0, 100, met, 0, 1000.0),) if outcome in ("measured", "pruned") else ()
     return TrialRecord(
         number, "search", outcome, {"size": number}, (met / 4.0,) if blocks else None,
@@ -91,12 +91,12 @@ def test_a_trial_that_keeps_every_bound_says_nothing_of_them() -> None:
 
 
 @pytest.mark.parametrize("outcome", ["measured", "pruned", "crashed"])
-def test_every_trial_that_counts_is_counted_in_the_log(outcome: Outcome) -> None:
+def test_every_trial_that_counts_is_counted_in_the_log(outcome: TrialOutcome) -> None:
     assert any(line.startswith("4 of at most 10 trials") for line in Log().ends(trial(7, outcome), done=4))
 
 
 def test_log_table_and_page_count_the_same_trials() -> None:
-    outcomes: list[Outcome] = ["measured", "pruned", "crashed", "rejected", "repeated", "unmeasurable", "lost"]
+    outcomes: list[TrialOutcome] = ["measured", "pruned", "crashed", "rejected", "repeated", "unmeasurable", "lost"]
     trials = [trial(number, outcome) for number, outcome in enumerate([*outcomes, "measured"])]
 
     assert budget_used(trials) == 4

@@ -19,7 +19,7 @@ from muai_lab.errors import RunError
 from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.tuning import reference
-from muai_lab.tuning.agreement import Agreement, Answer, agreement_of, not_kept
+from muai_lab.tuning.agreement import Agreement, PromptAgreement, agreement_of, not_kept
 from muai_lab.tuning.blocks import LoadBlocks
 from muai_lab.tuning.quality import (
     PROMPTS,
@@ -93,12 +93,12 @@ def differing_at(places: set[int]) -> tuple[Ask, ForcedAnswer]:
 
 
 def test_every_difference_counts_once_and_the_token_behind_a_new_beginning_does_not_count() -> None:
-    assert forced_positions(*differing_at(set())) == Answer(24, 23, 24, TOKENS)
-    assert forced_positions(*differing_at({10})) == Answer(23, 22, 22, TOKENS)
-    assert forced_positions(*differing_at({0})) == Answer(23, 22, 22, TOKENS)
-    assert forced_positions(*differing_at({5, 15})) == Answer(22, 21, 20, TOKENS)
-    assert forced_positions(*differing_at({TOKENS - 1})) == Answer(24, 23, 23, TOKENS)
-    assert forced_positions(*differing_at({TOKENS - 2})) == Answer(23, 22, 22, TOKENS)
+    assert forced_positions(*differing_at(set())) == PromptAgreement(24, 23, 24, TOKENS)
+    assert forced_positions(*differing_at({10})) == PromptAgreement(23, 22, 22, TOKENS)
+    assert forced_positions(*differing_at({0})) == PromptAgreement(23, 22, 22, TOKENS)
+    assert forced_positions(*differing_at({5, 15})) == PromptAgreement(22, 21, 20, TOKENS)
+    assert forced_positions(*differing_at({TOKENS - 1})) == PromptAgreement(24, 23, 23, TOKENS)
+    assert forced_positions(*differing_at({TOKENS - 2})) == PromptAgreement(23, 22, 22, TOKENS)
 
 
 @settings(max_examples=50)
@@ -114,7 +114,7 @@ def test_whatever_differs_each_position_is_asked_at_most_once_and_none_is_forgot
         if not skipped:
             counted.add(place)
         skipped = place in places and (not skipped or place in places)
-    assert found == Answer(len(counted), len(counted) - 1, len(counted - places), TOKENS)
+    assert found == PromptAgreement(len(counted), len(counted) - 1, len(counted - places), TOKENS)
 
 
 def test_a_cache_of_three_bits_is_found_although_every_first_token_is_right() -> None:
@@ -166,15 +166,15 @@ def test_a_server_without_a_token_is_no_agreement() -> None:
 
 def test_few_positions_prove_little() -> None:
     assert agreement_of([]).low == 0.0
-    assert agreement_of([Answer(0, 0, 0)]).low == 0.0
-    assert agreement_of([Answer(1000, 999, 1000)]).low == 0.0  # one prompt shows nothing of others
-    few, many = (agreement_of([Answer(24, 23, 24)] * prompts) for prompts in (4, 64))
+    assert agreement_of([PromptAgreement(0, 0, 0)]).low == 0.0
+    assert agreement_of([PromptAgreement(1000, 999, 1000)]).low == 0.0  # one prompt shows nothing of others
+    few, many = (agreement_of([PromptAgreement(24, 23, 24)] * prompts) for prompts in (4, 64))
     assert few.low < 0.95 < 0.99 < many.low < 1.0
 
 
 def test_differences_in_few_prompts_widen_the_bound() -> None:
-    spread = agreement_of([Answer(24, 23, 23)] * 32 + [Answer(24, 23, 24)] * 32)
-    clustered = agreement_of([Answer(24, 23, 8)] * 2 + [Answer(24, 23, 24)] * 62)
+    spread = agreement_of([PromptAgreement(24, 23, 23)] * 32 + [PromptAgreement(24, 23, 24)] * 32)
+    clustered = agreement_of([PromptAgreement(24, 23, 8)] * 2 + [PromptAgreement(24, 23, 24)] * 62)
 
     assert spread.share == clustered.share
     assert clustered.design_effect > 4.0
@@ -182,7 +182,7 @@ def test_differences_in_few_prompts_widen_the_bound() -> None:
 
 
 def test_a_prompt_weighs_what_its_answer_is_long_however_many_positions_were_left_out() -> None:
-    found = agreement_of([Answer(24, 23, 24, 24), Answer(16, 15, 8, 24)])
+    found = agreement_of([PromptAgreement(24, 23, 24, 24), PromptAgreement(16, 15, 8, 24)])
 
     assert found.share == pytest.approx(0.75)
     assert found.positions == 40
@@ -191,7 +191,7 @@ def test_a_prompt_weighs_what_its_answer_is_long_however_many_positions_were_lef
 @settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(1, 40), st.floats(0.0, 1.0)), min_size=1, max_size=80))
 def test_the_bound_lies_below_the_share(drawn: list[tuple[int, float]]) -> None:
-    found = agreement_of([Answer(size, size - 1, round(size * part)) for size, part in drawn])
+    found = agreement_of([PromptAgreement(size, size - 1, round(size * part)) for size, part in drawn])
 
     assert 0.0 <= found.low <= found.share <= 1.0
     assert found.design_effect >= 1.0
@@ -278,7 +278,7 @@ def test_a_server_that_gives_no_ids_is_an_error(document: dict[str, Any], status
 def test_the_highest_limit_that_can_be_asked_for_can_be_shown() -> None:
     highest = LabSettings.model_validate({"tuning": {"min_agreement": 0.99}}).tuning.min_agreement
 
-    assert agreement_of([Answer(TOKENS, TOKENS - 1, TOKENS)] * PROMPTS).keeps(highest or 1.0)
+    assert agreement_of([PromptAgreement(TOKENS, TOKENS - 1, TOKENS)] * PROMPTS).keeps(highest or 1.0)
 
 
 def test_answers_of_fp32_are_asked_for_once_in_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

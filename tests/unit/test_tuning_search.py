@@ -12,8 +12,8 @@ from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.tuning import storage
 from muai_lab.tuning.measure import Interrupted, Switch
-from muai_lab.tuning.objective import Bounds, objectives_of
-from muai_lab.tuning.search import EngineUnmeasurable, Plan, Rejection, Search
+from muai_lab.tuning.objective import Constraints, objectives_of
+from muai_lab.tuning.search import EngineUnmeasurable, Rejection, Search, SearchBudget
 from muai_lab.tuning.space_file import space_of
 from muai_lab.tuning.storage import IN_MEMORY, storage_url
 from muai_lab.tuning.study import TuningStudy
@@ -40,13 +40,13 @@ class Bench:
         objectives = objectives_of(SLO)
         space = space_of({**KEYS, **plan.pop("space", {})}).including(PRESENT)
         screen = plan.pop("screen", lambda optimization: None)
-        bounds = plan.pop("bounds", Bounds())
+        bounds = plan.pop("bounds", Constraints())
         seed, sampler = plan.pop("seed", 0), plan.pop("sampler", "tpe")
         fixed_load = plan.pop("fixed_load", False)
-        defaults = Plan(
+        defaults = SearchBudget(
             n_trials=30, timeout_s=None, patience=30, startup_trials=6, blocks=4, incumbent_every=8, pruning=True
         )
-        self.plan = Plan(**{name: plan.get(name, getattr(defaults, name)) for name in Plan.__slots__})
+        self.plan = SearchBudget(**{name: plan.get(name, getattr(defaults, name)) for name in SearchBudget.__slots__})
         self.study = TuningStudy.open(
             url, "study", {"workload": "chat"}, space, PRESENT, objectives, sampler=sampler, seed=seed,
             startup_trials=self.plan.startup_trials,
@@ -88,7 +88,7 @@ def test_every_sampler_comes_to_a_good_point(sampler: str) -> None:
 
 
 def test_a_load_that_is_kept_to_the_promise_ends_the_search_at_once() -> None:
-    bench = Bench(FakeArena(lambda optimization: 2.0), bounds=Bounds(quantile=0.99), fixed_load=True)
+    bench = Bench(FakeArena(lambda optimization: 2.0), bounds=Constraints(quantile=0.99), fixed_load=True)
 
     reason = bench.search.run()
 
@@ -97,7 +97,7 @@ def test_a_load_that_is_kept_to_the_promise_ends_the_search_at_once() -> None:
 
 
 def test_in_a_closed_loop_the_search_goes_on_for_more() -> None:
-    bench = Bench(FakeArena(lambda optimization: 2.0), bounds=Bounds(quantile=0.99), n_trials=6, startup_trials=2)
+    bench = Bench(FakeArena(lambda optimization: 2.0), bounds=Constraints(quantile=0.99), n_trials=6, startup_trials=2)
 
     assert "tuning.n_trials" in bench.search.run()
 
@@ -200,7 +200,7 @@ def test_a_configuration_that_loses_quality_is_never_the_best() -> None:
         lambda found: 0.9 if found.onnx.enable_quantization else 0.5,
         agreement=lambda found: agreeing(0.8 if found.onnx.enable_quantization else 0.99),
     )
-    bench = Bench(arena, bounds=Bounds(min_agreement=0.95), space={int8: {"choices": [True, False]}}, n_trials=8)
+    bench = Bench(arena, bounds=Constraints(min_agreement=0.95), space={int8: {"choices": [True, False]}}, n_trials=8)
 
     bench.search.run()
 
@@ -212,7 +212,11 @@ def test_what_quantisation_does_to_the_tokens_is_looked_at_once() -> None:
     int8 = "optimization.onnx.enable_quantization"
     arena = FakeArena(peak_at_eight, agreement=lambda found: agreeing(0.93 if found.onnx.enable_quantization else 0.99))
     bench = Bench(
-        arena, bounds=Bounds(min_agreement=0.95), space={int8: {"choices": [True, False]}}, n_trials=20, patience=20
+        arena,
+        bounds=Constraints(min_agreement=0.95),
+        space={int8: {"choices": [True, False]}},
+        n_trials=20,
+        patience=20,
     )
 
     bench.search.run()
@@ -247,7 +251,7 @@ def test_the_promise_once_lost_ends_a_trial_when_the_best_keeps_it() -> None:
     def share(optimization: OptimizationSettings) -> float:
         return 2.0 if optimization.batcher.max_batch_size >= 16 else 0.9
 
-    bench = Bench(FakeArena(share), bounds=Bounds(quantile=0.99))
+    bench = Bench(FakeArena(share), bounds=Constraints(quantile=0.99))
 
     bench.search.run()
 

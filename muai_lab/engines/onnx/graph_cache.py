@@ -33,10 +33,10 @@ log = logging.getLogger(__name__)
 
 _HASHED_WHOLE_BYTES = 256 * 2**20
 
-Build = Callable[[ModelSource, Recipe, Path], None]
+BuildGraph = Callable[[ModelSource, Recipe, Path], None]
 
 
-def graph_directory(source: ModelSource, recipe: Recipe, build: Build | None = None) -> Path:
+def graph_directory(source: ModelSource, recipe: Recipe, build: BuildGraph | None = None) -> Path:
     """Directory of the graph, intact; exported when it is absent or damaged (seconds to minutes).
 
     build: writes the graph into an empty directory, in place of the export in a process of its own. Raises EngineError
@@ -82,7 +82,7 @@ def is_intact(entry: Path) -> bool:
         return False  # absent, unreadable or not ours: all the same to the caller, who builds anew
 
 
-def _make(entry: Path, source: ModelSource, recipe: Recipe, build: Build) -> None:
+def _make(entry: Path, source: ModelSource, recipe: Recipe, build: BuildGraph) -> None:
     """Build the entry; called with its lock held, so whatever else stands in its place is rubbish."""
     prefix = f".{entry.name}-"
     for left_over in entry.parent.glob(f"{prefix}*"):

@@ -98,7 +98,7 @@ class Survey(AttentionStep):
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class TokenSpan:
     """Packed tokens `[begin, end)` belong to `row` of `rows`, at positions from `start`."""
 
     rows: KVRows
@@ -112,7 +112,7 @@ class Span:
 class PrefillStep(AttentionStep):
     """Prompt tokens of several sequences, one after the other."""
 
-    spans: Sequence[Span]
+    spans: Sequence[TokenSpan]
     _masks: dict[tuple[int, int | None], torch.Tensor | None] = field(default_factory=dict)  # by span and window
 
     def attend(

@@ -14,7 +14,7 @@ import torch
 
 from muai_lab.engines.base import PrefillChunk, PromptCompute
 from muai_lab.engines.pytorch import kv_blocks
-from muai_lab.engines.pytorch.attention import AttentionStep, DecodeStep, PrefillStep, Span, Survey
+from muai_lab.engines.pytorch.attention import AttentionStep, DecodeStep, PrefillStep, Survey, TokenSpan
 from muai_lab.engines.pytorch.kv_blocks import TensorBlock
 from muai_lab.engines.pytorch.slots import KVShape, KVSlots
 
@@ -97,7 +97,7 @@ class DecoderModel:
         kv_blocks.copy_in(*self._kv.place(slot), blocks)
 
     def _prefill_pack(self, chunks: Sequence[PrefillChunk]) -> torch.Tensor:
-        spans: list[Span] = []
+        spans: list[TokenSpan] = []
         tokens: list[int] = []
         positions: list[int] = []
         last: list[int] = []
@@ -106,7 +106,7 @@ class DecoderModel:
             begin, stop = len(tokens), chunk.start + len(chunk.tokens)
             tokens.extend(chunk.tokens)
             positions.extend(range(chunk.start, stop))
-            spans.append(Span(rows, row, begin, len(tokens), chunk.start))
+            spans.append(TokenSpan(rows, row, begin, len(tokens), chunk.start))
             rows.lengths[row] = stop
             if chunk.final:
                 last.append(len(tokens) - 1)

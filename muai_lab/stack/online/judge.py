@@ -16,7 +16,7 @@ _HOPELESS = 0.5  # attainment below which a queue is taken for the cause, not th
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class TrialComparison:
     """A trial against what was before.
 
     what: the quantity that was compared, in its unit. deviations: by how many standard errors it rose (or fell, if
@@ -40,7 +40,7 @@ class Comparison:
         return f"{self.what} {self.before:.3g} -> {self.after:.3g} ({self.deviations:+.1f} standard errors)"
 
 
-def compare(before: Sequence[Block], after: Sequence[Block], targets: Targets) -> Comparison:
+def compare(before: Sequence[Block], after: Sequence[Block], targets: Targets) -> TrialComparison:
     """The objective in two periods, from their blocks.
 
     While requests come slower than they are served, goodput follows the arrivals, and what a configuration changes is
@@ -65,9 +65,9 @@ def compare(before: Sequence[Block], after: Sequence[Block], targets: Targets) -
 Count = Callable[[Block], int]
 
 
-def _rate(what: str, before: Sequence[Block], after: Sequence[Block], count: Count) -> Comparison:
+def _rate(what: str, before: Sequence[Block], after: Sequence[Block], count: Count) -> TrialComparison:
     (first, first_error), (second, second_error) = _mean_rate(before, count), _mean_rate(after, count)
-    return Comparison(what, first, second, _in_errors(second - first, math.hypot(first_error, second_error)))
+    return TrialComparison(what, first, second, _in_errors(second - first, math.hypot(first_error, second_error)))
 
 
 def _mean_rate(blocks: Sequence[Block], count: Count) -> tuple[float, float]:
@@ -84,7 +84,7 @@ def _mean_rate(blocks: Sequence[Block], count: Count) -> tuple[float, float]:
     return mean, error
 
 
-def _share(what: str, before: Sequence[Block], after: Sequence[Block], part: Count, whole: Count) -> Comparison:
+def _share(what: str, before: Sequence[Block], after: Sequence[Block], part: Count, whole: Count) -> TrialComparison:
     """Two views of a share, of which the surer one counts.
 
     The pooled share sees a change of size; but where bad requests come in bursts, a single burst makes it so uncertain
@@ -94,7 +94,7 @@ def _share(what: str, before: Sequence[Block], after: Sequence[Block], part: Cou
     pooled = _in_errors(second - first, math.hypot(first_error, second_error))
     ranked = _rank_deviation(*([part(b) / whole(b) for b in side if whole(b)] for side in (before, after)))
     same_way = pooled * ranked > 0
-    return Comparison(what, first, second, ranked if same_way and abs(ranked) > abs(pooled) else pooled)
+    return TrialComparison(what, first, second, ranked if same_way and abs(ranked) > abs(pooled) else pooled)
 
 
 def _pooled(blocks: Sequence[Block], part: Count, whole: Count) -> tuple[float, float]:

@@ -58,7 +58,7 @@ class Reach:
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class KnobBounds:
     """The reach of each knob; a knob that is missing stays where it is."""
 
     reaches: dict[Knob, Reach]
@@ -102,7 +102,7 @@ def values_of(optimization: OptimizationSettings) -> Values:
     return Values(batcher.max_batch_size, batcher.batch_timeout_ms, cache.max_memory_mb if cache.enabled else 0)
 
 
-def bounds_of(optimization: OptimizationSettings, *, slots: int, caches: bool) -> Bounds:
+def bounds_of(optimization: OptimizationSettings, *, slots: int, caches: bool) -> KnobBounds:
     """How far the settings let the tuner go.
 
     slots: of the engine that serves. caches: whether it has a prefix cache whose size can be changed. A knob is left
@@ -117,7 +117,7 @@ def bounds_of(optimization: OptimizationSettings, *, slots: int, caches: bool) -
     if tuner.enable_cache_size_tuning and cache.enabled and caches:
         bound = tuner.cache_max_memory_mb
         reaches[Knob.CACHE] = Reach(0, cache.max_memory_mb if bound is None else bound)
-    return Bounds(reaches)
+    return KnobBounds(reaches)
 
 
 def _rung(batch: int, rungs: int) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from muai_lab.errors import MuaiError
 from muai_lab.stack.events import Event, Observer, Tuned, TunerNoted
-from muai_lab.stack.online.knobs import Bounds, Knob, Values, bounds_of, values_of
+from muai_lab.stack.online.knobs import Knob, KnobBounds, Values, bounds_of, values_of
 from muai_lab.stack.online.memory import TunerMemory
 from muai_lab.stack.online.tuner import BLOCKS_PER_INTERVAL, OnlineTuner
 from muai_lab.stack.online.window import Targets, TunerWindow
@@ -185,6 +185,6 @@ def _log(name: str, event: Tuned | TunerNoted) -> None:
         )
 
 
-def _in_words(bounds: Bounds) -> str:
+def _in_words(bounds: KnobBounds) -> str:
     reaches = [f"{knob.value} from {reach.low} to {reach.high}" for knob, reach in bounds.reaches.items()]
     return ", ".join(reaches) or "nothing: no switch is on, or nothing that is switched on would have an effect"

@@ -22,7 +22,7 @@ class Feature:
 
 
 @dataclass(frozen=True, slots=True)
-class Workload:
+class WorkloadFeatures:
     """Arrivals per second, mean lengths in tokens, and the share of prompt tokens that a prefix cache serves."""
 
     arrivals: Feature
@@ -37,10 +37,10 @@ class Workload:
         return (self.arrivals.value or 0.0) * lengths
 
 
-def workload(blocks: Sequence[Block]) -> Workload:
+def workload(blocks: Sequence[Block]) -> WorkloadFeatures:
     """What the requests of these blocks were like."""
     whole = total(blocks)
-    return Workload(
+    return WorkloadFeatures(
         arrivals=_rate(blocks, whole),
         prompt_tokens=_mean(whole.queued, whole.prompt_tokens, whole.prompt_squares),
         output_tokens=_mean(whole.ended, whole.ended_tokens, whole.ended_squares),
@@ -48,7 +48,7 @@ def workload(blocks: Sequence[Block]) -> Workload:
     )
 
 
-def shifts(before: Workload, after: Workload, *, ignore: frozenset[str] = frozenset()) -> list[str]:
+def shifts(before: WorkloadFeatures, after: WorkloadFeatures, *, ignore: frozenset[str] = frozenset()) -> list[str]:
     """What changed, in words: by more than its noise, and by enough to matter; empty if nothing did."""
     pairs = {
         "arrivals": (before.arrivals, after.arrivals),

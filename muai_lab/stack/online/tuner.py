@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from muai_lab.stack.events import Tuned, TunerNoted
-from muai_lab.stack.online.judge import Comparison, compare
-from muai_lab.stack.online.knobs import Bounds, Knob, Values
-from muai_lab.stack.online.shift import Workload, shifts, workload
+from muai_lab.stack.online.judge import TrialComparison, compare
+from muai_lab.stack.online.knobs import Knob, KnobBounds, Values
+from muai_lab.stack.online.shift import WorkloadFeatures, shifts, workload
 from muai_lab.stack.online.window import Block, Targets, TunerWindow, total
 
 BLOCKS_PER_INTERVAL = 10
@@ -65,7 +65,7 @@ class OnlineTuner:
         window: TunerWindow,
         *,
         home: Values,
-        bounds: Bounds,
+        bounds: KnobBounds,
         targets: Targets,
         interval_s: float,
         window_s: float,
@@ -92,7 +92,7 @@ class OnlineTuner:
         self._rest_until = began
         self._rest = _FIRST_REST
         self._regain: tuple[Sequence[Block], int] | None = None  # what a trial cost, and intervals waited for it
-        self._good: list[tuple[Workload, Values]] = []
+        self._good: list[tuple[WorkloadFeatures, Values]] = []
 
     @property
     def good(self) -> Values:
@@ -193,7 +193,7 @@ class OnlineTuner:
 
     # What to try
 
-    def _candidates(self, whole: Block, present: Workload) -> Iterator[tuple[Values, str]]:
+    def _candidates(self, whole: Block, present: WorkloadFeatures) -> Iterator[tuple[Values, str]]:
         """What may be tried now, most promising first."""
         slow = whole.ended - whole.ready  # whose pace was missed, whether or not they were late besides
         too_slow = self._targets.set and slow * whole.settled > (whole.late + whole.rejected) * whole.ended
@@ -294,7 +294,7 @@ class OnlineTuner:
         return self._judge(trial, blocks, comparison, now)
 
     def _judge(
-        self, trial: _Trial, blocks: Sequence[Block], comparison: Comparison, now: float
+        self, trial: _Trial, blocks: Sequence[Block], comparison: TrialComparison, now: float
     ) -> list[Tuned | TunerNoted]:
         if not comparison.better(_KEEP_DEVIATIONS) and self._promising(trial, blocks, comparison, now):
             return []
@@ -313,7 +313,7 @@ class OnlineTuner:
             notes += self._start_anew(trial.measured_from, now, "; ".join(found))
         return notes
 
-    def _promising(self, trial: _Trial, blocks: Sequence[Block], comparison: Comparison, now: float) -> bool:
+    def _promising(self, trial: _Trial, blocks: Sequence[Block], comparison: TrialComparison, now: float) -> bool:
         """Whether a trial goes on for another interval.
 
         It does where by now nearly every request is good, so that waiting costs nothing, until the difference is sure
@@ -328,7 +328,7 @@ class OnlineTuner:
         return True
 
     def _keep(
-        self, trial: _Trial, blocks: Sequence[Block], comparison: Comparison, now: float
+        self, trial: _Trial, blocks: Sequence[Block], comparison: TrialComparison, now: float
     ) -> list[Tuned | TunerNoted]:
         self._trial = None
         self._since = trial.measured_from
@@ -343,7 +343,7 @@ class OnlineTuner:
         return notes + self._consider(now)
 
     def _revert(
-        self, trial: _Trial, reason: str, now: float, comparison: Comparison | None = None, *, void: bool = False
+        self, trial: _Trial, reason: str, now: float, comparison: TrialComparison | None = None, *, void: bool = False
     ) -> list[Tuned | TunerNoted]:
         tried, self.values = self.values, trial.before
         hurt = comparison is not None and comparison.worse(_KEEP_DEVIATIONS)

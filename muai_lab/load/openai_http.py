@@ -17,11 +17,12 @@ from muai_lab.errors import RunError
 from muai_lab.load.completion_stream import StreamError, error_message
 from muai_lab.load.dialect import NOT_ABOUT_FIELDS, Dialect, dialects
 from muai_lab.load.endpoint_access import EndpointAccess
-from muai_lab.load.endpoint_address import Api, EndpointAddress, host_header, redirected
+from muai_lab.load.endpoint_address import EndpointAddress, host_header, redirected
 from muai_lab.load.http_connection import ConnectionPool, ConnectionProblem, Unreachable
 from muai_lab.load.records import RequestRecord, Status
 from muai_lab.load.streamed_answer import StreamedAnswer, WholeAnswer
 from muai_lab.settings.lab import LabSettings
+from muai_lab.settings.workload import Api
 from muai_lab.workload.schedule import Schedule, ScheduledRequest
 
 _REJECTED = frozenset({429, 503})

@@ -52,7 +52,9 @@ def tokens_per_s(target: str, *, engine: str, streams: int, seconds: float) -> f
     )
     with tempfile.TemporaryDirectory() as folder:
         summary = run_experiment(settings, Path(folder) / "run", Quiet())
-    return float(summary["throughput"]["output_tokens_per_s"]["value"])
+    measured = summary.throughput.output_tokens_per_s
+    assert measured is not None, "the stack counts its tokens"
+    return measured.value
 
 
 def main() -> None:

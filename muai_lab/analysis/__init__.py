@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from muai_lab.analysis.pairing import Group as Group
     from muai_lab.analysis.pairing import load_group as load_group
     from muai_lab.analysis.summary import summarise as summarise
+    from muai_lab.analysis.summary_schema import Summary as Summary
     from muai_lab.analysis.sweep import load_runs as load_runs
     from muai_lab.window import Window as Window
 
@@ -38,6 +39,7 @@ _HOME = {
     "Metric": "metrics",
     "Noise": "noise",
     "Run": "frames",
+    "Summary": "summary_schema",
     "Window": "window",
     "compare": "comparison",
     "difference": "comparison",

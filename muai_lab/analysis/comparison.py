@@ -211,7 +211,7 @@ def _without_verdict(found: Difference) -> Difference:
 def _steadiness_notes(pairing: Pairing) -> list[str]:
     notes = []
     for label, side in (("A", 0), ("B", 1)):
-        unsteady = sum(stated_validity(pair[side])["verdict"] == NOT_STEADY for pair in pairing.pairs)
+        unsteady = sum(stated_validity(pair[side]).verdict == NOT_STEADY for pair in pairing.pairs)
         if unsteady:
             notes.append(
                 f"{label} was not steady in {unsteady} of {len(pairing.pairs)} runs: how large a difference in latency "

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from muai_lab.analysis.configuration import differing, named_sections, short_names
-from muai_lab.analysis.estimates import estimate_of, judged, value_of
 from muai_lab.analysis.frames import Run
 from muai_lab.analysis.moderation import SMALLEST_VARIANCE, Variance
 from muai_lab.analysis.noise import Noise, run_noise
 from muai_lab.analysis.noise_history import NoiseHistory, key_of
 from muai_lab.analysis.pairing import PER_REPEAT, Group, is_usable, stated_validity
+from muai_lab.analysis.summary_schema import value_of
 from muai_lab.analysis.sweep import summary_of
 from muai_lab.analysis.validity import VALID
 from muai_lab.wording import setting_text
@@ -107,7 +107,7 @@ def configurations(runs: Sequence[Run]) -> list[Configuration]:
             Group(name, tuple(own[key] for key in rounds if key in own)),
             _columns([own[key] if key in own and is_usable(own[key]) else None for key in rounds]),
             compared,
-            sum(stated_validity(run)["verdict"] == VALID for run in own.values()),
+            sum(stated_validity(run).verdict == VALID for run in own.values()),
         )
         for number, set_to, name, own, compared in zip(
             _numbers(names), settings, names, members, compared_rounds(usable), strict=True
@@ -134,18 +134,17 @@ def same_rounds(found: Sequence[Configuration]) -> bool:
 def figures_of(run: Run) -> dict[str, float | None]:
     """The figures of one run by the names of `FIGURES`, `_UNLISTED` and `CACHED`, whether it is valid or not."""
     summary = summary_of(run)
-    throughput, slo = summary["throughput"], summary["slo"]
-    ttft, e2e = judged(summary, "ttft"), judged(summary, "e2e")
+    ttft, e2e = summary.judged("ttft"), summary.judged("e2e")
     return {
-        "requests/s": value_of(throughput["requests_per_s"]),
-        "tokens/s": value_of(throughput["output_tokens_per_s"]),
-        "TTFT p50": value_of(estimate_of(summary, ttft, "p50")),
-        "TTFT p99": value_of(estimate_of(summary, ttft, "p99")),
-        "TPOT p50": value_of(estimate_of(summary, "tpot_s", "p50")),
-        "goodput/s": value_of(slo["goodput_rps"]) if slo else None,
-        "E2E p50": value_of(estimate_of(summary, e2e, "p50")),
-        "E2E p99": value_of(estimate_of(summary, e2e, "p99")),
-        CACHED: summary.get("cached_share"),
+        "requests/s": value_of(summary.throughput.requests_per_s),
+        "tokens/s": value_of(summary.throughput.output_tokens_per_s),
+        "TTFT p50": value_of(summary.estimate(ttft, "p50")),
+        "TTFT p99": value_of(summary.estimate(ttft, "p99")),
+        "TPOT p50": value_of(summary.estimate("tpot_s", "p50")),
+        "goodput/s": value_of(summary.slo.goodput_rps) if summary.slo else None,
+        "E2E p50": value_of(summary.estimate(e2e, "p50")),
+        "E2E p99": value_of(summary.estimate(e2e, "p99")),
+        CACHED: summary.cached_share,
     }
 
 

@@ -7,7 +7,7 @@ then cancels out of the pair's difference.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from typing import Any, Literal
 from muai_lab.analysis.configuration import differing
 from muai_lab.analysis.frames import Run, find_runs, load_run
 from muai_lab.analysis.machines import difference, unstated
+from muai_lab.analysis.summary_schema import Validity
 from muai_lab.analysis.sweep import stored_summary
 from muai_lab.analysis.validity import (
     NOT_STEADY,
@@ -124,15 +125,15 @@ def pair_runs(a: Group, b: Group, *, across: Collection[str] = (), include_inval
     return Pairing(tuple(pairs), same_schedule, standing, tuple(notes))
 
 
-def stated_validity(run: Run) -> Mapping[str, Any]:
-    """The part `validity` of the run's summary, made now where the directory holds none."""
+def stated_validity(run: Run) -> Validity:
+    """Return the validity in the summary of the run, or a new one if the directory holds none."""
     stored = stored_summary(run)
-    return validity_of(run) if stored is None else stored["validity"]
+    return validity_of(run) if stored is None else stored.validity
 
 
 def is_usable(run: Run) -> bool:
     """True if a run says something about what it measured: it is valid, over its capacity, or its requests failed."""
-    verdict = stated_validity(run)["verdict"]
+    verdict = stated_validity(run).verdict
     return verdict in (VALID, NOT_STEADY, OVERLOADED, REQUESTS_FAILED) or (
         verdict == NOTHING and not run.measured.empty
     )
@@ -186,7 +187,7 @@ def _other_load(pairs: Sequence[tuple[Run, Run]]) -> Obstacle | None:
         bodies = [(run.config.get("target") or {}).get("extra_body") or {} for run in (a, b)]
         if bodies[0] != bodies[1]:
             return Obstacle("workload", f"other request: target.extra_body is {bodies[0]} in A and {bodies[1]} in B")
-        honoured = [((stored_summary(run) or {}).get("asked") or {}).get("comparable", True) for run in (a, b)]
+        honoured = [_is_honoured(run) for run in (a, b)]
         if honoured[0] != honoured[1]:
             side = "A" if honoured[1] else "B"
             return Obstacle("workload", f"the server of {side} did not give what was asked (see its warnings)")
@@ -195,6 +196,12 @@ def _other_load(pairs: Sequence[tuple[Run, Run]]) -> Obstacle | None:
         if open_loop and abs(windows[0] - windows[1]) > _WINDOW_TOLERANCE * max(windows):
             return Obstacle("workload", f"other window: {windows[0]:.3g} s in A and {windows[1]:.3g} s in B")
     return None
+
+
+def _is_honoured(run: Run) -> bool:
+    """False if the server is known to have given other numbers of tokens than it was asked for."""
+    stored = stored_summary(run)
+    return stored is None or stored.asked is None or stored.asked.comparable
 
 
 def _other_model(a: Sequence[Run], b: Sequence[Run]) -> Obstacle | None:

@@ -1,69 +1,72 @@
-"""Does a run span enough of its own memory for intervals, and if not, for how long would it have to be measured?
+"""Intervals of a run: the figures whose window is too short for one, and the length of a window that would do.
 
-The headline of a run is the median TTFT of an open loop and the throughput of a closed one; its interval is what
-`load.duration_s=auto` waits for.
+The headline of a run is the median TTFT of an open loop and the throughput of a closed one. `load.duration_s=auto`
+measures until its interval is narrow enough.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from muai_lab.analysis.dependence import MeasuredSpan
-from muai_lab.analysis.estimates import judged
 from muai_lab.analysis.statistics import Estimate
 from muai_lab.analysis.steadiness import NOT_STEADY
+from muai_lab.analysis.summary_schema import PrecisionSummary, ReportedEstimate, Summary
 from muai_lab.settings.lab import LoadSettings
 from muai_lab.wording import duration
 
 _ORDER = ("mean", "p50", "p90", "p95", "p99", "throughput", "attainment", "goodput")
 _WHOLE = 0.98
 _LONGEST_S = float(LoadSettings.model_fields["longest_s"].default)
-_LONGEST_ADVICE_S = 7 * 86_400.0  # beyond, the load or the figure is to be changed, not the window
+_LONGEST_ADVICE_S = 7 * 86_400.0  # beyond, the load or the figure has to change, not the window
 
 
-def precision_of(document: Mapping[str, Any], span: MeasuredSpan | None) -> dict[str, Any] | None:
-    """The part `precision` of a summary: the run's memory, and the figures without interval.
+def precision_of(summary: Summary, span: MeasuredSpan | None) -> PrecisionSummary | None:
+    """Return the memory of the run and the figures without interval; None if the run has no window.
 
-    document: the other parts of the summary. `needs_s`: by figure, the length of a window in which the figure has an
-    interval; the longest of all metrics. None if the run has no window.
+    `needs_s` is the longest that any of the metrics needs for the statistic.
+
+    Args:
+        summary: Its other parts.
+        span: The window with its memory.
     """
     if span is None:
         return None
     needs_s: dict[str, float] = {}
-    for name, estimate in _estimates(document):
-        if estimate is not None and estimate.get("needs_s") is not None:
-            needs_s[name] = max(needs_s.get(name, 0.0), float(estimate["needs_s"]))
+    for name, estimate in _estimates(summary):
+        if estimate is not None and estimate.needs_s is not None:
+            needs_s[name] = max(needs_s.get(name, 0.0), float(estimate.needs_s))
     ordered = {name: needs_s[name] for name in _ORDER if name in needs_s}
-    return {"memory_s": span.memory_s, "memories": span.memories, "needs_s": ordered}
+    return PrecisionSummary(memory_s=span.memory_s, memories=span.memories, needs_s=ordered)
 
 
-def _estimates(document: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any] | None]]:
-    for column in (judged(document, "ttft"), "tpot_s", "itl_s", judged(document, "e2e")):
-        latency = document["latency"].get(column) or {}
-        yield from ((name, latency[name]) for name in _ORDER if name in latency)
-    throughput = document["throughput"]
-    yield from (("throughput", throughput[name]) for name in ("requests_per_s", "output_tokens_per_s"))
-    slo = document["slo"] or {}
-    yield from ((name, slo.get(key)) for name, key in (("attainment", "attainment"), ("goodput", "goodput_rps")))
+def _estimates(summary: Summary) -> Iterator[tuple[str, ReportedEstimate | None]]:
+    for column in (summary.judged("ttft"), "tpot_s", "itl_s", summary.judged("e2e")):
+        if (latency := summary.latency.get(column)) is not None:
+            yield from latency.estimates.items()
+    yield "throughput", summary.throughput.requests_per_s
+    yield "throughput", summary.throughput.output_tokens_per_s
+    if summary.slo is not None:
+        yield "attainment", summary.slo.attainment
+        yield "goodput", summary.slo.goodput_rps
 
 
-def precision_warning(document: Mapping[str, Any]) -> str | None:
-    """The note on figures without interval and the window that they need; None if all have theirs."""
-    precision = document["precision"]
-    if precision is None or not precision["needs_s"]:
+def precision_warning(summary: Summary) -> str | None:
+    """Return the note on figures without interval and the window that they need; None if all have theirs."""
+    precision = summary.precision
+    if precision is None or not precision.needs_s:
         return None
-    if str(document["validity"]["steadiness"]).startswith(NOT_STEADY):
+    if summary.validity.steadiness.startswith(NOT_STEADY):
         return "no 95 % intervals for figures of a run that was not steady"
     groups: dict[float, list[str]] = {}
-    for name, needs_s in precision["needs_s"].items():
+    for name, needs_s in precision.needs_s.items():
         groups.setdefault(rounded_up(needs_s), []).append(name)
     lengths = [_length(needs_s, names) for needs_s, names in sorted(groups.items())]
     return (
         f"too short for some 95 % intervals: {', '.join(lengths)}; the state of queue and batch persists for about "
-        f"{duration(precision['memory_s'])}"
+        f"{duration(precision.memory_s)}"
     )
 
 
@@ -73,7 +76,7 @@ def _length(needs_s: float, names: list[str]) -> str:
 
 
 def rounded_up(seconds: float) -> float:
-    """Two significant digits, not below: 127 s becomes 130 s."""
+    """Round up to two significant digits: 127 s becomes 130 s."""
     if seconds <= 10.0:
         return math.ceil(seconds)
     unit = 10.0 ** (math.floor(math.log10(seconds)) - 1)
@@ -82,62 +85,56 @@ def rounded_up(seconds: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Headline:
-    """The figure that says most about a run. title: in words."""
+    """The most important figure of a run. title: in words."""
 
     title: str
     estimate: Estimate
 
 
-def headline_of(document: Mapping[str, Any]) -> Headline | None:
-    """The headline of a summary; None if nothing was measured."""
-    throughput, latency = document["throughput"], document["latency"]
-    found: list[Headline | None]
-    if document["identity"]["arrival"] == "closed":
+def headline_of(summary: Summary) -> Headline | None:
+    """Return the headline of a summary; None if nothing was measured."""
+    throughput = summary.throughput
+    if summary.identity.closed_loop:
         found = [
-            _headline("the output tokens per second", throughput["output_tokens_per_s"]),
-            _headline("the requests per second", throughput["requests_per_s"]),
+            ("the output tokens per second", throughput.output_tokens_per_s),
+            ("the requests per second", throughput.requests_per_s),
         ]
     else:
         found = [
-            _headline(title, (latency.get(judged(document, metric)) or {}).get("p50"))
+            (title, summary.estimate(summary.judged(metric), "p50"))
             for title, metric in (("the median TTFT", "ttft"), ("the median E2E latency", "e2e"))
         ]
-    return next((one for one in found if one is not None), None)
+    known = ((title, estimate) for title, estimate in found if estimate is not None)
+    return next((Headline(title, Estimate(one.value, one.low, one.high, one.needs_s)) for title, one in known), None)
 
 
-def _headline(title: str, estimate: Mapping[str, Any] | None) -> Headline | None:
-    if estimate is None:
-        return None
-    return Headline(title, Estimate(*(estimate.get(name) for name in ("value", "low", "high", "needs_s"))))
-
-
-def interval_step(document: Mapping[str, Any]) -> str | None:
-    """The next step after a run whose headline has no interval for want of time; None for any other."""
-    headline = headline_of(document)
+def interval_step(summary: Summary) -> str | None:
+    """Return the next step after a run that was too short for an interval of its headline, None after any other."""
+    headline = headline_of(summary)
     needs_s = None if headline is None else headline.estimate.needs_s
     if needs_s is None or needs_s > _LONGEST_ADVICE_S or headline is None:
         return None
     seconds = f"{rounded_up(needs_s):.0f}"
-    if document["window"]["automatic"] is not None:
+    if summary.window.automatic is not None:
         return f"for an interval of {headline.title} set load.longest_s={seconds} or more"
     longest = f" load.longest_s={seconds}" if needs_s > _LONGEST_S else ""
     return f"for an interval of {headline.title} set load.duration_s=auto{longest}, or load.duration_s={seconds}"
 
 
-def automatic_note(document: Mapping[str, Any]) -> str | None:
-    """Why a window of `load.duration_s=auto` ended, and how precisely the headline is known."""
-    asked, headline = document["window"]["automatic"], headline_of(document)
-    length_s = document["window"]["duration_s"]
+def automatic_note(summary: Summary) -> str | None:
+    """Return the reason for which a window of `load.duration_s=auto` ended, and the precision of the headline."""
+    asked, length_s = summary.window.automatic, summary.window.duration_s
+    headline = headline_of(summary)
     if asked is None or length_s is None:
         return None
-    if asked["precise"]:
+    if asked.precise:
         why = f"ended the window after {length_s:.1f} s, as the headline was known precisely enough"
-    elif length_s >= _WHOLE * asked["longest_s"]:
-        why = f"ended the window at load.longest_s={asked['longest_s']:g}"
+    elif length_s >= _WHOLE * asked.longest_s:
+        why = f"ended the window at load.longest_s={asked.longest_s:g}"
     else:
         why = f"had not ended the window when it was over after {length_s:.1f} s"
     if headline is None:
         return f"load.duration_s=auto {why}"
     half = headline.estimate.half_width
     known = "no interval yet" if half is None else f"±{half:.1%}"
-    return f"load.duration_s=auto {why}: {known} of {headline.title} (load.precision {asked['precision']:.1%})"
+    return f"load.duration_s=auto {why}: {known} of {headline.title} (load.precision {asked.precision:.1%})"

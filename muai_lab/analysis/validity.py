@@ -1,4 +1,4 @@
-"""Is the result of a run valid, and if not, why, and what to do next."""
+"""The verdict on a run: valid, or the worst problem with its reason and the next step."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from muai_lab.analysis.samples import completed_requests
 from muai_lab.analysis.slo import Slo, met
 from muai_lab.analysis.statistics import QUANTILES, min_samples, quantile_name
 from muai_lab.analysis.steadiness import NOT_STEADY, UNKNOWN, Steadiness, Trend, steadiness
+from muai_lab.analysis.summary_schema import ReportedTrend, Validity
 from muai_lab.analysis.visibility import asked_and_got, visibility, visibility_warnings
 from muai_lab.wording import duration, number, percent, plural
 
@@ -33,12 +34,12 @@ UNANSWERED = (NOTHING, OVERLOADED, REQUESTS_FAILED)
 """Verdicts on runs whose requests failed."""
 
 FAILURE_LIMIT = 0.01
-"""Share of failed requests above which the successful ones do not speak for the run."""
+"""Share of failed requests above which the successful ones do not represent the run."""
 
-# A window of this many answers has few that begin and end in it; the length to set gives about as many.
+# A window shorter than the first number of answers holds few whole ones; the advised length holds the second number.
 _ANSWERS_IN_WINDOW = 5
 _ANSWERS_TO_ADVISE = 20
-_SPARE_REQUESTS = 1.2  # to advise, by the number that the rate so far needs
+_SPARE_REQUESTS = 1.2  # advised number of requests ÷ the number that the rate so far needs
 _REFUSALS = ("rejected", "timeout")
 
 __all__ = [
@@ -56,8 +57,8 @@ class Finding:
     next_step: str
 
 
-def validity_of(run: Run) -> dict[str, Any]:
-    """The part `validity` of the summary: `verdict` names the worst problem, `valid` is true if there is none."""
+def validity_of(run: Run) -> Validity:
+    """Return the verdict on a run, with its evidence and warnings."""
     measured = run.measured
     waiting = server_series.series(run.server_metrics, server_series.WAITING)
     steady = steadiness(run.requests, waiting, run.window)
@@ -72,32 +73,24 @@ def validity_of(run: Run) -> dict[str, Any]:
         or _not_steady(run, steady)
     )
     generator = run.manifest.get("generator") or {}
-    reason = None if found is None else found.reason
-    return {
-        "verdict": VALID if found is None else found.verdict,
-        "valid": found is None,
-        "reason": reason,
-        "next_step": None if found is None else found.next_step,
-        "status": run.status,
-        "failed": int((measured["status"] != "ok").sum()),
-        "due": len(measured),
-        "generator": generator.get("verdict"),
-        "steadiness": str(steady),
-        "trends": [_trend(found) for found in steady.trends],
-        "warnings": _warnings(run, measured, steady, found),
-    }
+    return Validity(
+        verdict=VALID if found is None else found.verdict,
+        valid=found is None,
+        reason=None if found is None else found.reason,
+        next_step=None if found is None else found.next_step,
+        status=run.status,
+        failed=int((measured["status"] != "ok").sum()),
+        due=len(measured),
+        generator=generator.get("verdict"),
+        steadiness=str(steady),
+        trends=tuple(map(_trend, steady.trends)),
+        warnings=tuple(_warnings(run, measured, steady, found)),
+    )
 
 
-def _trend(found: Trend) -> dict[str, Any]:
-    """Relative changes over the window; null for a signal that stayed at 0."""
+def _trend(found: Trend) -> ReportedTrend:
     low, high = found.interval
-    return {
-        "signal": found.signal,
-        "change": found.relative,
-        "low": low,
-        "high": high,
-        "smallest_found": found.smallest,
-    }
+    return ReportedTrend(signal=found.signal, change=found.relative, low=low, high=high, smallest_found=found.smallest)
 
 
 def _ended_early(run: Run) -> Finding | None:
@@ -307,16 +300,16 @@ def _commonest_error(failed: pd.DataFrame) -> str:
     return f", most often: {errors.index[0]}" if len(errors) else ""
 
 
-def validity_line(validity: Mapping[str, Any]) -> str:
-    """`verdict_line` from the summary's part `validity` alone."""
-    if validity["valid"]:
-        facts = [f"run {validity['status']}"]
-        if validity["generator"]:
-            facts.append(f"load generator {validity['generator']}")
-        facts.append(str(validity["steadiness"]).split(":")[0].replace("unknown", "steadiness unknown"))
-        if failed := validity.get("failed"):
-            facts.append(f"{failed:,} of {plural(validity['due'], 'request')} failed")
+def validity_line(validity: Validity) -> str:
+    """Return the verdict in one line."""
+    if validity.valid:
+        facts = [f"run {validity.status}"]
+        if validity.generator:
+            facts.append(f"load generator {validity.generator}")
+        facts.append(validity.steadiness.split(":")[0].replace("unknown", "steadiness unknown"))
+        if validity.failed:
+            facts.append(f"{validity.failed:,} of {plural(validity.due, 'request')} failed")
         line = f"valid: {', '.join(facts)}"
     else:
-        line = f"NOT VALID, {validity['verdict']}: {validity['reason']}"
-    return f"{line}; next: {validity['next_step']}" if validity.get("next_step") else line
+        line = f"NOT VALID, {validity.verdict}: {validity.reason}"
+    return f"{line}; next: {validity.next_step}" if validity.next_step else line

@@ -55,17 +55,17 @@ def main(argv: Sequence[str]) -> int:
     messages = Console(stderr=True)
     try:
         with _watching(messages) as watcher:
-            document = find_capacity(resolve, directory, watcher)
+            study = find_capacity(resolve, directory, watcher)
     except KeyboardInterrupt:
         if (directory / "report.html").is_file():
             messages.print(f"partial result: {directory / 'report.html'}", markup=False, highlight=False)
         raise
     if args.json:
-        sys.stdout.write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+        sys.stdout.write(json.dumps(study.as_document(), indent=2, allow_nan=False) + "\n")
     else:
-        capacity_sheet(document).show(Console())
+        capacity_sheet(study).show(Console())
         Console().print(f"report: {directory / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
-    return 0 if (document["capacity_rps"] or {}).get("value") is not None else NO_CAPACITY
+    return NO_CAPACITY if study.capacity is None else 0
 
 
 class _Watcher:

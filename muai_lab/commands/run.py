@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -23,6 +23,9 @@ from muai_lab.errors import MuaiError, RequestsFailed, RunError, SettingsError
 from muai_lab.settings.compose import Jobs, check_overrides, resolve_job
 from muai_lab.settings.hydra_groups import PRIMARY, groups_folder, hydra_message, register_base_nodes
 from muai_lab.settings.overrides import parse_overrides, quoted, with_open_mappings
+
+if TYPE_CHECKING:
+    from muai_lab.analysis.summary_schema import Validity
 
 _PROGRAM = "python -m muai_lab run"
 _FLAGS = ("-m", "--multirun", "-r", "--run")
@@ -128,15 +131,15 @@ def _run_one(cfg: DictConfig) -> None:
     result_table(summary).show(Console())
     _say(f"report: {_short(directory / 'report.html')}")
     if not sweeping:
-        _check_answered(summary["validity"])
+        _check_answered(summary.validity)
 
 
-def _check_answered(validity: Mapping[str, Any]) -> None:
+def _check_answered(validity: Validity) -> None:
     """Raise RequestsFailed for a run whose requests failed: the result was shown, and the command fails."""
     from muai_lab.analysis.validity import UNANSWERED
 
-    if validity["verdict"] in UNANSWERED:
-        raise RequestsFailed(f"{validity['verdict']}: {validity['reason']}")
+    if validity.verdict in UNANSWERED:
+        raise RequestsFailed(f"{validity.verdict}: {validity.reason}")
 
 
 def end_sweep(sweep: Path) -> None:

@@ -30,6 +30,7 @@ from muai_lab.settings.dump import dump_config_yaml
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from muai_lab.analysis.capacity_schema import CapacityStudy
     from muai_lab.analysis.slo import Slo
     from muai_lab.settings.lab import LabSettings
     from muai_lab.settings.resolve import Resolved
@@ -55,8 +56,8 @@ class CapacityWatcher(RunWatcher, Protocol):
         """A probe is over."""
 
 
-def find_capacity(resolve: Resolve, path: Path, watcher: CapacityWatcher) -> Mapping[str, Any]:
-    """Search the capacity in directory `path`; returns what `capacity.json` says.
+def find_capacity(resolve: Resolve, path: Path, watcher: CapacityWatcher) -> CapacityStudy:
+    """Search the capacity in directory `path`; returns the content of `capacity.json`.
 
     Ctrl-C ends the search: what the finished probes say is written, marked as partial, and KeyboardInterrupt goes on.
     A study that did not finish goes on in its directory: its finished probes are kept.
@@ -67,7 +68,7 @@ def find_capacity(resolve: Resolve, path: Path, watcher: CapacityWatcher) -> Map
     study = _Study(resolve, settings, slo, path, watcher)
     with study.kept():
         study.run()
-    return study.document(COMPLETE)
+    return study.result(COMPLETE)
 
 
 def check_settings(settings: LabSettings) -> Slo:
@@ -230,19 +231,22 @@ class _Study:
         from muai_lab.report.capacity_page import render_capacity
         from muai_lab.report.page import write_page
 
-        document = self.document(status)
-        write_page(self._path / RESULT, json.dumps(document, indent=2, allow_nan=False) + "\n")
-        write_page(self._path / "report.html", render_capacity(document, self._path))
+        study = self.result(status)
+        write_page(self._path / RESULT, json.dumps(study.as_document(), indent=2, allow_nan=False) + "\n")
+        write_page(self._path / "report.html", render_capacity(study, self._path))
 
-    def document(self, status: str) -> Mapping[str, Any]:
-        """The content of `capacity.json`."""
-        from muai_lab.analysis.summary import clean
+    def result(self, status: str) -> CapacityStudy:
+        """Return the study as far as it is known, with a status of the run directory."""
+        import msgspec
+
+        from muai_lab.analysis.capacity_schema import CapacityStudy
+        from muai_lab.analysis.summary_schema import clean
 
         settings, slo, search = self._settings, self._slo, self._search
         capacity = search.capacity() if search.outcomes else None
         low, high = search.bracket if search.outcomes else (None, None)
         spent_s = time.monotonic() - self._begun
-        document: Mapping[str, Any] = clean(
+        document = clean(
             {
                 "schema_version": 2,
                 "status": status,
@@ -267,7 +271,7 @@ class _Study:
                 "probes": [probe.document(slo.quantile) for probe in self._probes],
             }
         )
-        return document
+        return msgspec.convert(document, CapacityStudy)
 
     def _interval(self) -> Mapping[str, Any] | None:
         """The long probes that made the estimate; None without any."""

@@ -105,7 +105,7 @@ def judge_probe(
             ask.rate, tuple(due.tolist()), tuple(good.tolist()), window.duration_s,
             None if span is None else span.memory_s, ask.edge,
         ),
-        "stopped early" if stopped else str(validity_of(run)["verdict"]),
+        "stopped early" if stopped else validity_of(run).verdict,
         stopped,
         run.path,
         generator.get("verdict") == SATURATED or doubt_of(generator, slo) is not None,

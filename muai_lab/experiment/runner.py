@@ -33,6 +33,7 @@ from muai_lab.workload.salt import new_salt, repeated_share, salted
 from muai_lab.workload.schedule import Schedule
 
 if TYPE_CHECKING:
+    from muai_lab.analysis.summary_schema import Summary
     from muai_lab.experiment.automatic_end import AutomaticEnd
     from muai_lab.settings.lab import LabSettings
     from muai_lab.settings.resolve import Resolved
@@ -67,8 +68,8 @@ def run_experiment(
     *,
     measured: Measured | None = None,
     end_early: EndEarly | None = None,
-) -> Mapping[str, Any]:
-    """Make the run that the settings ask for in directory `path`; returns its summary (as in `summary.json`).
+) -> Summary:
+    """Make the run that the settings ask for in directory `path`; returns its summary.
 
     measured: what serves already and goes on serving behind the run; None starts what the settings name and ends it.
     end_early: ends the load with a reason; its records are kept and analysed, and RunCutShort is raised.
@@ -120,7 +121,7 @@ def _run(
     watcher: RunWatcher,
     measured: Measured | None,
     end_early: EndEarly | None,
-) -> Mapping[str, Any]:
+) -> Summary:
     settings = resolved.settings
     directory.write_text("config.yaml", dump_config_yaml(resolved))
     directory.write_text("optimization.yaml", dump_optimization_yaml(settings))
@@ -339,7 +340,7 @@ def _note_takeover(directory: RunDirectory, before: ServedBy, after: ServedBy) -
     directory.update_manifest(engine=after.engine, skipped_engines=after.skipped, engine_change=change)
 
 
-def _analyse(directory: RunDirectory, status: str, *, error: str | None = None) -> Mapping[str, Any]:
+def _analyse(directory: RunDirectory, status: str, *, error: str | None = None) -> Summary:
     from muai_lab.analysis import load_run, summarise
     from muai_lab.report import write_report
 
@@ -347,7 +348,7 @@ def _analyse(directory: RunDirectory, status: str, *, error: str | None = None) 
     # and becomes the directory's own only when summary and report are there.
     run = load_run(directory.path, ended=status)
     summary = summarise(run)
-    directory.write_json("summary.json", summary)
+    directory.write_json("summary.json", summary.as_document())
     write_report(run, summary)
     directory.update_manifest(status=status, error=error, finished=_now())
     return summary

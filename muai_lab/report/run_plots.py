@@ -1,4 +1,4 @@
-"""The figures of the report: distributions with their tails, and client and server on one time axis."""
+"""The plots of the report: distributions with their tails, and client and server on one time axis."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLoc
 from numpy.typing import NDArray
 
 from muai_lab.analysis import server_series
-from muai_lab.analysis.estimates import value_of
 from muai_lab.analysis.frames import Run
 from muai_lab.analysis.statistics import SAMPLES_BEYOND
+from muai_lab.analysis.summary_schema import LatencySummary
 from muai_lab.analysis.window import in_flight
 from muai_lab.arrays import Floats
 from muai_lab.report.svg import BLUE, GREEN, INK, MUTED, ORANGE, PURPLE, SHADE, inline_svg, new_figure, style
@@ -32,14 +32,13 @@ _WIDE = 30.0  # ratio of largest to middle value from which an axis is logarithm
 _TAIL = (0.5, 0.9, 0.95, 0.99, 0.999, 0.9999, 0.99999)
 
 
-def latency_figure(values_s: Floats, summary: Mapping[str, Any], *, name: str, title: str, sample: str) -> str:
+def latency_figure(values_s: Floats, summary: LatencySummary, *, name: str, title: str, sample: str) -> str:
     """Histogram, and percentiles on a log tail axis, of one latency metric.
 
-    values_s: the samples in seconds. summary: the metric's entry of the run's summary. name: id in the page.
+    values_s: the samples in seconds. summary: their distribution. name: id in the page.
     """
     values = np.sort(values_s[np.isfinite(values_s)]) * 1e3
-    figures = {key: value_of(summary.get(key)) for key in ("p50", "p90", "p95", "p99")}
-    marks = {key: value * 1e3 for key, value in figures.items() if value is not None}
+    marks = {key: one.value * 1e3 for key, one in summary.quantiles.items() if one is not None}
     with mpl.rc_context(style()):
         figure = new_figure(WIDTH, 2.3)
         left, right = figure.subplots(1, 2, width_ratios=(1.0, 1.15))
@@ -86,7 +85,7 @@ def mark_quantiles(axes: Axes, marks: Mapping[str, float], highest: float) -> No
     texts = [f"{key} {number(value)}" for key, value in marks.items()]
     widths = [len(text) * _CHARACTER + _BESIDE for text in texts]
     at = [_fraction(axes, value) for value in marks.values()]
-    # Names stand between the lines where there is room, else on their outer sides, else in two rows.
+    # Names stand between the lines if there is room, else on their outer sides, else in two rows.
     to_right = [True, False][: len(at)]
     rows = [0] * len(at)
     if len(at) == 2 and at[1] - at[0] <= sum(widths):
@@ -108,7 +107,7 @@ def mark_quantiles(axes: Axes, marks: Mapping[str, float], highest: float) -> No
 
 
 def _is_wide(values: Floats) -> bool:
-    """Whether sorted values spread so far above their middle that only a logarithmic axis shows both."""
+    """True if sorted values spread so far above their middle that only a logarithmic axis shows both."""
     return bool(np.median(values) > 0 and values[-1] / np.median(values) > _WIDE)
 
 
@@ -119,7 +118,7 @@ def _positive(values: Floats) -> Floats:
 
 
 def _fraction(axes: Axes, value: float) -> float:
-    """Where a value lies on the x axis, 0 to 1."""
+    """The position of a value on the x axis, 0 to 1."""
     x, _ = axes.transAxes.inverted().transform(axes.transData.transform((value, 0.0)))
     return float(x)
 
@@ -130,7 +129,7 @@ def _log_axis(set_scale: Any, axis: Any) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _percentiles(axes: Axes, values: Floats, summary: Mapping[str, Any]) -> None:
+def _percentiles(axes: Axes, values: Floats, summary: LatencySummary) -> None:
     count = values.size
     last = max(-np.log10(1.0 / count), 0.31) if count > 1 else 0.31
     at = np.linspace(0.0, last, _CURVE_POINTS)
@@ -140,13 +139,12 @@ def _percentiles(axes: Axes, values: Floats, summary: Mapping[str, Any]) -> None
     backed = at <= -np.log10(min(SAMPLES_BEYOND / count, 1.0))
     axes.plot(at[backed], quantiles[backed], color=BLUE)
     axes.plot(at[~backed], quantiles[~backed], color=BLUE, linestyle=(0, (1, 1.5)))
-    for quantile in (0.5, 0.9, 0.95, 0.99):
-        estimate = summary.get(f"p{quantile * 100:g}")
+    for name, estimate in summary.quantiles.items():
         if estimate is None:
             continue
-        x, y = -np.log10(1.0 - quantile), estimate["value"] * 1e3
-        if estimate["low"] is not None:
-            axes.plot([x, x], [estimate["low"] * 1e3, estimate["high"] * 1e3], color=ORANGE, linewidth=2.2, alpha=0.8)
+        x, y = -np.log10(1.0 - float(name[1:]) / 100.0), estimate.value * 1e3
+        if estimate.low is not None and estimate.high is not None:
+            axes.plot([x, x], [estimate.low * 1e3, estimate.high * 1e3], color=ORANGE, linewidth=2.2, alpha=0.8)
         axes.plot([x], [y], marker="o", markersize=3.6, color=ORANGE)
     ticks = [quantile for quantile in _TAIL if -np.log10(1.0 - quantile) <= last + 0.05]
     axes.set_xticks([-np.log10(1.0 - quantile) for quantile in ticks])

@@ -22,6 +22,7 @@ from muai_lab.analysis.frames import Run
 from muai_lab.analysis.machines import mixture
 from muai_lab.analysis.noise_history import NO_HISTORY, NoiseHistory
 from muai_lab.analysis.pairing import is_usable, stated_validity
+from muai_lab.analysis.summary_schema import Summary
 from muai_lab.analysis.sweep import summary_of
 from muai_lab.analysis.validity import validity_line
 from muai_lab.report.comparison_sheet import verdict_cell, verdict_text
@@ -106,7 +107,7 @@ def invalid_grid(found: Sequence[Configuration]) -> Grid | None:
     figures = [figures_of(run) for _, run in bad]
     shown = [figure for figure in FIGURES if any(row[figure] is not None for row in figures)]
     rows = tuple(
-        (run_name(one, run), str(stated_validity(run)["verdict"]), *(_cell(figure, row[figure]) for figure in shown))
+        (run_name(one, run), stated_validity(run).verdict, *(_cell(figure, row[figure]) for figure in shown))
         for (one, run), row in zip(bad, figures, strict=True)
     )
     columns = ("run", "verdict", *(_heading(figure) for figure in shown))
@@ -146,7 +147,7 @@ def _configurations_grid(found: Sequence[Configuration], against: Mapping[int, s
                 *([one.group.name] if folders else []),
                 *(_applied(key, value, summary) for key, value in one.settings.items()),
                 _engine(summary),
-                f"{one.valid}/{one.rounds}" if repeated else str(stated_validity(one.group.runs[0])["verdict"]),
+                f"{one.valid}/{one.rounds}" if repeated else stated_validity(one.group.runs[0]).verdict,
                 *(_cell(figure, one.mean(figure)) for figure in figures),
                 *([percent(one.mean(CACHED))] if cached else []),
                 *([against[one.number]] if against else []),
@@ -206,7 +207,7 @@ def _notes(found: Sequence[Configuration]) -> list[str]:
     concerned: dict[str, list[str]] = {}
     for name, run in runs:
         validity = stated_validity(run)
-        if not validity["valid"]:
+        if not validity.valid:
             concerned.setdefault(redacted(validity_line(validity)), []).append(name)
         for engine, reason in run.manifest.get("skipped_engines") or []:
             concerned.setdefault(f"skipped {engine}: {redacted(str(reason))}", []).append(name)
@@ -222,14 +223,14 @@ def _listed(names: Sequence[str], of: int) -> str:
     return ", ".join(shown) + (f" and {plural(more, 'more run')}" if more > 0 else "")
 
 
-def _engine(summary: Mapping[str, Any]) -> str:
-    """The engine that really served, in the dtype that it really used."""
-    identity = summary["identity"]
-    return " ".join(str(part) for part in (identity["engine"], identity["dtype"]) if part) or MISSING
+def _engine(summary: Summary) -> str:
+    """The engine that served, with the dtype that it used."""
+    identity = summary.identity
+    return " ".join(part for part in (identity.engine, identity.dtype) if part) or MISSING
 
 
-def _applied(key: str, value: Any, summary: Mapping[str, Any]) -> str:
-    """A setting; one that belongs to an engine means nothing for a run that another engine served."""
+def _applied(key: str, value: Any, summary: Summary) -> str:
+    """A setting; nothing for one of an engine that did not serve."""
     section, _, rest = key.removeprefix("optimization.").partition(".")
     foreign = key.startswith("optimization.") and rest and section in ENGINE_NAMES
-    return MISSING if foreign and section != summary["identity"]["engine"] else setting_text(value)
+    return MISSING if foreign and section != summary.identity.engine else setting_text(value)

@@ -152,13 +152,13 @@ def spoilt_by(generator: GeneratorReport, slo: Slo | None) -> str | None:
     The same limit as for a run's figures, applied to the figure that a trial reports: with a promise about the first
     token or the end, the share of requests that keep it; else latency and throughput, of which the verdict is.
     """
-    from muai_lab.analysis.client_part import promise_in_doubt
+    from muai_lab.analysis.client_part import slo_in_doubt
     from muai_lab.load.self_report import CPU_SHARE_LIMIT
 
     full = generator.cpu_share is not None and generator.cpu_share > CPU_SHARE_LIMIT
     if full or slo is None or (slo.ttft_ms is None and slo.e2e_ms is None):
         return generator.reason
-    return promise_in_doubt({column: one.figures_s for column, one in generator.added.items()}, slo)
+    return slo_in_doubt({column: one.figures_s for column, one in generator.added.items()}, slo)
 
 
 def _tokens_in(result: LoadResult, window: Window) -> float:

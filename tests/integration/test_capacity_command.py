@@ -34,7 +34,7 @@ def test_a_server_without_a_limit_is_followed_to_the_highest_rate(url: str, tmp_
     with capacity(tmp_path, url, "slo.e2e_ms=5000", "slo.quantile=0.9", "capacity.highest_rate=40") as search:
         assert search.end() == 0, search.errors
 
-    assert "keeps the promise at 40.0 requests/s, and its end was not found" in search.output
+    assert "meets the SLO at 40.0 requests/s, and its end was not found" in search.output
     document = json.loads((tmp_path / "study" / "capacity.json").read_text())
     assert document["status"] == "complete"
     assert [probe["rate_rps"] for probe in document["probes"]] == [20.0, 40.0]

@@ -12,10 +12,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from muai_lab.analysis import compare, load_run
+from muai_lab.analysis.capacity_schema import CapacityStudy
 from muai_lab.report import render_report
 from muai_lab.report.capacity_page import render_capacity
 from muai_lab.report.comparison_page import render_comparison
@@ -107,7 +109,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "report": render_report(a),
         "sweep": render_sweep_report([a, b], folder),
         "comparison": render_comparison(compare([a], [b])),
-        "capacity": render_capacity(capacity, folder),
+        "capacity": render_capacity(msgspec.convert(capacity, CapacityStudy), folder),
     }
 
 

@@ -147,7 +147,8 @@ def test_load_runs_takes_the_summary_that_was_written(tmp_path: Path) -> None:
     from muai_lab.analysis import summarise
 
     run = load_run(write_run(tmp_path / "a", [record(chunks=[1.0, 1.1])]))
-    (tmp_path / "a" / "summary.json").write_text(json.dumps(summarise(run) | {"generator": {"cpu_share": 0.123}}))
+    document = summarise(run).as_document() | {"generator": {"cpu_share": 0.123}}
+    (tmp_path / "a" / "summary.json").write_text(json.dumps(document))
 
     assert load_runs(tmp_path)["generator.cpu_share"].tolist() == [0.123]
 

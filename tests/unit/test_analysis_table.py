@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import msgspec
 import pytest
 from rich.console import Console
 from synthetic_run import record, write_run
@@ -203,15 +204,13 @@ def test_a_share_is_never_rounded_to_all_or_nothing() -> None:
 
 
 def test_a_quantised_engine_tells_how_far_it_agrees_with_fp32(tmp_path: Path) -> None:
-    details: dict[str, float | None] = {"int8_greedy_agreement_with_fp32": 0.934, "int8_agreement_positions": 288}
     summary = summarise(load_run(write_run(tmp_path, [record(0)])))
     assert "agreement" not in dict(result_table(summary).facts)
 
-    summary["identity"]["engine_details"] = details
+    def agreement(share: float | None) -> str:
+        details = {"int8_greedy_agreement_with_fp32": share, "int8_agreement_positions": 288}
+        identity = msgspec.structs.replace(summary.identity, engine_details=details)
+        return dict(result_table(msgspec.structs.replace(summary, identity=identity)).facts)["agreement"]
 
-    assert dict(result_table(summary).facts)["agreement"] == (
-        "93.4 % of greedy tokens are those of fp32 (int8, 288 positions)"
-    )
-
-    details["int8_greedy_agreement_with_fp32"] = None
-    assert dict(result_table(summary).facts)["agreement"].startswith("not measured")
+    assert agreement(0.934) == "93.4 % of greedy tokens are those of fp32 (int8, 288 positions)"
+    assert agreement(None).startswith("not measured")

@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import pytest
 from synthetic_run import record, write_run
 from test_report import Page
 
 from muai_lab.analysis import load_run
+from muai_lab.analysis.capacity_schema import CapacityStudy
 from muai_lab.analysis.slo import Slo, met
 from muai_lab.errors import SettingsError
 from muai_lab.experiment.capacity import check_settings, plan_of
@@ -40,7 +42,7 @@ def progress(elapsed_s: float, ok: int, failed: int = 0, outstanding: int = 0, p
     return LoadProgress(elapsed_s, 100.0, phase, ok + failed + outstanding, ok, failed, outstanding)  # type: ignore[arg-type]
 
 
-def test_without_a_promise_there_is_no_capacity() -> None:
+def test_without_an_slo_there_is_no_capacity() -> None:
     assert check_settings(settings()) == Slo(ttft_ms=500)
 
     with pytest.raises(SettingsError, match=r"slo: .* none is set: choose slo=interactive"):
@@ -182,7 +184,7 @@ def test_a_stopped_probe_counts_only_what_was_decided(tmp_path: Path) -> None:
     assert probe.figures["goodput"] is None
 
 
-def document(**changes: Any) -> dict[str, Any]:
+def study(**changes: Any) -> CapacityStudy:
     probes = [
         {
             "number": number, "rate_rps": rate, "window_s": 10.0, "due": 100, "met": round(100 * share),
@@ -192,7 +194,7 @@ def document(**changes: Any) -> dict[str, Any]:
         }
         for number, (rate, share, stopped) in enumerate([(8.0, 1.0, None), (16.0, 0.995, None), (32.0, 0.4, "over")])
     ]  # fmt: skip
-    return {
+    document = {
         "status": "complete",
         "ended": None,
         "no_interval": None,
@@ -212,34 +214,35 @@ def document(**changes: Any) -> dict[str, Any]:
         "workload": "chat",
         "arrival": "poisson",
         "probes": probes,
-    } | changes
+    }
+    return msgspec.convert(document | changes, CapacityStudy)
 
 
 def test_the_sheet_begins_with_the_capacity_and_its_interval() -> None:
-    sheet = capacity_sheet(document())
+    sheet = capacity_sheet(study())
 
-    assert sheet.verdict == "pytorch carries 17.2 requests/s within the promise (15.0 to 20.1)"
+    assert sheet.verdict == "pytorch carries 17.2 requests/s within the SLO (15.0 to 20.1)"
     assert sheet.good
-    assert dict(sheet.facts)["promise"] == "TTFT <= 500 ms, TPOT <= 50 ms for 99 % of the requests"
+    assert dict(sheet.facts)["SLO"] == "TTFT <= 500 ms, TPOT <= 50 ms for 99 % of the requests"
     assert [row[0] for row in sheet.grids[0].rows] == ["8.00", "16.0", "32.0"]
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"capacity_rps": {"value": None, "low": None, "high": None}}, "does not keep the promise, not even at 8.00"),
+        ({"capacity_rps": {"value": None, "low": None, "high": None}}, "does not meet the SLO, not even at 8.00"),
         (
             {"capacity_rps": {"value": 32.0, "low": None, "high": None}, "end_found": False},
             "at 32.0 requests/s, and its end was not found (in windows of 10.0 s)",
         ),
-        ({"capacity_rps": {"value": 17.2, "low": None, "high": None}}, "17.2 requests/s within the promise (no inter"),
+        ({"capacity_rps": {"value": 17.2, "low": None, "high": None}}, "17.2 requests/s within the SLO (no inter"),
         ({"status": "partial", "ended": "interrupted"}, "PARTIAL: pytorch carries 17.2"),
         ({"capacity_rps": None}, "no capacity: the load generator was late in 3 probes at 16.0, 32.0, 8.00 requests/s"),
         ({"capacity_rps": None, "probes": []}, "no capacity: nothing was measured"),
     ],
 )
 def test_the_first_line_says_what_is_not_known(changes: dict[str, Any], said: str) -> None:
-    assert said in capacity_sheet(document(**changes)).verdict
+    assert said in capacity_sheet(study(**changes)).verdict
 
 
 @pytest.mark.parametrize(
@@ -251,9 +254,9 @@ def test_the_first_line_says_what_is_not_known(changes: dict[str, Any], said: st
     ],
 )
 def test_the_sheet_says_for_which_server_starts_the_interval_holds(starts: int, can_restart: bool, said: str) -> None:
-    made = document()["interval"] | {"server_starts": starts, "can_restart": can_restart}
+    made = msgspec.to_builtins(study().interval) | {"server_starts": starts, "can_restart": can_restart}
 
-    sheet = capacity_sheet(document(interval=made))
+    sheet = capacity_sheet(study(interval=made))
 
     assert said in dict(sheet.facts)["holds for"]
     assert ("of this server start" in sheet.verdict) == (starts == 1)
@@ -318,8 +321,8 @@ class TestAStudyWithoutInterval:
 
 @pytest.mark.parametrize("changes", [{}, {"capacity_rps": None, "probes": []}, {"engine": None}])
 def test_the_page_is_whole_whatever_came_of_it(tmp_path: Path, changes: dict[str, Any]) -> None:
-    page = Page(render_capacity(document(**changes), tmp_path))
+    page = Page(render_capacity(study(**changes), tmp_path))
 
-    assert "How it was found" in page.text
+    assert "crosses the required share" in page.text
     assert not {"script", "link", "img"} & set(page.tags())
     assert math.isclose(len(set(page.values("id"))), len(page.values("id")))

@@ -13,6 +13,7 @@ from muai_lab.analysis import load_run
 from muai_lab.analysis.client_part import doubt_of, footnote
 from muai_lab.analysis.slo import Slo
 from muai_lab.analysis.summary import summarise
+from muai_lab.analysis.summary_schema import ClientPart
 from muai_lab.report.run_page import render_report
 from muai_lab.report.run_table import result_table
 
@@ -31,9 +32,9 @@ def test_a_marked_figure_has_its_mark_in_summary_table_and_report(tmp_path: Path
     run = load_run(example(tmp_path, manifest={"generator": generator()}))
     summary = summarise(run)
 
-    assert summary["latency"]["ttft_s"]["client"] == {"may_add_s": FIGURES, "marked": ["p50"]}
-    assert summary["validity"]["valid"]
-    (note,) = [warning for warning in summary["validity"]["warnings"] if warning.startswith("*")]
+    assert summary.latency["ttft_s"].client == ClientPart(may_add_s=FIGURES, marked=("p50",))
+    assert summary.validity.valid
+    (note,) = [warning for warning in summary.validity.warnings if warning.startswith("*")]
     assert "TTFT p50 1.00 ms" in note
     (grid,) = [grid for grid in result_table(summary).grids if grid.title == "latency in ms"]
     row = next(row for row in grid.rows if row[0] == "TTFT")
@@ -44,16 +45,17 @@ def test_a_marked_figure_has_its_mark_in_summary_table_and_report(tmp_path: Path
 
 def test_a_busy_machine_is_a_verdict_with_its_advice(tmp_path: Path) -> None:
     busy = generator(verdict="machine_busy", reason="others used 1.6 of 2 cores", advice="end the other programs")
-    validity = summarise(load_run(example(tmp_path, manifest={"generator": busy})))["validity"]
+    validity = summarise(load_run(example(tmp_path, manifest={"generator": busy}))).validity
 
-    assert (validity["verdict"], validity["valid"]) == ("machine_busy", False)
-    assert (validity["reason"], validity["next_step"]) == ("others used 1.6 of 2 cores", "end the other programs")
+    assert (validity.verdict, validity.valid) == ("machine_busy", False)
+    assert (validity.reason, validity.next_step) == ("others used 1.6 of 2 cores", "end the other programs")
 
 
 def test_a_run_that_states_no_part_has_no_marks(tmp_path: Path) -> None:
     summary = summarise(load_run(example(tmp_path)))
 
-    assert "client" not in summary["latency"]["ttft_s"]
+    assert summary.latency["ttft_s"].client is None
+    assert "client" not in summary.as_document()["latency"]["ttft_s"]
     assert footnote({"verdict": "ok"}, lambda column: 1000) is None
 
 
@@ -81,5 +83,5 @@ def test_the_note_names_only_figures_that_are_given(samples: int, named: list[st
         (Slo(tpot_ms=5.0), False),
     ],
 )
-def test_a_promise_is_in_doubt_by_its_own_bound_and_quantile(slo: Slo, doubt: bool) -> None:
+def test_an_slo_is_in_doubt_by_its_own_bound_and_quantile(slo: Slo, doubt: bool) -> None:
     assert (doubt_of(generator(), slo) is not None) == doubt

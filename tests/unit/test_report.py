@@ -303,12 +303,13 @@ def test_the_names_of_p50_and_p99_neither_touch_each_other_nor_the_other_line(p5
 
 
 def test_a_window_that_could_show_only_large_rises_says_so_without_intervals() -> None:
+    from muai_lab.analysis.summary_schema import ReportedTrend
     from muai_lab.report.run_page import _trends
 
-    precise = {"signal": "TTFT", "low": -0.05, "high": 0.08, "smallest_found": 0.2}
-    weak = {"signal": "requests in flight", "low": -1.3, "high": 0.74, "smallest_found": 2.172}
+    precise = ReportedTrend(signal="TTFT", change=0.01, low=-0.05, high=0.08, smallest_found=0.2)
+    weak = ReportedTrend(signal="requests in flight", change=-0.3, low=-1.3, high=0.74, smallest_found=2.172)
 
-    assert _trends({"trends": [precise, weak]}) == [
+    assert _trends([precise, weak]) == [
         "TTFT changed by -5 % to +8 % (a rise by 20 % would have shown)",
         "too short to show any but large rises: requests in flight +217 %",
     ]

@@ -9,6 +9,7 @@ import pytest
 from synthetic_run import record, write_run
 
 from muai_lab.analysis import load_run, summarise
+from muai_lab.analysis.summary_schema import Summary
 from muai_lab.report.wording import headline, verdict_line
 
 
@@ -24,7 +25,7 @@ def refused(count: int, status: str, *, first: int, error: str = "HTTP 503: queu
     return [record(i, due=i * 0.1, sent=i * 0.1, status=status, error=error) for i in range(first, first + count)]
 
 
-def summary_of(path: Path, rows: list[dict[str, Any]], *, measured_s: float = 10.0, **written: Any) -> dict[str, Any]:
+def summary_of(path: Path, rows: list[dict[str, Any]], *, measured_s: float = 10.0, **written: Any) -> Summary:
     config = {"load": {"duration_s": measured_s}} | dict(written.pop("config", {}))
     return summarise(load_run(write_run(path, rows, measure=(0.0, measured_s), config=config, **written)))
 
@@ -32,7 +33,7 @@ def summary_of(path: Path, rows: list[dict[str, Any]], *, measured_s: float = 10
 def test_a_few_failures_stand_in_the_verdict_of_a_valid_run(tmp_path: Path) -> None:
     summary = summary_of(tmp_path, answered(149) + refused(1, "error", first=149), measured_s=15.0)
 
-    assert summary["validity"]["verdict"] == "valid"
+    assert summary.validity.verdict == "valid"
     assert verdict_line(summary).endswith("1 of 150 requests failed")
     assert "1 of 150 requests failed" in headline(summary)
 
@@ -40,7 +41,7 @@ def test_a_few_failures_stand_in_the_verdict_of_a_valid_run(tmp_path: Path) -> N
 def test_failures_of_more_than_one_in_a_hundred_are_no_valid_run(tmp_path: Path) -> None:
     summary = summary_of(tmp_path, answered(45) + refused(19, "error", first=45, error="HTTP 500: boom"))
 
-    assert summary["validity"]["verdict"] == "requests failed"
+    assert summary.validity.verdict == "requests failed"
     assert "19 of 64 requests failed (29.7 %), most often: HTTP 500: boom; next: " in verdict_line(summary)
 
 
@@ -49,7 +50,7 @@ def test_a_bounded_queue_that_refuses_most_requests_is_overload_and_the_few_answ
 ) -> None:
     summary = summary_of(tmp_path, answered(16) + refused(84, "rejected", first=16))
 
-    assert summary["validity"]["verdict"] == "overloaded"
+    assert summary.validity.verdict == "overloaded"
     assert "lower arrival.rate below 1.60 requests/s" in verdict_line(summary)
     assert headline(summary).startswith("Only 16 of 100 requests")
     assert "1.60" not in headline(summary)
@@ -58,7 +59,7 @@ def test_a_bounded_queue_that_refuses_most_requests_is_overload_and_the_few_answ
 def test_a_window_shorter_than_an_answer_says_how_long_one_takes_and_what_to_set(tmp_path: Path) -> None:
     summary = summary_of(tmp_path, answered(20, takes_s=5.0), measured_s=2.0, drain_end=10.0)
 
-    assert summary["validity"]["verdict"] == "window too short"
+    assert summary.validity.verdict == "window too short"
     assert verdict_line(summary).endswith("shorter than an answer (5.00 s, median): few requests begin and end in it; "
                                           "next: set load.duration_s=100")  # fmt: skip
 
@@ -66,7 +67,7 @@ def test_a_window_shorter_than_an_answer_says_how_long_one_takes_and_what_to_set
 def test_a_window_that_holds_few_answers_warns(tmp_path: Path) -> None:
     rows = [*answered(30, takes_s=2.0, first=-30, phase="warmup"), *answered(95, takes_s=2.0)]
 
-    warnings = summary_of(tmp_path, rows, measured_s=9.5, drain_end=12.0)["validity"]["warnings"]
+    warnings = summary_of(tmp_path, rows, measured_s=9.5, drain_end=12.0).validity.warnings
 
     assert any("set load.duration_s=40" in warning for warning in warnings)
 
@@ -90,7 +91,7 @@ def test_the_headline_names_the_model_that_was_asked(tmp_path: Path) -> None:
     summary = summary_of(tmp_path, answered(60), manifest={"engine": None, "load": load})
 
     assert headline(summary).startswith("The server, asked for their-model, served")
-    assert summary["identity"]["model"] == "their-model"
+    assert summary.identity.model == "their-model"
 
 
 @pytest.mark.parametrize(
@@ -109,7 +110,7 @@ def test_what_the_client_did_not_see_or_get_is_said_with_its_share(
 ) -> None:
     rows = [row | fields for row in answered(60)]
 
-    warnings = summary_of(tmp_path, rows)["validity"]["warnings"]
+    warnings = summary_of(tmp_path, rows).validity.warnings
 
     assert any(warning in found for found in warnings), warnings
 
@@ -119,16 +120,16 @@ def test_tokens_that_came_together_are_a_warning(tmp_path: Path) -> None:
 
     summary = summary_of(tmp_path, rows)
 
-    assert any("all chunks arrive together in 60 of 60" in found for found in summary["validity"]["warnings"])
-    assert summary["latency"]["itl_s"] is None
-    assert summary["latency"]["tpot_s"] is None
+    assert any("all chunks arrive together in 60 of 60" in found for found in summary.validity.warnings)
+    assert summary.latency["itl_s"] is None
+    assert summary.latency["tpot_s"] is None
 
 
 def test_a_server_that_ends_answers_early_is_not_comparable_with_one_that_does_not(tmp_path: Path) -> None:
     early = summary_of(tmp_path, [row | {"max_tokens": 16} for row in answered(60)])
 
-    assert early["asked"]["output_tokens"]["deviation"] == pytest.approx(-14 / 16)
-    assert not early["asked"]["comparable"]
+    assert early.asked.output_tokens.deviation == pytest.approx(-14 / 16)
+    assert not early.asked.comparable
 
 
 def test_the_hit_rate_of_the_cache_is_that_of_the_window_and_not_since_the_servers_start(tmp_path: Path) -> None:
@@ -137,7 +138,7 @@ def test_the_hit_rate_of_the_cache_is_that_of_the_window_and_not_since_the_serve
     scraped += [(t, "muai_prefix_hit_tokens_total", {}, found) for t, _, found in counters]
     path = write_run(tmp_path, answered(60), measure=(2.0, 8.0), server_metrics=scraped)
 
-    assert summarise(load_run(path))["server"]["kv_cache_hit_rate"] == pytest.approx(0.5)
+    assert summarise(load_run(path)).server.kv_cache_hit_rate == pytest.approx(0.5)
 
 
 def warnings_of(path: Path, slo: dict[str, float], added_s: float, **fields: Any) -> list[str]:
@@ -146,7 +147,7 @@ def warnings_of(path: Path, slo: dict[str, float], added_s: float, **fields: Any
     added = {column: {"figures_s": figures, "marked": []} for column in ("ttft_s", "ttft_from_intended_s")}
     generator = {"verdict": "ok", "reason": None, "cpu_share": 0.1, "send_lag_p99_s": 0.0, "added": added}
     summary = summary_of(path, answered(100, **fields), config={"slo": slo}, manifest={"generator": generator})
-    return list(summary["validity"]["warnings"])
+    return list(summary.validity.warnings)
 
 
 @pytest.mark.parametrize(("bound_ms", "decisive"), [(0.001, False), (100.0, False), (140.0, True), (160.0, False)])

@@ -157,7 +157,7 @@ def table(repeats: int, seed: int) -> Table:
         "too high. Earlier rule (short probes only, one server start) → now (long probes, a server start for each)."
     )
     columns = (
-        "queue, bound", "promised", "between starts", "capacity/s", "coverage", "bias", "half width",
+        "queue, bound", "required", "between starts", "capacity/s", "coverage", "bias", "half width",
         "with interval", "minutes of load",
     )  # fmt: skip
     return Table(columns, rows, note)

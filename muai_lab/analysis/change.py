@@ -1,8 +1,8 @@
-"""The change of one figure from A to B over the pairs of runs: its size, its interval, its p-value; not yet a verdict.
+"""The change of one figure from A to B over the pairs of runs: its size, interval and p-value, without a verdict.
 
-Ratios are averaged, and their intervals taken, on the log scale: twice and half weigh the same, and no interval reaches
-below -100 %. The noise between runs is moderated (see `moderation`), and never counts less than what resampling blocks
-of time within the runs shows.
+Ratios are averaged on the log scale, as are their intervals: twice and half weigh the same, and no interval reaches
+below -100 %. The noise between runs is moderated (see `moderation`). It is never taken as less than the noise within
+the runs, from resampled blocks of time.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ NOT_TESTED: DifferenceVerdict = "not tested"
 NOT_COMPARABLE: DifferenceVerdict = "not comparable"
 
 DEFAULT_NOISE = {"ratio": 0.04, "share": 0.1}
-"""Standard deviation of one run's figure where no earlier runs tell it: of a ratio relative, of a share in units of the
-root of p (1 - p), which is 3 percentage points at 90 %."""
+"""Standard deviation of one run's figure without earlier runs: of a ratio relative, of a share in units of the root
+of p (1 - p), which is 3 percentage points at 90 %."""
 
 _HIGHEST_LOG = 50.0
 
@@ -47,13 +47,17 @@ _HIGHEST_LOG = 50.0
 class Difference:
     """One figure of A and B.
 
-    a, b: over the pairs the geometric mean of a latency or a rate, the mean of a share. change: from A to B with its
-    95 % interval; relative for scale `ratio` (0.1 is 10 % more), absolute for a share. between_runs: the interval holds
-    the noise between runs, else only what happened within them. p, p_adjusted: two-sided, alone and in its family;
-    p is None where nothing tells the noise between runs. detectable: smallest change, in the unit of `change`, that
-    such a comparison finds in four of five cases. repeats: those of both configurations that would decide a change of
-    this size, for single runs. reason: why there is no verdict, or what qualifies it. noise: of one run, for the
-    history. noisier: the runs scatter more than the history allows. needs_s: window that gives single runs an interval.
+    Attributes:
+        a, b: Over the pairs, the geometric mean of a latency or a rate, the mean of a share.
+        change: From A to B, with its 95 % interval; relative for a ratio (0.1 is 10 % more), absolute for a share.
+        p, p_adjusted: Two-sided, alone and in its family; None if the noise between runs is not known.
+        reason: The reason why there is no verdict, or a reservation about it.
+        between_runs: True if the interval includes the noise between runs, not only that within them.
+        detectable: The smallest change, in the unit of `change`, that such a comparison finds in four of five cases.
+        repeats: The repeats of both configurations that would decide a change of this size; for single runs.
+        noise: Of one run, for the history.
+        noisier: True if the runs scatter more than the history allows.
+        needs_s: The length of a window, in seconds, that gives single runs an interval.
     """
 
     figure: KeyFigure
@@ -74,7 +78,7 @@ class Difference:
 
     @property
     def gain(self) -> Estimate:
-        """The change as a gain: positive where B is better."""
+        """The change as a gain: positive if B is better."""
         if self.figure.better == "higher" or self.change.value is None:
             return self.change
         low, high = self.change.low, self.change.high
@@ -91,10 +95,10 @@ class Difference:
 def read_pair(
     a: Run, b: Run, figures: Sequence[KeyFigure], slo: Slo | None, *, same_schedule: bool, single: bool, seed: int
 ) -> dict[str, tuple[FigureReading, FigureReading]]:
-    """The figures of a pair; open-loop runs over the same schedule are resampled in step.
+    """Read the figures of a pair; open-loop runs over the same schedule are resampled in step.
 
-    In a closed loop the requests of a time are not the same in both runs, so there is nothing to keep in step.
-    single: it is the only pair, so each reading gets the interval of its run alone.
+    In a closed loop both runs have other requests at the same time, so they are resampled independently.
+    single: True for the only pair, whose readings get the intervals of their runs alone.
     """
     in_step = same_schedule and bool(a.requests["intended_s"].notna().any())
     blocks = _blocks(a, b, seed), _blocks(b, a, seed if in_step else seed + 10_000)
@@ -110,7 +114,7 @@ def read_pair(
 
 
 def _blocks(run: Run, other: Run, seed: int) -> Blocks | None:
-    """Blocks of the run's window, as many as in the other run's: the longer memory of both decides."""
+    """Blocks of the window, as many as in the other run: the longer of both memories decides."""
     if run.window is None or not run.window.duration_s > 0.0:
         return None
     memory_s = max(span.memory_s for one in (run, other) if (span := run_span(one)) is not None)
@@ -122,10 +126,10 @@ def change_of(
     readings: Sequence[tuple[FigureReading, FigureReading]],
     prior: Callable[[KeyFigure], Prior] = lambda figure: default_prior(DEFAULT_NOISE[figure.scale]),
 ) -> Difference:
-    """The change of a figure over all pairs of readings that have it, not yet judged.
+    """Return the change of a figure over all pairs of readings that have it, without a verdict.
 
-    prior: what is known of a figure's noise between runs. With a single pair it gives a p-value only if it may decide
-    alone; the interval is then of what happened within the runs.
+    prior: The knowledge of a figure's noise between runs. A single pair has a p-value only if the prior may decide
+    alone; otherwise its interval is that within the runs.
     """
     pairs = [(ours, theirs) for ours, theirs in readings if ours.value is not None and theirs.value is not None]
     if not pairs:
@@ -164,9 +168,9 @@ def change_of(
 
 
 def _within_runs(pair: tuple[FigureReading, FigureReading], scale: _Scale) -> Estimate:
-    """A change between single runs with the interval of what happened within them; noise between runs is not in it.
+    """The change between single runs with the interval within them, without the noise between runs.
 
-    Each run's own interval allows for the memory of queues, or is absent if the window is too short for it. Their
+    The interval of each run allows for the memory of queues, or is absent if the window is too short for it. Their
     distances from the values are added as independent (MOVER; Zou and Donner 2008, https://doi.org/10.1002/sim.3095).
     """
     ours, theirs = (one.alone or Estimate(one.value) for one in pair)
@@ -196,7 +200,7 @@ def _missing(figure: KeyFigure, readings: Sequence[tuple[FigureReading, FigureRe
 
 @dataclass(frozen=True, slots=True)
 class _Scale:
-    """The scale that changes are averaged on. divisor: what a difference is relative to, if no logarithm is taken."""
+    """The scale on which changes are averaged. divisor: The base of a relative difference, without a logarithm."""
 
     logarithmic: bool
     divisor: float
@@ -225,7 +229,7 @@ class _Scale:
 
 
 def _replicates(reading: FigureReading, *, above_zero: bool) -> Floats:
-    """The bootstrap replicates of a reading. above_zero: one without any event counts as one with half an event."""
+    """The bootstrap replicates of a reading. above_zero: One without an event counts as one with half an event."""
     assert reading.replicates is not None, "a reading with a value has replicates"
     if not above_zero:
         return reading.replicates
@@ -238,17 +242,17 @@ def _variance(values: Floats) -> float:
 
 
 def _shrunk(reading: FigureReading) -> float:
-    """A share with half a hit and half a miss more than were seen (Jeffreys' prior)."""
+    """The share with half a hit and half a miss added (Jeffreys' prior)."""
     return ((reading.value or 0.0) * reading.samples + 0.5) / (reading.samples + 1.0)
 
 
 def _binomial_floor(pairs: Sequence[tuple[FigureReading, FigureReading]]) -> float:
-    """Smallest variance of a difference of shares: where all requests of a run hit, resampling shows no spread."""
+    """Smallest variance of a difference of shares: if all requests of a run hit, resampling shows no spread."""
     variances = [[(p := _shrunk(one)) * (1.0 - p) / one.samples for one in pair] for pair in pairs]
     return float(np.sum(variances) / len(pairs))
 
 
 def _share_unit(pairs: Sequence[tuple[FigureReading, FigureReading]]) -> float:
-    """p (1 - p) of the mean share of both sides: what the variance of a share is proportional to."""
+    """p (1 - p) of the mean share of both sides, to which the variance of a share is proportional."""
     p = float(np.mean([_shrunk(one) for pair in pairs for one in pair]))
     return p * (1.0 - p)

@@ -1,7 +1,7 @@
 """The streamed chunks of all requests as flat arrays.
 
-A million requests have tens of millions of chunks; as Python lists in a frame they would not fit, so they are read from
-the Parquet file as flat arrays, and only when asked for.
+A million requests have tens of millions of chunks, which would not fit as Python lists in a frame. So they are read
+from the Parquet file as flat arrays, and only on demand.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 class Chunks:
     """One entry per content chunk, ordered by request, then time.
 
-    row: position of the request in the records. t_ns: arrival, monotonic. tokens: tokens that the chunk carried; where
-    the server did not say, the request's output tokens shared out evenly (NaN if those are unknown too).
-    counted: whether the server said.
+    row: Position of the request in the records. t_ns: Arrival, monotonic. counted: True if the server reports the
+    tokens of the chunk. tokens: Tokens of the chunk; if the server does not report them, an even share of the output
+    tokens (NaN if those are unknown too).
     """
 
     row: NDArray[np.int64]
@@ -37,7 +37,7 @@ EMPTY_CHUNKS = Chunks(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, 
 def read_chunks(path: Path, output_tokens: NDArray[np.float64]) -> Chunks:
     """Read the chunk columns of a records file.
 
-    output_tokens: tokens of each request (NaN where unknown), for rows whose chunks carry no counts.
+    output_tokens: Tokens of each request (NaN if unknown), for rows whose chunks have no counts.
     """
     present = set(pq.read_schema(path).names)
     if "chunk_t_ns" not in present:

@@ -34,7 +34,7 @@ def footnote(generator: Mapping[str, Any], samples: Callable[[str], int]) -> str
         generator: The section `generator` of the manifest.
         samples: The number of samples of a latency column. A quantile of too few has no value, so it has no mark.
     """
-    told = []
+    notes = []
     for column in _SHOWN:
         part = part_of(generator, column)
         if part is None:
@@ -42,10 +42,10 @@ def footnote(generator: Mapping[str, Any], samples: Callable[[str], int]) -> str
         given = [name for name in part.marked if samples(column) >= _needed(name)]
         if given:
             listed = ", ".join(f"{name} {duration(part.may_add_s[name])}" for name in given)
-            told.append(f"{SHORT_NAMES[column]} {listed}")
-    if not told:
+            notes.append(f"{SHORT_NAMES[column]} {listed}")
+    if not notes:
         return None
-    return f"* of the marked figures, up to this much can be the load generator's own delay: {'; '.join(told)}"
+    return f"* of the marked figures, up to this much can be the load generator's own delay: {'; '.join(notes)}"
 
 
 def _needed(statistic: str) -> int:

@@ -1,9 +1,10 @@
-"""Do two configurations differ? Runs are the samples: paired changes over the same schedules, with intervals.
+"""The difference between two configurations: paired changes over the same schedules, with intervals.
 
-For each key figure and each pair of runs the change from A to B is taken (`change`): of latencies and rates the ratio,
-of shares the difference in percentage points. The noise between runs is that of the pairs, moderated by what earlier
-comparisons on this machine know of it (`moderation`, `noise_history`). One figure decides, the others follow
-(`judgement`). Single runs of both sides are described, not judged: nothing in them tells how much equal runs differ.
+Runs are the samples. `change` computes the change from A to B for each key figure and each pair of runs: the ratio of
+latencies and rates, the difference of shares in percentage points. The noise between runs is that of the pairs,
+moderated by earlier comparisons on this machine (`moderation`, `noise_history`). One figure decides, then the others
+are tested (`judgement`). Single runs are described without a verdict, since they do not show by how much equal runs
+differ.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ from muai_lab.errors import MuaiError
 
 ENOUGH_PAIRS = 3
 ASSUMED_NOISE = 0.02
-"""How much one run is assumed to differ from another of the same configuration in `mean_change`, with fewer pairs."""
+"""Standard deviation of one run's figure, relative, that `mean_change` assumes with fewer pairs."""
 
 _MANY = 1e9  # degrees of freedom with which Student's t is the normal distribution
-_SMALLEST_ERROR = 1e-6  # equal runs without any spread differ by nothing, not infinitely significantly
+_SMALLEST_ERROR = 1e-6  # equal runs without any spread would differ with infinite significance
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """The outcome: B against A.
 
-    verdict: that of the primary figure; `not tested` for single runs. reasons: why it is not comparable. priors: what
-    was known of each figure's noise between runs before.
+    reasons: The reasons why the runs are not comparable. priors: For each figure, the earlier knowledge of its noise
+    between runs.
     """
 
     a: Group
@@ -53,7 +54,7 @@ class Comparison:
 
     @property
     def differences(self) -> tuple[Difference, ...]:
-        """Every figure's change, with its verdict."""
+        """The change of every figure, with its verdict."""
         return self.judgement.differences
 
     @property
@@ -68,7 +69,7 @@ class Comparison:
 
     @property
     def single(self) -> bool:
-        """True if there is one run of each side, which no verdict can rest on."""
+        """True if there is one run of each side, which is not enough for a verdict."""
         return len(self.pairing.pairs) == 1
 
     def of(self, figure: str) -> Difference:
@@ -95,27 +96,27 @@ def compare(
         a: The baseline.
         b: The candidate.
         figures: Names of `FIGURES`; None for `COMPARED`.
-        primary: The figure that decides; None for the one that SLO and load suggest (`choose_primary`).
-        slo: Judges goodput and attainment of both; None takes A's own.
+        primary: The figure that decides; None for the default of SLO and load (`choose_primary`).
+        slo: The SLO for goodput and attainment of both; None for that of A.
         across: See `pair_runs`.
-        include_invalid: See `pair_runs`; with invalid runs the figures are given without a verdict.
-        noise: Declared standard deviation of one run's figure, relative; in place of the history.
-        history: Equal runs of the past; `NoiseHistory.of_user()` is that of the command.
+        include_invalid: See `pair_runs`; with invalid runs there is no verdict.
+        noise: Declared standard deviation of one run's figure, relative; it replaces the history.
+        history: Noise of earlier equal runs; the command takes `NoiseHistory.of_user()`.
         seed: Of the bootstrap.
 
     Raises:
-        MuaiError: If `primary` is no figure, or one that these runs do not have.
+        MuaiError: `primary` is no figure, or one that these runs do not have.
     """
     group_a, group_b = (group if isinstance(group, Group) else _group(group) for group in (a, b))
     pairing = pair_runs(group_a, group_b, across=across, include_invalid=include_invalid)
     notes = list(pairing.notes)
-    promise, note = _common_slo(group_a, group_b) if slo is None else (slo, None)
+    common_slo, note = _common_slo(group_a, group_b) if slo is None else (slo, None)
     notes += [] if note is None else [note]
-    wanted = _wanted(figures, primary, slo=promise is not None)
+    wanted = _wanted(figures, primary, slo=common_slo is not None)
     single = len(pairing.pairs) == 1
     readings = [
         read_pair(
-            first, second, wanted, promise, same_schedule=pairing.same_schedule, single=single, seed=seed + number
+            first, second, wanted, common_slo, same_schedule=pairing.same_schedule, single=single, seed=seed + number
         )
         for number, (first, second) in enumerate(pairing.pairs)
     ]
@@ -130,8 +131,8 @@ def compare(
     else:
         why = "named as the primary figure"
         if primary is None:
-            closed = all(_is_closed(run) for pair in pairing.pairs for run in pair)
-            primary, why = choose_primary(differences, closed=closed, slo=promise is not None)
+            closed = all(run.closed_loop for pair in pairing.pairs for run in pair)
+            primary, why = choose_primary(differences, closed=closed, slo=common_slo is not None)
         judgement = judged(differences, primary, why)
         _check_primary(judgement)
         notes += [*_steadiness_notes(pairing), *_noisier_note(judgement)]
@@ -147,12 +148,12 @@ def difference(
     noise: float | None = None,
     history: NoiseHistory = NO_HISTORY,
 ) -> Difference:
-    """One figure of B against A, judged alone: the paired relative change with its interval."""
+    """Compare one figure of B with A, alone: the paired relative change with its interval."""
     return compare(a, b, figures=(figure,), slo=slo, noise=noise, history=history).differences[0]
 
 
 def _group(runs: Sequence[Run]) -> Group:
-    ordered = sorted(runs, key=lambda run: str(run.manifest.get("started") or ""))
+    ordered = sorted(runs, key=lambda run: run.started)
     return Group(", ".join(run.path.name for run in ordered), tuple(ordered))
 
 
@@ -160,8 +161,8 @@ def _common_slo(a: Group, b: Group) -> tuple[Slo | None, str | None]:
     ours, theirs = a.runs[0].slo, b.runs[0].slo
     if ours == theirs:
         return ours, None
-    promise = ours or theirs
-    return promise, f"the SLOs differ; goodput and attainment of both are judged by that of {'A' if ours else 'B'}"
+    side = "A" if ours else "B"
+    return ours or theirs, f"the SLOs differ; goodput and attainment of both are judged by that of {side}"
 
 
 def _wanted(figures: Sequence[str] | None, primary: str | None, *, slo: bool) -> list[KeyFigure]:
@@ -188,10 +189,6 @@ def _priors(
     return {figure.name: prior(figure) for figure in figures}
 
 
-def _is_closed(run: Run) -> bool:
-    return (run.manifest.get("load") or {}).get("kind") == "closed"
-
-
 def _check_primary(judgement: Judgement) -> None:
     """Raise MuaiError if the named primary figure is one that these runs do not have."""
     first = next((one for one in judgement.differences if one.figure.name == judgement.primary), None)
@@ -201,7 +198,7 @@ def _check_primary(judgement: Judgement) -> None:
 
 
 def _without_verdict(found: Difference) -> Difference:
-    """What was seen, for the eye; whether it means anything cannot be said."""
+    """The values without any inference."""
     change = Estimate(found.change.value)
     return replace(
         found, change=change, p=None, p_adjusted=None, verdict=NOT_COMPARABLE, detectable=None, repeats=None, noise=None
@@ -230,10 +227,12 @@ def _noisier_note(judgement: Judgement) -> list[str]:
 
 
 def mean_change(changes: Floats, within: float, assumed_noise: float = ASSUMED_NOISE) -> tuple[Estimate, float]:
-    """The mean of paired changes with its 95 % interval, and the two-sided p-value of no change; without any history.
+    """Return the mean of paired changes with its 95 % interval, and the two-sided p-value of no change.
 
-    changes: one per pair. within: variance of one change by what happened within the runs. assumed_noise: standard
-    deviation of one run's figure, used with fewer than `ENOUGH_PAIRS` pairs (a change is of two runs).
+    Args:
+        changes: One per pair.
+        within: Variance of one change, from within the runs.
+        assumed_noise: Standard deviation of one run's figure with fewer than `ENOUGH_PAIRS` pairs.
     """
     between = float(changes.var(ddof=1)) if changes.size > 1 else 0.0
     if changes.size >= ENOUGH_PAIRS:
@@ -247,7 +246,7 @@ def mean_change(changes: Floats, within: float, assumed_noise: float = ASSUMED_N
 
 
 def record_noise(comparison: Comparison, history: NoiseHistory) -> str | None:
-    """Add what the pairs tell of the noise between runs to the history; returns why it could not be written."""
+    """Add the noise between the pairs to the history; return the reason if it could not be written."""
     runs = [run for pair in comparison.pairing.pairs for run in pair]
     variances = {one.figure.name: one.noise for one in comparison.differences if one.noise is not None}
     if comparison.reasons or not comparison.pairing.same_schedule:

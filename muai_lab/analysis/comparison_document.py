@@ -10,11 +10,11 @@ from muai_lab.analysis.moderation import POWER, Prior
 from muai_lab.analysis.pairing import is_usable
 
 SCHEMA_VERSION = 2
-"""2: one primary figure; intervals name what they hold; `noise` is an object for each figure."""
+"""2: one primary figure; the kind of each interval; `noise` is an object for each figure."""
 
 
 def comparison_document(comparison: Comparison) -> dict[str, Any]:
-    """The comparison as one JSON document; shares and relative changes are numbers of 1, latencies are in seconds."""
+    """Return the comparison as a JSON document; shares and relative changes are 0 to 1, latencies are in seconds."""
     judgement = comparison.judgement
     return {
         "schema_version": SCHEMA_VERSION,
@@ -37,9 +37,9 @@ def comparison_document(comparison: Comparison) -> dict[str, Any]:
 
 
 def _figure(one: Difference, prior: Prior) -> dict[str, Any]:
-    """One figure. interval: whether it holds the noise between runs. repeats: that would decide a change of this size.
+    """One figure. interval: The noise that it includes. repeats_to_decide: Those for a change of this size.
 
-    noise.unit: the standard deviations are relative, or for a share in units of the root of p (1 - p).
+    noise.unit: The standard deviations are relative, or for a share in units of the root of p (1 - p).
     """
     return {
         "unit": one.figure.unit,

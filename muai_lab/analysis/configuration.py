@@ -1,4 +1,4 @@
-"""The configuration that ran, as people should see it: without secrets, and with what was changed first."""
+"""The configuration of a run as people may see it: without secrets, with its changes from the defaults."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.schema import ENGINE_NAMES
 
 HIDDEN = "(set, not shown)"
-LEFT_OUT = "a secret, left out"  # how the comment behind such a value in config.yaml begins
+LEFT_OUT = "a secret, left out"  # the beginning of the comment on such a value in config.yaml
 
 _SECRET_NAME = re.compile(
     r"(^|[._-])(api_?key|access_?key|secret|password|passwd|token|authorization|credentials?|webhook_url)$", re.I
@@ -29,14 +29,14 @@ _URL = re.compile(r"https?://[^\s\"'<>]+", re.I)
 
 
 def shown(key: str, value: Any) -> Any:
-    """The value of a dotted key as it may be shown: secrets hidden, addresses without user, password and query."""
+    """Return the value of a dotted key for people: secrets hidden, addresses without user, password and query."""
     if value is None:
         return None
     if _SECRET_NAME.search(key):
         return HIDDEN
     if isinstance(value, str):
         if key.endswith("api_key_env") and not _VARIABLE.fullmatch(value):
-            return HIDDEN  # meant to be the name of a variable, but people paste the key itself
+            return HIDDEN  # should be the name of a variable, but people paste the key itself
         return redacted(value)
     if isinstance(value, Mapping):
         return {name: shown(f"{key}.{name}", entry) for name, entry in value.items()}
@@ -46,7 +46,7 @@ def shown(key: str, value: Any) -> Any:
 
 
 def redacted(text: str) -> str:
-    """A text (an error, a command) without what looks like a secret."""
+    """Return a text (an error, a command) without anything that looks like a secret."""
     text = _URL.sub(lambda match: _plain_url(match.group()), text)
     return _SECRET_TEXT.sub(lambda match: HIDDEN if match["bare"] else f"{match['keep']}{HIDDEN}", text)
 
@@ -62,7 +62,7 @@ def _plain_url(url: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RecordedSetting:
-    """One setting. default: what it would have been; origin: which layer set it (None where that was not recorded)."""
+    """One setting with its default. origin: The layer that set it, None if that was not recorded."""
 
     key: str
     value: Any
@@ -72,7 +72,7 @@ class RecordedSetting:
 
 
 def entries(run: Run) -> list[RecordedSetting]:
-    """Every setting of the run in the order of the file; `changed` where it differs from the project's default."""
+    """Return every setting of the run in the order of the file; `changed` is true if it differs from the default."""
     defaults = flatten(LabSettings().model_dump(mode="json"))
     found = []
     for key, value in flatten(run.config).items():
@@ -87,7 +87,7 @@ def entries(run: Run) -> list[RecordedSetting]:
 
 
 def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """The dotted keys in which the runs' configurations differ, with each run's value (secrets hidden)."""
+    """Return the dotted keys in which the configurations differ, with the value of each run (secrets hidden)."""
     flat = [flatten(run.config) for run in runs]
     keys = dict.fromkeys(key for config in flat for key in config)
     return {
@@ -98,10 +98,10 @@ def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
 
 
 def named_sections(changed: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
-    """The keys that differ, without those for which the name of their section stands.
+    """Return the keys that differ, without those that follow from the name of their section.
 
-    changed: as `differing` gives it. `workload.name` stands for `workload.prompt_tokens.low` if equal names always come
-    with equal values, as they do where `workload=chat,fixed` was swept.
+    `workload.prompt_tokens.low` follows from `workload.name` if equal names always have equal values, as in a sweep
+    over `workload=chat,fixed`. changed: As returned by `differing`.
     """
     kept = dict(changed)
     for name in [key for key in changed if key.endswith(".name")]:
@@ -114,9 +114,9 @@ def named_sections(changed: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[A
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """For each dotted key its last part, or as many parts as tell it apart; an engine's key names the engine.
+    """Return for each dotted key the last parts that make it unique; the key of an engine names the engine.
 
-    A section's name goes by the section: `workload` for `workload.name`.
+    The name of a section is the section: `workload` for `workload.name`.
     """
     names: dict[str, str] = {}
     for key in keys:

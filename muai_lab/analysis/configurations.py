@@ -1,4 +1,4 @@
-"""The runs of a sweep by configuration: what was set, what came out over all repeats, and how much repeats differ.
+"""The runs of a sweep by configuration: settings, figures over all repeats, and the noise between repeats.
 
 A *round* is one run of each configuration over the same draws of the workload. Configurations are compared over the
 same rounds only: the mean of one over rounds 0 and 1 says nothing against that of another over rounds 1 and 2.
@@ -41,11 +41,13 @@ _Round = tuple[int, int, int]  # number of the repeat, seed, and which of severa
 class Configuration:
     """One configuration of a sweep with its repeats, in the order of their rounds.
 
-    number: the one that its runs bear in their names (`3-batcher=off`), else its place in the sweep, from 1.
-    settings: the keys in which the sweep's configurations differ (without those of repeats), with this one's values.
-    figures: by the names of `FIGURES`, `_UNLISTED` and `CACHED`, one value for each round of the sweep; latencies in
-    seconds, None where there is none or the run is not usable. compared: places of the rounds that means are over.
-    valid: runs that are.
+    Attributes:
+        number: That in the names of its runs (`3-batcher=off`), else its place in the sweep, from 1. settings: The keys
+        in which the configurations differ (without those of repeats), with the values of this one. figures: By the
+        names of `FIGURES`, `_UNLISTED` and `CACHED`, one value for each round; latencies in seconds, None
+            if there is none or the run is not usable.
+        compared: Positions of the rounds over which means are taken.
+        valid: Number of valid runs.
     """
 
     number: int
@@ -57,21 +59,21 @@ class Configuration:
 
     @property
     def name(self) -> str:
-        """The settings that tell it apart: `max_batch_size=8, batch_timeout_ms=10`."""
+        """The settings in which it differs from others: `max_batch_size=8, batch_timeout_ms=10`."""
         return _settings_text(self.settings) or self.group.name
 
     @property
     def rounds(self) -> int:
-        """Rounds of the sweep, each of which should have a run of this configuration."""
+        """Number of rounds of the sweep; each should have a run of this configuration."""
         return len(self.figures[CACHED])
 
     @property
     def drawn(self) -> bool:
-        """True if it has a place in a plot of latency over throughput."""
+        """True if it has a point in a plot of latency over throughput."""
         return self.mean("tokens/s") is not None and self.mean("TTFT p50") is not None
 
     def mean(self, figure: str) -> float | None:
-        """A figure over the compared rounds that have it: the geometric mean of a latency, else the mean."""
+        """Return a figure over the compared rounds that have it: the geometric mean of a latency, else the mean."""
         known = self._known(figure)
         if not known:
             return None
@@ -80,7 +82,7 @@ class Configuration:
         return float(np.mean(known))
 
     def range(self, figure: str) -> tuple[float, float] | None:
-        """Lowest and highest value over the compared rounds; None without any."""
+        """Return the lowest and highest value over the compared rounds; None without any."""
         known = self._known(figure)
         return (min(known), max(known)) if known else None
 
@@ -90,7 +92,7 @@ class Configuration:
 
 
 def configurations(runs: Sequence[Run]) -> list[Configuration]:
-    """Group runs by configuration, in the order in which the configurations first come."""
+    """Group runs by configuration, in the order of their first runs."""
     changed = named_sections({key: values for key, values in differing(runs).items() if key not in PER_REPEAT})
     grouped: dict[str, list[int]] = {}
     for index in range(len(runs)):
@@ -116,10 +118,10 @@ def configurations(runs: Sequence[Run]) -> list[Configuration]:
 
 
 def compared_rounds(usable: Sequence[Sequence[bool]]) -> list[tuple[int, ...]]:
-    """For each configuration the places of the rounds that its means are over.
+    """Return for each configuration the positions of the rounds over which its means are taken.
 
-    usable: [configurations, rounds]. They are the rounds in which every configuration has a usable run, those left out
-    that have none at all. If there is no such round, each configuration keeps its own, and `same_rounds` is false.
+    These are the rounds in which every configuration with any usable run has one. If there is no such round, each
+    configuration keeps its own, and `same_rounds` is false. usable: [configurations, rounds].
     """
     own = [tuple(place for place, is_so in enumerate(row) if is_so) for row in usable]
     shared = set.intersection(*(set(places) for places in own if places)) if any(own) else set()
@@ -132,7 +134,7 @@ def same_rounds(found: Sequence[Configuration]) -> bool:
 
 
 def figures_of(run: Run) -> dict[str, float | None]:
-    """The figures of one run by the names of `FIGURES`, `_UNLISTED` and `CACHED`, whether it is valid or not."""
+    """Return the figures of one run, valid or not, by the names of `FIGURES`, `_UNLISTED` and `CACHED`."""
     summary = summary_of(run)
     ttft, e2e = summary.judged("ttft"), summary.judged("e2e")
     return {
@@ -149,7 +151,7 @@ def figures_of(run: Run) -> dict[str, float | None]:
 
 
 def sweep_noise(found: Sequence[Configuration], figures: Sequence[str] = FIGURES) -> dict[str, Noise]:
-    """The A/A noise of each figure that the repeats can tell it of."""
+    """Return the A/A noise of each figure for which the repeats show it."""
     noises = {
         figure: run_noise([one.figures[figure] for one in found if any(one.figures[figure])]) for figure in figures
     }
@@ -157,10 +159,7 @@ def sweep_noise(found: Sequence[Configuration], figures: Sequence[str] = FIGURES
 
 
 def record_sweep_noise(runs: Sequence[Run], history: NoiseHistory) -> str | None:
-    """Add what the repeats of a sweep tell of the noise between runs to the history.
-
-    Returns why it could not be written.
-    """
+    """Add the noise between the repeats of a sweep to the history; return the reason if it could not be written."""
     found = configurations(runs)
     usable = [run for one in found for run in one.group.runs if is_usable(run)]
     variances = {
@@ -173,7 +172,7 @@ def record_sweep_noise(runs: Sequence[Run], history: NoiseHistory) -> str | None
 def _by_round(runs: Sequence[Run]) -> dict[_Round, Run]:
     seen: Counter[tuple[int, int]] = Counter()
     found = {}
-    for run in sorted(runs, key=lambda run: str(run.manifest.get("started") or "")):
+    for run in sorted(runs, key=lambda run: run.started):
         experiment = run.config.get("experiment") or {}
         key = int(experiment.get("repeat") or 0), int(run.config.get("seed") or 0)
         found[(*key, seen[key])] = run
@@ -188,7 +187,7 @@ def _columns(runs: Sequence[Run | None]) -> dict[str, list[float | None]]:
 
 
 def _names(members: Sequence[Sequence[Run]], settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The folder of each configuration: of its only run, or the one that holds its repeats and nothing else."""
+    """The folder of each configuration: that of its only run, or the one that has its repeats and nothing else."""
     folders = [own[0].path if len(own) == 1 and not _is_repeat(own[0]) else own[0].path.parent for own in members]
     return [
         folder.name if folders.count(folder) == 1 else _settings_text(set_to) or folder.name
@@ -201,7 +200,7 @@ def _is_repeat(run: Run) -> bool:
 
 
 def _numbers(names: Sequence[str]) -> list[int]:
-    """The numbers that the names bear, if they tell the configurations apart, else 1, 2, ..."""
+    """The numbers in the names if they are unique, else 1, 2, ..."""
     borne = [number for name in names if (number := _leading_number(name)) is not None]
     return borne if len(set(borne)) == len(names) else list(range(1, len(names) + 1))
 

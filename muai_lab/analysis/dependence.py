@@ -7,10 +7,10 @@ divided by its standard error follows Student's t with `COSINES` degrees of free
 and Watson 2018). That is the estimate from few long batches, with less bias for the same degrees of freedom. The
 *adequacy rule* decides if the window spans enough memories for an interval; if not, there is none.
 
-A window that is too short underestimates its own memory, and a lucky one (no backlog happened to form) shows low
-latencies, a low variance and a short memory together. So the demanded number of memories is larger than the 20 or so
-that would do if the memory were known, and the standard error is widened by `1 + WIDENING * memory / window`.
-`python -m benchmarks.coverage` measures what that achieves.
+A window that is too short underestimates its own memory. A window in which no backlog formed by chance has low
+latencies, a low variance and a short memory together. So the required number of memories is larger than the 20 or so
+that would do with a known memory. The standard error is also widened, by `1 + WIDENING * memory / window`.
+`python -m benchmarks.coverage` measures the coverage.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ WIDENING = 50.0
 ENOUGH_MEMORIES = 70.0
 """Memories that a window must span before its figures get an interval."""
 MEMORIES_BEYOND = 8.0
-"""Memories that must lie beyond a quantile before it gets an interval, as a share of the window: p99 needs 800.
+"""Memories beyond a quantile, as a share of the window, that it needs for an interval: p99 needs 800.
 
-Of a mean half as many must lie in the outermost samples that make half of its variance: those of backlogs, if any.
+A mean needs half as many in the outermost samples that make half of its variance: those of backlogs, if any.
 """
 UNSEEN_MEMORIES = 200.0
-"""Memories for a figure that few samples decide, if it shows no dependence: rarer backlogs may be still to come."""
+"""Memories for a figure that few samples decide, if it shows no dependence: rarer backlogs may follow."""
 _FEW_SAMPLES = 0.25  # share of the samples that decide a figure, below which they are few
 HARDLY_DEPENDENT = 3.0
 """Ratio of the long-run variance to that of independent samples up to which the memory hardly shows in a figure."""
@@ -90,12 +90,12 @@ class MeasuredSpan:
         return widening * float(stdtrit(COSINES, 0.5 + CONFIDENCE / 2.0))
 
     def long_run_variance(self, influences: Floats, t_s: Floats) -> float:
-        """Variance of the sum of influences (deviations whose sum is 0) that fell at `t_s`, dependence included."""
+        """Return the variance of the sum of influences (deviations whose sum is 0) at `t_s`, with their dependence."""
         sums: Floats = np.bincount(self._bins(t_s), weights=influences, minlength=BINS).astype(np.float64)
         return self._of_sums(sums)
 
     def long_run_variance_of_count(self, amounts: Floats, t_s: Floats) -> float:
-        """Variance of the sum of amounts over the window, where when they fell is itself random."""
+        """Return the variance of the sum of amounts over the window, whose times are random too."""
         sums: Floats = np.bincount(self._bins(t_s), weights=amounts, minlength=BINS).astype(np.float64)
         return self._of_sums(sums - sums.mean())
 
@@ -110,9 +110,9 @@ class MeasuredSpan:
         return float(np.mean((waves @ sums) ** 2))
 
     def needed_s(self, ratio: float, beyond: float = 0.5) -> float:
-        """Length of a window, in seconds, that would do for the interval of a figure; at least the memories it needs.
+        """Return the length of a window, in seconds, that would give a figure an interval.
 
-        ratio: of the long-run variance to that of independent samples. beyond: share of the samples that decide: those
+        ratio: Of the long-run variance to that of independent samples. beyond: Share of the samples that decide: those
         beyond a quantile, or those that make half of the variance of a mean.
         """
         memories = max(ENOUGH_MEMORIES, MEMORIES_BEYOND / beyond)
@@ -124,7 +124,7 @@ class MeasuredSpan:
 def span_of(
     start_s: float, length_s: float, due_s: Floats, in_flight: Floats, latencies: Iterable[tuple[Floats, Floats]]
 ) -> MeasuredSpan:
-    """The window with its memory: the longest among requests in flight and latencies, at least `relaxation_s`.
+    """Return the window with its memory: the longest among requests in flight and latencies, at least `relaxation_s`.
 
     due_s: when the requests of the window were due. in_flight: requests in flight at the middle of each of `BINS` equal
     parts of the window. latencies: values of each metric (NaN where missing) and when their requests were due.
@@ -135,12 +135,13 @@ def span_of(
 
 
 def relaxation_s(length_s: float, due_s: Floats, in_flight: Floats) -> float:
-    """Least memory of a system whose number of requests in flight varies so much, in seconds.
+    """Return the least memory of a system, in seconds, from the variance of its requests in flight.
 
-    The integrated autocorrelation time of a reversible process is at least four times its variance divided by the mean
-    square of its jumps per second (Jensen's inequality over its relaxation rates). The jumps are known exactly: one for
-    each time at which requests are due, and one for each end. So the bound scatters less than sums of autocorrelations.
-    It is the memory itself for servers without a queue, twice an answer, and about half of it for a single server.
+    The integrated autocorrelation time of a reversible process has a lower bound: four times its variance divided by
+    the mean square of its jumps per second (Jensen's inequality over its relaxation rates). The jumps are known
+    exactly: one for each time at which requests are due, and one for each end. So the bound scatters less than sums of
+    autocorrelations. For servers without a queue it is the memory itself, twice an answer; for a single server it is
+    about half of it.
     """
     if due_s.size == 0:
         return 0.0
@@ -150,14 +151,14 @@ def relaxation_s(length_s: float, due_s: Floats, in_flight: Floats) -> float:
 
 
 def middles_s(start_s: float, length_s: float) -> Floats:
-    """The middle of each of `BINS` equal parts of a window, in seconds."""
+    """Return the middle of each of `BINS` equal parts of a window, in seconds."""
     return np.asarray(start_s + (np.arange(BINS) + 0.5) * (length_s / BINS), dtype=np.float64)
 
 
 def level_over_time(values: Floats, t_s: Floats, start_s: float, length_s: float) -> Floats:
-    """Mean logarithm of positive values in equal bins of time, a few values each; gaps are interpolated.
+    """Return the mean logarithm of positive values in equal bins of time; gaps are interpolated.
 
-    The values of single requests scatter, which hides a slow change: a few of them together show it.
+    Each bin has a few values, since the scatter of single requests hides a slow change.
     """
     usable = np.isfinite(values) & (values > 0.0)
     bins = min(int(np.count_nonzero(usable)) // _REQUESTS_PER_BIN, BINS)
@@ -171,9 +172,9 @@ def level_over_time(values: Floats, t_s: Floats, start_s: float, length_s: float
 
 
 def share_bounds(share: float, count: float) -> tuple[float, float]:
-    """Exact binomial bounds (Clopper and Pearson 1934) of a share seen in an effective, not necessarily whole, count.
+    """Return the exact binomial bounds (Clopper and Pearson 1934) of a share in an effective count, whole or not.
 
-    As Korn and Graubard (1998) take them for shares whose samples depend on each other.
+    Korn and Graubard (1998) use them for shares whose samples depend on each other.
     """
     hits, tail = share * count, (1.0 - CONFIDENCE) / 2.0
     low = 0.0 if hits <= 0.0 else float(betaincinv(hits, count - hits + 1.0, tail))

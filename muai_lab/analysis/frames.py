@@ -98,6 +98,16 @@ class Run:
         return self.status == "complete"
 
     @property
+    def started(self) -> str:
+        """The start in ISO 8601, which orders runs; empty if it is not stated."""
+        return str(self.manifest.get("started") or "")
+
+    @property
+    def closed_loop(self) -> bool:
+        """True if each client waits for its answer before it sends the next request."""
+        return bool((self.manifest.get("load") or {}).get("kind") == "closed")
+
+    @property
     def slo(self) -> Slo | None:
         """The objective that the run was configured with; None when it had none."""
         return slo_of(self.config)
@@ -198,7 +208,7 @@ def in_order(runs: Iterable[Run]) -> list[Run]:
     numbers = {id(run): re.match(r"\d+(?=-|$)", run.path.name) for run in listed}
     if len({run.path.parent for run in listed}) == 1 and all(numbers.values()):
         return sorted(listed, key=lambda run: int(re.findall(r"\d+", run.path.name)[0]))
-    return sorted(listed, key=lambda run: str(run.manifest.get("started") or ""))
+    return sorted(listed, key=lambda run: run.started)
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:

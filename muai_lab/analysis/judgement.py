@@ -1,12 +1,12 @@
-"""Verdicts on the changes of a comparison: one primary figure first, the others behind it.
+"""Verdicts on the changes of a comparison: first the primary figure, then the others.
 
-Many figures are looked at. If all were tested alike, each would have to be adjusted for all others, and three repeats
-would find almost nothing. So one figure, chosen before anything is looked at, is tested alone at 5 %. Only if it is
-decided do the others get verdicts, adjusted among themselves (Holm 1979). The chance of any false finding between equal
+If all figures were tested alike, each would have to be adjusted for all others, and three repeats would find almost
+nothing. So one figure, chosen in advance, is tested alone at 5 %. The others get verdicts only after it is decided,
+adjusted among themselves (Holm 1979). The chance of any false finding between equal
 configurations stays at 5 % (serial gatekeeping, Westfall and Krishen 2001,
 https://doi.org/10.1016/S0378-3758(01)00077-5).
 
-A difference is shown when it is significant *and* large enough to matter.
+A difference is shown if it is significant *and* large enough to matter.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ SMALLEST_EFFECT = 0.02
 """Smallest relative change that counts as a difference, however certain it is."""
 NO_SUCCESS = "no request of B succeeded"
 
-_SLO_WITHOUT_ROOM = 0.99  # attainment of both sides from which on goodput is the offered rate, and shows nothing
+_SLO_WITHOUT_ROOM = 0.99  # attainment of both sides above which goodput is the offered rate
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """primary: name of the figure that decides; None without any. why: by what rule it was chosen."""
+    """The verdicts. primary: Name of the figure that decides, None without any. why: The rule that chose it."""
 
     differences: tuple[Difference, ...]
     verdict: DifferenceVerdict
@@ -43,11 +43,11 @@ class Judgement:
 
 
 def choose_primary(differences: Sequence[Difference], *, closed: bool, slo: bool) -> tuple[str | None, str]:
-    """The figure that decides unless the user names one, and the reason in words.
+    """Return the figure that decides unless the user names one, and the reason in words.
 
-    With an SLO goodput, unless both sides keep it in practically every request. Else what the load leaves open: in a
-    closed loop tokens per second; in an open loop, where the throughput is the offered load, the median end-to-end
-    latency from the intended time, which holds queueing, prefill and decode.
+    With an SLO it is goodput, unless practically every request of both sides meets it. Else it depends on the load:
+    tokens per second in a closed loop. In an open loop the throughput is the offered load, so the median end-to-end
+    latency from the intended time decides; it includes queueing, prefill and decode.
     """
     known = {one.figure.name: one for one in differences if one.pairs}
     rules: list[tuple[str, str]] = []
@@ -55,7 +55,7 @@ def choose_primary(differences: Sequence[Difference], *, closed: bool, slo: bool
     room = attained is None or min(attained.a or 0.0, attained.b or 0.0) < _SLO_WITHOUT_ROOM
     if slo and room:
         rules.append(("goodput", "an SLO is set"))
-    kept = "the SLO is kept by both, " if slo and not room else ""
+    kept = "both meet the SLO, " if slo and not room else ""
     if closed:
         rules += [(name, f"{kept}the loop is closed") for name in ("tokens", "requests")]
     else:
@@ -66,7 +66,7 @@ def choose_primary(differences: Sequence[Difference], *, closed: bool, slo: bool
 
 
 def judged(differences: Sequence[Difference], primary: str | None, why: str) -> Judgement:
-    """Give the verdicts. Changes without a p-value are not tested: single runs, or no noise known to judge them by."""
+    """Return the verdicts. Changes without a p-value are not tested: single runs, or changes of unknown noise."""
     first = next((one for one in differences if one.figure.name == primary), None)
     dead = [one for one in differences if _answers_nothing(one)]
     if dead:
@@ -94,12 +94,12 @@ def _without_test(first: Difference | None) -> DifferenceVerdict:
 
 
 def _answers_nothing(found: Difference) -> bool:
-    """A candidate of which no request succeeds is worse than one that serves; that needs no test."""
+    """True if no request of B succeeds while those of A do: B is worse without a test."""
     return found.figure.name == "success" and found.b == 0.0 and (found.a or 0.0) > 0.5
 
 
 def harms(judgement: Judgement) -> list[Difference]:
-    """Figures other than the primary that B is certainly worse in; without a verdict where the primary is open."""
+    """Return the other figures in which B is significantly worse, also those that are not tested."""
     return [
         one
         for one in judgement.differences

@@ -57,7 +57,7 @@ def difference(a: Sequence[Run], b: Sequence[Run]) -> str | None:
         sets,
     )
     if any(len(known) > 1 for known in facts):
-        sides = [" and ".join(dict.fromkeys(_told(one, every) for one in side)) for side in (ours, theirs)]
+        sides = [" and ".join(dict.fromkeys(_described(one, every) for one in side)) for side in (ours, theirs)]
         return f"{sides[0]} in A, {sides[1]} in B"
     memory = [machine.memory_bytes for machine in every]
     if max(memory) - min(memory) > _MEMORY_TOLERANCE * max(memory):
@@ -81,24 +81,24 @@ def mixture(runs: Sequence[Run]) -> str | None:
     if not runs or difference(runs[:1], runs) is None:
         return None
     every = [machine_of(run) for run in runs]
-    kinds = dict.fromkeys(_told(machine, every) for machine in every)
+    kinds = dict.fromkeys(_described(machine, every) for machine in every)
     return f"runs of different hardware ({'; '.join(kinds)}): their differences are not those of the configurations"
 
 
-def _told(machine: Machine, every: Sequence[Machine]) -> str:
+def _described(machine: Machine, every: Sequence[Machine]) -> str:
     """The machine by name, with each further fact in which some of `every` differ."""
-    told = [f"{machine.cpu} with {machine.cores} cores"]
+    facts = [f"{machine.cpu} with {machine.cores} cores"]
     if len({other.family for other in every} - {None}) > 1:
-        told[0] += f" ({machine.family or 'family not known'})"
-    told += machine.gpus
+        facts[0] += f" ({machine.family or 'family not known'})"
+    facts += machine.gpus
     if machine.instruction_sets is not None:
         known = [other.instruction_sets for other in every if other.instruction_sets is not None]
         shared, found = frozenset.intersection(*known), frozenset.union(*known)
         if extra := machine.instruction_sets - shared:
-            told.append(f"with {_listed(extra)}")
+            facts.append(f"with {_listed(extra)}")
         elif found - shared:
-            told.append(f"without {_listed(found - shared)}")
-    return ", ".join([*told, *machine.limits])
+            facts.append(f"without {_listed(found - shared)}")
+    return ", ".join([*facts, *machine.limits])
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -1,8 +1,8 @@
-"""A/A noise: by how much do runs of one and the same configuration differ?
+"""A/A noise: the difference between runs of one and the same configuration.
 
-It is what any difference between configurations has to be held against. Repeats of several configurations over the same
-schedules are told apart as in an analysis of variance without replication: a configuration's mean and a schedule's
-effect are taken out (of the logarithms, so effects are ratios), and what is left is noise.
+Every difference between configurations is compared with it. Repeats of several configurations over the same schedules
+are analysed by an analysis of variance without replication. The mean of a configuration and the effect of a schedule
+are removed from the logarithms, so effects are ratios; the rest is noise.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from muai_lab.analysis.dependence import CONFIDENCE
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """sd: standard deviation of one run's figure, relative (0.02 is 2 %). freedom: degrees of freedom behind it.
+    """The noise of one figure.
 
-    shared_schedules: the effect of the schedules was taken out, else it is part of the noise.
+    sd, freedom: Standard deviation of one run, relative (0.02 is 2 %), and its degrees of freedom. shared_schedules:
+    True if the effect of the schedules was removed, else it is part of the noise.
     """
 
     sd: float
@@ -30,15 +31,17 @@ class Noise:
 
     @property
     def difference(self) -> float:
-        """Two runs of the same configuration differ by less than this in 19 of 20 cases, relative."""
+        """The relative difference that two runs of one configuration do not exceed in 19 of 20 cases."""
         return float(stdtrit(self.freedom, 0.5 + CONFIDENCE / 2.0)) * math.sqrt(2.0) * self.sd
 
 
 def run_noise(figures: Sequence[Sequence[float | None]]) -> Noise | None:
-    """The noise of a figure from repeats: one row per configuration, one column per repeat (schedule).
+    """Return the noise of a figure from repeats; None with fewer than two usable repeats.
 
-    Values that are missing or not positive leave out their repeat, in all rows where there are several. None where
-    nothing is left to tell noise by: fewer than two repeats.
+    A repeat with a value that is missing or not positive is left out, in all rows if there are several.
+
+    Args:
+        figures: One row per configuration, one column per repeat (schedule).
     """
     rows = [np.array([math.nan if value is None else float(value) for value in row]) for row in figures]
     width = min((row.size for row in rows), default=0)

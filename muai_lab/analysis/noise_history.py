@@ -1,9 +1,9 @@
-"""The machine's own A/A history: how much equal runs differed in earlier comparisons, in a local file.
+"""The A/A history of the machine: the noise between equal runs of earlier comparisons, in a local file.
 
-Every comparison and every sweep with repeats adds a line: the variance of one run, figure by figure, with its degrees
-of freedom, under a key of machine, target and kind of load. A later comparison under the same key takes the lines whose
-runs it does not hold itself as its prior (see `moderation`). The file is knowledge that may be lost: a line that cannot
-be read counts as absent, and a file that cannot be written is a note.
+Every comparison and every sweep with repeats adds a line: the variance of one run for each figure, with its degrees of
+freedom, under a key of machine, target and kind of load. A later comparison under the same key uses the lines of other
+runs as its prior (see `moderation`). The file may be lost: a line that cannot be read is ignored, and a file that
+cannot be written is reported in a note.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from muai_lab.models.embedded import cache_dir
 
 _FILE = "noise_history.jsonl"
 _VERSION = 1
-_MOST_BYTES = 2_000_000  # about 5,000 comparisons; the older half goes when there are more
-_LARGEST_VARIANCE = 25.0  # a factor of 150 between equal runs; nothing that a comparison could use
+_MOST_BYTES = 2_000_000  # about 5,000 comparisons; then the older half is dropped
+_LARGEST_VARIANCE = 25.0  # a factor of 150 between equal runs, of no use to a comparison
 _MOST_FREEDOM = 1000.0
 
 
 @dataclass(frozen=True, slots=True)
 class Circumstances:
-    """Under what circumstances runs are noisy alike. machine: a digest; target: kind, engine or address; load kind."""
+    """The circumstances that noise depends on. machine: A digest. target: Kind, engine or address. load: Its kind."""
 
     machine: str
     target: str
@@ -42,7 +42,7 @@ class Circumstances:
 
 @dataclass(frozen=True, slots=True)
 class HistoryEntry:
-    """Equal runs of one comparison. runs: a digest of each; variances: by the figure's name."""
+    """Equal runs of one comparison. runs: A digest of each. variances: By the name of the figure."""
 
     key: Circumstances
     runs: frozenset[str]
@@ -50,25 +50,25 @@ class HistoryEntry:
 
     @property
     def freedom(self) -> float:
-        """Most degrees of freedom behind any of its figures."""
+        """The largest number of degrees of freedom among its figures."""
         return max((variance.freedom for variance in self.variances.values()), default=0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class NoiseHistory:
-    """The history in a file. path: None for one that is empty and keeps nothing."""
+    """The history in a file. path: None for a history that is empty and stores nothing."""
 
     path: Path | None = None
     _entries: tuple[HistoryEntry, ...] = field(default=(), repr=False)
 
     @classmethod
     def of_user(cls) -> NoiseHistory:
-        """The history in the user's cache directory (`MUAI_CACHE_DIR`); empty if there is none yet."""
+        """Return the history in the cache directory of the user (`MUAI_CACHE_DIR`); empty if there is none yet."""
         return cls.read(cache_dir() / _FILE)
 
     @classmethod
     def read(cls, path: Path) -> NoiseHistory:
-        """The history in `path`, without the lines that are damaged or foreign."""
+        """Return the history in `path`, without damaged lines and those of other versions."""
         try:
             text = path.read_bytes().decode("utf-8", errors="replace")
         except OSError:
@@ -76,7 +76,7 @@ class NoiseHistory:
         return cls(path, tuple(entry for line in text.splitlines() if (entry := _parsed(line)) is not None))
 
     def past(self, key: Circumstances | None, figure: str, *, without: Iterable[Run] = ()) -> list[Variance]:
-        """Variances of a figure under the key, of equal runs other than those in `without`; no run counts twice."""
+        """Return the variances of a figure under the key, without the runs in `without`; no run counts twice."""
         if not self._entries or key is None:
             return []
         own = {digest_of(run) for run in without}
@@ -84,9 +84,9 @@ class NoiseHistory:
         return [entry.variances[figure] for entry in _without_overlap(known)]
 
     def add(self, key: Circumstances | None, runs: Sequence[Run], variances: Mapping[str, Variance]) -> str | None:
-        """Append what equal runs tell; returns why it could not be written.
+        """Append the variances of equal runs; return the reason if they could not be written.
 
-        Runs that are known already, or that are given twice (a run compared with itself), add nothing.
+        Runs that are in the history already, or twice in `runs`, add nothing.
         """
         if self.path is None or key is None or not variances:
             return None
@@ -107,7 +107,7 @@ NO_HISTORY = NoiseHistory()
 
 
 def key_of(runs: Sequence[Run]) -> Circumstances | None:
-    """The key that all these runs share; None if they differ in it, or if there is no run."""
+    """Return the key that all these runs share; None if they differ in it, or if there is no run."""
     keys = {_key(run) for run in runs}
     return keys.pop() if len(keys) == 1 else None
 
@@ -121,12 +121,11 @@ def _key(run: Run) -> Circumstances:
     target = _mapping(run.config.get("target"))
     served = _mapping(run.manifest.get("engine")).get("name")
     where = _digest(target.get("url")) if target.get("kind") == "endpoint" else served
-    kind = _mapping(run.manifest.get("load")).get("kind")
-    return Circumstances(_digest(facts), f"{target.get('kind')} {where}", "closed" if kind == "closed" else "open")
+    return Circumstances(_digest(facts), f"{target.get('kind')} {where}", "closed" if run.closed_loop else "open")
 
 
 def digest_of(run: Run) -> str:
-    """Short digest that tells this run from all others, also where its directory is moved or copied."""
+    """Return a short digest of this run alone; it stays the same if the directory is moved or copied."""
     stated = run.manifest
     return _digest([stated.get("started"), stated.get("clock"), stated.get("schedule_hash")])
 
@@ -148,7 +147,7 @@ def _line(entry: HistoryEntry) -> bytes:
 
 
 def _parsed(line: str) -> HistoryEntry | None:
-    """The entry of a line; None if it is not one of this version, whole and with possible values."""
+    """The entry of a line; None if the line is damaged, of another version, or has impossible values."""
     try:
         stored = json.loads(line)
     except ValueError:
@@ -174,7 +173,7 @@ def _variance(stored: object) -> Variance | None:
 
 
 def _without_overlap(entries: Iterable[HistoryEntry]) -> list[HistoryEntry]:
-    """Of entries that share runs those with the most degrees of freedom."""
+    """The entries with the most degrees of freedom among those that share runs."""
     kept: list[HistoryEntry] = []
     seen: set[str] = set()
     for entry in sorted(entries, key=lambda entry: -entry.freedom):
@@ -185,7 +184,7 @@ def _without_overlap(entries: Iterable[HistoryEntry]) -> list[HistoryEntry]:
 
 
 def _append(path: Path, line: bytes) -> None:
-    """Append a line in one write, so that comparisons that end at once do not mix theirs."""
+    """Append a line in one write, so that comparisons that end at the same time do not mix their lines."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and path.stat().st_size > _MOST_BYTES:
         _halve(path)

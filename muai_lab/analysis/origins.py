@@ -1,4 +1,4 @@
-"""Which layer gave each setting of a run: read back from the comments of its `config.yaml`."""
+"""The layer that set each setting of a run, from the comments in its `config.yaml`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import yaml
 
 
 def read_origins(text: str) -> dict[str, str]:
-    """The origin of each dotted key of a run's `config.yaml`, which stands behind the value as a comment.
+    """Return the origin of each dotted key of a `config.yaml`; it is the comment after the value.
 
-    Raises yaml.YAMLError when the text is no YAML.
+    Raises yaml.YAMLError if the text is no YAML.
     """
     root = yaml.compose(text, Loader=yaml.SafeLoader)
     found: dict[str, str] = {}

@@ -1,8 +1,7 @@
-"""Which runs may be compared, and which run of one group belongs to which of the other.
+"""The pairs of runs of two groups, and the obstacles to their comparison.
 
-A difference between two runs means something only when both were asked the same: the same schedule, under the same
-load, of the same model, on the same hardware. Runs over the same schedule make pairs; what differs between schedules
-then cancels out of the pair's difference.
+Two runs are comparable only with the same schedule, load, model and hardware. Runs over the same schedule make pairs,
+so differences between schedules cancel out.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from muai_lab.wording import plural
 
 PairingKind = Literal["invalid", "workload", "model", "hardware"]
 DECLARABLE: tuple[PairingKind, ...] = ("workload", "model", "hardware")
-"""What may differ when the user says so: a comparison of machines is one across hardware."""
+"""Differences that the user may declare: a comparison of machines is one across hardware."""
 
 PER_REPEAT = ("seed", "experiment.repeat", "experiment.repeats")
 """Settings in which the repeats of one configuration differ."""
@@ -42,7 +41,7 @@ _NAMED = 3
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """One side of a comparison: a run, or repeats of one configuration in the order in which they were made."""
+    """One side of a comparison: a run, or repeats of one configuration in order of time."""
 
     name: str
     runs: tuple[Run, ...]
@@ -50,7 +49,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Obstacle:
-    """Why a comparison cannot be made."""
+    """A reason why runs cannot be compared."""
 
     kind: PairingKind
     text: str
@@ -58,8 +57,10 @@ class Obstacle:
 
 @dataclass(frozen=True, slots=True)
 class Pairing:
-    """pairs: (run of A, run of B). same_schedule: the two runs of each pair had the same schedule. notes: what a
-    reader must know about runs that were left out, or differences that were declared."""
+    """The pairs (run of A, run of B). same_schedule: True if both runs of each pair had the same schedule.
+
+    notes: On runs that were left out, and on differences that were declared.
+    """
 
     pairs: tuple[tuple[Run, Run], ...]
     same_schedule: bool
@@ -68,12 +69,12 @@ class Pairing:
 
 
 def load_group(places: str | Path | Iterable[str | Path], name: str | None = None) -> Group:
-    """The runs in `places` (run directories, or directories that hold repeats) as one side of a comparison.
+    """Load the runs in `places` (run directories, or directories with repeats) as one side of a comparison.
 
-    Raises RunError when there is no run, or when the runs are of several configurations.
+    Raises RunError if there is no run, or if the runs are of several configurations.
     """
     paths = [Path(places)] if isinstance(places, str | Path) else [Path(place) for place in places]
-    runs = sorted((load_run(path) for path in find_runs(paths)), key=lambda run: str(run.manifest.get("started") or ""))
+    runs = sorted((load_run(path) for path in find_runs(paths)), key=lambda run: run.started)
     named = name or ", ".join(str(path) for path in paths)
     changed = [key for key in differing(runs) if key not in PER_REPEAT]
     if changed:
@@ -85,10 +86,13 @@ def load_group(places: str | Path | Iterable[str | Path], name: str | None = Non
 
 
 def pair_runs(a: Group, b: Group, *, across: Collection[str] = (), include_invalid: bool = False) -> Pairing:
-    """Pair the runs of two groups by schedule, in order of time where several have the same.
+    """Pair the runs of two groups by schedule, in order of time if several have the same.
 
-    across: differences that the user declares (`workload`, `model`, `hardware`); they become notes. include_invalid:
-    pair invalid runs too, to look at; they remain an obstacle to any verdict.
+    Args:
+        a: The baseline.
+        b: The candidate.
+        across: Differences that the user declares (`workload`, `model`, `hardware`); they become notes.
+        include_invalid: Pair invalid runs too; they remain an obstacle to a verdict.
     """
     notes: list[str] = []
     usable: list[list[Run]] = []
@@ -132,7 +136,7 @@ def stated_validity(run: Run) -> Validity:
 
 
 def is_usable(run: Run) -> bool:
-    """True if a run says something about what it measured: it is valid, over its capacity, or its requests failed."""
+    """True if the figures of a run describe the system: it is valid, over its capacity, or its requests failed."""
     verdict = stated_validity(run).verdict
     return verdict in (VALID, NOT_STEADY, OVERLOADED, REQUESTS_FAILED) or (
         verdict == NOTHING and not run.measured.empty
@@ -140,7 +144,7 @@ def is_usable(run: Run) -> bool:
 
 
 def _same_run(a: Sequence[Run], b: Sequence[Run]) -> str | None:
-    """A run on both sides, or a copy of it: it differs from itself by nothing, which would look like agreement."""
+    """The note on runs that are on both sides, as themselves or as copies: they would look like agreement."""
     ours, theirs = ({_identity(run): run.path.name for run in runs} for runs in (a, b))
     shared = sorted(ours[one] for one in ours.keys() & theirs.keys())
     if not shared:
@@ -152,7 +156,7 @@ def _same_run(a: Sequence[Run], b: Sequence[Run]) -> str | None:
 
 
 def _identity(run: Run) -> tuple[Any, ...]:
-    """Equal for a run and its copies: when it was made, of what, and the times that it recorded."""
+    """The facts that are equal for a run and its copies only."""
     stated = run.manifest
     made = (str(stated.get(key)) for key in ("started", "clock", "schedule_hash"))
     return (*made, str(run.config), run.window, len(run.requests), float(run.requests["over_s"].sum()))
@@ -178,7 +182,7 @@ def _other_workload(a: Sequence[Run], b: Sequence[Run]) -> Obstacle:
 
 
 def _other_load(pairs: Sequence[tuple[Run, Run]]) -> Obstacle | None:
-    """The same schedule may be offered in different ways: more slots of the closed loop, another window."""
+    """The obstacle if the same schedule was offered in another way: with other concurrency, requests or windows."""
     for a, b in pairs:
         for key in ("kind", "concurrency"):
             ours, theirs = ((run.manifest.get("load") or {}).get(key) for run in (a, b))
@@ -192,8 +196,7 @@ def _other_load(pairs: Sequence[tuple[Run, Run]]) -> Obstacle | None:
             side = "A" if honoured[1] else "B"
             return Obstacle("workload", f"the server of {side} did not give what was asked (see its warnings)")
         windows = [run.window.duration_s if run.window else 0.0 for run in (a, b)]
-        open_loop = (a.manifest.get("load") or {}).get("kind") != "closed"
-        if open_loop and abs(windows[0] - windows[1]) > _WINDOW_TOLERANCE * max(windows):
+        if not a.closed_loop and abs(windows[0] - windows[1]) > _WINDOW_TOLERANCE * max(windows):
             return Obstacle("workload", f"other window: {windows[0]:.3g} s in A and {windows[1]:.3g} s in B")
     return None
 

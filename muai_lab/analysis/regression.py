@@ -1,20 +1,20 @@
-"""When does a comparison fail? Conditions such as `p50 ttft +5%`, for CI.
+"""Conditions on a comparison such as `p50 ttft +5%`, for CI.
 
     condition = figure change
     figure    = (p50 | p90 | p95 | p99 | mean) (ttft | tpot | itl | e2e)
               | requests | tokens | success | goodput | attainment
-    change    = (+ | -) number unit          the bad direction: + for a latency, - for everything else
+    change    = (+ | -) number unit          the worse direction: + for a latency, else -
     unit      = %                            of A's figure
               | ms | s                       of a latency
               | pp                           percentage points, of success and attainment
 
-A condition is broken when B differs from A in the bad direction by more than that, *and* the difference is
-significant: by how much a figure happened to change says nothing alone. With several conditions the p-values are
-adjusted (Holm), so ten conditions raise no more false alarms than one. They are a family of their own, since they are
-named before anything is looked at: the primary figure of the comparison need not be decided.
+A condition is broken if B is worse than A by more than that, *and* the difference is significant: the size of a change
+is no evidence alone. With several conditions the p-values are adjusted (Holm), so ten conditions raise no more false
+alarms than one. They are a family of their own, since they are chosen in advance. The primary figure of the comparison
+need not be decided.
 
-Single runs are judged only if the noise between runs is known otherwise: from enough of the machine's history, or
-declared. Else a condition cannot be judged, whatever the runs show.
+Single runs are judged only if the noise between runs is known: from enough history of the machine, or declared. Else a
+condition cannot be judged.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _SECONDS = {"ms": 1e-3, "s": 1.0}
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """What must not happen. amount: relative for unit `%`, else in the figure's unit (seconds, a share)."""
+    """A change that must not happen. amount: Relative for unit `%`, else in the figure's unit (seconds, a share)."""
 
     text: str
     figure: KeyFigure
@@ -57,7 +57,7 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class RegressionOutcome:
-    """What came of a condition. broken: it happened; because: in plain words."""
+    """The outcome of a condition. broken: True if the change happened. because: The evidence in words."""
 
     condition: Condition
     broken: bool
@@ -65,7 +65,7 @@ class RegressionOutcome:
 
 
 def parse_condition(text: str) -> Condition:
-    """Read one condition. Raises MuaiError that names the valid forms."""
+    """Parse one condition. Raises MuaiError with the valid forms."""
     match = _CONDITION.fullmatch(text.strip())
     if match is None:
         raise MuaiError(f"--fail-on {text!r} cannot be read: {_FORMS}")
@@ -79,15 +79,15 @@ def parse_condition(text: str) -> Condition:
     unit = match["unit"].lower()
     units = ("pp",) if figure.scale == "share" else ("%", *_SECONDS) if figure.metric else ("%",)
     if unit not in units:
-        said = f"the unit {match['unit']!r} is not one" if unit else "the unit is missing"
+        problem = f"the unit {match['unit']!r} is not one" if unit else "the unit is missing"
         example = " or ".join(f"'{figure.name} {bad}{match['amount']}{valid}'" for valid in units)
-        raise MuaiError(f"--fail-on {text!r}: {said}; write {example}")
+        raise MuaiError(f"--fail-on {text!r}: {problem}; write {example}")
     scale = 0.01 if unit in ("%", "pp") else _SECONDS[unit]
     return Condition(text.strip(), figure, float(match["amount"]) * scale, unit == "%")
 
 
 def parse_figure(text: str) -> KeyFigure:
-    """Read the figure of `--primary`. Raises MuaiError that names the valid forms."""
+    """Parse the figure of `--primary`. Raises MuaiError with the valid forms."""
     return _figure(text, f"--primary {text!r}", _FIGURE_FORMS)
 
 
@@ -101,10 +101,13 @@ def _figure(written: str, where: str, forms: str) -> KeyFigure:
 
 
 def judge(conditions: Sequence[Condition], comparison: Comparison) -> list[RegressionOutcome]:
-    """Hold each condition against the comparison, which must have its figure.
+    """Judge each condition by the comparison, which must have its figure.
 
-    Raises MuaiError where a condition cannot be judged: the figure is missing in A, or in both, or nothing tells the
-    noise between single runs. A figure that only B lacks, because nothing succeeded there, breaks its condition.
+    A figure that only B lacks, because nothing succeeded there, breaks its condition.
+
+    Raises:
+        MuaiError: A condition cannot be judged: the figure is missing in A or in both, or the noise between single runs
+            is not known.
     """
     differences = [comparison.of(condition.figure.name) for condition in conditions]
     adjusted = iter(holm([one.p for one in differences if one.p is not None]))
@@ -115,7 +118,7 @@ def judge(conditions: Sequence[Condition], comparison: Comparison) -> list[Regre
 
 
 def _lost(condition: Condition, found: Difference, comparison: Comparison) -> RegressionOutcome:
-    """The outcome of a figure without a p-value: broken if B cannot show it any more, else an error."""
+    """The outcome of a figure without a p-value: broken if B lacks the figure, else an error."""
     if found.pairs and comparison.judgement.why != NO_SUCCESS:
         raise MuaiError(
             f"--fail-on {condition.text!r} cannot be judged from one run each: nothing tells how much equal runs "
@@ -138,12 +141,12 @@ def _outcome(condition: Condition, found: Difference, p: float) -> RegressionOut
     if condition.relative:
         relative = found.change.value
         amount = float("inf") if relative is None and loss > 0 else abs(relative or 0.0) * (1 if loss > 0 else -1)
-    said = change_text(found)
+    evidence = change_text(found)
     if amount <= condition.amount:
-        return RegressionOutcome(condition, False, said)
+        return RegressionOutcome(condition, False, evidence)
     if p > SIGNIFICANCE:
-        return RegressionOutcome(condition, False, f"{said}, which chance can do as well (p = {p:.2g})")
-    return RegressionOutcome(condition, True, said)
+        return RegressionOutcome(condition, False, f"{evidence}, which chance can do as well (p = {p:.2g})")
+    return RegressionOutcome(condition, True, evidence)
 
 
 def change_text(found: Difference) -> str:
@@ -154,7 +157,7 @@ def change_text(found: Difference) -> str:
 
 
 def value_text(figure: KeyFigure, value: float | None) -> str:
-    """A figure's value with its unit."""
+    """Return the value of a figure with its unit."""
     if figure.metric is not None:
         return duration(value)
     if figure.scale == "share":
@@ -163,12 +166,12 @@ def value_text(figure: KeyFigure, value: float | None) -> str:
 
 
 def relative_text(found: Difference) -> str:
-    """The change as it is written: `+11.3 %`, or `-1.2 pp` for a share; nothing where there is none."""
+    """Return the change as text: `+11.3 %`, or `-1.2 pp` for a share; empty without a change."""
     return signed(found, found.change.value)
 
 
 def signed(found: Difference, change: float | None) -> str:
-    """A change of this figure, in its unit, with its sign."""
+    """Return a change of this figure with its sign and unit."""
     if change is None:
         return ""
     digits = 1 if abs(change) < 0.995 else 0

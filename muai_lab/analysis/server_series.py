@@ -1,7 +1,7 @@
-"""The server's own metrics, as scraped during the run, on the client's clock.
+"""The server's own metrics, as scraped during the run, on the clock of the client.
 
-A sample name here is Prometheus' (`batch_size_sum`, `muai_waiting_requests`). Samples that differ only in their labels
-are summed: the server may hold several models.
+Sample names are those of Prometheus (`batch_size_sum`, `muai_waiting_requests`). Samples that differ only in their
+labels are summed: the server may hold several models.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FOUND = "muai_prefix_hit_tokens_total"
 
 
 def series(server_metrics: pd.DataFrame, name: str) -> pd.Series | None:
-    """The values of one sample name by time (index: seconds from the start of the load); None if never seen."""
+    """Return the values of one sample name by time (index: seconds from the start of the load); None without any."""
     rows = server_metrics[server_metrics["name"] == name]
     rows = rows[np.isfinite(rows["value"]) & np.isfinite(rows["t_s"])]
     if rows.empty:
@@ -32,7 +32,7 @@ def series(server_metrics: pd.DataFrame, name: str) -> pd.Series | None:
 
 
 def time_mean(gauge: pd.Series | None, start_s: float, end_s: float) -> float | None:
-    """Mean of a gauge over `[start_s, end_s)`, weighted by time; a value holds until the next sample.
+    """Return the mean of a gauge over `[start_s, end_s)`, weighted by time; a value holds until the next sample.
 
     Before the first sample in the window the last earlier one holds. None without a sample in the window.
     """
@@ -50,7 +50,7 @@ def time_mean(gauge: pd.Series | None, start_s: float, end_s: float) -> float | 
 
 
 def peak(gauge: pd.Series | None, start_s: float, end_s: float) -> float | None:
-    """Largest value of a gauge in the window."""
+    """Return the largest value of a gauge in the window."""
     if gauge is None:
         return None
     inside = gauge[(gauge.index >= start_s) & (gauge.index < end_s)]
@@ -58,7 +58,7 @@ def peak(gauge: pd.Series | None, start_s: float, end_s: float) -> float | None:
 
 
 def increase(counter: pd.Series | None, start_s: float, end_s: float) -> float | None:
-    """Growth of a counter from the last sample before the window to the last one in it; None if it cannot be told."""
+    """Return the growth of a counter from the last sample before the window to the last in it; None if not known."""
     if counter is None:
         return None
     t = counter.index.to_numpy(dtype=np.float64)
@@ -72,16 +72,17 @@ def increase(counter: pd.Series | None, start_s: float, end_s: float) -> float |
 
 
 def histogram_mean(server_metrics: pd.DataFrame, name: str, start_s: float, end_s: float) -> float | None:
-    """Mean of what a histogram observed in the window: growth of `_sum` ÷ growth of `_count`."""
+    """Return the mean of a histogram over the window: growth of `_sum` ÷ growth of `_count`."""
     total = increase(series(server_metrics, f"{name}_sum"), start_s, end_s)
     count = increase(series(server_metrics, f"{name}_count"), start_s, end_s)
     return total / count if total is not None and count else None
 
 
 def hit_rate(server_metrics: pd.DataFrame, start_s: float, end_s: float) -> float | None:
-    """Share of the prompt tokens looked up in the window that the cache held.
+    """Return the share of the prompt tokens looked up in the window that the cache held.
 
-    From the growth of two counters. A server that has only a gauge gives its mean over the window, weighted by time.
+    It is the growth of one counter ÷ that of another. For a server that has only a gauge it is the mean of that,
+    weighted by time.
     """
     looked_up = increase(series(server_metrics, LOOKED_UP), start_s, end_s)
     found = increase(series(server_metrics, FOUND), start_s, end_s)

@@ -25,18 +25,18 @@ from muai_lab.analysis.dependence import (
 from muai_lab.arrays import Floats, Ints
 
 SAMPLES_BEYOND = 5
-"""Samples that must lie beyond a quantile before it is given: p99 then needs 500 samples, p95 100, p90 50, p50 10."""
+"""Samples that must lie beyond a quantile: p99 then needs 500 samples, p95 100, p90 50, p50 10."""
 
 QUANTILES: tuple[float, ...] = (0.50, 0.90, 0.95, 0.99)
 REPLICATES = 1000
 MIN_BLOCKS = 10
 MAX_BLOCKS = 50
-_WIDEST = 0.9  # of a mean, on one side: wider says nothing, and a width of 1 has no upper end
+_WIDEST = 0.9  # of a mean, on one side: a wider interval is of no use, and a width of 1 has no upper end
 _MAX_BINS = 4096  # more samples than this are put into bins of equal count: 0.024 % of rank, far below any interval
 
 
 def min_samples(quantile: float) -> int:
-    """Fewest samples with which `quantile` (0 < q < 1) is given: `SAMPLES_BEYOND` of them beyond it."""
+    """Return the fewest samples for `quantile` (0 < q < 1): `SAMPLES_BEYOND` of them beyond it."""
     return math.ceil(SAMPLES_BEYOND / min(quantile, 1.0 - quantile) - 1e-9)
 
 
@@ -47,10 +47,9 @@ def quantile_name(quantile: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A value with its interval of confidence `CONFIDENCE`; None where it cannot be given.
+    """A value with its interval of confidence `CONFIDENCE`; None if it is not known.
 
-    needs_s: length of the window, in seconds, from which on there would be an interval; None if there is one, or if
-    that is not known.
+    needs_s: Length of a window, in seconds, that would give an interval; None if there is one, or if that is not known.
     """
 
     value: float | None
@@ -151,10 +150,10 @@ def describe(
     quantiles: Sequence[float] = QUANTILES,
     independent: int | None = None,
 ) -> Distribution:
-    """Mean and quantiles of `values`, observed at `t_s`, with intervals.
+    """Return mean and quantiles of `values`, observed at `t_s`, with intervals. NaN values are left out.
 
-    NaN values are left out. independent: how many samples count for the minimum when they come in groups (token gaps of
-    the same request: the number of requests); default: each value.
+    independent: Number of independent samples if values come in groups (token gaps of one request); None counts each
+    value.
     """
     present = np.isfinite(values)
     values, t_s = values[present], t_s[present]
@@ -205,7 +204,7 @@ def _deciding(values: Floats) -> float:
 def _quantile(
     q: float, point: float, values: Floats, ranked: Floats, t_s: Floats, span: MeasuredSpan, ratio_of_mean: float
 ) -> Estimate:
-    """A quantile, with the interval between the ranks that the share of values below it leaves open (Woodruff 1952).
+    """A quantile, with the interval between the ranks that the share of values below it allows (Woodruff 1952).
 
     A run without a backlog shows no dependence in its tail, so the mean must not show any either.
     """
@@ -228,7 +227,7 @@ def _share_bounds(share: float, samples: int, ratio: float, span: MeasuredSpan) 
 
 
 def rate(amounts: Floats, t_s: Floats, span: MeasuredSpan) -> Estimate:
-    """Sum of `amounts` that fell into the window ÷ window (per second), with its interval.
+    """Return the sum of `amounts` in the window ÷ window (per second), with its interval.
 
     amounts, t_s: one entry per event (a request: amount 1; a chunk: its tokens), all of them inside the window.
     """
@@ -246,9 +245,9 @@ def rate(amounts: Floats, t_s: Floats, span: MeasuredSpan) -> Estimate:
 
 
 def share(hits: NDArray[np.bool_], t_s: Floats, span: MeasuredSpan) -> Estimate:
-    """Share of the events that are hits (0 to 1), with its interval; no value without events.
+    """Return the share of the events that are hits (0 to 1), with its interval; no value without events.
 
-    Where all or none hit, the events show no spread: each memory of the window then counts as one sample.
+    If all or none hit, the events show no spread: each memory of the window then counts as one sample.
     """
     if hits.size == 0:
         return Estimate(None)

@@ -1,12 +1,13 @@
-"""Was the system in a steady state during the measurement?
+"""The steadiness of the system during the measurement.
 
-An open-loop queue that grows means that the offered load is above capacity: latencies then depend on how long the run
-took, not on the system. Latencies that fall mean that the warm-up was too short.
+An open-loop queue that grows means that the offered load is above capacity: latencies then depend on the length of the
+run, not on the system. Latencies that fall mean that the warm-up was too short.
 
 The test, per signal: a straight line through evenly spaced values, counts as they are and latencies as logarithms. The
-standard error of its slope comes from the long-run variance of what the line leaves (see `dependence`), so a queue that
-wanders by itself is no trend; it is widened for a signal that remembers a good part of the window. There is a trend if
-the slope differs from 0 at `SIGNIFICANCE` (Student's t) *and* the change over the window is large enough to matter.
+standard error of its slope comes from the long-run variance of the residuals (see `dependence`), so a queue that
+wanders by itself is no trend. The error is widened for a signal whose memory is a good part of the window. There is a
+trend if the slope differs from 0 at `SIGNIFICANCE` (Student's t) *and* the change over the window is large enough to
+matter.
 """
 
 from __future__ import annotations
@@ -40,9 +41,10 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True, slots=True)
 class Trend:
-    """A straight line through one signal. change: from the start to the end of the window, error: its standard error.
+    """A straight line through one signal.
 
-    Both are in the signal's unit; of the logarithm, if `logarithmic`. level: the signal in the middle of the window.
+    change, error: From the start to the end of the window, and its standard error; in the unit of the signal, or of its
+    logarithm if `logarithmic`. level: The signal in the middle of the window.
     """
 
     signal: str
@@ -69,7 +71,7 @@ class Trend:
 
     @property
     def smallest(self) -> float | None:
-        """Smallest relative rise that would have been called a trend in 4 of 5 such runs."""
+        """The smallest relative rise that would be a trend in four of five such runs."""
         seen = self._relative((_t(1.0 - SIGNIFICANCE / 2.0) + _t(POWER)) * self.error)
         return None if seen is None else max(MATTERS, seen)
 
@@ -91,7 +93,7 @@ def _t(probability: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Steadiness:
-    """verdict: `steady`, `not steady` or `unknown`; reasons: what was seen; trends: of every signal that there was."""
+    """The verdict `steady`, `not steady` or `unknown`, with its reasons, and the trend of every signal."""
 
     verdict: str
     reasons: tuple[str, ...] = ()
@@ -102,9 +104,9 @@ class Steadiness:
 
 
 def trend(signal: str, series: NDArray[np.float64], *, logarithmic: bool = False) -> Trend | None:
-    """The trend of a series that is evenly spaced over the window; None with too few points.
+    """Return the trend of a series that is evenly spaced over the window; None with too few points.
 
-    The waves by which the long-run variance is estimated begin with the second: a line takes up the first.
+    The waves that estimate the long-run variance begin with the second: the line contains the first.
     """
     size = series.size
     if size < _MIN_POINTS:
@@ -123,8 +125,10 @@ def trend(signal: str, series: NDArray[np.float64], *, logarithmic: bool = False
 def steadiness(requests: pd.DataFrame, waiting: pd.Series | None, window: Window | None) -> Steadiness:
     """Judge the window by four signals: requests in flight, the server's queue, TTFT and TPOT.
 
-    requests: the derived frame of a run. waiting: the server's queue length by time (seconds from the start of the
-    load), or None when it was not scraped.
+    Args:
+        requests: The frame of a run.
+        waiting: The queue length of the server by time (seconds from the start of the load); None if not scraped.
+        window: The phases of the run.
     """
     if window is None or window.duration_s <= 0.0:
         return Steadiness(UNKNOWN, ("no measurement window",))
@@ -145,7 +149,7 @@ def steadiness(requests: pd.DataFrame, waiting: pd.Series | None, window: Window
         for name, values in (("TTFT", first), ("TPOT", measured["tpot_s"]))
     ]
     trends = tuple(found for found in (*counted, *timed) if found is not None)
-    reasons = tuple(_told(found) for found in trends if _matters(found))
+    reasons = tuple(_reason(found) for found in trends if _matters(found))
     return Steadiness(NOT_STEADY if reasons else STEADY, reasons, trends)
 
 
@@ -165,7 +169,7 @@ def _matters(found: Trend) -> bool:
     return found.significant and moved >= max(least, MATTERS * found.level)
 
 
-def _told(found: Trend) -> str:
+def _reason(found: Trend) -> str:
     verb = "rose" if found.change > 0 else "fell"
     before, after = found.at(-0.5), found.at(0.5)
     if found.logarithmic:

@@ -1,4 +1,4 @@
-"""When has a run been measured for long enough? Looks at the headline while the load goes on.
+"""The rule that ends a window once the headline is precise enough, applied while the load continues.
 
 A sequential procedure of relative fixed width (Chow and Robbins 1965; Glynn and Whitt 1992,
 https://doi.org/10.1214/aoap/1177005777): the window is long enough at the first look at which the headline has an
@@ -29,10 +29,10 @@ _SLACK = 1.2  # the width that the look before predicts ÷ the wanted one, at mo
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What is known of a load that still goes on; seconds on one clock, NaN if missing or if the request failed.
+    """The requests of a load that continues; seconds on one clock, NaN if missing or if the request failed.
 
-    sent_s: when the requests that were sent were due. due_s, over_s, ttft_s, tpot_s, e2e_s, tokens: of the requests
-    that have ended, the latencies as they are judged (from the due time in an open loop).
+    sent_s: Due times of the requests that were sent. due_s, over_s, ttft_s, tpot_s, e2e_s, tokens: Of the requests that
+    have ended, latencies from the due time in an open loop.
     """
 
     sent_s: Floats
@@ -54,7 +54,7 @@ class Look:
 
 
 def enough(looks: Sequence[Look], precision: float) -> bool:
-    """True if the interval of the last look is as narrow as wanted, and the look before lets it be expected."""
+    """True if the interval of the last look is narrow enough, and the look before predicted about that width."""
     if len(looks) < 2:
         return False
     before, now = (look.estimate.half_width for look in looks[-2:])
@@ -64,10 +64,10 @@ def enough(looks: Sequence[Look], precision: float) -> bool:
 
 
 def look_at(seen: Seen, start_s: float, length_s: float, *, open_loop: bool) -> Look:
-    """The headline of the window so far: the median TTFT of an open loop, the throughput of a closed one.
+    """Return the headline of the window so far: the median TTFT of an open loop, the throughput of a closed one.
 
-    Where the client sees no first tokens it is the median of the whole request, and without counts of tokens the rate
-    of requests.
+    If the client sees no first tokens, it is the median of the whole request. Without token counts it is the rate of
+    requests.
     """
     span = _span(seen, start_s, length_s)
     if open_loop:

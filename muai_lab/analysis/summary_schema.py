@@ -6,14 +6,13 @@ are for fields that earlier versions did not write.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-import numpy as np
-import pandas as pd
 from msgspec import Struct
+
+from muai_lab.analysis.documents import clean
 
 SCHEMA_VERSION = 1
 STATUSES = ("ok", "error", "rejected", "cancelled", "timeout")
@@ -394,16 +393,3 @@ def read_summary(document: Mapping[str, Any]) -> Summary | None:
         return msgspec.convert(document, Summary)
     except msgspec.ValidationError:
         return None
-
-
-def clean(value: Any) -> Any:
-    """Return a document with plain Python values, and None instead of NaN and infinity."""
-    if isinstance(value, Mapping):
-        return {str(key): clean(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [clean(entry) for entry in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return None if value is pd.NA else value

@@ -137,7 +137,7 @@ def _nothing_measured(run: Run) -> Finding | None:
 
 
 def _requests_failed(run: Run) -> Finding | None:
-    """Errors of the server, which no delay of the client explains."""
+    """Errors of the server, which no delay of the client can explain."""
     failed, refused = _failed(run)
     if not len(failed) or refused * 2 >= len(failed) or len(failed) == len(run.measured):
         return None
@@ -152,14 +152,14 @@ def _overloaded(run: Run) -> Finding | None:
     served = _served_rps(run)
     step = f"lower arrival.rate below {number(served)} requests/s" if served else "lower arrival.rate"
     step += ", or find the limit with the command `capacity`"
-    if (run.manifest.get("load") or {}).get("kind") == "closed":
+    if run.closed_loop:
         step = "lower arrival.concurrency, or raise load.request_timeout_s if the answers are wanted all the same"
     reason = f"{_failures(run, failed)}, {refused:,} of them refused or out of time{_commonest_error(failed)}"
     return Finding(OVERLOADED, reason, step)
 
 
 def _failed(run: Run) -> tuple[pd.DataFrame, int]:
-    """The failed requests of the window, none if they are few enough; and how many were refused or out of time."""
+    """The failed requests of the window, none if they are few enough; and the number refused or timed out."""
     measured = run.measured
     failed = measured[measured["status"] != "ok"]
     if len(failed) <= FAILURE_LIMIT * len(measured):
@@ -191,7 +191,7 @@ def _not_steady(run: Run, steady: Steadiness) -> Finding | None:
         served = _served_rps(run)
         limit = f" (it served {number(served)} requests/s)" if served else ""
         step = f"lower arrival.rate{limit}, find the limit with the command `capacity`, or raise load.warmup_s"
-        if (run.manifest.get("load") or {}).get("kind") == "closed":
+        if run.closed_loop:
             step = "raise load.warmup_s and load.duration_s, or look for what else runs on the server"
         return Finding(NOT_STEADY, reason, step)
     warmup_s = run.window.start_s if run.window else 0.0
@@ -247,7 +247,7 @@ def _slo_warnings(measured: pd.DataFrame, slo: Slo, generator: Mapping[str, Any]
 
 
 def prompts_known(run: Run) -> str | None:
-    """The sentence on what a server's cache may have known of the prompts; None if it can only know this run's own."""
+    """Return the sentence on prompts that the cache of an endpoint may know from earlier runs; None without any."""
     load = run.manifest.get("load") or {}
     prompts = load.get("prompts") or {}
     if load.get("target") != "endpoint" or not prompts:
@@ -262,19 +262,19 @@ def prompts_known(run: Run) -> str | None:
 
 
 def cut_short(run: Run) -> str | None:
-    """The sentence for a window that is shorter than it was configured; None if it is whole."""
+    """Return the sentence for a window that is shorter than configured; None if it is whole."""
     wanted_s = (run.config.get("load") or {}).get("duration_s")
     if run.window is None or not isinstance(wanted_s, int | float) or run.window.duration_s >= 0.98 * wanted_s:
         return None
     cut = f"the window was cut short: {duration(run.window.duration_s)} of {duration(float(wanted_s))}"
-    if run.window.duration_s > 0 and run.complete and (run.manifest.get("load") or {}).get("kind") == "closed":
+    if run.window.duration_s > 0 and run.complete and run.closed_loop:
         longer = (run.window.start_s + wanted_s) / (run.window.start_s + run.window.duration_s)
         cut += f"; load.requests={_rounded_up(len(run.requests) * longer * _SPARE_REQUESTS)} fills it"
     return cut
 
 
 def _rounded_up(count: float) -> int:
-    """At least so many, with two digits that are not zero."""
+    """A number of at least `count` with two digits that are not zero."""
     unit: int = 10 ** max(0, len(str(math.ceil(count))) - 2)
     return math.ceil(count / unit) * unit
 

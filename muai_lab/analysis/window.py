@@ -1,4 +1,4 @@
-"""Which requests count, and whether the system was in a steady state while they ran.
+"""The requests that count: those that were due in the measurement window.
 
 warm-up -> measurement -> drain. Requests *due* in the measurement window count, also those that finish in the drain.
 """
@@ -17,10 +17,10 @@ from muai_lab.window import Window
 
 
 def window_of(manifest: Mapping[str, Any], records: pd.DataFrame, *, complete: bool) -> Window | None:
-    """The window that the manifest states.
+    """Return the window that the manifest states; None if neither manifest nor records have a start.
 
-    For a run that did not end by itself the measurement ends at the last thing that was observed, if that is earlier:
-    time in which nothing could be measured must not dilute a rate. None when neither manifest nor records know a start.
+    For a run that did not end by itself the measurement ends at the last observation, if that is earlier: time in which
+    nothing could be measured must not dilute a rate.
     """
     stated = manifest.get("window") or {}
     observed = records[["sent_ns", "first_content_ns", "last_token_ns", "stream_end_ns"]].max().max()
@@ -47,7 +47,7 @@ def _first(*candidates: int | None) -> int:
 def due_in_window(records: pd.DataFrame, window: Window | None) -> pd.Series:
     """True for each request that was due in the measurement window (start included, end excluded).
 
-    Where no due time was recorded, the recorded phase decides.
+    If no due time was recorded, the recorded phase decides.
     """
     by_phase = (records["phase"] == "measure").fillna(False).astype(bool)
     if window is None:
@@ -58,7 +58,7 @@ def due_in_window(records: pd.DataFrame, window: Window | None) -> pd.Series:
 
 
 def in_flight(requests: pd.DataFrame, at_s: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Requests that were due and not yet over at each time: the client's view of queue plus batch.
+    """Return the requests that were due and not over at each time: queue plus batch as the client sees them.
 
     A request that never ended (no stamp) counts as in flight until the end.
     """

@@ -56,8 +56,8 @@ def main(argv: Sequence[str]) -> int:
 def _show_comparison(args: argparse.Namespace) -> int:
     from muai_lab.analysis.change import WORSE
     from muai_lab.analysis.comparison_document import comparison_document
+    from muai_lab.analysis.documents import clean
     from muai_lab.analysis.regression import judge, parse_condition
-    from muai_lab.analysis.summary_schema import clean
     from muai_lab.report.comparison_sheet import comparison_sheet
 
     conditions = [parse_condition(text) for text in args.fail_on]

@@ -240,7 +240,7 @@ class _Study:
         import msgspec
 
         from muai_lab.analysis.capacity_schema import CapacityStudy
-        from muai_lab.analysis.summary_schema import clean
+        from muai_lab.analysis.documents import clean
 
         settings, slo, search = self._settings, self._slo, self._search
         capacity = search.capacity() if search.outcomes else None

@@ -19,7 +19,7 @@ from muai_lab.analysis.validity import SATURATED
 from muai_lab.report.page import render_page
 from muai_lab.report.sheet import Grid, Sheet
 from muai_lab.report.svg import BLUE, GREEN, INK, MUTED, ORANGE, SHADE, inline_svg, new_figure, style
-from muai_lab.report.wording import interval
+from muai_lab.report.wording import engine_text, interval
 from muai_lab.wording import duration, milliseconds, number, percent, plural
 
 _WIDTH = 9.2
@@ -27,25 +27,26 @@ _WIDTH = 9.2
 
 def capacity_sheet(study: CapacityStudy) -> Sheet:
     """Return the study: capacity with its interval, then every probe by its rate."""
+    engine = study.engine or {}
     facts = [
-        ("SLO", slo_text(study.slo)),
-        ("engine", engine_text(study)),
+        ("SLO", _slo_text(study.slo)),
+        ("engine", engine_text(*(engine.get(key) for key in ("name", "version", "device", "dtype")))),
         ("load", f"{study.workload}, {study.arrival} arrivals"),
     ]
     if study.capacity_rps is not None and study.capacity is not None:
-        facts += capacity_facts(study, study.capacity_rps)
+        facts += _capacity_facts(study, study.capacity_rps)
     notes = tuple(redacted(note) for note in (study.ended, study.no_interval) if note)
-    return Sheet(headline(study), study.complete, tuple(facts), (probes_grid(study),), notes)
+    return Sheet(_headline(study), study.complete, tuple(facts), (_probes_grid(study),), notes)
 
 
-def capacity_facts(study: CapacityStudy, capacity: CapacityEstimate) -> list[tuple[str, str]]:
+def _capacity_facts(study: CapacityStudy, capacity: CapacityEstimate) -> list[tuple[str, str]]:
     """The figure with its interval, the servers that it holds for, and the rates of the search."""
     made = study.interval
     value = f"{number(capacity.value)} requests/s"
     if capacity.low is None or made is None:
         facts = [("capacity", f"{value}, no interval")]
     else:
-        facts = [("capacity", f"{value}, 95 % interval {interval(capacity)}"), ("holds for", scope_text(made))]
+        facts = [("capacity", f"{value}, 95 % interval {interval(capacity)}"), ("holds for", _scope_text(made))]
     if made is not None:
         spans = (
             f"{plural(made.long_probes, 'long probe')} of {number(made.shortest_window_s)} s or more, the "
@@ -58,7 +59,7 @@ def capacity_facts(study: CapacityStudy, capacity: CapacityEstimate) -> list[tup
     return [*facts, ("short probes", f"met at {met}, not met at {missed} requests/s")]
 
 
-def scope_text(made: LongProbes) -> str:
+def _scope_text(made: LongProbes) -> str:
     """The server starts that an interval holds for."""
     starts = made.server_starts
     if starts >= made.long_probes:
@@ -70,7 +71,7 @@ def scope_text(made: LongProbes) -> str:
     return f"{these} only: another start may carry some percent more or less ({remedy})"
 
 
-def headline(study: CapacityStudy) -> str:
+def _headline(study: CapacityStudy) -> str:
     """The result in one sentence."""
     partial = "" if study.complete else "PARTIAL: "
     engine = (study.engine or {}).get("name") or "the endpoint"
@@ -106,22 +107,14 @@ def _why_nothing(probes: Sequence[ProbeSummary]) -> str:
     )
 
 
-def slo_text(slo: StudySlo) -> str:
+def _slo_text(slo: StudySlo) -> str:
     """`TTFT <= 500 ms, TPOT <= 50 ms for 99 % of the requests`."""
     named = (("TTFT", slo.ttft), ("TPOT", slo.tpot), ("E2E", slo.e2e))
     bounds = ", ".join(f"{name} <= {bound_ms:g} ms" for name, bound_ms in named if bound_ms is not None)
     return f"{bounds} for {percent(slo.quantile)} of the requests"
 
 
-def engine_text(study: CapacityStudy) -> str:
-    """The engine that served, with version, device and dtype."""
-    engine = study.engine or {}
-    told = " ".join(str(engine[key]) for key in ("name", "version") if engine.get(key))
-    where = ", ".join(str(engine[key]) for key in ("device", "dtype") if engine.get(key))
-    return f"{told} ({where})" if told and where else told or "not known"
-
-
-def probes_grid(study: CapacityStudy) -> Grid:
+def _probes_grid(study: CapacityStudy) -> Grid:
     """Every probe, by its rate."""
     rows = tuple(
         (
@@ -166,13 +159,13 @@ def render_capacity(study: CapacityStudy, directory: Path) -> str:
         "eyebrow": f"muai_lab, capacity study {directory.name}",
         "title": f"Capacity of {study.model} on {(study.engine or {}).get('name') or 'the endpoint'}",
         "sheet": capacity_sheet(study),
-        "figure": Markup(capacity_figure(study, drawn, name="curve")) if drawn else None,
+        "figure": Markup(_curve(study, drawn, name="curve")) if drawn else None,
         "links": links,
     }
     return render_page("capacity.html.j2", context)
 
 
-def capacity_figure(study: CapacityStudy, drawn: Sequence[ProbeSummary], *, name: str) -> str:
+def _curve(study: CapacityStudy, drawn: Sequence[ProbeSummary], *, name: str) -> str:
     """Attainment and goodput over the offered rate, with the SLO and the capacity."""
     rates = sorted(float(probe.rate_rps) for probe in drawn)
     quantile = study.slo.quantile
@@ -203,11 +196,11 @@ def capacity_figure(study: CapacityStudy, drawn: Sequence[ProbeSummary], *, name
         right.set_title("Goodput, requests/s that met the SLO", loc="left")
         right.legend(handles=[line], loc="upper left")
         figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3)
-        told = "; ".join(
+        description = "; ".join(
             f"{number(one.rate_rps)} requests/s: {percent(one.attainment)} met the SLO, {_look(one, quantile)}"
             for one in sorted(drawn, key=lambda one: one.rate_rps)
         )
-        return inline_svg(figure, name, "SLO attainment and goodput over the offered rate", told)
+        return inline_svg(figure, name, "SLO attainment and goodput over the offered rate", description)
 
 
 _LOOKS: dict[str, dict[str, Any]] = {

@@ -1,4 +1,4 @@
-"""The comparison as an HTML page: the verdict, every change with its interval, what differs, how to read it."""
+"""The comparison as an HTML page: the verdict, every change with its interval, the differences, the method."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _WIDEST = 0.5  # changes beyond this are drawn at the edge, with their number
 
 
 def render_comparison(comparison: Comparison, outcomes: Sequence[RegressionOutcome] = ()) -> str:
-    """The page as one HTML document."""
+    """Return the page as one HTML document."""
     sheet = comparison_sheet(comparison, outcomes)
     drawn = [one for one in comparison.differences if one.change.value is not None and one.change.low is not None]
     context: dict[str, Any] = {
@@ -65,7 +65,7 @@ def forest_figure(differences: Sequence[Difference], *, name: str) -> str:
             axes.plot(
                 np.clip((low, high), -reach, reach), (row, row), color=colour, linewidth=2.0, solid_capstyle="butt"
             )
-            # A change beyond the axis is an arrow at its end: the number beside it says how far it goes.
+            # A change beyond the axis is an arrow at its end; the number beside it is its size.
             marker = ">" if value > reach else "<" if value < -reach else "o"
             axes.plot(np.clip(value, -reach, reach), row, color=colour, marker=marker, markersize=5.0, clip_on=False)
             verdict = f" {one.verdict}" if one.verdict in _COLOURS else ""
@@ -80,12 +80,12 @@ def forest_figure(differences: Sequence[Difference], *, name: str) -> str:
         axes.grid(visible=False, axis="y")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value * 100:+.3g} %" if value else "0"))
         axes.set_xlabel("change from A to B (of shares: percentage points)")
-        told = "; ".join(
+        description = "; ".join(
             f"{one.figure.title} {relative_text(one)}, "
             f"{signed(one, one.change.low)} to {signed(one, one.change.high)}, {one.verdict}"
             for one in differences
         )
-        return inline_svg(figure, name, "Change of every figure from A to B, with its 95 % interval", told)
+        return inline_svg(figure, name, "Change of every figure from A to B, with its 95 % interval", description)
 
 
 def _with_direction(one: Difference) -> str:

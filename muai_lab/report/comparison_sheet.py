@@ -1,4 +1,4 @@
-"""A comparison as the terminal shows it, and as its page does: the same sheet of facts and tables."""
+"""A comparison as facts and tables, for the terminal and for its page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PROVENANCE = ("engine", "versions", "git")
 
 
 def comparison_sheet(comparison: Comparison, outcomes: Sequence[RegressionOutcome] = ()) -> Sheet:
-    """The comparison. The first line is the verdict, or what was broken of the conditions in `outcomes`."""
+    """Return the comparison. The first line is the verdict, or the conditions of `outcomes` that are broken."""
     facts = [(label, _side(group)) for label, group in (("A", comparison.a), ("B", comparison.b))]
     pairs = len(comparison.pairing.pairs)
     if pairs and not comparison.reasons:
@@ -62,24 +62,24 @@ def _sentence(comparison: Comparison) -> str:
     if first is None:
         return "A and B cannot be compared: no figure is known of both"
     if comparison.verdict == NOT_TESTED:
-        return f"no verdict from one run each: {_told(first)} from A to B; {_advice(first)}"
+        return f"no verdict from one run each: {_change_text(first)} from A to B; {_advice(first)}"
     if comparison.verdict == NO_DIFFERENCE:
-        told = f"no difference shown between A and B: {_told(first)}"
-        return f"{told}; {_undecided(first)}"
-    line = f"B is {comparison.verdict} than A: {_told(first)}"
+        change = f"no difference shown between A and B: {_change_text(first)}"
+        return f"{change}; {_undecided(first)}"
+    line = f"B is {comparison.verdict} than A: {_change_text(first)}"
     for verdict in (BETTER, WORSE):
-        others = [_told(one) for one in comparison.differences if one.verdict == verdict and one is not first]
+        others = [_change_text(one) for one in comparison.differences if one.verdict == verdict and one is not first]
         joint = "also" if verdict == comparison.verdict else "but"
         line += f"; {joint} {verdict}: {', '.join(others)}" if others else ""
     return line
 
 
 def _undecided(first: Difference) -> str:
-    """Why the primary figure shows no difference, or what it would have shown."""
+    """The reason why the primary figure shows no difference, or the change that it would have shown."""
     return first.reason if first.reason else f"{_detectable(first)} or more would be found in 4 of 5 such comparisons"
 
 
-def _told(one: Difference) -> str:
+def _change_text(one: Difference) -> str:
     return f"{one.figure.title} {relative_text(one)}".strip()
 
 
@@ -89,7 +89,7 @@ def _detectable(one: Difference) -> str:
 
 
 def _advice(one: Difference) -> str:
-    """How many repeats would decide a change of the size seen."""
+    """The number of repeats that would decide a change of the size seen."""
     if one.figure.scale == "ratio" and abs(one.change.value or 0.0) < SMALLEST_EFFECT:
         return f"a change below {percent(SMALLEST_EFFECT)} counts as none"
     if one.repeats is None:
@@ -105,7 +105,7 @@ def _primary_fact(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def noise_text(comparison: Comparison) -> str:
-    """Where the noise between runs of the primary figure is known from."""
+    """The source of the noise between runs of the primary figure."""
     first = comparison.primary
     prior = comparison.priors[first.figure.name] if first else next(iter(comparison.priors.values()))
     known = _prior_text(prior, share=first is not None and first.figure.scale == "share")
@@ -136,8 +136,8 @@ def _side(group: Group) -> str:
         for run in group.runs
         if (engine := run.manifest.get("engine"))
     }
-    told = f"{group.name}: {plural(len(group.runs), 'run')}"
-    return f"{told}, {' and '.join(sorted(engines))}" if engines else told
+    runs = f"{group.name}: {plural(len(group.runs), 'run')}"
+    return f"{runs}, {' and '.join(sorted(engines))}" if engines else runs
 
 
 def _pairs(comparison: Comparison) -> str:
@@ -170,20 +170,20 @@ def _figures(comparison: Comparison) -> Grid:
 
 
 def verdict_cell(one: Difference) -> str:
-    """The verdict; beside "no difference shown" the smallest change that would be found."""
+    """The verdict; for "no difference shown" with the smallest change that would be found."""
     if one.verdict == NO_DIFFERENCE and one.reason is None and one.detectable is not None:
         return f"{NO_DIFFERENCE} (detectable: {_detectable(one)})"
     return one.verdict
 
 
 def interval_name(comparison: Comparison) -> str:
-    """What the intervals of the figures hold."""
+    """The name of the intervals, by the noise that they include."""
     within = any(one.pairs == 1 and not one.between_runs for one in comparison.differences) and not comparison.reasons
     return "interval within the runs" if within else "95 % interval"
 
 
 def _marked(label: str, runs: Sequence[Run]) -> str:
-    """The heading of a side: `B`, or `B (1 of 3 invalid)` where invalid runs are among those of its figures."""
+    """The heading of a side: `B`, or `B (1 of 3 invalid)` if its figures include invalid runs."""
     invalid = sum(not is_usable(run) for run in runs)
     if not invalid:
         return label
@@ -219,7 +219,7 @@ def _conditions(outcomes: Sequence[RegressionOutcome]) -> Grid:
 
 
 def _untested(comparison: Comparison) -> list[str]:
-    """Why figures have no verdict, and those among them that look like harm."""
+    """The reason why figures have no verdict, and those among them that look worse."""
     first = comparison.primary
     untested = [one for one in comparison.differences if one.verdict == NOT_TESTED and one is not first]
     if first is None or not untested or comparison.single or comparison.judgement.why == NO_SUCCESS:
@@ -227,22 +227,22 @@ def _untested(comparison: Comparison) -> list[str]:
     notes = [f"other figures are tested only behind a decided primary figure; {first.figure.title} is not decided"]
     harmed = [one for one in harms(comparison.judgement) if one.verdict == NOT_TESTED]
     if harmed:
-        told = ", ".join(f"{_told(one)} ({_interval(one)})" for one in harmed)
-        notes.append(f"looks worse, but is not tested: {told}; --primary '{harmed[0].figure.name}' tests it")
+        listed = ", ".join(f"{_change_text(one)} ({_interval(one)})" for one in harmed)
+        notes.append(f"looks worse, but is not tested: {listed}; --primary '{harmed[0].figure.name}' tests it")
     return notes
 
 
 def _too_short(comparison: Comparison) -> list[str]:
-    """Figures of single runs whose windows are too short for an interval, and the length that would do."""
+    """Figures of single runs whose windows are too short for an interval, with the length that would do."""
     needing = sorted((one.needs_s, one.figure.title) for one in comparison.differences if one.needs_s is not None)
     if not needing or comparison.reasons:
         return []
-    told = ", ".join(f"{title} {duration(needs_s)}" for needs_s, title in needing)
-    return [f"windows too short for an interval within the runs; at least needed: {told}"]
+    listed = ", ".join(f"{title} {duration(needs_s)}" for needs_s, title in needing)
+    return [f"windows too short for an interval within the runs; at least needed: {listed}"]
 
 
 def _missing(comparison: Comparison) -> list[str]:
-    """Figures that both lack, together by reason; too few samples for one is no news by itself."""
+    """Figures that neither side has, by reason."""
     by_reason: dict[str, list[str]] = {}
     for one in comparison.differences:
         if not one.pairs and one.reason and not comparison.reasons:
@@ -251,7 +251,7 @@ def _missing(comparison: Comparison) -> list[str]:
 
 
 def differences_of_configuration(comparison: Comparison) -> list[tuple[str, str, str]]:
-    """Settings, then engine, versions and source revision, in which A and B differ: name, A's value, B's value."""
+    """Return the settings, versions and engine facts in which A and B differ: name, value of A, value of B."""
     first = comparison.a.runs[0], comparison.b.runs[0]
     rows = [
         (key, setting_text(values[0]), setting_text(values[1]))

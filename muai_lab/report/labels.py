@@ -1,4 +1,4 @@
-"""Labels of points in a plot that neither overlap each other nor leave the plot; those without room are left out."""
+"""Labels of points in a plot, without overlap and inside the plot. Labels without room are left out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _Box = tuple[float, float, float, float]  # left, bottom, right, top in points
 
 
 def label_points(axes: Axes, labels: Sequence[tuple[str, float, float]]) -> list[str]:
-    """Write each label beside its point, on the side that has room; returns those that were left out.
+    """Write each label beside its point, on a side with room; return those that were left out.
 
     labels: (text, x, y) in data coordinates. The limits and scales of the axes must be set already.
     """

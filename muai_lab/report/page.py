@@ -14,7 +14,7 @@ from muai_lab.wording import setting_text
 
 
 def render_page(template: str, context: Mapping[str, Any], *, package: str = "muai_lab.report") -> str:
-    """Fill in one of the templates of `package`, which may build on those here; texts are escaped unless `Markup`."""
+    """Fill in a template of `package`, which may extend the templates here; texts are escaped unless `Markup`."""
     packages = dict.fromkeys((package, "muai_lab.report"))
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(name, "templates") for name in packages]),
@@ -28,7 +28,7 @@ def render_page(template: str, context: Mapping[str, Any], *, package: str = "mu
 
 
 def write_page(target: Path, page: str) -> Path:
-    """Write a page so that it appears whole or not at all. Raises RunError when it cannot be written."""
+    """Write a page as a whole or not at all. Raises RunError if it cannot be written."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_whole(target, page)

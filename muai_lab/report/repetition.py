@@ -1,4 +1,4 @@
-"""What to type to get the same run again, from the origins that the run's configuration keeps."""
+"""The command line that repeats a run, from the origins in its configuration."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _VARIABLES = ("MUAI_OPT_", "MUAI_MON_")
 
 
 def repeat_commands(run: Run) -> list[str]:
-    """Command lines that repeat the run and open it.
+    """Return the command lines that repeat the run and open it.
 
-    Group choices and overrides are those that were given; a value from an environment variable is set before the
-    command. What came from a configuration file is named by `config_file`. A secret has to be filled in by hand.
+    Group choices and overrides are those of the run. A value from an environment variable is set before the command.
+    Values from a configuration file are set by `config_file`. The user has to fill in secrets.
     """
     variables: dict[str, str] = {}
     groups: dict[str, None] = {}

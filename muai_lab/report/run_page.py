@@ -138,7 +138,7 @@ def _trends(trends: Sequence[ReportedTrend]) -> list[str]:
 
     A run that could only have shown more than a doubling has no evidence about smaller changes: no interval then.
     """
-    told: list[str] = []
+    changes: list[str] = []
     weak: list[str] = []
     for found in trends:
         if found.low is None or found.high is None or found.smallest_found is None:
@@ -146,13 +146,13 @@ def _trends(trends: Sequence[ReportedTrend]) -> list[str]:
         if found.smallest_found > 1.0:
             weak.append(f"{found.signal} {_signed(found.smallest_found)}")
             continue
-        told.append(
+        changes.append(
             f"{found.signal} changed by {_signed(found.low)} to {_signed(found.high)} "
             f"(a rise by {percent(found.smallest_found)} would have shown)"
         )
     if weak:
-        told.append(f"too short to show any but large rises: {', '.join(weak)}")
-    return told
+        changes.append(f"too short to show any but large rises: {', '.join(weak)}")
+    return changes
 
 
 def _signed(share: float) -> str:
@@ -207,9 +207,9 @@ def _facts(run: Run, summary: Summary) -> list[tuple[str, str]]:
     facts.append(("Load", load_line(summary)))
     if window.duration_s is not None:
         facts.append(("Measured", f"{number(window.duration_s)} s after {number(window.start_s)} s of warm-up"))
-    told = f"{counts.due:,}: {counts.ok:,} successful, {counts.failed:,} failed"
-    facts.append(("Requests in the window", told))
-    facts.append(("Started", str(run.manifest.get("started") or "not known")))
+    counted = f"{counts.due:,}: {counts.ok:,} successful, {counts.failed:,} failed"
+    facts.append(("Requests in the window", counted))
+    facts.append(("Started", run.started or "not known"))
     return facts
 
 

@@ -106,12 +106,12 @@ def _slo(summary: Summary) -> Grid | None:
         return None
     bounds_ms = Slo(slo.ttft_ms, slo.tpot_ms, slo.e2e_ms).bounds_ms
     bounds = ", ".join(f"{name.upper()} <= {bound:g} ms" for name, bound in bounds_ms.items())
-    kept = MISSING if slo.met is None else "kept" if slo.met else "not kept"
+    verdict = MISSING if slo.met is None else "met" if slo.met else "not met"
     attainment, between = slo.attainment, ""
     if attainment is not None and interval(attainment):
         between = f"{percent(attainment.low)} to {percent(attainment.high)}"
     rows = [
-        ("attainment", percent(value_of(attainment)), kept, between),
+        ("attainment", percent(value_of(attainment)), verdict, between),
         ("goodput", number(value_of(slo.goodput_rps)), "requests/s", interval(slo.goodput_rps)),
     ]
     missed = dict(slo.missed or {})

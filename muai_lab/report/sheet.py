@@ -1,6 +1,6 @@
 """A result as text: drawn with rich on a terminal, as plain aligned columns everywhere else.
 
-The plain form has no box drawing and no escape codes, so that `grep`, `awk` and a log file can do something with it.
+The plain form has no box drawing and no escape codes, for `grep`, `awk` and log files.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Grid:
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """Lines of facts, then grids, then notes. verdict: the first line; good: whether it is good news."""
+    """Lines of facts, then grids, then notes. verdict: the first line. good: True if it is a good result."""
 
     verdict: str
     good: bool

@@ -11,14 +11,14 @@ from muai_lab.analysis.frames import Run
 from muai_lab.analysis.metrics import NS_PER_S
 from muai_lab.wording import MISSING, milliseconds
 
-SLOWEST = 10
+_MOST = 10
 
 
 @dataclass(frozen=True, slots=True)
 class SlowRequest:
     """One row of the table, as text; times in milliseconds.
 
-    told: True if the server reports queue and prefill. bars: (phase, share of the longest request in percent).
+    server_phases: True if the server reports queue and prefill. bars: (phase, share of the longest request in percent).
     """
 
     index: str
@@ -31,7 +31,7 @@ class SlowRequest:
     prefill: str
     decode: str
     total: str
-    told: bool
+    server_phases: bool
     bars: tuple[tuple[str, str], ...]
 
 
@@ -40,7 +40,7 @@ def slowest_requests(run: Run) -> list[SlowRequest]:
     measured = run.measured
     ok = measured[measured["status"] == "ok"]
     column = "e2e_from_intended_s" if ok["e2e_from_intended_s"].notna().any() else "e2e_s"
-    slowest = ok[ok[column].notna()].nlargest(SLOWEST, column)
+    slowest = ok[ok[column].notna()].nlargest(_MOST, column)
     longest_s = float(slowest[column].max()) if len(slowest) else 1.0
     return [_row(request, column, max(longest_s, 1e-9)) for _, request in slowest.iterrows()]
 
@@ -53,7 +53,7 @@ def _row(request: pd.Series, column: str, longest_s: float) -> SlowRequest:
     decode_s = max(0.0, total_s - lag_s - first_s)
     queue_s, prefill_s = (_seconds(request[name]) for name in ("server_queue_ns", "server_prefill_ns"))
     phases = {"lag": lag_s, "first-token": first_s, "decode": decode_s}
-    if told := queue_s is not None and prefill_s is not None:
+    if server_phases := queue_s is not None and prefill_s is not None:
         between_s = max(0.0, first_s - (queue_s or 0.0) - (prefill_s or 0.0))
         server = {"queue": queue_s or 0.0, "prefill": prefill_s or 0.0, "between": between_s}
         phases = {"lag": lag_s, **server, "decode": decode_s}
@@ -68,7 +68,7 @@ def _row(request: pd.Series, column: str, longest_s: float) -> SlowRequest:
         prefill=milliseconds(prefill_s),
         decode=milliseconds(decode_s),
         total=milliseconds(total_s),
-        told=told,
+        server_phases=server_phases,
         bars=tuple((name, f"{phase_s / longest_s * 100:.1f}") for name, phase_s in phases.items()),
     )
 

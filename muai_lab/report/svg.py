@@ -1,8 +1,7 @@
 """Matplotlib figures as SVG that lives inside an HTML page.
 
-Colours become the page's CSS variables (so that the page's light or dark scheme rules), text stays text in the page's
-font, ids are made unique within the page and dropped where nothing refers to them, and the output is the same for the
-same figure.
+Colours become CSS variables of the page, which has a light and a dark scheme. Text stays text, in the font of the page.
+Ids are unique within the page; those without a reference are dropped. The same figure gives the same output.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 INK, MUTED, GRID, SHADE = "#1b1f24", "#5b6570", "#d8dde3", "#eef1f4"
-# Okabe and Ito (2008): told apart with every common form of colour blindness.
+# Okabe and Ito (2008): distinct with every common form of colour blindness.
 BLUE, ORANGE, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 
 _VARIABLES = {
@@ -65,19 +64,19 @@ _STYLE: dict[Any, Any] = {
 
 
 def style() -> dict[Any, Any]:
-    """Matplotlib settings of every figure; used as `with matplotlib.rc_context(style()):`."""
+    """Return the Matplotlib settings of every figure; used as `with matplotlib.rc_context(style()):`."""
     return dict(_STYLE)
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure with its own SVG canvas; no global state of pyplot. Inches; a page column is 9.2 wide."""
+    """Return an empty figure with its own SVG canvas, without pyplot. Sizes in inches; a page is 9.2 wide."""
     figure = Figure(figsize=(width, height), facecolor="none", layout="constrained")
     FigureCanvasSVG(figure)
     return figure
 
 
 def inline_svg(figure: Figure, name: str, title: str, description: str) -> str:
-    """The figure as an `<svg>` element. name: unique in the page; title, description: for people who do not see it."""
+    """Return the figure as an `<svg>` element. name: unique in the page. title, description: for screen readers."""
     buffer = io.BytesIO()
     with mpl.rc_context(_STYLE):
         figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))

@@ -1,8 +1,9 @@
-"""`report.html` of a sweep: which configuration is worth what, and what it costs in latency."""
+"""`report.html` of a sweep: the throughput of each configuration, and its latency."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -29,15 +30,24 @@ from muai_lab.wording import duration, number, plural
 _WIDTH = 9.2
 
 
+@dataclass(frozen=True, slots=True)
+class ListedRuns:
+    """The runs of one configuration: (name, link to the report or None, outcome)."""
+
+    number: int
+    name: str
+    runs: tuple[tuple[str, str | None, str], ...]
+
+
 def write_sweep_report(runs: Sequence[Run], directory: Path, *, history: NoiseHistory = NO_HISTORY) -> Path:
-    """Write the page into the sweep's directory and return its path. Raises RunError when it cannot be written."""
+    """Write the page into the sweep's directory and return its path. Raises RunError if it cannot be written."""
     return write_page(directory / "report.html", render_sweep_report(runs, directory, history=history))
 
 
 def render_sweep_report(
     runs: Sequence[Run], directory: Path, *, name: str | None = None, history: NoiseHistory = NO_HISTORY
 ) -> str:
-    """The page as one HTML document; the runs' own reports are linked relative to `directory`.
+    """Return the page as one HTML document; the reports of the runs are linked relative to `directory`.
 
     name: of the sweep, if it is not that of the directory. history: equal runs of the past.
     """
@@ -57,20 +67,18 @@ def render_sweep_report(
         "rounds": rounds_line(found) if is_repeated(found) else None,
         "not_drawn": ", ".join(str(one.number) for one in found if not one.drawn),
         "unsteady": any(not one.valid for one in drawn),
-        "configurations": [
-            {
-                "number": one.number,
-                "name": one.name,
-                "runs": [(run.path.name, _link(run, directory), _outcome(run)) for run in one.group.runs],
-            }
-            for one in found
-        ],
+        "configurations": [_listed(one, directory) for one in found],
     }
     return render_page("sweep.html.j2", context)
 
 
+def _listed(one: Configuration, directory: Path) -> ListedRuns:
+    runs = tuple((run.path.name, _link(run, directory), _outcome(run)) for run in one.group.runs)
+    return ListedRuns(one.number, one.name, runs)
+
+
 def _figure(drawn: Sequence[Configuration]) -> dict[str, Any]:
-    """Lines over the number that was swept where there is one, else a point for each configuration."""
+    """Lines over the number that was swept, if there is one, else a point for each configuration."""
     lines = series_figure(drawn, name="series")
     points = frontier_figure(drawn, name="frontier") if lines is None and len(drawn) > 1 else None
     return {
@@ -84,12 +92,12 @@ def _title(found: Sequence[Configuration]) -> str:
     if not swept:
         runs = sum(len(one.group.runs) for one in found)
         return "One run" if runs == 1 else f"{runs} runs of one configuration"
-    told = ", ".join(key.removeprefix("optimization.").removesuffix(".name") for key in swept[:3])
-    return f"Sweep over {told}{' and more' if len(swept) > 3 else ''}"
+    keys = ", ".join(key.removeprefix("optimization.").removesuffix(".name") for key in swept[:3])
+    return f"Sweep over {keys}{' and more' if len(swept) > 3 else ''}"
 
 
 def _noise(found: Sequence[Configuration]) -> str:
-    """How much runs differ by chance, or why that is not known."""
+    """The difference between runs by chance, or the reason why it is not known."""
     if noise := noise_line(found):
         return f"A/A noise: {noise}."
     if is_repeated(found):
@@ -101,7 +109,7 @@ def _noise(found: Sequence[Configuration]) -> str:
 
 
 def _headline(found: Sequence[Configuration]) -> str:
-    """The two ends of the frontier over the same rounds, in plain sentences."""
+    """The configurations with the highest throughput and with the lowest latency, in plain sentences."""
     drawn = [one for one in found if one.drawn]
     if not drawn:
         return "No run gave a result that can be used."
@@ -111,19 +119,19 @@ def _headline(found: Sequence[Configuration]) -> str:
         return f"{name}{_rate_text(drawn[0])} and a median first token after {_first_text(drawn[0])}{repeats}."
     if not same_rounds(drawn):
         return (
-            "No configuration is put before another: there is no round in which all of them have a usable run, and "
+            "No configuration is preferred: there is no round in which all of them have a usable run, and "
             "different rounds are different loads."
         )
     fastest = max(drawn, key=lambda one: one.mean("tokens/s") or 0.0)
     quickest = min(drawn, key=lambda one: one.mean("TTFT p50") or float("inf"))
-    told = (
+    sentence = (
         f"Most throughput: {fastest.name}, with {_rate_text(fastest)} and a median first token after "
         f"{_first_text(fastest)}."
     )
     if quickest is not fastest:
-        told += f" Quickest first token: {quickest.name}, with a median of {_first_text(quickest)}"
-        told += f" at {_rate_text(quickest)}."
-    return told
+        sentence += f" Quickest first token: {quickest.name}, with a median of {_first_text(quickest)}"
+        sentence += f" at {_rate_text(quickest)}."
+    return sentence
 
 
 def _rate_text(one: Configuration) -> str:
@@ -146,7 +154,7 @@ def _link(run: Run, directory: Path) -> str | None:
 
 
 def frontier_figure(drawn: Sequence[Configuration], *, name: str) -> str:
-    """Latency over throughput, a point for each configuration; the line joins those that no other one beats in both."""
+    """Draw latency over throughput, a point for each configuration; a line joins those that no other beats in both."""
     with mpl.rc_context(style()):
         figure = new_figure(_WIDTH, 3.3)
         for axes, latency, title in zip(
@@ -156,12 +164,12 @@ def frontier_figure(drawn: Sequence[Configuration], *, name: str) -> str:
             strict=True,
         ):
             _frontier(axes, [one for one in drawn if one.mean(latency) is not None], latency, title)
-        told = "; ".join(
+        description = "; ".join(
             f"{one.number}, {one.name}: {number(one.mean('tokens/s'))} tokens/s, "
             f"TTFT {duration(one.mean('TTFT p50'))}, TPOT {duration(one.mean('TPOT p50'))}"
             for one in drawn
         )
-        return inline_svg(figure, name, "Latency over throughput of every configuration", told)
+        return inline_svg(figure, name, "Latency over throughput of every configuration", description)
 
 
 def _frontier(axes: Axes, drawn: Sequence[Configuration], latency: str, title: str) -> None:

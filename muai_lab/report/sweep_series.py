@@ -1,7 +1,7 @@
-"""The figure of a sweep over a number: latency over throughput, a line for each of the other settings.
+"""The plot of a sweep over a number: latency over throughput, a line for each combination of the other settings.
 
-Where all of them have the same throughput, as under an open load that all keep up with, latency is drawn over the swept
-number itself. Where prompts came from a prefix cache, their share is drawn beside it.
+If all points have the same throughput, as under an open load within the capacity, latency is drawn over the swept
+number itself. If prompts came from a prefix cache, their share is drawn beside it.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ _LEAST_POINTS = 3
 _LEGEND_CHARACTERS = 110  # in one line below the figure
 _COLOURS = (BLUE, ORANGE, GREEN, PURPLE)
 _MARKERS = ("o", "s", "^", "D")
-_SAME_RATE = 1.2  # ratio of largest to smallest throughput below which only noise is to be seen in it
+_SAME_RATE = 1.2  # ratio of largest to smallest throughput below which the difference is noise
 _WIDE = 20.0  # ratio of largest to smallest value from which an axis is logarithmic
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Configurations that differ in one number only, in its order. name: what they share, against other series."""
+    """Configurations that differ in one number only, in its order. name: the settings that they share."""
 
     name: str
     points: tuple[tuple[float, Configuration], ...]
 
 
 def series_of(drawn: Sequence[Configuration]) -> tuple[str, list[Series]] | None:
-    """The short name of the number that was swept, and a series for each combination of the other settings.
+    """Return the short name of the swept number, and a series for each combination of the other settings.
 
-    None where no number was swept, where it took fewer than three values, or where there are more than four series.
+    None if no number was swept, if it has fewer than three values, or if there are more than four series.
     """
     if not drawn:
         return None
@@ -69,7 +69,7 @@ def series_of(drawn: Sequence[Configuration]) -> tuple[str, list[Series]] | None
 
 
 def series_figure(drawn: Sequence[Configuration], *, name: str) -> str | None:
-    """Latency over throughput as SVG, each point labelled by the swept number; None where there is no such series."""
+    """Return latency over throughput as SVG, each point labelled by the swept number; None without a series."""
     found = series_of(drawn)
     if found is None:
         return None
@@ -77,19 +77,19 @@ def series_figure(drawn: Sequence[Configuration], *, name: str) -> str | None:
     with mpl.rc_context(style()):
         figure = new_figure(_WIDTH, 3.4)
         _draw(figure, swept, series)
-        told = "; ".join(
+        description = "; ".join(
             f"{one.name or 'all'}, {swept} {value:g}: {number(point.mean('tokens/s'))} tokens/s, "
             f"TTFT {duration(point.mean('TTFT p50'))}, TPOT {duration(point.mean('TPOT p50'))}"
             for one in series
             for value, point in one.points
         )
-        return inline_svg(figure, name, f"Latency over throughput; labels are {swept}", told)
+        return inline_svg(figure, name, f"Latency over throughput; labels are {swept}", description)
 
 
 def save_sweep_picture(sweep: str | Path, path: str | Path) -> Path:
-    """Draw the figure of a sweep's directory into a file, PNG or SVG by its suffix; returns its path.
+    """Draw the plot of a sweep's directory into a file, PNG or SVG by its suffix; return its path.
 
-    Raises RunError where no run is found or no number was swept.
+    Raises RunError if no run is found or no number was swept.
     """
     path = Path(path)
     found = series_of([one for one in configurations([load_run(run) for run in find_runs(sweep)]) if one.drawn])
@@ -129,13 +129,13 @@ def _draw(figure: Figure, swept: str, series: Sequence[Series]) -> None:
         _cached(panels[2], swept, series)
     if any(one.name for one in series):
         lines, names = panels[0].get_legend_handles_labels()
-        names = [shortened(name) for name in names]
+        names = [_shortened(name) for name in names]
         columns = max(1, min(len(names), _LEGEND_CHARACTERS // max(map(len, names))))
         figure.legend(lines, names, loc="outside lower center", ncols=columns)
 
 
-def shortened(name: str) -> str:
-    """A name for a legend: its middle left out where it is too long for one line."""
+def _shortened(name: str) -> str:
+    """Return a name for a legend, without its middle if it is too long for one line."""
     half = _LEGEND_CHARACTERS // 2 - 1
     return name if len(name) <= _LEGEND_CHARACTERS else f"{name[:half]} … {name[-half:]}"
 
@@ -151,22 +151,22 @@ def _cached(axes: Axes, swept: str, series: Sequence[Series]) -> None:
 
 
 def _over(axes: Axes, swept: str, series: Sequence[Series]) -> None:
-    """Let the axis be the swept number."""
+    """Make the x axis that of the swept number."""
     values = sorted({value for one in series for value, _ in one.points})
     wide = values[0] > 0 and values[-1] / values[0] > _WIDE
     if wide:
         axes.set_xscale("log", base=2)
     places = np.log(values) if wide else np.array(values)
-    shown = far_apart(values, places)
+    shown = _far_apart(values, places)
     axes.set_xticks(shown, [f"{value:g}" for value in shown])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(swept)
 
 
-def far_apart(values: Sequence[float], places: Sequence[float] | Floats, share: float = 0.09) -> list[float]:
-    """As many of the values as an axis has room to name, the last among them.
+def _far_apart(values: Sequence[float], places: Sequence[float] | Floats, share: float = 0.09) -> list[float]:
+    """Return as many of the values as fit as names on an axis, the last among them.
 
-    places: of the values on the axis, ascending. share: of the axis that one name takes.
+    places: positions of the values on the axis, ascending. share: part of the axis that one name takes.
     """
     shown = [len(values) - 1]
     for index in reversed(range(len(values) - 1)):
@@ -180,7 +180,7 @@ def _is_number(value: object) -> bool:
 
 
 def _line(axes: Axes, series: Series, latency: str, index: int, *, over_swept: bool) -> list[float]:
-    """Draw one series, over its throughput or over the swept number; returns its latencies in milliseconds."""
+    """Draw one series, over its throughput or over the swept number; return its latencies in milliseconds."""
     colour, marker = _COLOURS[index], _MARKERS[index]
     points = [
         (value if over_swept else one.mean("tokens/s") or 0.0, seconds * 1e3, one.valid > 0)

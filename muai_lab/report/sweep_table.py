@@ -38,11 +38,15 @@ _OTHER_LOAD = "not comparable: other workload"
 def comparison_table(
     runs: Sequence[Run], *, include_invalid: bool = False, history: NoiseHistory = NO_HISTORY
 ) -> Sheet:
-    """The sweep: the settings that differ, the engine that served, and the key figures; mean values over repeats.
+    """Return the settings that differ, the engine that served, and the key figures; means over repeats.
 
-    Where configurations were repeated, each is compared with the first usable one, and the A/A noise is given; one run
-    each shows no difference, so nothing is compared then. The first line gives the number of valid runs.
-    include_invalid: list the figures of invalid runs too, in a table of their own. history: equal runs of the past.
+    Repeated configurations are compared with the first usable one, and the A/A noise is stated. One run each shows no
+    difference, so nothing is compared then. The first line states the number of valid runs.
+
+    Args:
+        runs: The runs of the sweep.
+        include_invalid: List the figures of invalid runs too, in a table of their own.
+        history: The noise of earlier runs of the same kind.
     """
     return sweep_sheet(configurations(runs), include_invalid=include_invalid, history=history)
 
@@ -54,7 +58,7 @@ def sweep_sheet(
     folders: bool = True,
     history: NoiseHistory = NO_HISTORY,
 ) -> Sheet:
-    """`comparison_table` of runs that are grouped already. folders: name each configuration's directory."""
+    """Return `comparison_table` of grouped runs. folders: name the directory of each configuration."""
     runs = [run for one in found for run in one.group.runs]
     repeated = is_repeated(found)
     against = against_baseline(found, history) if repeated else {}
@@ -62,7 +66,7 @@ def sweep_sheet(
     if repeated and (noise := noise_line(found)):
         facts.append(("A/A noise", noise))
     valid = sum(one.valid for one in found)
-    configurations_told = f"{plural(len(found), 'configuration')}, " if repeated else ""
+    configurations_text = f"{plural(len(found), 'configuration')}, " if repeated else ""
     grids = [_configurations_grid(found, against, folders=folders)]
     invalid = invalid_grid(found)
     notes = _notes(found)
@@ -71,7 +75,7 @@ def sweep_sheet(
     elif invalid is not None and folders:
         notes.append("the figures of invalid runs: python -m muai_lab compare DIRECTORY --include-invalid")
     return Sheet(
-        f"{configurations_told}{plural(len(runs), 'run')}, {valid} valid",
+        f"{configurations_text}{plural(len(runs), 'run')}, {valid} valid",
         valid == len(runs),
         tuple(facts),
         tuple(grids),
@@ -85,7 +89,7 @@ def is_repeated(found: Sequence[Configuration]) -> bool:
 
 
 def rounds_line(found: Sequence[Configuration]) -> str:
-    """The rounds that the figures are means over, of repeated configurations."""
+    """The rounds over which the figures of repeated configurations are means."""
     rounds = max((one.rounds for one in found), default=0)
     if not same_rounds(found):
         return (
@@ -100,7 +104,7 @@ def rounds_line(found: Sequence[Configuration]) -> str:
 
 
 def invalid_grid(found: Sequence[Configuration]) -> Grid | None:
-    """The figures of runs that are no part of any mean, each marked with its verdict; None if there are none."""
+    """The figures of invalid runs, which are in no mean, each with its verdict; None without any."""
     bad = [(one, run) for one in found for run in one.group.runs if not is_usable(run)]
     if not bad:
         return None
@@ -166,16 +170,16 @@ def _cell(figure: str, value: float | None) -> str:
 
 
 def against_baseline(found: Sequence[Configuration], history: NoiseHistory = NO_HISTORY) -> dict[int, str]:
-    """By number, in short, the comparison of each configuration with the first that has a usable run.
+    """Compare each configuration with the first that has a usable run; the result in short, by number.
 
-    Empty if there is nothing to compare, or if the load itself is what was swept.
+    Empty if there is nothing to compare, or if the load itself was swept.
     """
     baseline = next((one for one in found if one.compared), None)
     if baseline is None or len(found) < 2:
         return {}
-    told = {one.number: _BASELINE if one is baseline else _compared(baseline, one, history) for one in found}
-    comparable = [text for number, text in told.items() if number != baseline.number]
-    return {} if all(text == _OTHER_LOAD for text in comparable) else told
+    verdicts = {one.number: _BASELINE if one is baseline else _compared(baseline, one, history) for one in found}
+    comparable = [text for number, text in verdicts.items() if number != baseline.number]
+    return {} if all(text == _OTHER_LOAD for text in comparable) else verdicts
 
 
 def _compared(baseline: Configuration, one: Configuration, history: NoiseHistory) -> str:
@@ -192,17 +196,19 @@ def _compared(baseline: Configuration, one: Configuration, history: NoiseHistory
 
 
 def noise_line(found: Sequence[Configuration]) -> str:
-    """How much runs of one configuration differ, figure by figure; empty where the repeats do not tell."""
+    """The difference between runs of one configuration, for each figure; empty if the repeats do not show it."""
     noises = sweep_noise(found)
-    told = [f"{figure} ±{percent(noise.difference)}" for figure, noise in noises.items()]
-    if not told:
+    differences = [f"{figure} ±{percent(noise.difference)}" for figure, noise in noises.items()]
+    if not differences:
         return ""
     schedules = "" if all(noise.shared_schedules for noise in noises.values()) else " over different schedules"
-    return f"two runs of one configuration{schedules} differ by less than this in 19 of 20 cases: {', '.join(told)}"
+    return (
+        f"two runs of one configuration{schedules} differ by less than this in 19 of 20 cases: {', '.join(differences)}"
+    )
 
 
 def _notes(found: Sequence[Configuration]) -> list[str]:
-    """What a reader must know of the runs; a note that several share is given once."""
+    """Notes on the runs; a note that applies to several runs is listed once."""
     runs = [(run_name(one, run), run) for one in found for run in one.group.runs]
     concerned: dict[str, list[str]] = {}
     for name, run in runs:

@@ -24,10 +24,15 @@ def verdict_line(summary: Summary) -> str:
 def engine_line(summary: Summary) -> str:
     """The engine that served, with version, device and dtype."""
     identity = summary.identity
-    if not identity.engine:
+    return engine_text(identity.engine, identity.engine_version, identity.device, identity.dtype)
+
+
+def engine_text(name: str | None, version: str | None, device: str | None, dtype: str | None) -> str:
+    """`pytorch 2.13.0 (cpu, fp32)`."""
+    if not name:
         return "not known"
-    where = ", ".join(part for part in (identity.device, identity.dtype) if part)
-    named = " ".join(part for part in (identity.engine, identity.engine_version) if part)
+    named = f"{name} {version}" if version else name
+    where = ", ".join(part for part in (device, dtype) if part)
     return f"{named} ({where})" if where else named
 
 
@@ -97,7 +102,7 @@ def headline(summary: Summary) -> str:
             sentence += f", 99 of 100 within {duration(tail)}{own}"
         sentences.append(f"{sentence}.")
     if summary.slo is not None and summary.slo.attainment is not None:
-        sentences.append(_kept(summary.slo))
+        sentences.append(_slo_sentence(summary.slo))
     return " ".join(sentences)
 
 
@@ -115,23 +120,25 @@ def _served(summary: Summary) -> str:
     carried = "" if tokens is None else f" ({number(tokens)} output tokens per second)"
     if identity.arrival is not None and not identity.closed_loop:
         answered, offered = number(throughput.answered_rps), number(throughput.offered_rps)
-        told = f"answered {answered} of the {offered} requests per second that were offered, and completed {completed}"
-        told += f" per second{carried}"
+        clause = (
+            f"answered {answered} of the {offered} requests per second that were offered, and completed {completed}"
+        )
+        clause += f" per second{carried}"
     else:
-        told = f"served {completed} requests per second{carried}"
+        clause = f"served {completed} requests per second{carried}"
         if identity.concurrency:
-            told += f" to {plural(identity.concurrency, 'client')} that each wait for their answer"
-    sentence = f"{engine}{model} {told}"
+            clause += f" to {plural(identity.concurrency, 'client')} that each wait for their answer"
+    sentence = f"{engine}{model} {clause}"
     if counts.failed:
         sentence += f"; {counts.failed:,} of {plural(counts.due, 'request')} failed"
     return f"{sentence}."
 
 
-def _kept(slo: SloSummary) -> str:
-    kept = "kept" if slo.met else "not kept"
+def _slo_sentence(slo: SloSummary) -> str:
+    verdict = "met" if slo.met else "not met"
     sentence = (
-        f"The SLO was {kept}: {percent(value_of(slo.attainment))} of the requests met it, "
-        f"{percent(slo.quantile)} were to."
+        f"The SLO was {verdict}: {percent(value_of(slo.attainment))} of the requests were within its bounds, "
+        f"{percent(slo.quantile)} are required."
     )
     unseen = (slo.missed or {}).get(NOT_JUDGEABLE, 0)
     if unseen:

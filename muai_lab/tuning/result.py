@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from muai_lab.analysis.documents import clean
 from muai_lab.analysis.statistics import Estimate
-from muai_lab.analysis.summary_schema import clean
 from muai_lab.errors import RunError
 from muai_lab.files import write_whole
 from muai_lab.tuning.agreement import Agreement

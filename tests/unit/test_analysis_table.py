@@ -46,7 +46,7 @@ latency in ms
 
 SLO: TTFT <= 250 ms for 99 % of the requests
                   value  unit        95 % interval
-  attainment       99 %  kept
+  attainment       99 %  met
   goodput          9.90  requests/s
   missed: failed      1  requests
   missed: ttft        0  requests

@@ -117,7 +117,7 @@ def test_it_is_made_for_everyone(html: str) -> None:
 def test_it_says_first_whether_the_run_is_valid_and_what_came_out(html: str) -> None:
     text = Page(html).text
 
-    assert text.index("pytorch answered") < text.index("Valid: run complete") < text.index("What happened when")
+    assert text.index("pytorch answered") < text.index("Valid: run complete") < text.index("Timeline")
     assert "Skipped: vllm" in text
     assert "The SLO was" in text
     assert "of the gaps stand for several tokens" in text
@@ -270,7 +270,7 @@ def test_the_slowest_requests_show_what_the_server_says_of_their_phases(tmp_path
 
     page = report_of(tmp_path, rows)
 
-    assert "of it queue" in page.text
+    assert "of which queue" in page.text
     assert {"lag", "queue", "prefill", "between", "decode"} <= set(page.values("class"))
     assert "300 150 400 900" in page.text  # queue, prefill, decode, total
 
@@ -278,8 +278,8 @@ def test_the_slowest_requests_show_what_the_server_says_of_their_phases(tmp_path
 def test_a_server_that_says_nothing_of_its_phases_gets_one_for_all_of_them(tmp_path: Path) -> None:
     page = report_of(tmp_path, [record(0, due=0.0, sent=0.01, chunks=[0.5, 0.9])])
 
-    assert "of it queue" not in page.text
-    assert "does not say how long a request waited in its queue" in page.text
+    assert "of which queue" not in page.text
+    assert "does not report the time in its queue" in page.text
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,7 @@ def test_without_a_common_round_nothing_is_ranked(tmp_path: Path) -> None:
 
     page = page_of(tmp_path)
 
-    assert "No configuration is put before another" in page.text
+    assert "No configuration is preferred" in page.text
     assert "Most throughput" not in page.text
 
 
@@ -206,7 +206,7 @@ def test_what_is_not_valid_is_not_drawn_is_named_and_is_shown_apart(tmp_path: Pa
     runs = [load_run(path) for path in find_runs(tmp_path)]
 
     page = page_of(tmp_path)
-    assert "Not drawn, for want of a usable run with output tokens: 1." in page.text
+    assert "Not drawn, without a usable run with output tokens: 1." in page.text
     assert "NOT VALID: figures to look at, no part of any mean" in page.text
     assert "orange" not in page.text
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Set
 
 from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.origin import Origin, gave_way
-from muai_lab.settings.section import Section, WasSet, value_at, with_default
+from muai_lab.settings.section import WasSet, value_at, walk, with_default
 
 
 def give_way(settings: LabSettings, set_paths: Set[str]) -> tuple[LabSettings, dict[str, Origin]]:
@@ -26,17 +26,3 @@ def give_way(settings: LabSettings, set_paths: Set[str]) -> tuple[LabSettings, d
             settings = with_default(settings, prefix + found.key, found.value)
             moved[prefix + found.key] = gave_way(prefix + found.to)
     return settings, moved
-
-
-def walk(path: str, section: Section, *, mappings: bool = True) -> Iterator[tuple[str, Section]]:
-    """The section and all sections below it with their dotted paths; mappings: also those inside open mappings."""
-    yield path, section
-    prefix = f"{path}." if path else ""
-    for name in type(section).model_fields:
-        child = getattr(section, name)
-        if isinstance(child, Section):
-            yield from walk(f"{prefix}{name}", child, mappings=mappings)
-        elif isinstance(child, Mapping) and mappings:
-            for entry, value in child.items():
-                if isinstance(value, Section):
-                    yield from walk(f"{prefix}{name}.{entry}", value)

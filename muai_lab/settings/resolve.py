@@ -25,11 +25,11 @@ from muai_lab.settings.catalogue import (
 from muai_lab.settings.choices import applicable_key, implied_kinds, kind_in, kinds_with, node_at
 from muai_lab.settings.environment import read_environment
 from muai_lab.settings.file import default_file, read_file
-from muai_lab.settings.giving_way import give_way, walk
+from muai_lab.settings.giving_way import give_way
 from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.nearest import did_you_mean, nearest_path
 from muai_lab.settings.origin import DEFAULT, OVERRIDE, Given, Layer, Origin
-from muai_lab.settings.section import UNCHECKED
+from muai_lab.settings.section import UNCHECKED, walk
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,12 +109,32 @@ class Section(BaseModel):
 SectionT = TypeVar("SectionT", bound=Section)
 
 
+def walk(path: str, section: Section, *, mappings: bool = True) -> Iterator[tuple[str, Section]]:
+    """The section and all sections below it with their dotted paths; mappings: also those inside open mappings."""
+    yield path, section
+    prefix = f"{path}." if path else ""
+    for name in type(section).model_fields:
+        child = getattr(section, name)
+        if isinstance(child, Section):
+            yield from walk(f"{prefix}{name}", child, mappings=mappings)
+        elif isinstance(child, Mapping) and mappings:
+            for entry, value in child.items():
+                if isinstance(value, Section):
+                    yield from walk(f"{prefix}{name}.{entry}", value)
+
+
 def value_at(section: Section, path: str) -> Any:
     """The value of the key at the dotted path below the section."""
     value: Any = section
     for name in path.split("."):
         value = value[name] if isinstance(value, Mapping) else getattr(value, name)
     return value
+
+
+def with_value(section: SectionT, path: str, value: object) -> SectionT:
+    """A copy of the section in which the key at the dotted path is set to the value, unchecked."""
+    name, _, rest = path.partition(".")
+    return section.model_copy(update={name: with_value(getattr(section, name), rest, value) if rest else value})
 
 
 def with_default(section: SectionT, path: str, value: object) -> SectionT:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from muai_lab.engines.catalogue import ENGINES
 from muai_lab.errors import EngineError
 from muai_lab.models.registry import ModelSource
+from muai_lab.settings.changes import with_values
 from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.schema import EngineName, OptimizationSettings
 from muai_lab.tuning.result import EngineStudy
@@ -37,5 +38,4 @@ def spaces_of(settings: LabSettings, source: ModelSource) -> tuple[dict[EngineNa
 
 def on_engine(optimization: OptimizationSettings, engine: EngineName) -> OptimizationSettings:
     """The configuration with this engine only: a trial must not fall back to another."""
-    tree = optimization.model_dump(exclude_unset=True) | {"engine_preference": (engine,)}
-    return OptimizationSettings.model_validate(tree)
+    return with_values(optimization, {"engine_preference": (engine,)})

@@ -10,12 +10,14 @@ from textwrap import wrap
 from muai_lab.errors import RunError
 from muai_lab.files import write_whole
 from muai_lab.settings.catalogue import keys_by_path, show
+from muai_lab.settings.changes import with_values
 from muai_lab.settings.dump import dump_optimization_yaml
 from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.resolve import load_settings
+from muai_lab.settings.section import value_at
 from muai_lab.tuning.header import not_examined, statements
 from muai_lab.tuning.result import PRESENT, TuningResult, read_result
-from muai_lab.tuning.search_space import Value, with_values
+from muai_lab.tuning.search_space import Value
 
 EXPORTED, UNCONFIRMED = "optimization.yaml", "optimization.unconfirmed.yaml"
 _WIDTH = 100
@@ -82,11 +84,8 @@ def with_changes(
     present: LabSettings, changes: Mapping[str, Value], engine_preference: tuple[str, ...] | None = None
 ) -> LabSettings:
     """The settings with the changes in their `optimization` section."""
-    optimization = with_values(present.optimization, changes)
-    if engine_preference is not None:
-        tree = optimization.model_dump(exclude_unset=True) | {"engine_preference": engine_preference}
-        optimization = type(optimization).model_validate(tree)
-    return present.model_copy(update={"optimization": optimization})
+    chosen = {} if engine_preference is None else {"engine_preference": engine_preference}
+    return present.model_copy(update={"optimization": with_values(present.optimization, {**changes, **chosen})})
 
 
 def _header(present: LabSettings, result: TuningResult, verdict: str) -> list[str]:
@@ -104,8 +103,7 @@ def _header(present: LabSettings, result: TuningResult, verdict: str) -> list[st
             worth = next((one for one in result.contributions if one.path == path and one.gain is not None), None)
             interval = "" if worth is None or worth.low is None else f", {worth.low:+.1%} to {worth.high:+.1%}"
             told = "" if worth is None else f"  ({worth.gain:+.1%}{interval})"
-            before_value = _value_in(present, path)
-            lines.append(f"#   {path}: {show(before_value)} -> {show(after)}{told}")
+            lines.append(f"#   {path}: {show(value_at(present, path))} -> {show(after)}{told}")
     return [*lines, "#"]
 
 
@@ -129,10 +127,3 @@ def _fact(name: str, value: str) -> str:
 
 def _comment(text: str) -> str:
     return "\n".join(f"# {line}" for line in wrap(" ".join(text.split()), _WIDTH, subsequent_indent="  "))
-
-
-def _value_in(settings: LabSettings, path: str) -> object:
-    value: object = settings
-    for name in path.split("."):
-        value = getattr(value, name)
-    return list(value) if isinstance(value, tuple) else value

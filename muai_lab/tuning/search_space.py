@@ -10,9 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import ValidationError
-
-from muai_lab.errors import SettingsError
+from muai_lab.settings import section
+from muai_lab.settings.changes import with_values as with_values
 from muai_lab.settings.schema import OptimizationSettings
 
 if TYPE_CHECKING:
@@ -211,26 +210,4 @@ def every_point(space: SearchSpace, base: OptimizationSettings) -> Iterator[dict
 
 def value_at(optimization: OptimizationSettings, path: str) -> Any:
     """The value of a dotted path that begins with `optimization.`."""
-    value: Any = optimization
-    for name in path.split(".")[1:]:
-        value = getattr(value, name)
-    return value
-
-
-def with_values(optimization: OptimizationSettings, point: Point) -> OptimizationSettings:
-    """The configuration with the point's values. Raises SettingsError where they contradict each other.
-
-    What was left unset stays unset: for some keys that means something else than their default.
-    """
-    tree = optimization.model_dump(exclude_unset=True)
-    for path, value in point.items():
-        *sections, name = path.split(".")[1:]
-        section = tree
-        for key in sections:
-            section = section.setdefault(key, {})
-        section[name] = value
-    try:
-        return OptimizationSettings.model_validate(tree)
-    except ValidationError as error:
-        problems = [str(detail.get("ctx", {}).get("error", detail["msg"])) for detail in error.errors()]
-        raise SettingsError(problems) from None
+    return section.value_at(optimization, path.removeprefix("optimization."))

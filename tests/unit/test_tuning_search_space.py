@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muai_lab.errors import SettingsError
+from muai_lab.settings.changes import with_values
 from muai_lab.settings.compose import compose
 from muai_lab.settings.hydra_groups import SEARCH_SPACES, groups_folder
 from muai_lab.settings.schema import OptimizationSettings
-from muai_lab.tuning.search_space import with_values
 from muai_lab.tuning.space_file import read_search_space, space_of
 
 SIZE, HOLD = "optimization.batcher.max_batch_size", "optimization.batcher.batch_timeout_ms"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from muai_lab.files import write_whole
 from muai_lab.models.embedded import cache_dir
+from muai_lab.settings.live import live_view
 from muai_lab.stack.online.knobs import Knob, Values
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class TunerMemory:
 
 def _fingerprint(configured: OptimizationSettings) -> str:
     """Short hash over what the values were found under: the sections that hold them, and what the tuner looks for."""
-    sections = configured.model_dump(mode="json", include={"batcher", "cache", "tuner"})
+    sections = live_view(configured)
     for key in ("enabled", "state_directory", "observation_window_seconds", "tuning_interval_seconds"):
         del sections["tuner"][key]  # how it looks, not what it finds
     return hashlib.sha256(json.dumps(sections, sort_keys=True).encode()).hexdigest()[:12]

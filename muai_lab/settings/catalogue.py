@@ -161,6 +161,11 @@ class VariantBranch:
         return str(getattr(self.default, self.discriminator))
 
 
+def branch_of(node: Branch | VariantBranch, section: BaseModel) -> Branch:
+    """The keys that the section has: of a choice, those of its kind."""
+    return node if isinstance(node, Branch) else node.kinds[str(getattr(section, node.discriminator))]
+
+
 def plain(value: object) -> object:
     """The value with sections inside it as plain mappings of what was set in them."""
     if isinstance(value, BaseModel):

@@ -11,10 +11,20 @@ from collections.abc import Callable, Mapping
 import yaml
 from pydantic import BaseModel, SecretStr
 
-from muai_lab.settings.catalogue import ENVIRONMENT_PREFIXES, Branch, Key, VariantBranch, catalogue, keys_by_path, plain
+from muai_lab.settings.catalogue import (
+    ENVIRONMENT_PREFIXES,
+    Branch,
+    Key,
+    VariantBranch,
+    branch_of,
+    catalogue,
+    keys_by_path,
+    plain,
+)
 from muai_lab.settings.file import FILE_SECTIONS, understand_exponents
 from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.resolve import Resolved
+from muai_lab.settings.section import value_at
 
 _INDENT = "  "
 
@@ -70,9 +80,8 @@ def _no_comment(key: Key) -> str:
 def _section_lines(
     node: Branch | VariantBranch, section: BaseModel, indent: str, comment: Callable[[Key], str]
 ) -> list[str]:
-    group = node if isinstance(node, Branch) else node.kinds[str(getattr(section, node.discriminator))]
     lines = []
-    for name, child in group.children.items():
+    for name, child in branch_of(node, section).children.items():
         value = getattr(section, name)
         if isinstance(child, Key):
             lines.append(indent + _key_line(child, value, name in section.model_fields_set, comment(child)))
@@ -95,9 +104,7 @@ def secret_environment(settings: LabSettings) -> dict[str, str]:
     carried = {}
     for key in keys_by_path().values():
         if key.secret and key.env_long is not None:
-            value: object = settings
-            for name in key.path.split("."):
-                value = getattr(value, name)
+            value = value_at(settings, key.path)
             if isinstance(value, SecretStr):
                 carried[key.env_long] = value.get_secret_value()
     return carried

@@ -9,13 +9,13 @@ from pathlib import Path
 import yaml
 
 from muai_lab.errors import SettingsError
-from muai_lab.settings.catalogue import Branch, Key, VariantBranch, catalogue
+from muai_lab.settings.catalogue import ENVIRONMENT_PREFIXES, Branch, Key, VariantBranch, catalogue
 from muai_lab.settings.nearest import did_you_mean, nearest
 from muai_lab.settings.origin import Given, Layer, Origin
 
 OPTIMIZATION_FILE = Path("config/optimization.yaml")
 SYSTEM_FILE = Path("config/system.yaml")
-FILE_SECTIONS = ("optimization", "monitoring")
+FILE_SECTIONS = tuple(ENVIRONMENT_PREFIXES)
 
 _NULL = "tag:yaml.org,2002:null"
 _MERGE = "tag:yaml.org,2002:merge"

@@ -48,6 +48,10 @@ class ModelSettings(Section):
     )
 
 
+_CHANGING = ("ramp", "steps", "diurnal", "trace")
+"""Kinds of arrivals whose load changes over time, so that its figures depend on the length of the window."""
+
+
 class ArrivalSettings(Section):
     """When requests are sent; where the workload has sessions, when their first turns are.
 
@@ -93,6 +97,11 @@ class ArrivalSettings(Section):
         unit="requests/s",
         gt=0,
     )
+
+    @property
+    def stationary(self) -> bool:
+        """True if the offered load does not change by itself."""
+        return self.kind not in _CHANGING
 
     def conflicts(self) -> Iterator[Conflict]:
         if self.trace_rate is not None and self.speed != 1.0:
@@ -222,8 +231,6 @@ _ARRIVAL_OF: Mapping[str, str] = MappingProxyType(
 """Keys that mean something under one kind of arrivals only: set without a kind, they choose it."""
 _RATED = ("gamma", "ramp", "diurnal")
 """Those of these kinds that `arrival.rate` means something under, too."""
-_CHANGING = ("ramp", "steps", "diurnal", "trace")
-"""Kinds whose load changes over time, so that its figures depend on how long it lasts."""
 
 
 class LabSettings(Section):
@@ -274,7 +281,7 @@ class LabSettings(Section):
                 f"load.backend=ray needs an endpoint that all machines reach, but the target is {self.target.kind}: "
                 "set target=endpoint and target.url",
             )
-        if self.load.automatic and self.arrival.kind in _CHANGING:
+        if self.load.automatic and not self.arrival.stationary:
             yield Conflict(
                 ("load.duration_s", "arrival.kind"),
                 f"load.duration_s=auto needs a load that stays alike, but arrival.kind is {self.arrival.kind}: give "

@@ -28,7 +28,7 @@ class PrometheusSettings(Section):
     """Metrics in Prometheus' text format, on a port of their own."""
 
     enabled: bool = setting(True, "Export metrics.")
-    port: int = setting(9090, "HTTP port of the metrics; 0 takes any free port.", ge=0, le=65535)
+    port: int = setting(9090, "HTTP port of the metrics; 0 takes any free port.", ge=0, le=_LAST_PORT)
     host: Name = setting(
         "0.0.0.0",
         "Address to bind; 127.0.0.1 for this machine only. Unless it is set, the address of `monitoring.server.host`.",
@@ -98,7 +98,7 @@ class ServerSettings(Section):
 
     enabled: bool = setting(False, "Server mode, for deployments that start from this file.")
     host: Name = setting("0.0.0.0", "Address to bind; 127.0.0.1 for this machine only.")
-    port: int = setting(8000, "HTTP port; 0 takes any free port.", ge=0, le=65535)
+    port: int = setting(8000, "HTTP port; 0 takes any free port.", ge=0, le=_LAST_PORT)
     queue_capacity: int = setting(
         100, "Most requests that wait; more are refused with HTTP 429.", unit="requests", ge=1
     )

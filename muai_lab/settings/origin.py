@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 LayerName = Literal["default", "file", "environment", "group", "override"]
+LAYERS: tuple[LayerName, ...] = get_args(LayerName)
+"""The layers, lowest first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from muai_lab.settings.catalogue import (
     Branch,
     Key,
     VariantBranch,
+    branch_of,
     catalogue,
     find_key,
     keys_by_path,
@@ -28,7 +29,7 @@ from muai_lab.settings.file import default_file, read_file
 from muai_lab.settings.giving_way import give_way
 from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.nearest import did_you_mean, nearest_path
-from muai_lab.settings.origin import DEFAULT, OVERRIDE, Given, Layer, Origin
+from muai_lab.settings.origin import DEFAULT, LAYERS, OVERRIDE, Given, Layer, Origin
 from muai_lab.settings.section import UNCHECKED, walk
 
 
@@ -57,9 +58,8 @@ class Resolved:
         """The layer that set the key; for an open mapping with entries from several layers, the highest of them."""
         if path in self.origins:
             return self.origins[path]
-        order = ("default", "file", "environment", "group", "override")
         entries = [origin for name, origin in self.origins.items() if name.startswith(f"{path}.")]
-        return max(entries, key=lambda origin: order.index(origin.layer), default=DEFAULT)
+        return max(entries, key=lambda origin: LAYERS.index(origin.layer), default=DEFAULT)
 
     def entries(self, under: str = "") -> Iterator[ResolvedSetting]:
         """Every setting below the section `under`, in the order of the schema. Keys that do not apply are left out."""
@@ -309,8 +309,7 @@ def _conflicts(settings: LabSettings, origins: Mapping[str, Origin], invalid: se
 
 
 def _leaves(node: Branch | VariantBranch, section: BaseModel) -> Iterator[tuple[Key, object]]:
-    group = node if isinstance(node, Branch) else node.kinds[str(getattr(section, node.discriminator))]
-    for name, child in group.children.items():
+    for name, child in branch_of(node, section).children.items():
         value = getattr(section, name)
         if isinstance(child, Key):
             yield child, value

@@ -100,17 +100,7 @@ class TargetSettings(Section):
                     ("kind", "url"), "the target endpoint needs target.url, such as target.url=http://host:8000/v1"
                 )
             return
-        for key in (
-            "url",
-            "api_key_env",
-            "metrics_url",
-            "model",
-            "headers",
-            "headers_env",
-            "extra_body",
-            "ca_file",
-            "tokenizer",
-        ):
+        for key in _OF_ENDPOINTS:
             if getattr(self, key):
                 yield Conflict((key, "kind"), f"{key} belongs to target=endpoint, but the target is {self.kind}")
 

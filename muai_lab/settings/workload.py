@@ -22,10 +22,18 @@ TIMED_KINDS = ("azure", "mooncake", "burstgpt", "schedule")
 """Kinds whose requests have times of their own, which `arrival=trace` replays."""
 
 
+def _label(name: str) -> Any:
+    return setting(name, "Label of the workload in results.")
+
+
+def _answer_length(where: str = "") -> Any:
+    return setting(UniformLength(low=8, high=48), f"Length of an answer{where}.")
+
+
 class Workload(Section):
     """What every workload has, whatever its kind."""
 
-    name: Name = setting("chat", "Label of the workload in results.")
+    name: Name = _label("chat")
     api: Api = setting("completions", "OpenAI endpoint that the requests go to.")
     temperature: float = setting(0.0, "Sampling temperature; 0 is greedy.", ge=0.0)
     ignore_eos: bool = setting(
@@ -46,14 +54,14 @@ class SyntheticWorkload(Workload):
     prompt_tokens: LengthDistribution = setting(
         UniformLength(low=16, high=128), "Length of a prompt, chat template included."
     )
-    output_tokens: LengthDistribution = setting(UniformLength(low=8, high=48), "Length of an answer.")
+    output_tokens: LengthDistribution = _answer_length()
 
 
 class SharedPrefixWorkload(Workload):
     """Made-up prompts in groups; the prompts of a group begin with the same text, as with a common system prompt."""
 
     kind: Literal["shared_prefix"] = setting("shared_prefix", "Prompts in groups with a common beginning.")
-    name: Name = setting("shared_prefix", "Label of the workload in results.")
+    name: Name = _label("shared_prefix")
     groups: int = setting(8, "Number of different beginnings.", ge=1)
     popularity: float = setting(
         1.0,
@@ -67,7 +75,7 @@ class SharedPrefixWorkload(Workload):
     prompt_tokens: LengthDistribution = setting(
         UniformLength(low=16, high=64), "Length of what follows the common beginning, chat template included."
     )
-    output_tokens: LengthDistribution = setting(UniformLength(low=8, high=48), "Length of an answer.")
+    output_tokens: LengthDistribution = _answer_length()
 
 
 class MultiTurnWorkload(Workload):
@@ -78,14 +86,14 @@ class MultiTurnWorkload(Workload):
     """
 
     kind: Literal["multi_turn"] = setting("multi_turn", "Conversations of several turns.")
-    name: Name = setting("multi_turn", "Label of the workload in results.")
+    name: Name = _label("multi_turn")
     api: Api = setting("chat", "OpenAI endpoint that the requests go to; completions joins what was said by line ends.")
     system_tokens: int = setting(
         0, "Length of a system prompt that all conversations begin with; 0 for none.", unit="tokens", ge=0
     )
     turns: LengthDistribution = setting(UniformLength(low=2, high=5), "Turns of a conversation.")
     prompt_tokens: LengthDistribution = setting(UniformLength(low=16, high=64), "Length of what is said in one turn.")
-    output_tokens: LengthDistribution = setting(UniformLength(low=8, high=48), "Length of an answer.")
+    output_tokens: LengthDistribution = _answer_length()
     think_time: TimeDistribution = setting(ExponentialTime(mean_s=1.0), "From the end of an answer to the next turn.")
 
 
@@ -139,7 +147,7 @@ class AzureWorkload(TraceWorkload):
     """A trace of the Azure LLM inference dataset: CSV with the columns TIMESTAMP, ContextTokens, GeneratedTokens."""
 
     kind: Literal["azure"] = setting("azure", "Trace of the Azure LLM inference dataset (CSV).")
-    name: Name = setting("azure", "Label of the workload in results.")
+    name: Name = _label("azure")
 
 
 class BurstGptWorkload(TraceWorkload):
@@ -149,7 +157,7 @@ class BurstGptWorkload(TraceWorkload):
     """
 
     kind: Literal["burstgpt"] = setting("burstgpt", "BurstGPT trace (CSV).")
-    name: Name = setting("burstgpt", "Label of the workload in results.")
+    name: Name = _label("burstgpt")
     model: Name | None = setting(None, "Only requests to this model, such as ChatGPT or GPT-4; null takes all.")
     log_type: Name | None = setting(
         None, "Only requests of this log type, such as Conversation log or API log; null takes all."
@@ -164,7 +172,7 @@ class MooncakeWorkload(TraceWorkload):
     """
 
     kind: Literal["mooncake"] = setting("mooncake", "Mooncake trace (JSON lines).")
-    name: Name = setting("mooncake", "Label of the workload in results.")
+    name: Name = _label("mooncake")
     block_tokens: int = setting(
         512, "Tokens of the recorded prompt that one of its hash_ids stands for; scaled like the lengths.", ge=1
     )
@@ -173,9 +181,7 @@ class MooncakeWorkload(TraceWorkload):
 class PromptSetWorkload(FileWorkload):
     """What every set of written prompts has."""
 
-    output_tokens: LengthDistribution = setting(
-        UniformLength(low=8, high=48), "Length of an answer where the file does not say it."
-    )
+    output_tokens: LengthDistribution = _answer_length(" if the file does not state it")
     order: Literal["file", "shuffled"] = setting(
         "file", "Ask in the order of the file, or in an order that the seed decides."
     )
@@ -185,7 +191,7 @@ class TextWorkload(PromptSetWorkload):
     """Plain text, a prompt in each line; empty lines are no prompts."""
 
     kind: Literal["text"] = setting("text", "Plain text, a prompt in each line.")
-    name: Name = setting("text", "Label of the workload in results.")
+    name: Name = _label("text")
 
 
 class ConversationSetWorkload(PromptSetWorkload):
@@ -212,7 +218,7 @@ class OpenAiJsonlWorkload(ConversationSetWorkload):
     """
 
     kind: Literal["openai_jsonl"] = setting("openai_jsonl", "JSON lines with messages, turns or prompt.")
-    name: Name = setting("openai_jsonl", "Label of the workload in results.")
+    name: Name = _label("openai_jsonl")
 
 
 class ShareGptWorkload(ConversationSetWorkload):
@@ -223,7 +229,7 @@ class ShareGptWorkload(ConversationSetWorkload):
     """
 
     kind: Literal["sharegpt"] = setting("sharegpt", "ShareGPT conversations (JSON).")
-    name: Name = setting("sharegpt", "Label of the workload in results.")
+    name: Name = _label("sharegpt")
     max_turns: int | None = setting(
         1, "Most turns of a conversation that are asked; null asks all.", unit="turns", ge=1
     )
@@ -233,7 +239,7 @@ class TableWorkload(PromptSetWorkload):
     """A table of prompts: a CSV, Parquet or JSON file, told apart by its name's ending."""
 
     kind: Literal["table"] = setting("table", "CSV or Parquet table with a column of prompts.")
-    name: Name = setting("table", "Label of the workload in results.")
+    name: Name = _label("table")
     prompt_column: Name | None = setting(
         None, "Column of the prompts; null takes the first of the usual names, such as prompt, question or text."
     )
@@ -254,7 +260,7 @@ class ScheduleWorkload(Workload):
     """
 
     kind: Literal["schedule"] = setting("schedule", "A saved schedule.")
-    name: Name = setting("schedule", "Label of the workload in results.")
+    name: Name = _label("schedule")
     path: Name | None = setting(None, "The schedule.parquet of a run.")
 
     def conflicts(self) -> Iterator[Conflict]:
@@ -295,7 +301,7 @@ class MixWorkload(Workload):
     """Several workloads at once. Every request carries the name of its part."""
 
     kind: Literal["mix"] = setting("mix", "Several workloads at once.")
-    name: Name = setting("mix", "Label of the workload in results.")
+    name: Name = _label("mix")
     parts: dict[Name, MixPart] = setting(
         {}, "The parts by their names, each with `weight` and `workload` (with its `kind` and that kind's keys)."
     )

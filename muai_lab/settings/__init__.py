@@ -1,1 +1,1 @@
-"""Settings: the schema, the layers that fill it, and what is generated from it."""
+"""Settings: the schema, the layers that fill it, and the pages and files generated from it."""

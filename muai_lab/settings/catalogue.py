@@ -1,6 +1,6 @@
-"""Every setting as data, read off the models: path, type, default, range, options, environment names, meaning.
+"""Every setting as data, read from the models: path, type, default, range, options, environment names, meaning.
 
-The loader, the dumps, the reference page, the example file and Hydra's base nodes are all driven by this tree.
+This tree drives the loader, the dumps, the reference page, the example file and Hydra's base nodes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _STRICT = ConfigDict(strict=True, allow_inf_nan=False, hide_input_in_errors=True
 
 @dataclass(frozen=True, slots=True)
 class ValueRange:
-    """Bounds of a number; None where there is none."""
+    """Bounds of a number; None for a bound that does not exist."""
 
     ge: float | None = None
     gt: float | None = None
@@ -66,10 +66,14 @@ class ValueRange:
 class Key:
     """One setting.
 
-    options: the values allowed (for a list: of its items; of a number: words in its place), empty where anything of the
-    type goes. env_long, env_short: environment variables, None where there is none (the lab's own settings have none).
-    secret: the value is never shown or written. hidden: error texts do not show the value. numbers: the items of the
-    list are numbers.
+    Attributes:
+        options: The allowed values; of a list, those of its items; of a number, the words allowed in its place. Empty
+            if any value of the type is allowed.
+        env_long: Environment variable; None for the lab's own settings.
+        env_short: Second name of the variable, None if there is none.
+        secret: The value is never shown or written.
+        hidden: Error texts do not show the value.
+        numbers: The items of the list are numbers.
     """
 
     path: str
@@ -95,7 +99,7 @@ class Key:
         return self.path.rpartition(".")[2]
 
     def expected(self) -> str:
-        """What a valid value looks like, in words."""
+        """Describe a valid value in words."""
         words = "a list of numbers" if self.numbers else _WORDS[self.kind]
         listed = ", ".join(self.options)
         if self.options and self.kind != "float":
@@ -111,7 +115,11 @@ class Key:
         return f"{words}, or null" if self.nullable else words
 
     def check(self, value: object) -> object:
-        """Return the valid, immutable form of `value`; raise ValueError saying what was expected, without the value."""
+        """Return the valid, immutable form of `value`.
+
+        Raises:
+            ValueError: Names what is expected, without the value.
+        """
         try:
             return self.adapter.validate_python(value)
         except ValidationError as error:
@@ -131,7 +139,7 @@ class Key:
         return f"expected {self.expected()}{did_you_mean(matches)}"
 
     def shown(self, value: object) -> str:
-        """The value as people read it in one line; never a secret, nor credentials inside an address."""
+        """Return the value in one line for people, without secrets and without credentials in addresses."""
         if self.secret:
             return "null" if value is None else "(set, not shown)"
         return show(value)
@@ -162,12 +170,12 @@ class VariantBranch:
 
 
 def branch_of(node: Branch | VariantBranch, section: BaseModel) -> Branch:
-    """The keys that the section has: of a choice, those of its kind."""
+    """Return the keys of the section as it is: for a choice, those of its kind."""
     return node if isinstance(node, Branch) else node.kinds[str(getattr(section, node.discriminator))]
 
 
 def plain(value: object) -> object:
-    """The value with sections inside it as plain mappings of what was set in them."""
+    """Return the value with each section in it as a plain mapping of the keys that were set."""
     if isinstance(value, BaseModel):
         return value.model_dump(exclude_unset=True)
     if isinstance(value, Mapping):
@@ -176,7 +184,7 @@ def plain(value: object) -> object:
 
 
 def show(value: object) -> str:
-    """A value in one line, as YAML would have it, cut to a readable length, without credentials in addresses."""
+    """Return a value in one line of YAML, shortened to a readable length, without credentials in addresses."""
     if isinstance(value, SecretStr):
         return "(set, not shown)"
     text = json.dumps(plain(value), ensure_ascii=False, default=str)
@@ -186,7 +194,7 @@ def show(value: object) -> str:
 
 @cache
 def catalogue() -> Branch:
-    """The whole tree of settings."""
+    """Return the whole tree of settings."""
     return _group(LabSettings, "", LabSettings())
 
 
@@ -252,7 +260,7 @@ def _key(info: FieldInfo, path: str, default: object) -> Key:
 
 
 def _without_none(annotation: Any) -> tuple[Any, bool]:
-    """The annotation without `| None` and without Annotated, and whether None was there."""
+    """The annotation without `| None` and without Annotated, and True if None was there."""
     nullable = False
     if get_origin(annotation) in (Union, types.UnionType):
         others = [item for item in get_args(annotation) if item is not type(None)]
@@ -281,7 +289,7 @@ def _kind(annotation: Any) -> tuple[ValueKind, tuple[str, ...]]:
 
 
 def _item_of(annotation: Any) -> Any:
-    """What the items of a tuple of any length are."""
+    """The type of the items of a tuple of any length."""
     return _without_none(get_args(annotation)[0])[0]
 
 
@@ -311,7 +319,7 @@ def _long_name(path: str) -> str | None:
 
 
 def keys_of(node: Key | Branch | VariantBranch) -> Iterator[Key]:
-    """All keys below, in order; a key that several kinds of a choice have comes once for each kind."""
+    """Yield all keys below, in order; a key that several kinds of a choice have comes once for each kind."""
     if isinstance(node, Key):
         yield node
         return
@@ -322,7 +330,7 @@ def keys_of(node: Key | Branch | VariantBranch) -> Iterator[Key]:
 
 @cache
 def keys_by_path() -> Mapping[str, Key]:
-    """Every key by its path; where kinds of a choice share a path, the first of them."""
+    """Return every key by its path; if kinds of a choice share a path, the first of them."""
     keys: dict[str, Key] = {}
     for key in keys_of(catalogue()):
         keys.setdefault(key.path, key)
@@ -331,7 +339,7 @@ def keys_by_path() -> Mapping[str, Key]:
 
 @cache
 def sections() -> Mapping[str, Branch | VariantBranch]:
-    """Every section by its path, without the kinds of a choice (which share its path)."""
+    """Return every section by its path, without the kinds of a choice, which share its path."""
     found: dict[str, Branch | VariantBranch] = {}
 
     def visit(node: Branch | VariantBranch) -> None:
@@ -349,12 +357,12 @@ def sections() -> Mapping[str, Branch | VariantBranch]:
 
 @cache
 def mapping_paths() -> tuple[str, ...]:
-    """Paths of the keys that are open mappings: `PATH.NAME` is valid for any name."""
+    """Return the paths of the keys that are open mappings: `PATH.NAME` is valid for any name."""
     return tuple(key.path for key in keys_by_path().values() if key.kind in ("mapping", "sections"))
 
 
 def find_key(path: str) -> Key | None:
-    """The key that a dotted path means; for an entry of an open mapping, the key of the mapping."""
+    """Return the key at a dotted path; for an entry of an open mapping, the key of the mapping."""
     key = keys_by_path().get(path)
     if key is None:
         for prefix in mapping_paths():

@@ -1,4 +1,4 @@
-"""Which keys there are: the kinds of choices that are in force, chosen or implied, and what a path means under them."""
+"""Kinds of choices in force, chosen or implied, and the keys that exist under them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from muai_lab.settings.origin import Given, Layer, gave_way
 
 
 def kind_in(choice: VariantBranch, merged: Mapping[str, Given]) -> object:
-    """The kind of a choice that is in force."""
+    """Return the kind of a choice that is in force."""
     given = merged.get(f"{choice.path}.{choice.discriminator}")
     return choice.default_kind if given is None else given.value
 
 
 def node_at(path: str, merged: Mapping[str, Given]) -> tuple[Key | Branch | VariantBranch | None, VariantBranch | None]:
-    """What the dotted path means under the kinds that are in force, and the innermost choice on the way to it.
+    """Return the node at a dotted path under the kinds in force, and the innermost choice on the way to it.
 
-    None where the kind in force has no such child. An entry of an open mapping means the mapping. Where a kind does
-    not exist at all, which is a problem of its own, the first of its choice stands in.
+    The node is None if the kind in force has no such child. For an entry of an open mapping, it is the mapping. A kind
+    that does not exist is a problem of its own; here the first kind of its choice replaces it.
     """
     node: Key | Branch | VariantBranch = catalogue()
     innermost: VariantBranch | None = None
@@ -37,7 +37,7 @@ def node_at(path: str, merged: Mapping[str, Given]) -> tuple[Key | Branch | Vari
 
 
 def applicable_key(path: str, merged: Mapping[str, Given]) -> tuple[Key | None, VariantBranch | None]:
-    """The key that `path` means under the kinds that are chosen, or None with the choice whose kind has no such key."""
+    """Return the key at `path` under the kinds in force, or None with the choice whose kind has no such key."""
     node, choice = node_at(path, merged)
     if isinstance(node, Key):
         return node, choice
@@ -47,9 +47,12 @@ def applicable_key(path: str, merged: Mapping[str, Given]) -> tuple[Key | None, 
 
 
 def implied_kinds(merged: Layer) -> dict[str, Given]:
-    """The kinds of choices (`workload.kind`) that follow from keys that only one kind has (`workload.groups`).
+    """Return the kinds of choices (`workload.kind`) that follow from keys that only one kind has (`workload.groups`).
 
-    merged: what the layers above the defaults set. A kind that was set is left alone, even if a key does not fit it.
+    A kind that was set stays as it is, even if a key does not fit it.
+
+    Args:
+        merged: The values of all layers above the defaults.
     """
     implied: dict[str, Given] = {}
     for path, section in sections().items():  # an outer choice comes before those inside it
@@ -65,5 +68,5 @@ def implied_kinds(merged: Layer) -> dict[str, Given]:
 
 
 def kinds_with(choice: VariantBranch, names: Set[str]) -> list[str]:
-    """The kinds of the choice that have all of these keys."""
+    """Return the kinds of the choice that have all of these keys."""
     return [kind for kind, group in choice.kinds.items() if names <= group.children.keys()]

@@ -1,11 +1,11 @@
 """Settings from Hydra's configuration groups and command-line overrides.
 
-Hydra composes; then one function turns the outcome into the frozen tree, and nothing behind it sees omegaconf. What a
-chosen option or an override sets is laid over environment and file; what they leave alone follows environment, file and
-defaults. No state is kept in this module, so jobs may run in other processes.
+Hydra composes; then one function turns the result into the frozen tree, and no module behind it imports omegaconf.
+Values of chosen options and overrides win over environment and file; all other keys follow environment, file and
+defaults. The module keeps no state, so jobs may run in other processes.
 
-Before a run, every job of the invocation is composed and resolved once: a typing mistake is answered with the valid
-names instead of a traceback, and a sweep never dies at its fifth job of one.
+Before a run, every job of the invocation is composed and resolved once. A typing mistake gives the valid names instead
+of a traceback, and no sweep fails at a later job because of one.
 """
 
 from __future__ import annotations
@@ -30,20 +30,23 @@ from muai_lab.settings.origin import OVERRIDE, Given, Layer, Origin
 from muai_lab.settings.overrides import name_problems, parse_overrides
 from muai_lab.settings.resolve import Resolved, flatten, load_settings
 
-# Above this many jobs not every combination is composed, only every value of every swept key once.
+# With more jobs than this, only every value of every swept key is composed once, not every combination.
 MOST_COMBINATIONS = 24
-# A folder's name may have 255 bytes; the job's number and some room to spare come off.
+# A folder's name may have 255 bytes; this leaves room for the job's number.
 _LONGEST_FOLDER_NAME = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Jobs:
-    """What an invocation will run.
+    """The jobs of an invocation.
 
-    combinations: how many configurations. named: groups and keys whose values tell them apart and fit into the name of
-    a job's folder. unnamed: the others that were given. swept: the values (`key=value`) of every key that has several,
-    in the order in which the sweep takes them. repeats: runs of each configuration; 1 also where one of several
-    repeats was asked for. sweep_dir: where the jobs of a multirun go, None for a single run.
+    Attributes:
+        combinations: Number of configurations.
+        named: Groups and keys whose values distinguish the configurations and fit into the name of a job's folder.
+        unnamed: The other groups and keys that were given.
+        swept: The values (`key=value`) of every key that has several, in the order of the sweep.
+        repeats: Runs of each configuration; 1 if a single one of several repeats was requested.
+        sweep_dir: Folder of the jobs of a multirun, None for a single run.
     """
 
     combinations: int = 1
@@ -57,7 +60,8 @@ class Jobs:
 def compose(argv: Sequence[str]) -> Resolved:
     """Resolve group choices (`batcher=latency`) and overrides (`arrival.rate=8`) without running anything.
 
-    Raises SettingsError for a mistyped group, option or key, with the nearest valid ones, and for invalid values.
+    Raises:
+        SettingsError: A mistyped group, option or key, with the nearest valid ones, or an invalid value.
     """
     parsed, problems = parse_overrides(argv)
     sweeps = [override.get_key_element() for override in parsed if override.is_sweep_override()]
@@ -68,17 +72,20 @@ def compose(argv: Sequence[str]) -> Resolved:
 
 
 def resolve_job(cfg: DictConfig) -> Resolved:
-    """The settings of the task that Hydra runs at this moment; cfg: what it handed to the task."""
+    """Return the settings of the task that Hydra runs now; cfg: the configuration that it passed to the task."""
     return _resolve(cfg, cast(DictConfig, HydraConfig.get()))
 
 
 def check_overrides(argv: Sequence[str], *, multirun: bool = False) -> Jobs:
-    """Check everything that this invocation of `run` would compose, before anything runs.
+    """Check every configuration that this invocation of `run` would compose, before anything runs.
 
-    argv: overrides only. multirun: several values per key are allowed (an experiment may ask for that by itself).
+    Args:
+        argv: Overrides only.
+        multirun: Allows several values per key. An experiment may also request that.
 
-    Raises SettingsError: mistyped groups, options and keys with the nearest valid ones; invalid values with the job in
-    which they occur; a secret on the command line, which Hydra would print and write down.
+    Raises:
+        SettingsError: Mistyped groups, options and keys with the nearest valid ones; invalid values with the job in
+            which they occur; a secret on the command line, which Hydra would print and record.
     """
     parsed, problems = parse_overrides(argv)
     secrets = [key for override in parsed if (key := find_key(override.key_or_group)) is not None and key.secret]
@@ -103,9 +110,9 @@ def check_overrides(argv: Sequence[str], *, multirun: bool = False) -> Jobs:
 
 
 def composed_jobs(argv: Sequence[str], *, multirun: bool = False) -> Iterator[tuple[str, list[str], Resolved]]:
-    """Each configuration that `check_overrides` has passed: what tells it apart, its overrides, its settings.
+    """Yield each configuration that `check_overrides` has passed: its swept values, its overrides, its settings.
 
-    A sweep that an experiment asks for counts, too. Repeats are not told apart.
+    A sweep that an experiment requests is included. Repeats are not.
     """
     parsed, _ = parse_overrides(argv)
     with hydra_session(parsed):
@@ -124,7 +131,7 @@ def _repeats(resolved: Resolved) -> int:
 
 
 def _sweep_dir(cfg: DictConfig) -> Path:
-    """The folder of the sweep, with the time of now where its name has one."""
+    """The folder of the sweep, with the present time if its name has one."""
     return Path(str(OmegaConf.select(cfg, "hydra.sweep.dir", throw_on_missing=True)))
 
 
@@ -134,7 +141,7 @@ def _stop_at(problems: list[str]) -> None:
 
 
 def _with_sweeper_params(overrides: list[Override], cfg: DictConfig) -> list[Override]:
-    """The overrides after those that an experiment asks for, as the sweeper will see them; the last of a key counts."""
+    """The overrides that an experiment requests, then the given ones; the last override of a key wins."""
     params = cfg.hydra.sweeper.get("params") or {}
     lines = [f"{key}={value}" for key, value in params.items()]
     asked, problems = parse_overrides(lines)
@@ -144,7 +151,7 @@ def _with_sweeper_params(overrides: list[Override], cfg: DictConfig) -> list[Ove
 
 
 def _lines(override: Override) -> Iterator[str]:
-    """The override with each of its values, one line each."""
+    """The override with each of its values, one line for each."""
     if override.is_sweep_override() and override.is_discrete_sweep():
         for value in override.sweep_string_iterator():
             yield f"{override.get_key_element()}={value}"
@@ -202,7 +209,7 @@ def _resolve(cfg: DictConfig, hydra: DictConfig) -> Resolved:
             given[override.key_or_group] = override.value()
     folders = [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
     named = {override.key_or_group for override in parsed}
-    # An experiment chooses options, too: those beside it cannot be told from the defaults of the groups.
+    # An experiment chooses options, too; they cannot be distinguished from the defaults of the groups.
     chosen = named if choices.get("experiment") is None else choices.keys()
     layers = _choice_layers(cfg, choices, folders, chosen)
     file = _select(cfg, "config_file")
@@ -221,9 +228,9 @@ def _select(cfg: DictConfig, path: str) -> object:
 def _choice_layers(
     cfg: DictConfig, choices: Mapping[str, object], folders: Sequence[Path], chosen: Set[str]
 ) -> list[Layer]:
-    """What each option sets, one layer each; an experiment lies above the other groups.
+    """The values that each option sets, one layer each; an experiment lies above the other groups.
 
-    Of an option that nobody chose only what differs from the default of its key counts: the rest may give way.
+    An option that was not chosen gives only the values that differ from the defaults of their keys: others give way.
     """
     layers = []
     for group in sorted(choices, key=lambda name: name == "experiment"):
@@ -242,13 +249,13 @@ def _choice_layers(
 
 
 def _moves(path: str, given: Given) -> bool:
-    """True if the value is not the key's default."""
+    """True if the value differs from the key's default."""
     key = find_key(path)
     return key is None or given.value != key.default
 
 
 def _option_values(group: str, option: str, package: str, folders: Sequence[Path]) -> dict[str, object]:
-    """What the option's file sets, by dotted path, over what files of the same group set that it builds on."""
+    """The values of the option's file, by dotted path, over those of the files of its group that it builds on."""
     file = next((path for folder in folders if (path := folder / group / f"{option}.yaml").is_file()), None)
     if file is None:
         return {}

@@ -1,4 +1,4 @@
-"""How lengths, counts and pauses of a workload are drawn."""
+"""Distributions of the lengths, counts and pauses of a workload."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class FixedLength(Section):
 
 
 class UniformLength(Section):
-    """Every length from low to high equally likely, both included."""
+    """Lengths from low to high, both included, all equally likely."""
 
     distribution: Literal["uniform"] = setting("uniform", "Lengths from `low` to `high`, equally likely.")
     low: int = setting(16, "Shortest length.", ge=1)
@@ -34,10 +34,10 @@ class UniformLength(Section):
 
 
 class _BoundedLength(Section):
-    """Drawn lengths are rounded and kept between low and high."""
+    """Drawn lengths, rounded and limited to the range from low to high."""
 
-    low: int = setting(1, "Shortest length; shorter draws become this.", ge=1)
-    high: int | None = setting(None, "Longest length; longer draws become this. null for none.", ge=1)
+    low: int = setting(1, "Shortest length; replaces shorter draws.", ge=1)
+    high: int | None = setting(None, "Longest length; replaces longer draws. null for no limit.", ge=1)
 
     orders: ClassVar[tuple[Order, ...]] = (Order("low", "high"),)
 
@@ -59,16 +59,16 @@ class LognormalLength(_BoundedLength):
 
 
 class EmpiricalLength(Section):
-    """Lengths that were observed, drawn as often as they were seen; given here or in a file."""
+    """Observed lengths, drawn as often as they were observed; given here or in a file."""
 
-    distribution: Literal["empirical"] = setting("empirical", "Lengths that were observed.")
+    distribution: Literal["empirical"] = setting("empirical", "Observed lengths.")
     values: Annotated[tuple[Annotated[int, Field(ge=1)], ...], AnySequence] = setting((), "The lengths.")
     weights: Annotated[tuple[Annotated[float, Field(ge=0)], ...], AnySequence, AfterValidator(_check_weights)] = (
-        setting((), "How often each of `values` was seen; none for equally often.")
+        setting((), "Number of observations of each of `values`; empty if all are equal.")
     )
     path: Name | None = setting(
         None,
-        "Text file with a length in each line, or a length and its weight with a comma between; instead of values.",
+        "Text file with one length per line, or a length and its weight separated by a comma; replaces values.",
     )
 
     def conflicts(self) -> Iterator[Conflict]:
@@ -93,14 +93,14 @@ class FixedTime(Section):
 
 
 class ExponentialTime(Section):
-    """Exponentially distributed times: as of somebody who may act at any moment."""
+    """Exponentially distributed times, as of independent events."""
 
     distribution: Literal["exponential"] = setting("exponential", "Exponentially distributed times.")
     mean_s: float = setting(1.0, "Mean time.", unit="s", gt=0)
 
 
 class LognormalTime(Section):
-    """Times whose logarithm is normally distributed: mostly short, now and then very long."""
+    """Times whose logarithm is normally distributed: mostly short, a few very long."""
 
     distribution: Literal["lognormal"] = setting("lognormal", "Times whose logarithm is normally distributed.")
     mean_s: float = setting(1.0, "Mean of the time itself (not of its logarithm).", unit="s", gt=0)

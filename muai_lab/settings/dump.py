@@ -1,6 +1,6 @@
-"""Settings written down again: the file that a server runs, the record of a run, the environment of a child process.
+"""Settings as text: the file that a server runs, the record of a run, the environment of a child process.
 
-Secrets are never written to a file; a child process gets them through its environment.
+Secrets are never written to a file; a child process receives them in its environment.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _INDENT = "  "
 
 
 class _Dumper(yaml.SafeDumper):
-    """PyYAML's safe dumper; writes strings such as "1e3" so that our loader reads them as strings, tuples as lists."""
+    """PyYAML's safe dumper. Strings such as "1e3" stay strings in our loader, and tuples become lists."""
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
@@ -44,18 +44,18 @@ _Dumper.add_representer(tuple, yaml.SafeDumper.represent_list)
 
 
 def yaml_value(value: object) -> str:
-    """One value in one line of YAML."""
+    """Return one value in one line of YAML."""
     written = list(value) if isinstance(value, tuple) else plain(value)
     text = yaml.dump(written, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=float("inf"))
     return text.removesuffix("\n").removesuffix("\n...")
 
 
 def dump_optimization_yaml(settings: LabSettings) -> str:
-    """The `optimization` and `monitoring` sections in the specification's shape: what `serve` runs unchanged.
+    """Return the `optimization` and `monitoring` sections in the specification's shape, which `serve` runs unchanged.
 
-    Loading the text gives the same settings. A key for which "not set" means something of its own
-    (`optimization.cache.max_memory_mb`) is written as a comment where no layer had set it. Secrets are null, with a
-    comment that names the variable which brings them back.
+    Loading the text gives the same settings. A key for which "not set" differs from its default
+    (`optimization.cache.max_memory_mb`) is written as a comment if no layer had set it. Secrets are null, with a
+    comment that names the variable which restores them.
     """
     tree = catalogue()
     lines = []
@@ -67,7 +67,7 @@ def dump_optimization_yaml(settings: LabSettings) -> str:
 
 
 def dump_config_yaml(resolved: Resolved) -> str:
-    """The whole tree as YAML, each value with its origin as a comment; the record that is kept with a run."""
+    """Return the whole tree as YAML, each value with its origin as a comment: the record of a run."""
     header = f"# file: {resolved.file if resolved.file is not None else 'none'}"
     lines = _section_lines(catalogue(), resolved.settings, "", lambda key: str(resolved.origin(key.path)))
     return "\n".join([header, *lines]) + "\n"
@@ -100,7 +100,7 @@ def _key_line(key: Key, value: object, was_set: bool, comment: str) -> str:
 
 
 def secret_environment(settings: LabSettings) -> dict[str, str]:
-    """The variables that carry the secrets to a child process, by their systematic names."""
+    """Return the variables that carry the secrets to a child process, by their systematic names."""
     carried = {}
     for key in keys_by_path().values():
         if key.secret and key.env_long is not None:
@@ -111,10 +111,13 @@ def secret_environment(settings: LabSettings) -> dict[str, str]:
 
 
 def child_environment(settings: LabSettings, environ: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The environment for a child that gets the resolved settings as a file.
+    """Return the environment for a child process that receives the resolved settings as a file.
 
-    Variables that set settings are taken out, since they are in the file already and would be laid over it again;
-    the secrets, which are not in the file, are put in. environ: None means the process's own.
+    Variables that set settings are removed: the file holds their values already, and they would override it again.
+    The secrets, which the file does not hold, are added.
+
+    Args:
+        environ: The environment to start from; None means the process's own.
     """
     prefixes = tuple(ENVIRONMENT_PREFIXES.values())
     inherited = os.environ if environ is None else environ

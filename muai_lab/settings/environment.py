@@ -16,7 +16,7 @@ _NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 def parse_text(key: Key, text: str) -> object:
-    """The value that `text` means for `key`, still to be checked; text that means nothing of the type stays text.
+    """Return the value that `text` means for `key`, not yet checked; text that is no value of the type stays text.
 
     bool: true/false/1/0/yes/no/on/off in any case. list: comma-separated. mapping: comma-separated `name=value`.
     null: `null` or empty (for a list or mapping, empty is the empty list or mapping).
@@ -64,12 +64,12 @@ def format_text(value: object) -> str:
 
 
 def variables() -> dict[str, Key]:
-    """Every environment variable, long and short names, with the key that it sets."""
+    """Return every environment variable, by long and short names, with the key that it sets."""
     return {name: key for key in keys_by_path().values() for name in (key.env_long, key.env_short) if name is not None}
 
 
 def read_environment(environ: Mapping[str, str]) -> tuple[Layer, list[str]]:
-    """The values set by MUAI_OPT_ and MUAI_MON_ variables, and the problems found: unknown names, contradictions."""
+    """Return the values of MUAI_OPT_ and MUAI_MON_ variables, and the problems: unknown names, contradictions."""
     known = variables()
     prefixes = tuple(ENVIRONMENT_PREFIXES.values())
     problems = [

@@ -35,17 +35,18 @@ understand_exponents(_Loader)
 
 
 def default_file() -> Path | None:
-    """The file that is read when none is named, relative to the current folder; None when there is none."""
+    """Return the file that is read if none is named, relative to the current folder; None if there is none."""
     return next((path for path in (OPTIMIZATION_FILE, SYSTEM_FILE) if path.exists()), None)
 
 
 def read_file(path: Path) -> tuple[Layer, list[str]]:
-    """The values that the file sets, and the problems found in its structure.
+    """Return the values that the file sets, and the problems of its structure.
 
     Top-level sections besides `optimization` and `monitoring` are an error, except in a file named `system.yaml`, which
-    belongs to the whole system and holds our sections among others.
+    belongs to the whole system and holds these sections among others.
 
-    Raises SettingsError when there is nothing to go on with: missing, unreadable, or no valid YAML.
+    Raises:
+        SettingsError: The file is missing, unreadable, or no valid YAML.
     """
     loader = _Loader(_text(path))
     try:
@@ -81,7 +82,7 @@ def _text(path: Path) -> str:
 
 
 class _Reader:
-    """Walks the composed nodes along the catalogue, so that every key keeps its line."""
+    """A walk of the composed nodes along the catalogue, so that every key keeps its line."""
 
     def __init__(self, path: Path, loader: _Loader) -> None:
         self.path = path
@@ -147,7 +148,7 @@ class _Reader:
         self.layer[path] = Given(value, Origin("file", self._where(node)))
 
     def _pairs(self, node: yaml.MappingNode) -> Iterator[tuple[yaml.ScalarNode, yaml.Node]]:
-        """Keys and values of a mapping; merge keys (`<<`) are followed, keys given twice are a problem."""
+        """Keys and values of a mapping. Merge keys (`<<`) are followed; a key given twice is a problem."""
         seen: dict[str, int] = {}
         merged: list[tuple[yaml.ScalarNode, yaml.Node]] = []
         for key_node, value_node in node.value:
@@ -175,5 +176,5 @@ class _Reader:
 
 
 def _is_placeholder(node: yaml.MappingNode) -> bool:
-    """Whether the section is written `{...}`, as the specification does for "and so on": nothing is set."""
+    """True if the section is written `{...}`, the specification's abbreviation: it sets nothing."""
     return len(node.value) == 1 and node.value[0][0].value == "..." and node.value[0][1].tag == _NULL

@@ -1,4 +1,4 @@
-"""Defaults that give way: what nobody set follows what was set, and says so in its origin."""
+"""Defaults that give way to values that were set, and state that in their origin."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from muai_lab.settings.section import WasSet, value_at, walk, with_default
 
 
 def give_way(settings: LabSettings, set_paths: Set[str]) -> tuple[LabSettings, dict[str, Origin]]:
-    """The settings with every default out of the way of what was set, and the origins of those that moved.
+    """Return the settings in which no default contradicts a value that was set, and the origins of moved defaults.
 
-    set_paths: dotted paths of the keys that a layer above the defaults set.
+    Args:
+        set_paths: Dotted paths of the keys that a layer above the defaults set.
     """
     moved: dict[str, Origin] = {}
 

@@ -27,12 +27,12 @@ from muai_lab.settings.resolve import load_settings
 PRIMARY = "config"
 BASE_NODE = "muai_settings"
 SEARCH_SPACES = "search_space"
-"""The folder beside the groups that is none: its files are read by the tuner, and chosen by tuning.search_space."""
+"""The folder beside the groups that is no group: the tuner reads its files, and tuning.search_space chooses one."""
 _HIDDEN = "***"
 
 
 def groups_folder() -> Path:
-    """The folder of the configuration groups: inside the package in a wheel, `conf/` at the top of a checkout."""
+    """Return the folder of the configuration groups: in a wheel inside the package, in a checkout `conf/`."""
     package = Path(muai_lab.__file__).resolve().parent
     for folder in (package / "_hydra", package.parent / "conf"):
         if (folder / f"{PRIMARY}.yaml").is_file():
@@ -42,7 +42,7 @@ def groups_folder() -> Path:
 
 @contextmanager
 def hydra_session(overrides: Sequence[Override]) -> Iterator[ConfigLoader]:
-    """Hydra, ready to compose with our groups and base nodes; what was set up before is put back at the end."""
+    """Set up Hydra with our groups and base nodes; at the end, restore the set-up from before."""
     register_base_nodes(overrides)
     with initialize_config_dir(str(groups_folder()), job_name="muai_lab", version_base="1.3"):
         hydra = GlobalHydra.instance().hydra
@@ -51,10 +51,10 @@ def hydra_session(overrides: Sequence[Override]) -> Iterator[ConfigLoader]:
 
 
 def register_base_nodes(overrides: Sequence[Override]) -> None:
-    """Give Hydra every key of the settings, with the values of file and environment, so that `--cfg job` is the truth.
+    """Register every key of the settings with Hydra, with the values of file and environment, for `--cfg job`.
 
-    Where the file itself is swept over, or a layer has errors, the nodes hold defaults: the errors are reported when
-    the job is resolved, and the values are taken from the layers again then.
+    The nodes hold defaults if the file itself is swept or if a layer has errors. The job's resolution then reads the
+    layers again, and reports the errors.
     """
     named = [override for override in overrides if override.key_or_group == "config_file"]
     file = named[-1].value() if named and not named[-1].is_sweep_override() else None
@@ -68,7 +68,7 @@ def register_base_nodes(overrides: Sequence[Override]) -> None:
 
 
 def _base_node(node: Branch | VariantBranch, section: BaseModel | None) -> dict[str, Any]:
-    """Plain values of every key; for a choice the keys of all its kinds, null where the kind in force has none."""
+    """Plain values of every key; for a choice the keys of all its kinds, null if the kind in force has no such key."""
     data: dict[str, Any] = {}
     for group in [node] if isinstance(node, Branch) else node.kinds.values():
         for name, child in group.children.items():
@@ -84,7 +84,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, SecretStr):
         return _HIDDEN
     if isinstance(value, str):
-        return value.replace("${", "\\${")  # else omegaconf would take it for an interpolation
+        return value.replace("${", "\\${")  # otherwise omegaconf would read an interpolation
     if isinstance(value, BaseModel):
         return _plain(value.model_dump())
     if isinstance(value, Mapping):
@@ -93,7 +93,7 @@ def _plain(value: Any) -> Any:
 
 
 def compose_config(overrides: Sequence[str]) -> DictConfig:
-    """Hydra's composed configuration with its `hydra` node; needs an open `hydra_session`."""
+    """Return Hydra's composed configuration with its `hydra` node; needs an open `hydra_session`."""
     try:
         return hydra_compose(PRIMARY, list(overrides), return_hydra_config=True)
     except (HydraException, OmegaConfBaseException) as error:
@@ -101,7 +101,7 @@ def compose_config(overrides: Sequence[str]) -> DictConfig:
 
 
 def hydra_message(error: HydraException | OmegaConfBaseException) -> str:
-    """What Hydra or omegaconf has to say, in one line, without their internals."""
+    """Return the message of a Hydra or omegaconf error in one line, without their internals."""
     noise = (
         "full_key:",
         "reference_type=",

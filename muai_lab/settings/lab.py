@@ -1,4 +1,4 @@
-"""The lab's own settings: what is asked, when, of whom, and what was promised; and the tree that holds everything.
+"""The lab's own settings (model, arrivals, load, SLO, repeats), and the tree that holds all settings.
 
 These come from the configuration groups and the command line, not from the server's configuration file.
 """
@@ -41,7 +41,7 @@ class ModelSettings(Section):
     """The model under test."""
 
     name: Name = setting(
-        "qwen_chat", "Name that the model is served under; an embedded model if nothing else is named."
+        "qwen_chat", "Name that the model is served under; an embedded model if no other checkpoint is named."
     )
     checkpoint: Name | None = setting(
         None, "Hub id or local directory; null takes optimization.models[name], else the embedded model of that name."
@@ -53,47 +53,49 @@ _CHANGING = ("ramp", "steps", "diurnal", "trace")
 
 
 class ArrivalSettings(Section):
-    """When requests are sent; where the workload has sessions, when their first turns are.
+    """The times at which requests are sent; in a workload with sessions, the times of their first turns.
 
-    In the closed loop, `concurrency` requests are always under way. All other kinds are open loops: requests are due at
-    their times, whether or not earlier ones have finished.
+    In the closed loop, `concurrency` requests are always in flight. All other kinds are open loops: requests are due at
+    their times, even if earlier ones have not finished.
     """
 
     kind: Literal["closed", "constant", "poisson", "gamma", "ramp", "steps", "diurnal", "trace"] = setting(
         "poisson",
-        "closed: `concurrency` requests are always under way; constant, poisson: `rate` per second, evenly or at"
-        " random; gamma: in bursts, as `cv` says; ramp: from `rate` to `end_rate` within `ramp_s`; steps: each of"
+        "closed: `concurrency` requests are always in flight; constant, poisson: `rate` per second, evenly or at"
+        " random; gamma: in bursts, set by `cv`; ramp: from `rate` to `end_rate` within `ramp_s`; steps: each of"
         " `step_rates` for `step_s`; diurnal: `rate` on average, up and down with `period_s`; trace: at the times of"
         " the workload's trace or schedule, `speed` times as fast.",
     )
     rate: float = setting(
-        20.0, "Offered rate of the open loop; of a ramp at its start, of diurnal its mean.", unit="requests/s", gt=0
+        20.0, "Offered rate of the open loop; for ramp at its start, for diurnal the mean.", unit="requests/s", gt=0
     )
-    concurrency: int = setting(8, "Requests under way in the closed loop.", unit="requests", ge=1)
+    concurrency: int = setting(8, "Requests in flight in the closed loop.", unit="requests", ge=1)
     cv: float = setting(
         2.0,
         "gamma: coefficient of variation of the gaps. 1 is poisson, more is burstier, less is more even; "
-        "1 / cv^2 is what other tools call burstiness.",
+        "other tools use 1 / cv^2, called burstiness.",
         gt=0,
         le=100,
     )
-    end_rate: float = setting(40.0, "ramp: rate at its end and after it.", unit="requests/s", ge=0)
-    ramp_s: float = setting(30.0, "ramp: how long it takes.", unit="s", gt=0)
+    end_rate: float = setting(40.0, "ramp: rate at its end and afterwards.", unit="requests/s", ge=0)
+    ramp_s: float = setting(30.0, "ramp: duration of the increase.", unit="s", gt=0)
     step_rates: Annotated[tuple[Annotated[float, Field(ge=0)], ...], AnySequence, AfterValidator(_check_rates)] = (
         setting(
             (5.0, 10.0, 20.0),
-            "steps: the rates, one after another; the last one stays.",
+            "steps: the rates in order; the last one continues.",
             unit="requests/s",
             min_length=1,
         )
     )
-    step_s: float = setting(10.0, "steps: how long each rate is held.", unit="s", gt=0)
-    period_s: float = setting(60.0, "diurnal: length of a day.", unit="s", gt=0)
-    amplitude: float = setting(0.5, "diurnal: how far the rate swings from its mean, as a share of it.", ge=0, le=1)
-    speed: float = setting(1.0, "trace: how many times as fast as it was recorded.", gt=0)
+    step_s: float = setting(10.0, "steps: duration of each rate.", unit="s", gt=0)
+    period_s: float = setting(60.0, "diurnal: length of one period.", unit="s", gt=0)
+    amplitude: float = setting(
+        0.5, "diurnal: largest deviation of the rate from its mean, as a share of it.", ge=0, le=1
+    )
+    speed: float = setting(1.0, "trace: factor by which the replay is faster than the recording.", gt=0)
     trace_rate: float | None = setting(
         None,
-        "trace: mean rate to speed it up or down to, instead of `speed`; null for `speed`.",
+        "trace: mean rate of the replay; null uses `speed` instead.",
         unit="requests/s",
         gt=0,
     )
@@ -112,53 +114,55 @@ _OF_AUTO = ("precision", "longest_s")
 
 
 class LoadSettings(Section):
-    """How long load is offered and measured."""
+    """Duration and conditions of the offered load."""
 
-    warmup_s: float = setting(4.0, "Load before the measurement; not counted.", unit="s", ge=0)
+    warmup_s: float = setting(4.0, "Warm-up: load before the measurement window, not counted.", unit="s", ge=0)
     duration_s: Annotated[float, Field(gt=0)] | Literal["auto"] = setting(
         30.0,
-        "Measurement window. auto: until the interval of the headline is narrow enough (`precision`), at most "
-        "`longest_s`.",
+        "Length of the measurement window. auto: until the interval of the headline metric is narrow enough "
+        "(`precision`), at most `longest_s`.",
         unit="s",
     )
     precision: float = setting(
         0.05,
-        "duration_s=auto: half-width of the headline's 95 % interval to stop at, relative to its value. The headline "
-        "is the median TTFT of an open loop, the output tokens per second of a closed one.",
+        "duration_s=auto: half-width of the headline's 95 % interval at which the run stops, relative to its value. "
+        "The headline is the median TTFT in an open loop, output tokens per second in the closed loop.",
         gt=0,
         le=0.5,
     )
     longest_s: float = setting(600.0, "duration_s=auto: longest measurement window.", unit="s", gt=0)
     drain_s: float = setting(
-        30.0, "Longest wait for the requests that are still under way after the window.", unit="s", ge=0
+        30.0, "Longest wait for the requests that are still in flight after the window.", unit="s", ge=0
     )
-    request_timeout_s: float = setting(60.0, "After this long the client gives a request up.", unit="s", gt=0)
+    request_timeout_s: float = setting(
+        60.0, "Timeout of a request: the client aborts it after this time.", unit="s", gt=0
+    )
     processes: int | None = setting(
         None,
         "Load generator processes that share the load; null takes as many as the offered rate needs, at most half of "
-        "the cores. With backend=ray: how many there are in the whole cluster.",
+        "the cores. With backend=ray: the number in the whole cluster.",
         ge=1,
         le=1024,
     )
     backend: Literal["processes", "ray"] = setting(
         "processes",
-        "Where the load generators run: processes on this machine, or a Ray cluster (extra `ray`), whose machines must "
+        "Place of the load generators: processes on this machine, or a Ray cluster (extra `ray`), whose machines must "
         "reach the endpoint.",
     )
     max_in_flight: int | None = setting(
         None,
-        "Most requests in flight in an open loop; one that is due waits for a place, and its times count from when it "
-        "was due. null does not bound them.",
+        "Most requests in flight in an open loop. Above it, a due request waits, and its latencies still count from "
+        "its due time. null sets no bound.",
         unit="requests",
         ge=1,
     )
     reuse_prompts: bool = setting(
         False,
-        "Send an endpoint the very prompts of the schedule, which its cache may know from an earlier run. Otherwise "
-        "each run changes the first words of its prompts, with the same number of tokens.",
+        "Send an endpoint the unchanged prompts of the schedule, which its cache may hold from an earlier run. "
+        "Otherwise each run changes the first words of its prompts and keeps the number of tokens.",
     )
     requests: int | None = setting(
-        None, "Stop after this many requests (closed loop only); null goes on for the whole duration.", ge=1
+        None, "Stop after this many requests (closed loop only); null continues for the whole duration.", ge=1
     )
 
     @property
@@ -168,7 +172,7 @@ class LoadSettings(Section):
 
     @property
     def automatic(self) -> bool:
-        """True if the length of the window is decided while the load runs."""
+        """True if the precision reached decides the length of the window while the load runs."""
         return self.duration_s == "auto"
 
     def giving_way(self, was_set: WasSet) -> Iterator[GivesWay]:
@@ -190,27 +194,25 @@ class LoadSettings(Section):
 
 
 class SloSettings(Section):
-    """The latency that was promised; null where nothing was."""
+    """The latency SLO: limits of each request, null for no limit, and the share that must meet all of them."""
 
-    ttft_ms: float | None = setting(None, "Time to first token.", unit="ms", gt=0)
-    tpot_ms: float | None = setting(None, "Time per output token after the first.", unit="ms", gt=0)
-    e2e_ms: float | None = setting(None, "Whole request.", unit="ms", gt=0)
-    quantile: float = setting(0.99, "Share of the requests that must keep the promise.", gt=0.0, lt=1.0)
+    ttft_ms: float | None = setting(None, "Longest time to first token (TTFT).", unit="ms", gt=0)
+    tpot_ms: float | None = setting(None, "Longest time per output token after the first (TPOT).", unit="ms", gt=0)
+    e2e_ms: float | None = setting(None, "Longest duration of the whole request.", unit="ms", gt=0)
+    quantile: float = setting(0.99, "Share of the requests that must meet the SLO.", gt=0.0, lt=1.0)
 
 
 class ExperimentSettings(Section):
-    """How often a configuration is measured."""
+    """Repeats of each configuration."""
 
     repeats: int = setting(
         1,
-        "Runs of each configuration, over a new schedule each time; the configurations of a multirun take turns, and "
-        "all meet the same schedules.",
+        "Runs of each configuration, each over a new schedule. The configurations of a multirun alternate, and all run "
+        "the same schedules.",
         ge=1,
         le=1000,
     )
-    repeat: int | None = setting(
-        None, "Make this one of the repeats only (the first is 0); null makes them all.", ge=0, lt=1000
-    )
+    repeat: int | None = setting(None, "Run only this repeat (the first is 0); null runs all.", ge=0, lt=1000)
 
 
 _ARRIVAL_OF: Mapping[str, str] = MappingProxyType(
@@ -228,20 +230,20 @@ _ARRIVAL_OF: Mapping[str, str] = MappingProxyType(
         "arrival.trace_rate": "trace",
     }
 )
-"""Keys that mean something under one kind of arrivals only: set without a kind, they choose it."""
+"""Keys that have a meaning under one kind of arrivals only: set without a kind, they choose it."""
 _RATED = ("gamma", "ramp", "diurnal")
-"""Those of these kinds that `arrival.rate` means something under, too."""
+"""The kinds among these under which `arrival.rate` also has a meaning."""
 
 
 class LabSettings(Section):
-    """Everything that one run or one server is made from."""
+    """All settings of one run or one server."""
 
     config_file: Name | None = setting(
         None,
         "Configuration file of the optimization and monitoring sections; null looks for config/optimization.yaml, then "
         "config/system.yaml.",
     )
-    seed: int = setting(0, "Seed of everything that is drawn: lengths, prompts, arrivals.", ge=0)
+    seed: int = setting(0, "Seed of all random draws: lengths, prompts, arrivals.", ge=0)
     model: ModelSettings = ModelSettings()
     workload: WorkloadSettings = SyntheticWorkload()
     arrival: ArrivalSettings = ArrivalSettings()
@@ -254,7 +256,7 @@ class LabSettings(Section):
     optimization: OptimizationSettings = OptimizationSettings()
     monitoring: MonitoringSettings = MonitoringSettings()
 
-    # A closed loop with fewer requests than slots would never have all of them busy.
+    # A closed loop with fewer requests than its concurrency would never reach it.
     orders = (Order("arrival.concurrency", "load.requests"),)
 
     def giving_way(self, was_set: WasSet) -> Iterator[GivesWay]:
@@ -295,7 +297,7 @@ class LabSettings(Section):
             )
 
     def _arrivals_meant(self, was_set: WasSet) -> dict[str, str]:
-        """The kind of arrivals that each key which was set has a meaning under; empty if the kind itself was set."""
+        """For each key that was set, the kind of arrivals under which it has a meaning; empty if the kind was set."""
         if was_set("arrival.kind"):
             return {}
         meant = {key: kind for key, kind in _ARRIVAL_OF.items() if was_set(key) and value_at(self, key) is not None}

@@ -25,13 +25,13 @@ AlertDestination = Literal["log", "webhook", "alertmanager"]
 
 
 class PrometheusSettings(Section):
-    """Metrics in Prometheus' text format, on a port of their own."""
+    """Metrics in Prometheus' text format, on their own port."""
 
     enabled: bool = setting(True, "Export metrics.")
     port: int = setting(9090, "HTTP port of the metrics; 0 takes any free port.", ge=0, le=_LAST_PORT)
     host: Name = setting(
         "0.0.0.0",
-        "Address to bind; 127.0.0.1 for this machine only. Unless it is set, the address of `monitoring.server.host`.",
+        "Address to bind; 127.0.0.1 for this machine only. If it is not set, `monitoring.server.host`.",
         unset_matters=True,
     )
     path: HttpPath = setting("/metrics", "HTTP path of the metrics; other paths answer 404.")
@@ -46,28 +46,26 @@ class TracingSettings(Section):
     )
     sample_rate: float = setting(1.0, "Share of the requests that are traced.", ge=0.0, le=1.0)
     service_name: Name = setting("muai-orchestration", "Name of the service in the traces.")
-    export_timeout_ms: int = setting(
-        30000, "Longest that one export may take; bounds the shutdown too.", unit="ms", ge=1
-    )
+    export_timeout_ms: int = setting(30000, "Timeout of one export; also bounds the shutdown.", unit="ms", ge=1)
 
 
 class AnomalySettings(Section):
-    """Alerts when latency, errors, memory or throughput leave their bounds."""
+    """Alerts if latency, errors, memory or throughput leave their bounds."""
 
     enabled: bool = setting(True, "Detect anomalies.")
     latency_threshold_ms: float = setting(
-        1000.0, "Alert when latency is above.", unit="ms", env="MUAI_MON_ANOMALY_LATENCY_THRESHOLD", gt=0
+        1000.0, "Alert if latency is above.", unit="ms", env="MUAI_MON_ANOMALY_LATENCY_THRESHOLD", gt=0
     )
-    error_rate_threshold: float = setting(0.05, "Alert when the share of failed requests is above.", ge=0.0, le=1.0)
-    memory_threshold_percent: float = setting(90.0, "Alert when memory use is above.", unit="%", ge=0.0, le=100.0)
+    error_rate_threshold: float = setting(0.05, "Alert if the share of failed requests is above.", ge=0.0, le=1.0)
+    memory_threshold_percent: float = setting(90.0, "Alert if memory use is above.", unit="%", ge=0.0, le=100.0)
     throughput_threshold_rps: float = setting(
-        1.0, "Alert when throughput is below, while work is being offered.", unit="requests/s", ge=0.0
+        1.0, "Alert if throughput is below while requests arrive.", unit="requests/s", ge=0.0
     )
     alert_rate_limit_seconds: int = setting(
         300, "Shortest time between repeats of one alert (same rule, same labels).", unit="s", ge=0
     )
     alert_destinations: Annotated[tuple[AlertDestination, ...], AnySequence, Unique] = setting(
-        ("log",), "Where alerts go."
+        ("log",), "Destinations of alerts."
     )
     webhook_url: SecretUrl | None = setting(
         None, "Address that alerts are posted to; needed by the destination webhook. A secret: never shown or written."
@@ -100,23 +98,23 @@ class ServerSettings(Section):
     host: Name = setting("0.0.0.0", "Address to bind; 127.0.0.1 for this machine only.")
     port: int = setting(8000, "HTTP port; 0 takes any free port.", ge=0, le=_LAST_PORT)
     queue_capacity: int = setting(
-        100, "Most requests that wait; more are refused with HTTP 429.", unit="requests", ge=1
+        100, "Most requests in the queue; more are rejected with HTTP 429.", unit="requests", ge=1
     )
     preload_models: Annotated[tuple[Name, ...], AnySequence, Unique] = setting(
-        (), "Models to load at start, so that the first request does not wait for it."
+        (), "Models that are loaded at start, so that the first request does not wait."
     )
-    graceful_shutdown_timeout: int = setting(
-        30, "Longest that a shutdown waits for requests that are still running.", unit="s", ge=0
+    graceful_shutdown_timeout: int = setting(30, "Longest wait of a shutdown for requests in flight.", unit="s", ge=0)
+    health_check_path: HttpPath = setting("/health", "HTTP path of the health check: reports the state of the process.")
+    readiness_check_path: HttpPath = setting(
+        "/ready", "HTTP path of the readiness check: reports if the server accepts requests."
     )
-    health_check_path: HttpPath = setting("/health", "HTTP path that says whether the process is healthy.")
-    readiness_check_path: HttpPath = setting("/ready", "HTTP path that says whether requests are welcome.")
     request_timeout_s: float | None = setting(
-        None, "Longest that one request may take, queueing included; null for no limit.", unit="s", extension=True, gt=0
+        None, "Timeout of one request, queueing included; null for no limit.", unit="s", extension=True, gt=0
     )
 
     client_timeout_s: float = setting(
         30.0,
-        "Longest that a client may take to send the head of a request, may stop within its body, or may leave its "
+        "Longest time that a client may take for the head of a request, may pause within its body, or may leave its "
         "answer unread. Slower clients lose their connection.",
         unit="s",
         extension=True,
@@ -124,8 +122,8 @@ class ServerSettings(Section):
     )
     max_connections: int = setting(
         2048,
-        "Most open connections. One more ends the connection that has waited longest without a request; if all have "
-        "one, it is refused with HTTP 503.",
+        "Most open connections. Another one closes the connection that has been idle longest; if none is idle, it is "
+        "rejected with HTTP 503.",
         unit="connections",
         extension=True,
         ge=1,
@@ -148,7 +146,7 @@ class ServerSettings(Section):
 
 
 class MonitoringSettings(Section):
-    """How the running system is watched: metrics, traces, alerts; and the server itself."""
+    """Observation of the running system (metrics, traces, alerts), and the server itself."""
 
     enabled: bool = setting(True, "Master switch of metrics, traces and anomaly detection.")
     prometheus: PrometheusSettings = PrometheusSettings()
@@ -158,7 +156,7 @@ class MonitoringSettings(Section):
 
     @property
     def metrics_host(self) -> str:
-        """Address of the metrics: their own if it is set, else the server's."""
+        """Address of the metrics: their own if it is set, otherwise the server's."""
         return self.prometheus.host if "host" in self.prometheus.model_fields_set else self.server.host
 
     def giving_way(self, was_set: WasSet) -> Iterator[GivesWay]:

@@ -1,4 +1,4 @@
-"""The nearest valid name to a mistyped one. Imports nothing heavy: the command line's first error may need it."""
+"""The nearest valid name to a mistyped one. Imports no heavy library: the command line's first error may need it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from difflib import get_close_matches
 
 
 def nearest(name: str, valid: Collection[str], *, limit: int = 3) -> list[str]:
-    """Valid names that resemble `name`, most alike first; at most `limit`, perhaps none. Case does not count."""
+    """Return at most `limit` valid names that resemble `name`, the most similar first, regardless of case."""
     by_lower = {candidate.lower(): candidate for candidate in valid}
     return [by_lower[match] for match in get_close_matches(name.lower(), by_lower, n=limit, cutoff=0.6)]
 
 
 def nearest_path(path: str, valid: Collection[str], *, limit: int = 3) -> list[str]:
-    """Valid dotted paths that resemble `path`: a missing prefix first, then its siblings, then anything alike.
+    """Return valid dotted paths that resemble `path`: with a missing prefix first, then siblings, then any other.
 
     `batcher.max_batch_size` finds `optimization.batcher.max_batch_size`; `optimization.batcher.max_size` finds
     `optimization.batcher.max_batch_size` before keys of other sections.
@@ -31,5 +31,5 @@ def nearest_path(path: str, valid: Collection[str], *, limit: int = 3) -> list[s
 
 
 def did_you_mean(matches: list[str]) -> str:
-    """`; did you mean a or b?`, or nothing without matches."""
+    """Return `; did you mean a or b?`, or an empty text without matches."""
     return f"; did you mean {' or '.join(matches)}?" if matches else ""

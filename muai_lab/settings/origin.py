@@ -1,4 +1,4 @@
-"""Which layer gave a value."""
+"""The origin of a value: the layer that gave it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ LAYERS: tuple[LayerName, ...] = get_args(LayerName)
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a value comes from; `str(origin)` is what people read.
+    """The origin of a value; `str(origin)` is its form for people.
 
-    where: `file:line`, the variable's name, the group choice (`batcher=latency`), `override`, or `default`.
+    Attributes:
+        layer: The layer that gave the value.
+        where: `file:line`, the variable's name, the group choice (`batcher=latency`), `override`, or `default`.
     """
 
     layer: LayerName
@@ -30,7 +32,7 @@ OVERRIDE = Origin("override", "override")
 
 
 def gave_way(to: str) -> Origin:
-    """The origin of a default that follows the key `to`, which was set."""
+    """Return the origin of a default that follows the key `to`, which was set."""
     return Origin("default", f"default, gives way to {to}")
 
 
@@ -42,5 +44,5 @@ class Given:
     origin: Origin
 
 
-# What one layer says: dotted path of a key (or of an entry of an open mapping) -> value.
 Layer = Mapping[str, Given]
+"""The values of one layer, by the dotted path of a key or of an entry of an open mapping."""

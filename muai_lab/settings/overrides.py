@@ -1,4 +1,4 @@
-"""Command-line overrides: parsing them, and answering a mistyped name with the valid ones."""
+"""Command-line overrides: their grammar, and the valid names nearest to a mistyped one."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from muai_lab.settings.nearest import did_you_mean, nearest, nearest_path
 
 
 def quoted(text: str) -> str:
-    """A text as the value of an override, whatever is in it.
+    """Return any text as the value of an override.
 
-    Hydra reads a backslash as one only before a quote (or at the end), and OmegaConf one before `${`; elsewhere it is
-    itself.
+    A backslash escapes in Hydra only before a quote or at the end, and in OmegaConf only before `${`; elsewhere it
+    stands for itself.
     """
     literal = re.sub(r"(\\*)\$\{", lambda found: f"{found[1] * 2}\\${{", text)
     return "'" + re.sub(r"(\\*)('|\Z)", lambda found: f"{found[1] * 2}{found[2] and chr(92) + found[2]}", literal) + "'"
 
 
 def parse_overrides(lines: Sequence[str]) -> tuple[list[Override], list[str]]:
-    """Parse `key=value` arguments: those that can be read, and the problems of the others (never with their values)."""
+    """Parse `key=value` arguments; return the valid ones, and the problems of the others without their values."""
     parser = OverridesParser.create()
     parsed: list[Override] = []
     problems: list[str] = []
@@ -46,20 +46,20 @@ def parse_overrides(lines: Sequence[str]) -> tuple[list[Override], list[str]]:
 
 
 def _open_mapping(override: Override) -> Override:
-    """An entry of an open mapping may be new: what Hydra wants a `++` for."""
+    """The override with the `++` that Hydra needs for a new entry of an open mapping."""
     line = override.input_line or ""
     opened = with_open_mappings([line])[0]
     return override if opened == line else OverridesParser.create().parse_override(opened)
 
 
 def with_open_mappings(arguments: Sequence[str]) -> list[str]:
-    """Arguments for Hydra, with the `++` that it wants for a new entry of an open mapping."""
+    """Return arguments for Hydra, with the `++` that it needs for a new entry of an open mapping."""
     entries = tuple(f"{path}." for path in mapping_paths())
     return [f"++{argument}" if argument.startswith(entries) and "=" in argument else argument for argument in arguments]
 
 
 def name_problems(overrides: Sequence[Override], loader: ConfigLoader) -> list[str]:
-    """A problem for every group, option and key that does not exist, with the nearest valid ones."""
+    """Return a problem for every group, option and key that does not exist, with the nearest valid ones."""
     groups = [group for group in loader.get_group_options("", ObjectType.GROUP) if group != SEARCH_SPACES]
     return [problem for override in overrides for problem in _name_problems(override, groups, loader)]
 

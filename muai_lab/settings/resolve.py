@@ -1,4 +1,4 @@
-"""From layers to one frozen tree: command-line override > group choice > environment > file > default."""
+"""Resolution of the layers to one frozen tree: override > group choice > environment > file > default."""
 
 from __future__ import annotations
 
@@ -44,10 +44,12 @@ class ResolvedSetting:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """The frozen tree and where each of its values comes from.
+    """The frozen tree, and the origin of each of its values.
 
-    file: the configuration file that was read, None without one. origins: dotted path -> origin, for every key that a
-    layer above the defaults set, and for every default that gave way to one.
+    Attributes:
+        file: The configuration file that was read, None without one.
+        origins: The origin of every key that a layer above the defaults set, and of every default that gave way to
+            one, by dotted path.
     """
 
     settings: LabSettings
@@ -55,14 +57,14 @@ class Resolved:
     origins: Mapping[str, Origin]
 
     def origin(self, path: str) -> Origin:
-        """The layer that set the key; for an open mapping with entries from several layers, the highest of them."""
+        """Return the origin of a key; for an open mapping with entries from several layers, the highest of them."""
         if path in self.origins:
             return self.origins[path]
         entries = [origin for name, origin in self.origins.items() if name.startswith(f"{path}.")]
         return max(entries, key=lambda origin: LAYERS.index(origin.layer), default=DEFAULT)
 
     def entries(self, under: str = "") -> Iterator[ResolvedSetting]:
-        """Every setting below the section `under`, in the order of the schema. Keys that do not apply are left out."""
+        """Yield every setting below the section `under`, in the order of the schema, without keys that do not apply."""
         for key, value in _leaves(catalogue(), self.settings):
             if not under or key.path == under or key.path.startswith(f"{under}."):
                 yield ResolvedSetting(key, value, self.origin(key.path))
@@ -77,11 +79,15 @@ def load_settings(
 ) -> Resolved:
     """Resolve all layers into one valid tree.
 
-    config_file: the file to read; None looks for config/optimization.yaml, then for the sections in config/system.yaml,
-    in the current folder. environ: None means the process's own environment. overrides: dotted path -> value; a
-    section's path with a mapping sets the keys below it. choices: layers of configuration-group options, lowest first.
+    Args:
+        config_file: The file to read. None looks for config/optimization.yaml, then for the sections in
+            config/system.yaml, in the current folder.
+        environ: None means the process's own environment.
+        overrides: Values by dotted path. A section's path with a mapping sets the keys below it.
+        choices: Layers of configuration-group options, lowest first.
 
-    Raises SettingsError with every problem of every layer, also of values that a higher layer hides.
+    Raises:
+        SettingsError: Every problem of every layer, also of values that a higher layer hides.
     """
     given: dict[str, Given] = _flatten((overrides or {}).items(), OVERRIDE)
     named = given.get("config_file")
@@ -103,7 +109,7 @@ def load_settings(
 
 
 def flatten(values: Mapping[str, object], origin: Origin) -> Layer:
-    """A layer from dotted paths; a section's path with a mapping as value is taken apart into its keys."""
+    """Return a layer from values by dotted path; a mapping at a section's path sets the keys below it."""
     return _flatten(values.items(), origin)
 
 
@@ -118,7 +124,7 @@ def _flatten(values: Iterable[tuple[str, object]], origin: Origin) -> dict[str, 
 
 
 def _holds_sections(path: str) -> bool:
-    """Whether the path lies within an open mapping whose entries are sections."""
+    """True if the path lies within an open mapping whose entries are sections."""
     key = find_key(path)
     return key is not None and key.kind == "sections"
 
@@ -148,7 +154,7 @@ def _unknown_key(path: str, given: Given) -> str:
 
 
 def _put(layer: Layer, merged: dict[str, Given]) -> None:
-    """Lay `layer` over `merged`. Where it changes the kind of a choice, what lower layers said of the old kind goes."""
+    """Lay `layer` over `merged`. If it changes the kind of a choice, values of lower layers for the old kind go."""
     for path, section in sections().items():  # an outer choice comes before those inside it
         choice = node_at(path, merged)[0] if isinstance(section, VariantBranch) else None
         if isinstance(choice, VariantBranch):
@@ -160,7 +166,7 @@ def _put(layer: Layer, merged: dict[str, Given]) -> None:
 
 
 def _check(merged: Mapping[str, Given], problems: list[str]) -> tuple[dict[str, object], set[str]]:
-    """Check each value by itself: the valid ones, and the paths of the others, whose problems are added."""
+    """Return the values that are valid by themselves, and the paths of the others, whose problems are added."""
     values: dict[str, object] = {}
     invalid: set[str] = set()
     entries: dict[str, dict[str, Given]] = {}
@@ -193,13 +199,13 @@ def _check(merged: Mapping[str, Given], problems: list[str]) -> tuple[dict[str, 
 
 
 def _fits(choice: VariantBranch, path: str) -> str:
-    """Where the key would belong: the end of the message that it does not apply."""
+    """The kinds to which the key belongs: the end of the message that it does not apply."""
     kinds = kinds_with(choice, {path.removeprefix(f"{choice.path}.").partition(".")[0]})
     return f", but to {', '.join(kinds)}: set {choice.path}.{choice.discriminator}" if kinds else ""
 
 
 def _section_problems(path: str, entries: Mapping[str, Given]) -> Iterator[str]:
-    """What is wrong with the entries of an open mapping of sections, which can be judged only together."""
+    """The problems of the entries of an open mapping of sections, which can be checked only together."""
     data = _nested({name.removeprefix(f"{path}."): given.value for name, given in entries.items()})
     try:
         keys_by_path()[path].adapter.validate_python(data)
@@ -212,7 +218,7 @@ def _section_problems(path: str, entries: Mapping[str, Given]) -> Iterator[str]:
 
 
 def _names_in(data: object, location: Sequence[int | str]) -> Iterator[str]:
-    """The keys of a pydantic location; the kinds of unions, which it names too, are no keys."""
+    """The keys in a pydantic location, without the kinds of unions, which it also names."""
     for place, name in enumerate(location):
         if isinstance(data, Mapping) and name in data:
             data = data[name]
@@ -237,7 +243,7 @@ def _nested(flat: Mapping[str, object]) -> dict[str, object]:
 
 
 def check_value(key: Key, path: str, given: Given) -> object:
-    """The valid form of one value; raises ValueError naming key, value, origin and what was expected."""
+    """Return the valid form of one value. Raises ValueError, which names key, value, origin and the expected form."""
     try:
         if path == key.path:
             return key.check(given.value)
@@ -259,7 +265,7 @@ def _check_entry(key: Key, name: str, value: object) -> None:
 
 
 def _hidden_problems(layers: Sequence[Layer], merged: Mapping[str, Given]) -> Iterator[str]:
-    """Invalid values of lower layers that a higher layer hides: they would surface on another day."""
+    """Invalid values of lower layers that a higher layer hides, and that would otherwise appear later."""
     for layer in layers:
         for path, given in layer.items():
             key = find_key(path)
@@ -276,7 +282,7 @@ def _depends_on_a_choice(path: str) -> bool:
 
 
 def _build(group: Branch, values: Mapping[str, object]) -> dict[str, object]:
-    """Nested data for the models, holding only what was set (so that `model_fields_set` says what was)."""
+    """Nested data for the models with only the values that were set, which `model_fields_set` then records."""
     data: dict[str, object] = {}
     for name, child in group.children.items():
         if isinstance(child, Key):

@@ -1,4 +1,4 @@
-"""What every settings model is built from: the frozen section, the documented field, checks that span several keys."""
+"""Parts of every settings model: the frozen section, the documented field, checks that span several keys."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, model_validator
 
-# Validation context of the loader: it runs the checks itself, so that one failed check does not hide the others.
+# Validation context of the loader, which runs the checks itself, so that one failed check does not hide the others.
 UNCHECKED = {"unchecked": True}
 
 
 @dataclass(frozen=True, slots=True)
 class Conflict:
-    """Values that are valid each for itself but not together.
+    """Values that are each valid but contradict each other.
 
-    keys: the keys concerned, relative to the section that reports it. message: what is wrong and how to mend it.
+    Attributes:
+        keys: The keys concerned, relative to the section that reports the conflict.
+        message: The problem and how to mend it.
     """
 
     keys: tuple[str, ...]
@@ -29,7 +31,10 @@ class Conflict:
 class GivesWay:
     """A default that would contradict a value that was set, and the value that replaces it.
 
-    key, to: the key that nobody set, and the one that was set; both relative to the section that reports it.
+    Attributes:
+        key: The key that was not set, relative to the section that reports it.
+        value: The value that replaces its default.
+        to: The key that was set, relative to the same section.
     """
 
     key: str
@@ -43,10 +48,14 @@ WasSet = Callable[[str], bool]
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Two numbers of a section, the first of which must not be above the second; null bounds nothing.
+    """Two numbers of a section, the first of which must not be above the second; null sets no bound.
 
-    mend: the end of the error message, if both were set. If only one was, the default of the other gives way.
-    apart: the factor that a default keeps between them. strict: equal values are an error, too.
+    If only one was set, the default of the other gives way.
+
+    Attributes:
+        mend: The end of the error message if both were set.
+        apart: The factor that a default keeps between them.
+        strict: Equal values are also an error.
     """
 
     low: str
@@ -56,7 +65,7 @@ class Order:
     strict: bool = False
 
     def conflict(self, section: Section) -> Conflict | None:
-        """The error, if the values are not in order."""
+        """Return the conflict if the values are not in order."""
         low, high = value_at(section, self.low), value_at(section, self.high)
         if low is None or high is None or low < high or (low == high and not self.strict):
             return None
@@ -65,7 +74,7 @@ class Order:
         return Conflict((self.low, self.high), message)
 
     def gives_way(self, section: Section, was_set: WasSet) -> GivesWay | None:
-        """The default that gives way, if only one of the two was set and the other is too close to it."""
+        """Return the default that gives way if only one of the two was set and the other is too close to it."""
         low, high = value_at(section, self.low), value_at(section, self.high)
         if low is None or high is None or low * self.apart <= high or was_set(self.low) == was_set(self.high):
             return None
@@ -75,7 +84,7 @@ class Order:
 
 
 class Section(BaseModel):
-    """A frozen group of settings. Types are strict (no "1" for 1, no true for 1); unknown keys are refused.
+    """A frozen group of settings. Types are strict (no "1" for 1, no true for 1); unknown keys are an error.
 
     A default gives way to what was set: values that follow others do not count as set (`model_fields_set`).
     """
@@ -86,11 +95,11 @@ class Section(BaseModel):
     orders: ClassVar[tuple[Order, ...]] = ()
 
     def conflicts(self) -> Iterator[Conflict]:
-        """Check what spans several keys of this section; extended where there is more to check than `orders`."""
+        """Yield contradictions between keys of this section; overridden to check more than `orders`."""
         yield from (conflict for order in self.orders if (conflict := order.conflict(self)) is not None)
 
     def giving_way(self, was_set: WasSet) -> Iterator[GivesWay]:
-        """The defaults that contradict what was set; extended where more than `orders` decides that."""
+        """Yield the defaults that contradict a value that was set; overridden to move more than `orders` does."""
         yield from (found for order in self.orders if (found := order.gives_way(self, was_set)) is not None)
 
     @model_validator(mode="after")
@@ -110,7 +119,7 @@ SectionT = TypeVar("SectionT", bound=Section)
 
 
 def walk(path: str, section: Section, *, mappings: bool = True) -> Iterator[tuple[str, Section]]:
-    """The section and all sections below it with their dotted paths; mappings: also those inside open mappings."""
+    """Yield the section and all sections below it with their dotted paths; mappings: also those in open mappings."""
     yield path, section
     prefix = f"{path}." if path else ""
     for name in type(section).model_fields:
@@ -124,7 +133,7 @@ def walk(path: str, section: Section, *, mappings: bool = True) -> Iterator[tupl
 
 
 def value_at(section: Section, path: str) -> Any:
-    """The value of the key at the dotted path below the section."""
+    """Return the value of the key at the dotted path below the section."""
     value: Any = section
     for name in path.split("."):
         value = value[name] if isinstance(value, Mapping) else getattr(value, name)
@@ -132,13 +141,13 @@ def value_at(section: Section, path: str) -> Any:
 
 
 def with_value(section: SectionT, path: str, value: object) -> SectionT:
-    """A copy of the section in which the key at the dotted path is set to the value, unchecked."""
+    """Return a copy of the section in which the key at the dotted path is set to the value, unchecked."""
     name, _, rest = path.partition(".")
     return section.model_copy(update={name: with_value(getattr(section, name), rest, value) if rest else value})
 
 
 def with_default(section: SectionT, path: str, value: object) -> SectionT:
-    """A copy of the section in which the key at the dotted path has another value without counting as set."""
+    """Return a copy of the section in which the key at the dotted path has another value but does not count as set."""
     name, _, rest = path.partition(".")
     copied = section.model_copy()
     child = getattr(section, name)
@@ -177,10 +186,16 @@ def setting(
 ) -> Any:
     """A documented field of a section.
 
-    unit: unit of the number, as people read it. env: short environment variable, accepted besides the systematic one.
-    extension: the key is ours, not the specification's. hide_in_errors: error texts never show its value (people paste
-    secrets into such a key). unset_matters: "not set" means something else than "set to the default", so a written file
-    leaves the key out where no layer had set it. constraints: as for `pydantic.Field` (`ge`, `le`, ...).
+    Args:
+        default: The default value.
+        description: The meaning of the key, as in the reference page.
+        unit: Unit of the number, for people.
+        env: Short environment variable, accepted besides the systematic one.
+        extension: The key is ours, not the specification's.
+        hide_in_errors: Error texts never show its value: people paste secrets into such a key.
+        unset_matters: "Not set" differs from "set to the default", so a written file leaves the key out if no layer
+            had set it.
+        **constraints: As for `pydantic.Field` (`ge`, `le`, ...).
     """
     notes: dict[str, str | bool | None] = {
         "unit": unit,
@@ -198,7 +213,7 @@ def setting(
 
 
 def check_http_url(value: str) -> str:
-    """Refuse what is not an absolute http or https address. The message never holds the address: it may be a secret."""
+    """Accept only an absolute http or https address. The message never holds the address, which may be a secret."""
     try:
         parts = urlsplit(value)
         valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
@@ -210,7 +225,7 @@ def check_http_url(value: str) -> str:
 
 
 def check_plain_url(value: str) -> str:
-    """An http or https address without credentials in it."""
+    """Accept only an http or https address without credentials in it."""
     check_http_url(value)
     if "@" in urlsplit(value).netloc:
         raise ValueError("credentials do not belong in this address")
@@ -218,7 +233,7 @@ def check_plain_url(value: str) -> str:
 
 
 def check_otlp_endpoint(value: str) -> str:
-    """An http or https address, or a bare `host:port` (which means plaintext)."""
+    """Accept only an http or https address, or a bare `host:port`, which means plaintext."""
     return check_plain_url(value if "://" in value else f"http://{value}") and value
 
 
@@ -251,6 +266,6 @@ HttpPath = Annotated[str, AfterValidator(_check_path)]
 PlainUrl = Annotated[str, AfterValidator(check_plain_url)]
 OtlpEndpoint = Annotated[str, AfterValidator(check_otlp_endpoint)]
 SecretUrl = Annotated[SecretStr, AfterValidator(_check_secret_url)]
-# YAML and overrides give lists; the tuple itself is taken leniently, its items stay strict.
+# YAML and overrides give lists: any sequence becomes a tuple, its items stay strict.
 Unique = AfterValidator(_check_unique)
 AnySequence = Field(strict=False)

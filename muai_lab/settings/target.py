@@ -1,4 +1,4 @@
-"""Settings of the target: who is measured, and how an endpoint is reached."""
+"""Settings of the target: the server under test, and the access to an endpoint."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ _OWN_FIELDS = {
 
 
 class TargetSettings(Section):
-    """Who is measured."""
+    """The server under test."""
 
     kind: Literal["server", "inprocess", "endpoint"] = setting(
         "server",
-        "server: a server process of our own; inprocess: the stack in the runner's process, without sockets; "
+        "server: a server process that the run starts; inprocess: the stack in the runner's process, without sockets; "
         "endpoint: any OpenAI-compatible server at `url`.",
     )
     url: PlainUrl | None = setting(None, "Base address of the endpoint, such as http://host:8000/v1.")
@@ -60,32 +60,32 @@ class TargetSettings(Section):
     )
     metrics_url: PlainUrl | None = setting(
         None,
-        "Address of the endpoint's Prometheus metrics; null tries /metrics beside its API. What vLLM, SGLang, TGI and "
-        "Triton call by other names is found under ours too.",
+        "Address of the endpoint's Prometheus metrics; null tries /metrics beside its API. Metrics of vLLM, SGLang, "
+        "TGI and Triton also appear under our names.",
     )
-    model: Name | None = setting(None, "Model name that the endpoint knows; null asks it and takes its only one.")
+    model: Name | None = setting(None, "Model name at the endpoint; null requests its list and takes the only one.")
     headers: dict[str, HeaderValue] = setting(
-        {}, "Further headers of every request, by name. They are recorded: secrets belong to `headers_env`."
+        {}, "Further headers of every request, by name. They are recorded: put secrets into `headers_env`."
     )
     headers_env: dict[str, VariableName] = setting(
-        {}, "Headers with a secret value: for each name the environment variable that holds it. Never recorded."
+        {}, "Headers with a secret value: for each name, the environment variable that holds it. Never recorded."
     )
     extra_body: dict[str, JsonValue] = setting(
         {}, "Further fields of every request's body, such as {top_p: 0.9}. Runs with other fields are not comparable."
     )
     ready_timeout_s: float = setting(
         30.0,
-        "Longest wait for an endpoint that refuses connections or answers 502, 503 or 504 at first.",
+        "Longest wait for an endpoint that at first refuses connections or answers 502, 503 or 504.",
         unit="s",
         ge=0,
     )
     ca_file: Name | None = setting(
-        None, "PEM file of the authorities that signed the endpoint's certificate, besides those of the system."
+        None, "PEM file of the authorities that signed the endpoint's certificate, in addition to the system's."
     )
     tokenizer: Name | None = setting(
         None,
-        "Hub id or local directory of the endpoint's tokenizer: makes prompts of exact length, and counts output "
-        "tokens if the endpoint does not; null takes model.checkpoint, else the embedded one, which does not count.",
+        "Hub id or local directory of the endpoint's tokenizer. It makes prompts of exact length, and counts output "
+        "tokens if the endpoint does not. null takes model.checkpoint, or else the embedded one, which does not count.",
     )
 
     def giving_way(self, was_set: WasSet) -> Iterator[GivesWay]:

@@ -1,4 +1,4 @@
-"""The workloads: who asks what. Which keys there are depends on `kind`."""
+"""The workloads: the requests of each run. The keys that exist depend on `kind`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from muai_lab.settings.section import Conflict, Name, Section, setting
 Api = Literal["completions", "chat"]
 
 TIMED_KINDS = ("azure", "mooncake", "burstgpt", "schedule")
-"""Kinds whose requests have times of their own, which `arrival=trace` replays."""
+"""Kinds whose requests have their own times, which `arrival=trace` replays."""
 
 
 def _label(name: str) -> Any:
@@ -31,26 +31,26 @@ def _answer_length(where: str = "") -> Any:
 
 
 class Workload(Section):
-    """What every workload has, whatever its kind."""
+    """Settings of every kind of workload."""
 
     name: Name = _label("chat")
-    api: Api = setting("completions", "OpenAI endpoint that the requests go to.")
+    api: Api = setting("completions", "OpenAI endpoint of the requests.")
     temperature: float = setting(0.0, "Sampling temperature; 0 is greedy.", ge=0.0)
     ignore_eos: bool = setting(
-        True, "Go on past the end-of-sequence token, so that every output has the length that was asked for."
+        True, "Continue past the end-of-sequence token, so that every output has the requested length."
     )
     context_tokens: int | None = setting(
         None,
-        "Prompt and output together are kept within this, and what is cut is counted; null takes the model's context.",
+        "Limit of prompt and output together. Longer requests are cut, and counted. null is the model's context.",
         unit="tokens",
         ge=2,
     )
 
 
 class SyntheticWorkload(Workload):
-    """Made-up prompts of drawn lengths, each asking for an output of drawn length."""
+    """Synthetic prompts of drawn lengths, each with a drawn output length."""
 
-    kind: Literal["synthetic"] = setting("synthetic", "Made-up prompts of drawn lengths.")
+    kind: Literal["synthetic"] = setting("synthetic", "Synthetic prompts of drawn lengths.")
     prompt_tokens: LengthDistribution = setting(
         UniformLength(low=16, high=128), "Length of a prompt, chat template included."
     )
@@ -58,43 +58,45 @@ class SyntheticWorkload(Workload):
 
 
 class SharedPrefixWorkload(Workload):
-    """Made-up prompts in groups; the prompts of a group begin with the same text, as with a common system prompt."""
+    """Synthetic prompts in groups; the prompts of a group share a prefix, such as a common system prompt."""
 
-    kind: Literal["shared_prefix"] = setting("shared_prefix", "Prompts in groups with a common beginning.")
+    kind: Literal["shared_prefix"] = setting("shared_prefix", "Prompts in groups with a common prefix.")
     name: Name = _label("shared_prefix")
-    groups: int = setting(8, "Number of different beginnings.", ge=1)
+    groups: int = setting(8, "Number of different prefixes.", ge=1)
     popularity: float = setting(
         1.0,
-        "How unequally often the groups are asked: Zipf's exponent, the n-th group has a weight of 1 / n^popularity. "
-        "0 makes all equally popular.",
+        "Zipf's exponent of the groups' frequencies: the n-th group has a weight of 1 / n^popularity. 0 makes all "
+        "equally frequent.",
         ge=0.0,
     )
     prefix_tokens: LengthDistribution = setting(
-        FixedLength(value=128), "Length of the beginning that the prompts of a group share."
+        FixedLength(value=128), "Length of the prefix that the prompts of a group share."
     )
     prompt_tokens: LengthDistribution = setting(
-        UniformLength(low=16, high=64), "Length of what follows the common beginning, chat template included."
+        UniformLength(low=16, high=64), "Length of the text after the common prefix, chat template included."
     )
     output_tokens: LengthDistribution = _answer_length()
 
 
 class MultiTurnWorkload(Workload):
-    """Conversations. Each turn is asked a think time after the answer before it, and brings the answers so far along.
+    """Conversations. Each turn is sent a think time after the previous answer, with all earlier turns and answers.
 
-    An arrival is the first turn of a conversation; in the closed loop, `arrival.concurrency` conversations are under
-    way.
+    An arrival is the first turn of a conversation. In the closed loop, `arrival.concurrency` conversations are in
+    flight.
     """
 
     kind: Literal["multi_turn"] = setting("multi_turn", "Conversations of several turns.")
     name: Name = _label("multi_turn")
-    api: Api = setting("chat", "OpenAI endpoint that the requests go to; completions joins what was said by line ends.")
+    api: Api = setting("chat", "OpenAI endpoint of the requests; completions joins the turns by line ends.")
     system_tokens: int = setting(
-        0, "Length of a system prompt that all conversations begin with; 0 for none.", unit="tokens", ge=0
+        0, "Length of the system prompt of all conversations; 0 for none.", unit="tokens", ge=0
     )
     turns: LengthDistribution = setting(UniformLength(low=2, high=5), "Turns of a conversation.")
-    prompt_tokens: LengthDistribution = setting(UniformLength(low=16, high=64), "Length of what is said in one turn.")
+    prompt_tokens: LengthDistribution = setting(UniformLength(low=16, high=64), "Length of the prompt of one turn.")
     output_tokens: LengthDistribution = _answer_length()
-    think_time: TimeDistribution = setting(ExponentialTime(mean_s=1.0), "From the end of an answer to the next turn.")
+    think_time: TimeDistribution = setting(
+        ExponentialTime(mean_s=1.0), "Time from the end of an answer to the next turn."
+    )
 
 
 OnError = Literal["fail", "skip"]
@@ -102,20 +104,18 @@ TimeUnit = Literal["s", "ms", "us", "ns"]
 
 
 class FileWorkload(Workload):
-    """What every workload from a file has."""
+    """Settings of every workload from a file."""
 
     path: Name | None = setting(None, "The file.")
-    on_error: OnError = setting(
-        "fail", "What to do at a line or entry that cannot be read: stop and name it, or leave it out and count it."
-    )
-    skip: int = setting(0, "Leave out this many at the beginning of the file.", unit="requests", ge=0)
+    on_error: OnError = setting("fail", "Action at an invalid line or entry: stop and name it, or skip and count it.")
+    skip: int = setting(0, "Requests that are skipped at the beginning of the file.", unit="requests", ge=0)
     limit: int | None = setting(
-        None, "Take at most this many of the file; null takes all. Where more are needed, they come again.", ge=1
+        None, "Most requests from the file; null takes all. If the run needs more, they repeat.", ge=1
     )
     request_fields: Literal["send", "ignore"] = setting(
         "send",
         "Fields of a row that belong to the request, such as temperature, stop, seed, tools or response_format: send "
-        "them along with it, in place of the workload's own, or ignore and count them.",
+        "them instead of the workload's own, or ignore and count them.",
     )
 
     def conflicts(self) -> Iterator[Conflict]:
@@ -124,22 +124,19 @@ class FileWorkload(Workload):
 
 
 class TraceWorkload(FileWorkload):
-    """Requests of a recorded trace: its lengths, and with `arrival=trace` its times too; the texts are made up.
+    """Requests of a recorded trace: its lengths, and with `arrival=trace` its times. The texts are synthetic.
 
-    A trace says nothing of what was written, so prompts have the recorded lengths and no common beginnings, but where
-    the trace tells of them.
+    A trace holds no texts: prompts have the recorded lengths, and common prefixes only if the trace records them.
     """
 
     length_scale: float = setting(
-        1.0, "Prompts (and their shared blocks) are this many times as long as recorded, and at least one token.", gt=0
+        1.0, "Factor on the recorded lengths of prompts and their shared blocks; at least one token remains.", gt=0
     )
-    output_scale: float | None = setting(
-        None, "Outputs are this many times as long as recorded; null for as many as length_scale says.", gt=0
-    )
+    output_scale: float | None = setting(None, "Factor on the recorded lengths of outputs; null is length_scale.", gt=0)
     time_unit: TimeUnit | None = setting(
         None,
-        "Unit of the recorded times that are numbers; null takes that of the format (mooncake: ms, others: s), or the "
-        "one that makes them times since 1970. Dates need none.",
+        "Unit of recorded times that are numbers. null takes the format's (mooncake: ms, others: s), or the unit under "
+        "which they are times since 1970. Dates need none.",
     )
 
 
@@ -153,7 +150,7 @@ class AzureWorkload(TraceWorkload):
 class BurstGptWorkload(TraceWorkload):
     """A BurstGPT trace: CSV with the columns Timestamp (seconds), Request tokens, Response tokens, Model, Log Type.
 
-    Requests that failed when they were recorded have no response tokens; they are left out and counted.
+    Requests that failed in the recording have no response tokens; they are skipped and counted.
     """
 
     kind: Literal["burstgpt"] = setting("burstgpt", "BurstGPT trace (CSV).")
@@ -167,54 +164,54 @@ class BurstGptWorkload(TraceWorkload):
 class MooncakeWorkload(TraceWorkload):
     """A Mooncake trace: JSON lines with timestamp (ms), input_length, output_length and hash_ids.
 
-    Equal ids at the beginning of two requests become the same text, so what was shared when the trace was recorded is
-    shared again.
+    Equal ids at the beginning of two requests become the same text, so the prefixes shared in the recording are shared
+    again.
     """
 
     kind: Literal["mooncake"] = setting("mooncake", "Mooncake trace (JSON lines).")
     name: Name = _label("mooncake")
     block_tokens: int = setting(
-        512, "Tokens of the recorded prompt that one of its hash_ids stands for; scaled like the lengths.", ge=1
+        512, "Tokens of the recorded prompt for one of its hash_ids; scaled like the lengths.", ge=1
     )
 
 
 class PromptSetWorkload(FileWorkload):
-    """What every set of written prompts has."""
+    """Settings of every set of written prompts."""
 
     output_tokens: LengthDistribution = _answer_length(" if the file does not state it")
     order: Literal["file", "shuffled"] = setting(
-        "file", "Ask in the order of the file, or in an order that the seed decides."
+        "file", "Order of the requests: that of the file, or random by the seed."
     )
 
 
 class TextWorkload(PromptSetWorkload):
-    """Plain text, a prompt in each line; empty lines are no prompts."""
+    """Plain text with one prompt per line; empty lines are skipped."""
 
-    kind: Literal["text"] = setting("text", "Plain text, a prompt in each line.")
+    kind: Literal["text"] = setting("text", "Plain text with one prompt per line.")
     name: Name = _label("text")
 
 
 class ConversationSetWorkload(PromptSetWorkload):
-    """What sets of written conversations have.
+    """Settings of every set of written conversations.
 
     Both kinds read the same rows (JSON lines, a JSON list, CSV or Parquet) with `messages`, `conversations`, `turns` or
     `prompt`, also inside a `body`. They differ in their defaults.
     """
 
-    api: Api = setting("chat", "OpenAI endpoint that the requests go to; completions joins messages by line ends.")
+    api: Api = setting("chat", "OpenAI endpoint of the requests; completions joins messages by line ends.")
     max_turns: int | None = setting(
-        None, "Most turns of a conversation that are asked; null asks all.", unit="turns", ge=1
+        None, "Most turns of a conversation that are sent; null sends all.", unit="turns", ge=1
     )
     think_time: TimeDistribution = setting(
-        ExponentialTime(mean_s=1.0), "From the end of an answer to the next turn, where the file does not say."
+        ExponentialTime(mean_s=1.0), "Time from the end of an answer to the next turn if the file does not state it."
     )
 
 
 class OpenAiJsonlWorkload(ConversationSetWorkload):
-    """JSON lines as OpenAI's batches and fine-tuning, and other benchmarks, have them: `messages` or `prompt`.
+    """JSON lines with `messages` or `prompt`, the format of OpenAI's batches and fine-tuning and of other benchmarks.
 
-    `max_tokens` of a row, or a length under another usual name, is the length of its answer; else the length of the
-    assistant's message at the end is, if there is one.
+    The length of an answer is `max_tokens` of its row, or a length under another usual name. Without one, it is the
+    length of the assistant's message at the end, if there is one.
     """
 
     kind: Literal["openai_jsonl"] = setting("openai_jsonl", "JSON lines with messages, turns or prompt.")
@@ -224,19 +221,19 @@ class OpenAiJsonlWorkload(ConversationSetWorkload):
 class ShareGptWorkload(ConversationSetWorkload):
     """ShareGPT's JSON: a list of `conversations`, each a list of `from` (human, gpt) and `value`.
 
-    The messages of the human are asked again; the recorded answers only give their lengths, since conversations go on
+    The messages of the human are sent again. The recorded answers give only the lengths, since conversations continue
     with the answers of the server under test.
     """
 
     kind: Literal["sharegpt"] = setting("sharegpt", "ShareGPT conversations (JSON).")
     name: Name = _label("sharegpt")
     max_turns: int | None = setting(
-        1, "Most turns of a conversation that are asked; null asks all.", unit="turns", ge=1
+        1, "Most turns of a conversation that are sent; null sends all.", unit="turns", ge=1
     )
 
 
 class TableWorkload(PromptSetWorkload):
-    """A table of prompts: a CSV, Parquet or JSON file, told apart by its name's ending."""
+    """A table of prompts: a CSV, Parquet or JSON file, recognised by the extension of its name."""
 
     kind: Literal["table"] = setting("table", "CSV or Parquet table with a column of prompts.")
     name: Name = _label("table")
@@ -248,15 +245,15 @@ class TableWorkload(PromptSetWorkload):
     )
     output_tokens_column: Name | None = setting(
         None,
-        "Column of the answers' lengths in tokens; null takes one of the usual names, such as output_tokens or "
-        "max_tokens, and draws the lengths from output_tokens if there is none.",
+        "Column of the answers' lengths in tokens. null takes one of the usual names, such as output_tokens or "
+        "max_tokens; without such a column, the lengths are drawn from output_tokens.",
     )
 
 
 class ScheduleWorkload(Workload):
-    """A saved schedule, asked again as it is: the schedule.parquet of any run directory is one.
+    """A saved schedule, such as the schedule.parquet of any run directory, sent again unchanged.
 
-    With `arrival=trace` its own times are kept; any other arrival gives it new ones.
+    With `arrival=trace` it keeps its times; any other arrival gives it new ones.
     """
 
     kind: Literal["schedule"] = setting("schedule", "A saved schedule.")
@@ -286,9 +283,11 @@ _OF_THE_MIX = ("api", "temperature", "ignore_eos", "context_tokens")
 
 
 class MixPart(Section):
-    """One of the workloads that a mix is made of."""
+    """One of the workloads of a mix."""
 
-    weight: float = setting(1.0, "How much of all that arrives is of this part, relative to the others' weights.", ge=0)
+    weight: float = setting(
+        1.0, "Share of the arrivals that belong to this part, relative to the weights of all parts.", ge=0
+    )
     workload: PartWorkload = setting(SyntheticWorkload(), "The workload.")
 
     def conflicts(self) -> Iterator[Conflict]:
@@ -298,9 +297,9 @@ class MixPart(Section):
 
 
 class MixWorkload(Workload):
-    """Several workloads at once. Every request carries the name of its part."""
+    """Several workloads at the same time. Every request carries the name of its part."""
 
-    kind: Literal["mix"] = setting("mix", "Several workloads at once.")
+    kind: Literal["mix"] = setting("mix", "Several workloads at the same time.")
     name: Name = _label("mix")
     parts: dict[Name, MixPart] = setting(
         {}, "The parts by their names, each with `weight` and `workload` (with its `kind` and that kind's keys)."

@@ -11,6 +11,7 @@ of a traceback, and no sweep fails at a later job because of one.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
@@ -161,9 +162,7 @@ def _lines(override: Override) -> Iterator[str]:
 
 def _check_jobs(overrides: list[Override]) -> Jobs:
     values = [list(_lines(override)) for override in overrides]
-    combinations = 1
-    for lines in values:
-        combinations *= len(lines)
+    combinations = math.prod(len(lines) for lines in values)
     if combinations <= MOST_COMBINATIONS:
         jobs = [list(job) for job in itertools.product(*values)]
     else:
@@ -232,7 +231,7 @@ def _choice_layers(
 
     An option that was not chosen gives only the values that differ from the defaults of their keys: others give way.
     """
-    layers = []
+    layers: list[Layer] = []
     for group in sorted(choices, key=lambda name: name == "experiment"):
         option = choices[group]
         if isinstance(option, str) and not group.startswith("hydra/"):

@@ -147,7 +147,7 @@ def _reference_section(node: Branch | VariantBranch, kind: str = "") -> list[str
             lines += _reference_section(group, f"{node.discriminator}: {name}{default}")
         return [*lines, *_inner_choices(node)]
     title = f"### `{node.path}`" + (f", {kind}" if kind else "")
-    lines = [title, "", " ".join((node.model.__doc__ or "").split()), ""]
+    lines = [title, "", _about(node.model), ""]
     own = [
         child
         for child in node.children.values()
@@ -158,6 +158,10 @@ def _reference_section(node: Branch | VariantBranch, kind: str = "") -> list[str
         if not isinstance(child, Key) and child not in own:
             lines += _reference_section(child)
     return lines
+
+
+def _about(model: type[Section]) -> str:
+    return " ".join((model.__doc__ or "").split())
 
 
 def _inner_choices(choice: VariantBranch) -> list[str]:
@@ -175,7 +179,7 @@ def _inner_choices(choice: VariantBranch) -> list[str]:
     lines = []
     for model, (label, group) in kinds.items():
         at = ", ".join(f"`{path}`" for path in paths[model])
-        lines += [f"### {at}, {label}", "", " ".join((model.__doc__ or "").split()), ""]
+        lines += [f"### {at}, {label}", "", _about(model), ""]
         lines += _key_table([_with_own_default(key, model) for key in group.children.values() if isinstance(key, Key)])
     return lines
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from muai_lab.settings.catalogue import (
     catalogue,
     find_key,
     keys_by_path,
-    mapping_paths,
     sections,
     show,
 )
@@ -89,7 +88,7 @@ def load_settings(
     Raises:
         SettingsError: Every problem of every layer, also of values that a higher layer hides.
     """
-    given: dict[str, Given] = _flatten((overrides or {}).items(), OVERRIDE)
+    given = flatten(overrides or {}, OVERRIDE)
     named = given.get("config_file")
     if config_file is None and named is not None and isinstance(named.value, str):
         config_file = named.value
@@ -108,25 +107,23 @@ def load_settings(
     return _resolve([from_file, from_environment, *choices, given], path, problems)
 
 
-def flatten(values: Mapping[str, object], origin: Origin) -> Layer:
+def flatten(values: Mapping[str, object], origin: Origin) -> dict[str, Given]:
     """Return a layer from values by dotted path; a mapping at a section's path sets the keys below it."""
-    return _flatten(values.items(), origin)
-
-
-def _flatten(values: Iterable[tuple[str, object]], origin: Origin) -> dict[str, Given]:
     layer: dict[str, Given] = {}
-    for path, value in values:
-        if isinstance(value, Mapping) and (path in sections() or path in mapping_paths() or _holds_sections(path)):
-            layer.update(_flatten(((f"{path}.{name}", item) for name, item in value.items()), origin))
+    for path, value in values.items():
+        if isinstance(value, Mapping) and _has_keys_below(path):
+            layer |= flatten({f"{path}.{name}": item for name, item in value.items()}, origin)
         elif value is not None or path not in sections():
             layer[path] = Given(value, origin)
     return layer
 
 
-def _holds_sections(path: str) -> bool:
-    """True if the path lies within an open mapping whose entries are sections."""
+def _has_keys_below(path: str) -> bool:
+    """True for a section, for an open mapping, and for any path within one whose entries are sections."""
     key = find_key(path)
-    return key is not None and key.kind == "sections"
+    if key is None:
+        return path in sections()
+    return key.kind == "sections" or (key.kind == "mapping" and key.path == path)
 
 
 def _resolve(layers: Sequence[Layer], file: Path | None, problems: list[str]) -> Resolved:

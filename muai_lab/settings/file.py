@@ -42,8 +42,8 @@ def default_file() -> Path | None:
 def read_file(path: Path) -> tuple[Layer, list[str]]:
     """Return the values that the file sets, and the problems of its structure.
 
-    Top-level sections besides `optimization` and `monitoring` are an error, except in a file named `system.yaml`, which
-    belongs to the whole system and holds these sections among others.
+    A top-level section other than `optimization` and `monitoring` is an error, except in a file named `system.yaml`:
+    it belongs to the whole system.
 
     Raises:
         SettingsError: The file is missing, unreadable, or no valid YAML.

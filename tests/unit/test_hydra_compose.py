@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from muai_lab.errors import SettingsError
+from muai_lab.settings import hydra_groups
 from muai_lab.settings.compose import compose
 from muai_lab.settings.distributions import FixedLength, NormalLength, UniformLength
 from muai_lab.settings.hydra_groups import SEARCH_SPACES, groups_folder
@@ -126,6 +128,21 @@ def test_an_experiment_s_values_lie_over_the_groups_and_below_overrides() -> Non
     assert resolved.settings.slo.ttft_ms == 500
     assert compose(["experiment=batch_size"]).settings.arrival.concurrency == 32
     assert compose(["experiment=batch_size", "arrival.concurrency=2"]).settings.arrival.concurrency == 2
+
+
+def test_an_option_is_the_origin_of_the_options_that_it_builds_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "groups"
+    shutil.copytree(groups_folder(), folder)
+    (folder / "arrival" / "mine.yaml").write_text("defaults: [ramp]\nend_rate: ${load.drain_s}\n", encoding="utf-8")
+    monkeypatch.setattr(hydra_groups, "groups_folder", lambda: folder)
+
+    resolved = compose(["arrival=mine", "load.drain_s=7"])
+
+    arrival = resolved.settings.arrival
+    assert (arrival.kind, arrival.rate, arrival.end_rate) == ("ramp", 5.0, 7.0)
+    assert {str(resolved.origin(f"arrival.{key}")) for key in ("kind", "rate", "end_rate")} == {"arrival=mine"}
 
 
 def test_lengths_can_be_redrawn_on_the_command_line() -> None:

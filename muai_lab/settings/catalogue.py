@@ -361,6 +361,14 @@ def mapping_paths() -> tuple[str, ...]:
     return tuple(key.path for key in keys_by_path().values() if key.kind in ("mapping", "sections"))
 
 
+def has_keys_below(path: str) -> bool:
+    """Return True for a section, for an open mapping, and for any path in a mapping whose entries are sections."""
+    key = find_key(path)
+    if key is None:
+        return path in sections()
+    return key.kind == "sections" or (key.kind == "mapping" and key.path == path)
+
+
 def find_key(path: str) -> Key | None:
     """Return the key at a dotted path; for an entry of an open mapping, the key of the mapping."""
     key = keys_by_path().get(path)

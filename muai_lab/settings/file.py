@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from muai_lab.errors import SettingsError
-from muai_lab.settings.catalogue import ENVIRONMENT_PREFIXES, Branch, Key, VariantBranch, catalogue
+from muai_lab.settings.catalogue import ENVIRONMENT_PREFIXES, find_key, has_keys_below, sections
 from muai_lab.settings.nearest import did_you_mean, nearest
 from muai_lab.settings.origin import Given, Layer, Origin
 
@@ -82,7 +82,7 @@ def _text(path: Path) -> str:
 
 
 class _Reader:
-    """A walk of the composed nodes along the catalogue, so that every key keeps its line."""
+    """A walk of the composed nodes, so that every key keeps its line."""
 
     def __init__(self, path: Path, loader: _Loader) -> None:
         self.path = path
@@ -96,11 +96,10 @@ class _Reader:
             return {}, []
         if not isinstance(root, yaml.MappingNode):
             return {}, [f"{self._where(root)}: expected the sections {' and '.join(FILE_SECTIONS)}"]
-        tree = catalogue()
         for key_node, value_node in self._pairs(root):
             name = key_node.value
             if name in FILE_SECTIONS:
-                self._section(value_node, tree.children[name])
+                self._read(name, key_node, value_node)
             elif self.path.name != SYSTEM_FILE.name:
                 hint = did_you_mean(nearest(name, FILE_SECTIONS)) or (
                     f"; valid are {' and '.join(FILE_SECTIONS)} (a file named {SYSTEM_FILE.name} may hold others too)"
@@ -108,44 +107,27 @@ class _Reader:
                 self.problems.append(f"{name} ({self._where(key_node)}): no such section{hint}")
         return self.layer, self.problems
 
-    def _section(self, node: yaml.Node, target: Key | Branch | VariantBranch) -> None:
-        if isinstance(target, Key):
-            self._key(node, target)
-            return
-        assert isinstance(target, Branch), "the sections of a file have no choices"
-        if node.tag == _NULL:
-            return
-        if not isinstance(node, yaml.MappingNode):
-            self.problems.append(f"{target.path} ({self._where(node)}): expected a section with keys below it")
-            return
-        if _is_placeholder(node):
-            return
-        for key_node, value_node in self._pairs(node):
-            child = target.children.get(key_node.value)
-            if child is None:
-                matches = nearest(key_node.value, target.children)
-                hint = did_you_mean([f"{target.path}.{match}" for match in matches]) or (
-                    f"; valid are {', '.join(target.children)}"
-                )
-                self.problems.append(f"{target.path}.{key_node.value} ({self._where(key_node)}): no such key{hint}")
-            else:
-                self._section(value_node, child)
-
-    def _key(self, node: yaml.Node, key: Key) -> None:
-        if key.kind == "mapping" and isinstance(node, yaml.MappingNode):
+    def _read(self, path: str, name: yaml.ScalarNode, node: yaml.Node) -> None:
+        """Take the value at the path, or the values of the keys below it."""
+        if not has_keys_below(path):
+            self._give(path, node, self._where(node if find_key(path) is not None else name))
+        elif not isinstance(node, yaml.MappingNode):
+            if node.tag != _NULL:
+                self._give(path, node, self._where(node))
+        elif not _is_placeholder(node):
             for key_node, value_node in self._pairs(node):
-                self._give(f"{key.path}.{key_node.value}", value_node)
-        elif key.kind != "mapping" or node.tag != _NULL:
-            self._give(key.path, node)
+                # A dot in a key does not lead into a section.
+                child = key_node.value.replace(".", "\\.") if path in sections() else key_node.value
+                self._read(f"{path}.{child}", key_node, value_node)
 
-    def _give(self, path: str, node: yaml.Node) -> None:
+    def _give(self, path: str, node: yaml.Node, where: str) -> None:
         try:
             value = self.loader.construct_object(node, deep=True)
         except ValueError:
             # Such as `!!int abc`. The text of the error would hold the value, which may be a secret.
-            self.problems.append(f"{path} ({self._where(node)}): the value does not fit its YAML tag")
+            self.problems.append(f"{path} ({where}): the value does not fit its YAML tag")
             return
-        self.layer[path] = Given(value, Origin("file", self._where(node)))
+        self.layer[path] = Given(value, Origin("file", where))
 
     def _pairs(self, node: yaml.MappingNode) -> Iterator[tuple[yaml.ScalarNode, yaml.Node]]:
         """Keys and values of a mapping. Merge keys (`<<`) are followed; a key given twice is a problem."""

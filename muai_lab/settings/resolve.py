@@ -18,6 +18,7 @@ from muai_lab.settings.catalogue import (
     branch_of,
     catalogue,
     find_key,
+    has_keys_below,
     keys_by_path,
     sections,
     show,
@@ -27,7 +28,7 @@ from muai_lab.settings.environment import read_environment
 from muai_lab.settings.file import default_file, read_file
 from muai_lab.settings.giving_way import give_way
 from muai_lab.settings.lab import LabSettings
-from muai_lab.settings.nearest import did_you_mean, nearest_path
+from muai_lab.settings.nearest import did_you_mean, nearest, nearest_path
 from muai_lab.settings.origin import DEFAULT, LAYERS, OVERRIDE, Given, Layer, Origin
 from muai_lab.settings.section import UNCHECKED, walk
 
@@ -111,19 +112,11 @@ def flatten(values: Mapping[str, object], origin: Origin) -> dict[str, Given]:
     """Return a layer from values by dotted path; a mapping at a section's path sets the keys below it."""
     layer: dict[str, Given] = {}
     for path, value in values.items():
-        if isinstance(value, Mapping) and _has_keys_below(path):
+        if isinstance(value, Mapping) and has_keys_below(path):
             layer |= flatten({f"{path}.{name}": item for name, item in value.items()}, origin)
         elif value is not None or path not in sections():
             layer[path] = Given(value, origin)
     return layer
-
-
-def _has_keys_below(path: str) -> bool:
-    """True for a section, for an open mapping, and for any path within one whose entries are sections."""
-    key = find_key(path)
-    if key is None:
-        return path in sections()
-    return key.kind == "sections" or (key.kind == "mapping" and key.path == path)
 
 
 def _resolve(layers: Sequence[Layer], file: Path | None, problems: list[str]) -> Resolved:
@@ -146,8 +139,14 @@ def _resolve(layers: Sequence[Layer], file: Path | None, problems: list[str]) ->
 def _unknown_key(path: str, given: Given) -> str:
     if path in sections():
         return f"{path} ({given.origin}): expected a section with keys below it"
-    matches = nearest_path(path, keys_by_path())
-    return f"{path} ({given.origin}): no such key{did_you_mean(matches)}"
+    section, _, name = path.rpartition(".")
+    above = sections().get(section)
+    if isinstance(above, Branch):
+        matches = [f"{section}.{match}" for match in nearest(name, above.children)]
+        hint = did_you_mean(matches) or f"; valid are {', '.join(above.children)}"
+    else:
+        hint = did_you_mean(nearest_path(path, keys_by_path()))
+    return f"{path} ({given.origin}): no such key{hint}"
 
 
 def _put(layer: Layer, merged: dict[str, Given]) -> None:

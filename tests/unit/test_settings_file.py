@@ -149,6 +149,18 @@ def test_an_unknown_key_is_named_with_the_nearest() -> None:
     )
 
 
+def test_an_unknown_section_is_named_with_its_line_and_the_valid_names() -> None:
+    (problem,) = problems_of("optimization:\n  zzz:\n    a: 1\n")
+
+    assert problem.startswith("optimization.zzz (my.yaml:2): no such key; valid are enabled, engine_preference,")
+
+
+def test_a_dot_in_a_key_does_not_lead_into_a_section() -> None:
+    (problem,) = problems_of("optimization:\n  batcher.max_batch_size: 8\n")
+
+    assert "no such key" in problem
+
+
 @pytest.mark.parametrize("text", ["optimization: 5", "optimization: [a]", "optimization: {batcher: true}"])
 def test_a_value_in_place_of_a_section_is_an_error(text: str) -> None:
     (problem,) = problems_of(text)

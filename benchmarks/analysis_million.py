@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from muai_lab.load.records import REQUESTS_SCHEMA
+from muai_lab.request_record import REQUESTS_SCHEMA
 
 RATE = 250.0
 TOKENS = 16

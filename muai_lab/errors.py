@@ -6,6 +6,8 @@ Every message says what is wrong, where, and how to mend it.
 
 from __future__ import annotations
 
+from muai_lab.request_status import RequestStatus
+
 
 class MuaiError(Exception):
     """Base of every error that is the user's to mend; `str(error)` is what the user reads."""
@@ -57,12 +59,9 @@ class RequestsFailed(RunError):
 
 
 class RequestError(MuaiError):
-    """One request to the stack ends without a result; `status` is the metric label.
+    """One request to the stack ends without a result; `status` is the metric label."""
 
-    status: `error`, `rejected`, `cancelled` or `timeout`.
-    """
-
-    status = "error"
+    status: RequestStatus = "error"
 
 
 class InvalidRequest(RequestError):

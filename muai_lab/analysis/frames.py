@@ -37,31 +37,13 @@ from muai_lab.analysis.origins import read_origins
 from muai_lab.analysis.slo import Slo, slo_of
 from muai_lab.analysis.window import due_in_window, window_of
 from muai_lab.errors import RunError
+from muai_lab.request_record import REQUEST_COLUMNS, STAMP
+from muai_lab.request_status import FAILURES
 from muai_lab.window import Window
 
-STAMPS = (
-    "intended_ns", "released_ns", "sent_ns", "first_content_ns", "last_content_ns", "last_token_ns", "stream_end_ns",
-)  # fmt: skip
-INTEGERS = (
-    "index",
-    *STAMPS,
-    "http_status",
-    "prompt_tokens",
-    "output_tokens",
-    "client_output_tokens",
-    "decode_tokens",
-    "unseen_tokens",
-    "read_together",
-    "asked_prompt_tokens",
-    "cached_prompt_tokens",
-    "server_queue_ns",
-    "server_prefill_ns",
-    "max_tokens",
-    "session",
-    "turn",
-    "prefix_group",
-)
-TEXTS = ("phase", "status", "error", "finish_reason", "note", "part")
+_INTEGERS = tuple(column.name for column in REQUEST_COLUMNS if pa.types.is_integer(column.type))
+_TEXTS = tuple(column.name for column in REQUEST_COLUMNS if pa.types.is_string(column.type))
+_STAMPS = tuple(column.name for column in REQUEST_COLUMNS if column.unit == STAMP and column.name in _INTEGERS)
 SERVER_COLUMNS = ("t_ns", "name", "labels", "value")
 
 
@@ -268,7 +250,7 @@ def requests_frame(table: pa.Table, window: Window) -> pd.DataFrame:
 
 def _read_records(file: Path, *, must_exist: bool, notes: list[str]) -> pd.DataFrame:
     try:
-        present = [name for name in pq.read_schema(file).names if name in INTEGERS or name in TEXTS]
+        present = [name for name in pq.read_schema(file).names if name in _INTEGERS or name in _TEXTS]
         table = pq.read_table(file, columns=present)
     except (OSError, pa.ArrowInvalid) as problem:
         if must_exist:
@@ -280,17 +262,17 @@ def _read_records(file: Path, *, must_exist: bool, notes: list[str]) -> pd.DataF
 
 def _records_frame(table: pa.Table) -> pd.DataFrame:
     columns: dict[str, pd.Series] = {}
-    present = [name for name in table.column_names if name in INTEGERS or name in TEXTS]
+    present = [name for name in table.column_names if name in _INTEGERS or name in _TEXTS]
     frame = (
         table.select(present).to_pandas(integer_object_nulls=False, types_mapper=_INTEGER_TYPES.get)
         if present
         else None
     )
     rows = table.num_rows
-    for name in INTEGERS:
+    for name in _INTEGERS:
         values = frame[name] if frame is not None and name in frame else pd.Series(pd.NA, index=range(rows))
         columns[name] = values.astype("Int64")
-    for name in TEXTS:
+    for name in _TEXTS:
         values = frame[name] if frame is not None and name in frame else pd.Series(pd.NA, index=range(rows))
         columns[name] = values.astype("string")
     if "decode_tokens" not in present:  # recorded before the client told seen from revealed tokens
@@ -311,10 +293,10 @@ def _derive(records: pd.DataFrame, window: Window | None, status: str) -> pd.Dat
     requests = records.copy()
     origin = pd.Series(window.load_start_ns if window else 0, index=records.index, dtype="Int64")
     requests["due_s"] = seconds_between(due_ns(records), origin)
-    for stamp in STAMPS:
+    for stamp in _STAMPS:
         requests[f"{stamp.removesuffix('_ns')}_s"] = seconds_between(records[stamp], origin)
     ended = records["stream_end_ns"].fillna(records["last_token_ns"]).fillna(records["sent_ns"])
-    failed_at_once = records["status"].isin(["error", "rejected", "cancelled", "timeout"])
+    failed_at_once = records["status"].isin(FAILURES)
     requests["over_s"] = seconds_between(ended.fillna(due_ns(records).where(failed_at_once)), origin)
     requests["tokens"] = output_tokens(records)
     for metric in METRICS:

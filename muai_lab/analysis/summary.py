@@ -27,7 +27,6 @@ from muai_lab.analysis.samples import completed_requests, delivered_prompts, del
 from muai_lab.analysis.slo import Slo, met, misses
 from muai_lab.analysis.statistics import Estimate, describe, rate, share
 from muai_lab.analysis.summary_schema import (
-    STATUSES,
     GeneratorSummary,
     LatencySummary,
     MeasuredWindow,
@@ -46,6 +45,7 @@ from muai_lab.analysis.summary_schema import (
 from muai_lab.analysis.validity import cut_short, validity_of
 from muai_lab.analysis.visibility import asked_and_got, visibility
 from muai_lab.errors import RunError
+from muai_lab.request_status import STATUSES
 
 
 def summarise(run: Run) -> Summary:

@@ -13,9 +13,9 @@ import msgspec
 from msgspec import Struct
 
 from muai_lab.analysis.documents import clean
+from muai_lab.request_status import STATUSES
 
 SCHEMA_VERSION = 1
-STATUSES = ("ok", "error", "rejected", "cancelled", "timeout")
 
 
 class ReportedEstimate(Struct, frozen=True, omit_defaults=True):

@@ -8,8 +8,8 @@ import numpy as np
 
 from muai_lab.analysis.slo import Slo
 from muai_lab.load.generator import LoadProgress
-from muai_lab.load.records import RequestRecord
 from muai_lab.load.target import Target
+from muai_lab.request_record import RequestRecord
 from muai_lab.workload.schedule import Schedule, ScheduledRequest
 
 CLEARLY = 0.05

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from muai_lab.arrays import Floats
-from muai_lab.load.records import RequestRecord
+from muai_lab.request_record import RequestRecord
 from muai_lab.visible import TOLERATED_S, tolerated
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from muai_lab.load.records import RequestRecord
 from muai_lab.load.target import Target
+from muai_lab.request_record import RequestRecord
 from muai_lab.workload.schedule import Schedule, ScheduledRequest
 
 

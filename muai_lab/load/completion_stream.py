@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from muai_lab.load.foreign_values import nanoseconds, parse_object, says_something, word
-from muai_lab.load.records import RequestRecord
 from muai_lab.load.stated_usage import (
     BEYOND_TOTAL,
     NO_CLAIM,
@@ -21,6 +20,7 @@ from muai_lab.load.stated_usage import (
 )
 from muai_lab.load.token_counts import TokenCounts, infer_counts
 from muai_lab.load.usual_events import NotUsual, decode_usual
+from muai_lab.request_record import RequestRecord
 
 # Fields of a chat delta that carry generated tokens; reasoning models stream their thoughts in the latter ones.
 _DELTA_CONTENT = ("content", "reasoning_content", "reasoning", "tool_calls", "function_call", "refusal", "audio")

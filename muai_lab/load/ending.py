@@ -14,7 +14,7 @@ import numpy as np
 
 from muai_lab.arrays import Floats, Ints
 from muai_lab.load.clock_offset import ClockOffset
-from muai_lab.load.records import RequestRecord
+from muai_lab.request_record import RequestRecord
 
 LEAD_NS = 700_000_000
 """From the decision to the end: every generator has asked for it by then, also one that is asked itself."""

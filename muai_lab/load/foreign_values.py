@@ -68,8 +68,3 @@ def word(value: Any) -> str | None:
         return None
     text = value if isinstance(value, str) else json.dumps(value)
     return text[:_WORD_LIMIT]
-
-
-def printable(text: str) -> str:
-    """The text without what cannot be stored as UTF-8."""
-    return text.encode("utf-8", "replace").decode()

@@ -28,11 +28,11 @@ from muai_lab.load.heartbeat import Heartbeat, waiting_clock
 from muai_lab.load.machine_load import MachineLoad, load_since, read_processes
 from muai_lab.load.plan import LoadPlan
 from muai_lab.load.precise_timer import PreciseTimer, precise_timer
-from muai_lab.load.records import RequestRecord
 from muai_lab.load.self_report import GeneratorReport, report_on_generator
 from muai_lab.load.sending import Sending
 from muai_lab.load.target import Target
 from muai_lab.load.unsent import Unsent
+from muai_lab.request_record import RequestRecord
 from muai_lab.window import Phase, Window
 from muai_lab.workload.schedule import Schedule, ScheduledRequest
 

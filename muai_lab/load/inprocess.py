@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from muai_lab.engines.base import Sampling
 from muai_lab.errors import EngineError, InvalidRequest, RequestError
-from muai_lab.load.records import RequestRecord, Status
+from muai_lab.request_record import RequestRecord
 from muai_lab.settings.lab import LabSettings
 from muai_lab.stack.request import GenerationRequest
 from muai_lab.workload.prompts import plain
@@ -21,7 +21,6 @@ if TYPE_CHECKING:  # the stack brings torch, which only its opener needs
 from muai_lab.stack.text import StopStrings
 
 _PASSED_ON = frozenset({"temperature", "top_p", "top_k", "seed", "stop", "ignore_eos"})
-_STATUS: dict[str, Status] = {"rejected": "rejected", "cancelled": "cancelled", "timeout": "timeout"}
 
 
 class InProcessTarget:
@@ -88,7 +87,7 @@ class InProcessTarget:
             # An invalid request is a fault of the schedule, not load that was refused; over HTTP it is a 400.
             record.end("error", self._clock(), str(error))
         except RequestError as error:
-            record.end(_STATUS.get(error.status, "error"), self._clock(), str(error))
+            record.end(error.status, self._clock(), str(error))
         else:
             record.prompt_tokens = len(asked.prompt)
             if generation.queue_s is not None and generation.prefill_s is not None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from muai_lab.load.clock_offset import SAME_CLOCK, ClockOffset
 from muai_lab.load.generator import LoadResult
-from muai_lab.load.records import RequestRecord
 from muai_lab.load.self_report import WorkerReport, report_on_generators
+from muai_lab.request_record import RequestRecord
 from muai_lab.window import Window
 
 _TIMES = ("intended_ns", "released_ns", "sent_ns", "stream_end_ns")

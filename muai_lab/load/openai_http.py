@@ -19,8 +19,9 @@ from muai_lab.load.dialect import NOT_ABOUT_FIELDS, Dialect, dialects
 from muai_lab.load.endpoint_access import EndpointAccess
 from muai_lab.load.endpoint_address import EndpointAddress, host_header, redirected
 from muai_lab.load.http_connection import ConnectionPool, ConnectionProblem, Unreachable
-from muai_lab.load.records import RequestRecord, Status
 from muai_lab.load.streamed_answer import StreamedAnswer, WholeAnswer
+from muai_lab.request_record import RequestRecord
+from muai_lab.request_status import RequestStatus
 from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.workload import Api
 from muai_lab.workload.schedule import Schedule, ScheduledRequest
@@ -171,7 +172,7 @@ class HttpTarget:
         finally:
             answer.settle()
         if (code := record.http_status) is not None and code != 200:
-            status: Status = "rejected" if code in _REJECTED else "error"
+            status: RequestStatus = "rejected" if code in _REJECTED else "error"
             record.end(status, self._clock(), self._error_of(code, answer))
 
     async def close(self) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from muai_lab.load.added_delay import AddedDelay, added_delays, share_of_cycles
 from muai_lab.load.heartbeat import NO_TIMING, LoopTiming
 from muai_lab.load.machine_load import MachineLoad, described
-from muai_lab.load.records import RequestRecord
+from muai_lab.request_record import RequestRecord
 from muai_lab.visible import TOLERATED_SHARE
 from muai_lab.window import Window
 

@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 from muai_lab.load.own_limits import GeneratorExhausted
 from muai_lab.load.precise_timer import PreciseTimer
-from muai_lab.load.records import RequestRecord, Status
 from muai_lab.load.target import Target
 from muai_lab.load.time_limit import TimeLimit
+from muai_lab.request_record import RequestRecord
+from muai_lab.request_status import RequestStatus
 from muai_lab.workload.schedule import ScheduledRequest
 
 
@@ -32,7 +33,7 @@ class Sending:
         self.records: list[RequestRecord] = []
         self.ok = 0
         self.failed = 0
-        self.giving_up: tuple[Status, str] = ("cancelled", "the run was interrupted")
+        self.giving_up: tuple[RequestStatus, str] = ("cancelled", "the run was interrupted")
         self.exhausted: str | None = None
         self._target = target
         self._timeout_s = timeout_s

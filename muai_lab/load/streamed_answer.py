@@ -5,8 +5,8 @@ from __future__ import annotations
 from muai_lab.load.completion_stream import CompletionStream, StreamError, error_message
 from muai_lab.load.foreign_values import parse_object
 from muai_lab.load.http_connection import ConnectionProblem
-from muai_lab.load.records import RequestRecord
 from muai_lab.load.sse import SseParser
+from muai_lab.request_record import RequestRecord
 
 _ERROR_BODY_BYTES = 4096
 _WHOLE_BYTES = 16 << 20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from muai_lab.load.records import RequestRecord
+from muai_lab.request_record import RequestRecord
 from muai_lab.workload.schedule import Schedule, ScheduledRequest
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Protocol
 
-from muai_lab.load.records import RequestRecord
+from muai_lab.request_record import RequestRecord
 
 COUNTED_HERE = "tokens counted by the client's tokenizer"
 

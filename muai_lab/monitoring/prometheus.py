@@ -21,6 +21,7 @@ from muai_lab.monitoring.histogram import (
     STEP_BUCKETS_S,
     Histogram,
 )
+from muai_lab.request_status import STATUSES
 from muai_lab.stack.events import (
     Admitted,
     CacheLookup,
@@ -38,7 +39,6 @@ from muai_lab.stack.events import (
     TunerNoted,
 )
 
-STATUSES = ("ok", "error", "rejected", "cancelled", "timeout")
 THROUGHPUT_WINDOW_S = 10.0
 
 
@@ -57,7 +57,7 @@ class PrometheusObserver:
         self.first_token_s = Histogram(FIRST_TOKEN_BUCKETS_S)
         self.step_s = Histogram(STEP_BUCKETS_S)
         self.batch = Histogram(BATCH_BUCKETS)
-        self.requests = dict.fromkeys(STATUSES, 0)
+        self.requests: dict[str, int] = dict.fromkeys(STATUSES, 0)
         self.prompt_tokens = 0
         self.output_tokens = 0
         self.looked_up_tokens = 0

@@ -15,23 +15,30 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from muai_lab.request_record import REQUESTS_SCHEMA
 from muai_lab.workload.parquet import read_parquet, write_parquet
+
+
+def _recorded(name: str, *, nullable: bool = True) -> pa.Field:
+    """A column that the request's record has too, with the same type."""
+    return pa.field(name, REQUESTS_SCHEMA.field(name).type, nullable=nullable)
+
 
 SCHEDULE_SCHEMA = pa.schema(
     [
-        pa.field("index", pa.int64(), nullable=False),
+        _recorded("index", nullable=False),
         pa.field("intended_s", pa.float64()),
         pa.field("prompt", pa.large_string()),
         pa.field("prompt_ids", pa.list_(pa.int32())),
-        pa.field("prompt_tokens", pa.int64(), nullable=False),
-        pa.field("max_tokens", pa.int64(), nullable=False),
-        pa.field("session", pa.int64()),
-        pa.field("turn", pa.int64()),
-        pa.field("prefix_group", pa.int64()),
+        _recorded("prompt_tokens", nullable=False),
+        _recorded("max_tokens", nullable=False),
+        _recorded("session"),
+        _recorded("turn"),
+        _recorded("prefix_group"),
         pa.field("seed", pa.int64()),
         pa.field("messages", pa.large_string()),
         pa.field("think_s", pa.float64()),
-        pa.field("part", pa.string()),
+        _recorded("part"),
         pa.field("extra", pa.large_string()),
     ]
 )

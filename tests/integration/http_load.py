@@ -14,8 +14,9 @@ from muai_lab.load.event_loop import run_on_fast_loop
 from muai_lab.load.generator import LoadResult, generate
 from muai_lab.load.openai_http import HttpTarget
 from muai_lab.load.plan import LoadPlan
-from muai_lab.load.records import RequestRecord, records_table
+from muai_lab.load.records import records_table
 from muai_lab.load.reference_server import ReferenceOptions, ReferenceServer
+from muai_lab.request_record import RequestRecord
 from muai_lab.workload.schedule import Schedule, ScheduledRequest
 
 T = TypeVar("T")

@@ -16,8 +16,9 @@ from scripted_server import GOOD, HANG_UP, SILENCE, ScriptedServer, status, stre
 from muai_lab.errors import RunError
 from muai_lab.load.generator import LoadProgress, LoadResult, generate
 from muai_lab.load.openai_http import HttpTarget
-from muai_lab.load.records import RequestRecord, records_table
+from muai_lab.load.records import records_table
 from muai_lab.load.reference_server import ReferenceOptions, ReferenceServer
+from muai_lab.request_record import RequestRecord
 from muai_lab.workload.schedule import ScheduledRequest
 
 SETTINGS = {"model": {"name": "reference"}}

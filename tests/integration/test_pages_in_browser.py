@@ -39,7 +39,7 @@ def made_run(path: Path, *, slower: float = 1.0, limit: int = 8) -> Path:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from muai_lab.load.records import REQUESTS_SCHEMA
+    from muai_lab.request_record import REQUESTS_SCHEMA
 
     rng = np.random.default_rng(limit)
     rows: list[dict[str, Any]] = []

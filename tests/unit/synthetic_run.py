@@ -12,22 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-START_NS = 5_000_000_000_000  # the monotonic clock at the start of the load
-INT, TEXT = pa.int64(), pa.string()
+from muai_lab.request_record import INTEGER, REQUESTS_SCHEMA, TEXT
 
-SCHEMA = pa.schema(
-    [
-        ("index", INT), ("phase", TEXT), ("intended_ns", INT), ("released_ns", INT), ("sent_ns", INT),
-        ("first_content_ns", INT), ("last_token_ns", INT), ("stream_end_ns", INT), ("status", TEXT),
-        ("http_status", pa.int32()), ("error", TEXT), ("finish_reason", TEXT), ("prompt_tokens", INT),
-        ("output_tokens", INT), ("client_output_tokens", INT), ("decode_tokens", INT), ("last_content_ns", INT),
-        ("unseen_tokens", INT), ("read_together", INT), ("asked_prompt_tokens", INT), ("note", TEXT),
-        ("cached_prompt_tokens", INT), ("max_tokens", INT),
-        ("server_queue_ns", INT), ("server_prefill_ns", INT),
-        ("session", INT), ("turn", INT), ("prefix_group", INT),
-        ("chunk_t_ns", pa.list_(pa.int64())), ("chunk_tokens", pa.list_(pa.int32())),
-    ]
-)  # fmt: skip
+START_NS = 5_000_000_000_000  # the monotonic clock at the start of the load
 
 CONFIG: dict[str, Any] = {
     "optimization": {
@@ -65,7 +52,7 @@ def record(
 ) -> dict[str, Any]:
     """One record from times in seconds after the start of the load; one token per chunk unless said otherwise."""
     counts = [1] * len(chunks) if chunk_tokens is None else list(chunk_tokens)
-    row: dict[str, Any] = dict.fromkeys(SCHEMA.names)
+    row: dict[str, Any] = dict.fromkeys(REQUESTS_SCHEMA.names)
     row |= {
         "index": index,
         "phase": "measure",
@@ -82,6 +69,7 @@ def record(
         "prompt_tokens": 10,
         "output_tokens": (sum(counts) if chunks else None) if output_tokens is None else output_tokens,
         "max_tokens": output_tokens or sum(counts) or 64,
+        "read_together": 0,
         "chunk_t_ns": [at(t) for t in chunks],
         "chunk_tokens": counts,
     }
@@ -102,11 +90,11 @@ def write_run(
 ) -> Path:
     """Write a run directory; server_metrics: (seconds after the start of the load, name, labels, value)."""
     path.mkdir(parents=True, exist_ok=True)
-    table = pa.Table.from_pylist([dict(row) for row in records], schema=SCHEMA)
+    table = pa.Table.from_pylist([dict(row) for row in records], schema=REQUESTS_SCHEMA)
     pq.write_table(table, path / "requests.parquet")
     if server_metrics is not None:
         columns = {
-            "t_ns": pa.array([at(t) for t, *_ in server_metrics], INT),
+            "t_ns": pa.array([at(t) for t, *_ in server_metrics], INTEGER),
             "name": pa.array([name for _, name, _, _ in server_metrics], TEXT),
             "labels": pa.array([json.dumps(dict(labels), sort_keys=True) for *_, labels, _ in server_metrics], TEXT),
             "value": pa.array([value for *_, value in server_metrics], pa.float64()),

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from muai_lab.load.added_delay import QUANTILES, added_delays, most_added, share_of_cycles
-from muai_lab.load.records import RequestRecord
+from muai_lab.request_record import RequestRecord
 
 SHARES = tuple(QUANTILES.items())
 times = st.lists(st.floats(0.001, 10.0), min_size=1, max_size=30)

@@ -24,8 +24,8 @@ from muai_lab.load.crew import lead
 from muai_lab.load.ending import ObservedBatch, Relay, Sightings
 from muai_lab.load.generator import LoadResult, generate
 from muai_lab.load.plan import LoadPlan
-from muai_lab.load.records import RequestRecord
 from muai_lab.load.self_report import GeneratorReport
+from muai_lab.request_record import RequestRecord
 from muai_lab.settings.lab import LabSettings, LoadSettings
 from muai_lab.settings.resolve import load_settings
 from muai_lab.window import Window

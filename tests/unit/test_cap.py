@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from muai_lab.load.cap import CappedTarget
-from muai_lab.load.records import RequestRecord
+from muai_lab.request_record import RequestRecord
 from muai_lab.workload.schedule import Schedule, ScheduledRequest
 
 

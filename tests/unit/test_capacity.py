@@ -22,9 +22,9 @@ from muai_lab.experiment.capacity_probe import judge_probe
 from muai_lab.experiment.capacity_search import CapacitySearch, NextProbe, ProbeOutcome, SearchPlan
 from muai_lab.experiment.loss_watch import LossWatch, longest_s, meets
 from muai_lab.load.generator import LoadProgress
-from muai_lab.load.records import RequestRecord
 from muai_lab.load.target import Target
 from muai_lab.report.capacity_page import capacity_sheet, render_capacity
+from muai_lab.request_record import RequestRecord
 from muai_lab.settings.capacity import CapacitySettings
 from muai_lab.settings.lab import LabSettings
 from muai_lab.workload.schedule import Schedule, ScheduledRequest

@@ -15,7 +15,8 @@ import pytest
 from muai_lab.analysis.frames import requests_frame
 from muai_lab.analysis.slo import Slo, met, misses
 from muai_lab.load.completion_stream import CompletionStream, StreamError
-from muai_lab.load.records import RequestRecord, records_table
+from muai_lab.load.records import records_table
+from muai_lab.request_record import RequestRecord
 from muai_lab.window import Window
 from muai_lab.window import Window as AnalysisWindow
 

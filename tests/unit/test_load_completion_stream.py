@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from muai_lab.load.completion_stream import CompletionStream, StreamError, error_message
-from muai_lab.load.records import RequestRecord
+from muai_lab.request_record import RequestRecord
 
 
 def text(content: str, completed: int | None = None, finish_reason: str | None = None) -> bytes:

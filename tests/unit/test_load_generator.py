@@ -13,7 +13,8 @@ from muai_lab.errors import RunError
 from muai_lab.load.generator import LoadProgress, LoadResult, generate
 from muai_lab.load.own_limits import GeneratorExhausted
 from muai_lab.load.plan import LoadPlan
-from muai_lab.load.records import RequestRecord, records_table
+from muai_lab.load.records import records_table
+from muai_lab.request_record import RequestRecord
 from muai_lab.workload.arrival import constant
 from muai_lab.workload.schedule import Schedule, ScheduledRequest
 

@@ -19,7 +19,7 @@ from muai_lab.errors import (
     RequestTimeout,
 )
 from muai_lab.load.inprocess import InProcessTarget
-from muai_lab.load.records import RequestRecord
+from muai_lab.request_record import RequestRecord
 from muai_lab.stack.request import Delta, GenerationRequest
 from muai_lab.workload.schedule import Schedule, ScheduledRequest
 

@@ -13,8 +13,8 @@ from muai_lab.load.merge import Part, merge
 from muai_lab.load.offer import CHUNKS_PER_S, REQUESTS_PER_S, processes_for
 from muai_lab.load.partition import partition, share
 from muai_lab.load.plan import LoadPlan
-from muai_lab.load.records import RequestRecord
 from muai_lab.load.self_report import GeneratorReport, report_on_generator
+from muai_lab.request_record import RequestRecord
 from muai_lab.window import Window
 from muai_lab.workload.schedule import Schedule, ScheduledRequest
 

@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from muai_lab.errors import RunError
-from muai_lab.load.records import ERROR_TEXT_LIMIT, REQUESTS_SCHEMA, RequestRecord, records_table
+from muai_lab.load.records import records_table
+from muai_lab.request_record import ERROR_TEXT_LIMIT, REQUEST_COLUMNS, REQUESTS_SCHEMA, RequestRecord
 from muai_lab.window import Window
 from muai_lab.workload.parquet import write_parquet
 
@@ -105,6 +106,12 @@ def test_rows_are_in_order_of_the_schedule() -> None:
 
 def test_no_records_make_an_empty_table_of_the_same_columns() -> None:
     assert records_table([], WINDOW).schema.equals(REQUESTS_SCHEMA)
+
+
+def test_every_column_is_a_value_of_the_record_or_of_the_window() -> None:
+    record = answered()
+
+    assert {column.name for column in REQUEST_COLUMNS if not hasattr(record, column.name)} == {"phase"}
 
 
 def test_a_record_that_has_not_ended_is_a_fault() -> None:

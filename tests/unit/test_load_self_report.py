@@ -7,8 +7,8 @@ import pytest
 
 from muai_lab.load.heartbeat import LoopTiming
 from muai_lab.load.machine_load import MachineLoad
-from muai_lab.load.records import RequestRecord
 from muai_lab.load.self_report import GeneratorReport, WorkerReport, report_on_generator, report_on_generators
+from muai_lab.request_record import RequestRecord
 from muai_lab.window import Window
 
 WINDOW = Window(0, 1_000_000_000, 11_000_000_000, 12_000_000_000)

@@ -11,7 +11,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from muai_lab.monitoring.machine import MachineMetrics
 from muai_lab.monitoring.observers import observers_for, open_exporter
-from muai_lab.monitoring.prometheus import STATUSES, PrometheusObserver, ServingMetrics
+from muai_lab.monitoring.prometheus import PrometheusObserver, ServingMetrics
+from muai_lab.request_status import STATUSES
 from muai_lab.settings.monitoring import MonitoringSettings, PrometheusSettings
 from muai_lab.stack.events import (
     Admitted,

@@ -11,7 +11,8 @@ from prometheus_client import CollectorRegistry
 from server_fakes import Bench, Call, ParrotEngine, in_bench
 
 from muai_lab.monitoring.exposition import metrics_app
-from muai_lab.monitoring.prometheus import STATUSES, ServingMetrics
+from muai_lab.monitoring.prometheus import ServingMetrics
+from muai_lab.request_status import STATUSES
 from muai_lab.settings.monitoring import ServerSettings
 
 Work = Callable[[Bench], Awaitable[Any]]

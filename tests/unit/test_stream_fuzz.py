@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from muai_lab.load import completion_stream
 from muai_lab.load.completion_stream import CompletionStream, StreamError, error_message
-from muai_lab.load.records import RequestRecord, records_table
+from muai_lab.load.records import records_table
 from muai_lab.load.stated_usage import NO_CLAIM
 from muai_lab.load.token_counts import infer_counts
 from muai_lab.load.usual_events import NotUsual
+from muai_lab.request_record import RequestRecord
 from muai_lab.window import Window
 
 scalars = (

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from muai_lab.load.completion_stream import StreamError
-from muai_lab.load.records import RequestRecord
 from muai_lab.load.streamed_answer import StreamedAnswer
+from muai_lab.request_record import RequestRecord
 
 TOKEN = b'data: {"choices":[{"index":0,"text":"tok"}]}\n\n'
 LAST = (

@@ -8,8 +8,8 @@ import orjson
 import pytest
 
 from muai_lab.load.completion_stream import CompletionStream
-from muai_lab.load.records import RequestRecord
 from muai_lab.load.token_counting import COUNTED_HERE, count_tokens
+from muai_lab.request_record import RequestRecord
 
 
 class WordEnds:

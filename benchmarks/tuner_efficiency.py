@@ -20,6 +20,7 @@ import statistics
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import cache
 from typing import Any
 
@@ -32,6 +33,7 @@ from muai_lab.simulation.driver import VirtualDriver
 from muai_lab.simulation.engine import VirtualEngine
 from muai_lab.simulation.step_time import EMBEDDED_CHAT
 from muai_lab.simulation.traffic import SimulatedRequest
+from muai_lab.slo import Slo, meets, pace_s
 from muai_lab.stack.events import Event, Finished
 from muai_lab.stack.limits import batch_limits
 from muai_lab.stack.scheduler import Scheduler
@@ -57,8 +59,8 @@ SPACE = space_of(
     }
 )
 PRESENT = OptimizationSettings.model_validate({"batcher": {"adaptive_batching": False}})
-OBJECTIVE = objectives_of(LabSettings.model_validate({"slo": {"ttft_ms": 500.0, "tpot_ms": 50.0}}))[0]
-TTFT_S, TPOT_S = 0.5, 0.05
+SLO = Slo(ttft_ms=500.0, tpot_ms=50.0)
+OBJECTIVE = objectives_of(LabSettings.model_validate({"slo": asdict(SLO)}))[0]
 BLOCK_S, LEAD_IN_S, DRAIN_S = 8.0, 1.0, 10.0
 BLOCKS = 5  # of a whole trial
 RUN_OFF = 4  # whole trials that the search may need after its time is up: the one under way, and the finalists'
@@ -131,8 +133,11 @@ def run_block(optimization: OptimizationSettings, rate: float, seed: int, noise:
         if request is None:
             continue
         tokens += event.output_tokens
-        per_token = (event.at - event.first_token_at) / max(event.output_tokens - 1, 1)
-        met += event.first_token_at - request.at_s <= TTFT_S and per_token <= TPOT_S
+        latencies_s = {
+            "ttft": event.first_token_at - request.at_s,
+            "tpot": pace_s(event.at - event.first_token_at, event.output_tokens),
+        }
+        met += meets(SLO.bounds_s, latencies_s, event.output_tokens)
     return BlockResult(BLOCK_S, len(due), int(met), 0, float(tokens))
 
 

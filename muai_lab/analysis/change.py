@@ -25,9 +25,9 @@ from muai_lab.analysis.moderation import (
     repeats_to_decide,
     run_variance,
 )
-from muai_lab.analysis.slo import Slo
 from muai_lab.analysis.statistics import Blocks, Estimate, make_blocks
 from muai_lab.arrays import Floats
+from muai_lab.slo import Slo
 
 DifferenceVerdict = Literal["better", "worse", "no difference shown", "not tested", "not comparable"]
 BETTER: DifferenceVerdict = "better"

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from muai_lab.analysis.metrics import SHORT_NAMES
-from muai_lab.analysis.slo import Slo
 from muai_lab.analysis.statistics import min_samples
 from muai_lab.analysis.summary_schema import ClientPart
+from muai_lab.slo import Slo
 from muai_lab.visible import tolerated
 from muai_lab.wording import duration, percent
 

@@ -22,11 +22,11 @@ from muai_lab.analysis.key_figures import COMPARED, FIGURES, NEEDS_SLO, KeyFigur
 from muai_lab.analysis.moderation import SIGNIFICANCE, Prior, declared_prior, default_prior, fitted_prior
 from muai_lab.analysis.noise_history import NO_HISTORY, NoiseHistory, key_of
 from muai_lab.analysis.pairing import Group, Pairing, pair_runs, stated_validity
-from muai_lab.analysis.slo import Slo
 from muai_lab.analysis.statistics import Estimate
 from muai_lab.analysis.validity import NOT_STEADY
 from muai_lab.arrays import Floats
 from muai_lab.errors import MuaiError
+from muai_lab.slo import Slo
 
 ENOUGH_PAIRS = 3
 ASSUMED_NOISE = 0.02

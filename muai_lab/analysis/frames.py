@@ -34,11 +34,11 @@ from muai_lab.analysis.metrics import (
     seconds_between,
 )
 from muai_lab.analysis.origins import read_origins
-from muai_lab.analysis.slo import Slo, slo_of
 from muai_lab.analysis.window import due_in_window, window_of
 from muai_lab.errors import RunError
 from muai_lab.request_record import REQUEST_COLUMNS, STAMP
 from muai_lab.request_status import FAILURES
+from muai_lab.slo import Slo, slo_of
 from muai_lab.window import Window
 
 _INTEGERS = tuple(column.name for column in REQUEST_COLUMNS if pa.types.is_integer(column.type))

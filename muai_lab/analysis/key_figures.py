@@ -12,12 +12,12 @@ from typing import Literal
 
 import numpy as np
 
+from muai_lab.analysis.attainment import judged_column, met
 from muai_lab.analysis.dependence import MeasuredSpan
 from muai_lab.analysis.frames import Run
 from muai_lab.analysis.memory import run_span
 from muai_lab.analysis.metrics import METRIC_BY_NAME, SHORT_NAMES, Metric
 from muai_lab.analysis.samples import completed_requests, delivered_tokens, samples_of
-from muai_lab.analysis.slo import Slo, judged_column, met
 from muai_lab.analysis.statistics import (
     Blocks,
     Estimate,
@@ -29,6 +29,7 @@ from muai_lab.analysis.statistics import (
     share,
 )
 from muai_lab.arrays import Floats
+from muai_lab.slo import Slo
 
 Better = Literal["lower", "higher"]
 Scale = Literal["ratio", "share"]

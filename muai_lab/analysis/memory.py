@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from muai_lab.analysis.attainment import judged_column
 from muai_lab.analysis.dependence import MeasuredSpan, middles_s, span_of
 from muai_lab.analysis.frames import Run
-from muai_lab.analysis.slo import judged_column
 from muai_lab.analysis.window import in_flight
 
 

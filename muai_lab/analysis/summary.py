@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from muai_lab.analysis import server_series
+from muai_lab.analysis.attainment import met, misses
 from muai_lab.analysis.breakdown import breakdown, cached_share
 from muai_lab.analysis.client_part import part_of
 from muai_lab.analysis.dependence import MeasuredSpan
@@ -24,7 +25,6 @@ from muai_lab.analysis.memory import run_span
 from muai_lab.analysis.metrics import METRICS, Metric
 from muai_lab.analysis.precision import automatic_note, interval_step, precision_of, precision_warning
 from muai_lab.analysis.samples import completed_requests, delivered_prompts, delivered_tokens, samples_of
-from muai_lab.analysis.slo import Slo, met, misses
 from muai_lab.analysis.statistics import Estimate, describe, rate, share
 from muai_lab.analysis.summary_schema import (
     GeneratorSummary,
@@ -46,6 +46,7 @@ from muai_lab.analysis.validity import cut_short, validity_of
 from muai_lab.analysis.visibility import asked_and_got, visibility
 from muai_lab.errors import RunError
 from muai_lab.request_status import STATUSES
+from muai_lab.slo import Slo
 
 
 def summarise(run: Run) -> Summary:

@@ -10,14 +10,15 @@ from typing import Any
 import pandas as pd
 
 from muai_lab.analysis import server_series
+from muai_lab.analysis.attainment import met
 from muai_lab.analysis.client_part import allowing, doubt_of, footnote
 from muai_lab.analysis.frames import Run
 from muai_lab.analysis.samples import completed_requests
-from muai_lab.analysis.slo import Slo, met
 from muai_lab.analysis.statistics import QUANTILES, min_samples, quantile_name
 from muai_lab.analysis.steadiness import NOT_STEADY, UNKNOWN, Steadiness, Trend, steadiness
 from muai_lab.analysis.summary_schema import ReportedTrend, Validity
 from muai_lab.analysis.visibility import asked_and_got, visibility, visibility_warnings
+from muai_lab.slo import Slo
 from muai_lab.wording import duration, number, percent, plural
 
 VALID = "valid"

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from muai_lab.analysis.capacity_schema import CapacityStudy
-    from muai_lab.analysis.slo import Slo
     from muai_lab.settings.lab import LabSettings
     from muai_lab.settings.resolve import Resolved
+    from muai_lab.slo import Slo
 
 RATED_ARRIVALS = ("constant", "poisson", "gamma")
 """Arrivals that have one rate, which the search can set."""
@@ -73,7 +73,7 @@ def find_capacity(resolve: Resolve, path: Path, watcher: CapacityWatcher) -> Cap
 
 def check_settings(settings: LabSettings) -> Slo:
     """The SLO of the study. Raises SettingsError when a capacity search cannot be made with these settings."""
-    from muai_lab.analysis.slo import slo_of
+    from muai_lab.slo import slo_of
 
     slo = slo_of(settings.model_dump(mode="json"))
     problems = []

@@ -12,13 +12,13 @@ import numpy as np
 
 from muai_lab.experiment.capacity_curve import ProbeOutcome
 from muai_lab.experiment.capacity_search import NextProbe
-from muai_lab.experiment.loss_watch import longest_s
+from muai_lab.slo import longest_s
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from muai_lab.analysis.frames import Run
-    from muai_lab.analysis.slo import Slo
+    from muai_lab.slo import Slo
     from muai_lab.window import Window
 
 _BLOCKS = 5
@@ -82,9 +82,9 @@ def judge_probe(
 
     Decided are those that ended, and those that were in flight for longer than the SLO allows.
     """
+    from muai_lab.analysis.attainment import met
     from muai_lab.analysis.client_part import doubt_of
     from muai_lab.analysis.memory import run_span
-    from muai_lab.analysis.slo import met
     from muai_lab.analysis.validity import SATURATED, validity_of
 
     generator = run.manifest.get("generator") or {}

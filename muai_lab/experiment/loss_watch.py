@@ -6,10 +6,11 @@ import math
 
 import numpy as np
 
-from muai_lab.analysis.slo import Slo
 from muai_lab.load.generator import LoadProgress
 from muai_lab.load.target import Target
+from muai_lab.load.token_counting import awaits_count
 from muai_lab.request_record import RequestRecord
+from muai_lab.slo import Slo, longest_s, meets
 from muai_lab.workload.schedule import Schedule, ScheduledRequest
 
 CLEARLY = 0.05
@@ -54,7 +55,7 @@ class LossWatch:
     def ends(self, request: ScheduledRequest, record: RequestRecord) -> None:
         """A request is over, or given up."""
         if self._under_way.pop(request.index, None) is not None:
-            self._missed += not meets(record, self._slo)
+            self._missed += not may_meet(record, self._slo)
 
     def look(self, progress: LoadProgress, schedule: Schedule) -> str | None:
         """Why the probe should end, as `EndEarly`."""
@@ -132,28 +133,24 @@ class _Watched:
         await self._target.close()
 
 
-def meets(record: RequestRecord, slo: Slo) -> bool:
-    """True if an open-loop request that is over met every bound: the rule of `muai_lab.analysis.slo` for one record."""
-    first, last, due = record.first_content_ns, record.last_token_ns, record.intended_ns
-    if record.status != "ok" or last is None or due is None:
+def may_meet(record: RequestRecord, slo: Slo) -> bool:
+    """True if an ended open-loop request meets the SLO, or may do so when the client has counted its tokens."""
+    if record.status != "ok" or record.intended_ns is None:
         return False
-    return (
-        (slo.ttft_ms is None or (first is not None and (first - due) / 1e6 <= slo.ttft_ms))
-        and (slo.e2e_ms is None or (last - due) / 1e6 <= slo.e2e_ms)
-        and (slo.tpot_ms is None or _in_pace(record, slo.tpot_ms))
-    )
+    bounds_s = slo.bounds_s
+    if awaits_count(record):
+        bounds_s.pop("tpot", None)
+    return meets(bounds_s, _latencies_s(record, record.intended_ns), _or_nan(record.total_tokens))
 
 
-def _in_pace(record: RequestRecord, bound_ms: float) -> bool:
-    if record.total_tokens is not None and record.total_tokens <= 1:
-        return True  # the bound does not apply
-    tpot_s = record.tpot_s
-    return tpot_s is not None and tpot_s * 1e3 <= bound_ms
+def _latencies_s(record: RequestRecord, due_ns: int) -> dict[str, float]:
+    first, last = record.first_content_ns, record.last_token_ns
+    return {
+        "ttft": math.nan if first is None else (first - due_ns) / 1e9,
+        "tpot": _or_nan(record.tpot_s),
+        "e2e": math.nan if last is None else (last - due_ns) / 1e9,
+    }
 
 
-def longest_s(slo: Slo, tokens: int) -> float | None:
-    """The longest that a request may take that meets every bound; None where nothing bounds it."""
-    limits = [] if slo.e2e_ms is None else [slo.e2e_ms]
-    if slo.ttft_ms is not None and (slo.tpot_ms is not None or tokens == 1):
-        limits.append(slo.ttft_ms + (tokens - 1) * (slo.tpot_ms or 0.0))
-    return min(limits) / 1e3 if limits else None
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value

@@ -25,7 +25,7 @@ class OffsetTokenizer(Protocol):
 
 def count_tokens(records: Sequence[RequestRecord], tokenizer: OffsetTokenizer) -> None:
     """Fill in the tokens of the successful records that kept their texts, as far as the server left them open."""
-    open_ones = [record for record in records if record.texts is not None and _is_open(record)]
+    open_ones = [record for record in records if awaits_count(record)]
     ends = tokenizer.token_ends(["".join(record.texts or ()) for record in open_ones])
     for record, found in zip(open_ones, ends, strict=True):
         per_chunk = _tokens_per_chunk(record.texts or [], found)
@@ -38,8 +38,10 @@ def count_tokens(records: Sequence[RequestRecord], tokenizer: OffsetTokenizer) -
         record.texts = None
 
 
-def _is_open(record: RequestRecord) -> bool:
-    return record.status == "ok" and not record.tokens_known and len(record.texts or ()) == len(record.chunk_t_ns)
+def awaits_count(record: RequestRecord) -> bool:
+    """True if `count_tokens` will fill in the tokens of this record."""
+    open_ended = record.status == "ok" and not record.tokens_known
+    return open_ended and record.texts is not None and len(record.texts) == len(record.chunk_t_ns)
 
 
 def _tokens_per_chunk(texts: list[str], token_ends: list[int]) -> list[int]:

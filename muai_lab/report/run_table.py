@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from muai_lab.analysis.attainment import NOT_JUDGEABLE
 from muai_lab.analysis.configuration import redacted
 from muai_lab.analysis.metrics import METRICS, SHORT_NAMES
-from muai_lab.analysis.slo import NOT_JUDGEABLE, Slo
 from muai_lab.analysis.summary_schema import RequestCounts, Summary, value_of
 from muai_lab.report.sheet import Grid, Sheet
 from muai_lab.report.wording import agreement_line, engine_line, interval, load_line, verdict_line, workload_line
+from muai_lab.slo import Slo
 from muai_lab.wording import MISSING, count, milliseconds, number, percent, size
 
 

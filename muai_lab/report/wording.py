@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from muai_lab.analysis.attainment import NOT_JUDGEABLE
 from muai_lab.analysis.capacity_schema import CapacityEstimate
-from muai_lab.analysis.slo import NOT_JUDGEABLE
 from muai_lab.analysis.summary_schema import ReportedEstimate, SloSummary, Summary, value_of
 from muai_lab.analysis.validity import validity_line
 from muai_lab.wording import duration, number, percent, plural

@@ -9,6 +9,7 @@ from muai_lab.simulation.driver import VirtualDriver
 from muai_lab.simulation.engine import VirtualEngine
 from muai_lab.simulation.step_time import StepTime
 from muai_lab.simulation.traffic import SimulatedRequest
+from muai_lab.slo import meets, pace_s
 from muai_lab.stack.events import Event, Finished, Tuned, TunerNoted
 from muai_lab.stack.limits import BatchLimits
 from muai_lab.stack.online.knobs import KnobBounds, Values
@@ -83,11 +84,11 @@ class GoodRequests:
                 self.good[int(self._due[int(event.request_id)] / self._interval_s)] += 1
 
     def _is_good(self, event: Finished) -> bool:
-        ttft_s, tpot_s = self._targets.ttft_s, self._targets.tpot_s
-        if ttft_s is not None and event.first_token_at - self._due[int(event.request_id)] > ttft_s:
-            return False
-        steps = event.output_tokens - 1
-        return tpot_s is None or not steps or (event.at - event.first_token_at) / steps <= tpot_s
+        latencies_s = {
+            "ttft": event.first_token_at - self._due[int(event.request_id)],
+            "tpot": pace_s(event.at - event.first_token_at, event.output_tokens),
+        }
+        return meets(self._targets.bounds_s, latencies_s, event.output_tokens)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,10 @@ import numpy as np
 if TYPE_CHECKING:
     import pandas as pd
 
-    from muai_lab.analysis.slo import Slo
     from muai_lab.arrays import Floats
     from muai_lab.load.generator import LoadResult
     from muai_lab.load.self_report import GeneratorReport
+    from muai_lab.slo import Slo
     from muai_lab.tuning.soak import Soak
     from muai_lab.window import Window
 
@@ -77,7 +77,7 @@ def judge_rows(
 
     requests: Derived frame of the load. window: All of the measurement window of the load, or a part of it.
     """
-    from muai_lab.analysis.slo import judged_column, met, misses
+    from muai_lab.analysis.attainment import judged_column, met, misses
 
     start_s, end_s = (
         (at_ns - window.load_start_ns) / 1e9 for at_ns in (window.measure_start_ns, window.measure_end_ns)
@@ -136,7 +136,7 @@ def _rows(result: LoadResult) -> pd.DataFrame:
 
 def _relative_to_bound(requests: pd.DataFrame, slo: Slo) -> Floats:
     """Of each request the latency that is the closest to its bound, relative to it; NaN if it failed."""
-    from muai_lab.analysis.slo import judged_column
+    from muai_lab.analysis.attainment import judged_column
 
     columns = [
         requests[judged_column(requests, metric)].to_numpy(dtype=np.float64) / (bound_ms / 1e3)

@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from muai_lab.analysis.slo import Slo, slo_of
 from muai_lab.errors import RunError
 from muai_lab.experiment.measured import READY_TIMEOUT_S, ServedBy, server_arguments, who_serves
 from muai_lab.experiment.server_process import ServerProcess, ServerReady
@@ -21,6 +20,7 @@ from muai_lab.load.plan import LoadPlan
 from muai_lab.settings.dump import child_environment, dump_optimization_yaml
 from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.schema import OptimizationSettings
+from muai_lab.slo import Slo, slo_of
 from muai_lab.tuning.admin import TOKEN_VARIABLE, NotLive, differs_only_live, reconfigure
 from muai_lab.tuning.agreement import Agreement
 from muai_lab.tuning.arena import ConfigurationFailed

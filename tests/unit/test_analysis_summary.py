@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from synthetic_run import record, simulated, write_run
 
 from muai_lab.analysis import load_run, summarise
-from muai_lab.analysis.slo import Slo, met, misses, slo_of
+from muai_lab.analysis.attainment import met, misses
 from muai_lab.analysis.summary_schema import Summary, read_summary
 from muai_lab.errors import RunError
 from muai_lab.report.wording import headline
+from muai_lab.slo import Slo, slo_of
 
 
 def steady_rows(count: int = 60, *, ttft: float = 0.2) -> list[dict[str, Any]]:

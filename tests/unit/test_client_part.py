@@ -11,11 +11,11 @@ from test_analysis_table import example
 
 from muai_lab.analysis import load_run
 from muai_lab.analysis.client_part import doubt_of, footnote
-from muai_lab.analysis.slo import Slo
 from muai_lab.analysis.summary import summarise
 from muai_lab.analysis.summary_schema import ClientPart
 from muai_lab.report.run_page import render_report
 from muai_lab.report.run_table import result_table
+from muai_lab.slo import Slo
 
 FIGURES = {"mean": 0.004, "p50": 0.001, "p90": 0.004, "p95": 0.012, "p99": 0.03}
 

@@ -20,11 +20,11 @@ from muai_lab.analysis.frames import Run
 from muai_lab.analysis.key_figures import FIGURES, FigureReading
 from muai_lab.analysis.moderation import holm
 from muai_lab.analysis.pairing import load_group
-from muai_lab.analysis.slo import Slo
 from muai_lab.analysis.statistics import Estimate
 from muai_lab.errors import RunError
 from muai_lab.report.comparison_sheet import comparison_sheet, verdict_text
 from muai_lab.report.sweep_table import comparison_table
+from muai_lab.slo import Slo
 
 Make = Callable[..., Run]
 

@@ -12,11 +12,12 @@ import orjson
 import pandas as pd
 import pytest
 
+from muai_lab.analysis.attainment import met, misses
 from muai_lab.analysis.frames import requests_frame
-from muai_lab.analysis.slo import Slo, met, misses
 from muai_lab.load.completion_stream import CompletionStream, StreamError
 from muai_lab.load.records import records_table
 from muai_lab.request_record import RequestRecord
+from muai_lab.slo import Slo
 from muai_lab.window import Window
 from muai_lab.window import Window as AnalysisWindow
 

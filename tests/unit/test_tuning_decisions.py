@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import stdtrit
 
-from muai_lab.analysis.slo import Slo
 from muai_lab.load.added_delay import AddedDelay
 from muai_lab.load.self_report import GeneratorReport
 from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.schema import OptimizationSettings
+from muai_lab.slo import Slo
 from muai_lab.tuning.block import BlockResult, spoilt_by
 from muai_lab.tuning.blocks import FRESH
 from muai_lab.tuning.confirmation import Pair, WinnerLoad, confirm, judge_pairs, pairs_to_tell

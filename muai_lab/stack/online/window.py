@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from threading import Lock
 
+from muai_lab.slo import keeps, meets, pace_s
 from muai_lab.stack.events import (
     Admitted,
     CacheLookup,
@@ -32,9 +33,15 @@ class Targets:
     tpot_s: float | None = None
 
     @property
+    def bounds_s(self) -> dict[str, float]:
+        """The targets that are set, by metric name."""
+        named = {"ttft": self.ttft_s, "tpot": self.tpot_s}
+        return {name: bound_s for name, bound_s in named.items() if bound_s is not None}
+
+    @property
     def set(self) -> bool:
         """Whether there is a latency to keep at all; if not, throughput is all that counts."""
-        return self.ttft_s is not None or self.tpot_s is not None
+        return bool(self.bounds_s)
 
 
 @dataclass(slots=True)
@@ -220,11 +227,10 @@ class TunerWindow:
         block.ended_tokens += event.output_tokens
         block.ended_squares += event.output_tokens**2
         block.service_s += event.at - event.admitted_at
-        in_pace = True
-        if targets.tpot_s is not None and event.output_tokens > 1:
-            in_pace = (event.at - event.first_token_at) / (event.output_tokens - 1) <= targets.tpot_s
-        in_time = targets.ttft_s is None or event.first_token_at - event.admitted_at <= targets.ttft_s
-        block.ready += in_pace and in_time
+        pace = pace_s(event.at - event.first_token_at, event.output_tokens)
+        in_pace = targets.tpot_s is None or keeps("tpot", pace, event.output_tokens, targets.tpot_s)
+        without_wait = {"ttft": event.first_token_at - event.admitted_at, "tpot": pace}
+        block.ready += meets(targets.bounds_s, without_wait, event.output_tokens)
         if not late:
             block.good += in_pace
             block.missed_pace += not in_pace

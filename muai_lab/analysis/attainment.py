@@ -10,17 +10,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from muai_lab.analysis.metrics import judged_metric
 from muai_lab.arrays import Bools
 from muai_lab.slo import Slo, keeps
 
 NOT_JUDGEABLE = "not_judgeable"
-
-
-def judged_column(requests: pd.DataFrame, metric: str) -> str:
-    """Return the column that an SLO on `metric` judges: from the intended time if the run has one (open loop)."""
-    if metric in ("ttft", "e2e") and requests["intended_s"].notna().any():
-        return f"{metric}_from_intended_s"
-    return f"{metric}_s"
 
 
 def misses(requests: pd.DataFrame, slo: Slo) -> dict[str, Bools]:
@@ -39,7 +33,7 @@ def misses(requests: pd.DataFrame, slo: Slo) -> dict[str, Bools]:
     missed: dict[str, Bools] = {"failed": ~ok}
     late, unseen = np.zeros_like(ok), np.zeros_like(ok)
     for metric, bound_s in slo.bounds_s.items():
-        latency_s = requests[judged_column(requests, metric)].to_numpy(dtype=np.float64)
+        latency_s = requests[judged_metric(requests, metric).column].to_numpy(dtype=np.float64)
         broken = ok & ~keeps(metric, latency_s, tokens, bound_s)
         seen = np.isfinite(latency_s)
         missed[metric] = broken & seen

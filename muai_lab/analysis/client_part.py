@@ -6,14 +6,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from muai_lab.analysis.metrics import SHORT_NAMES
+from muai_lab.analysis.metrics import METRIC_BY_NAME, shown_in
 from muai_lab.analysis.statistics import min_samples
 from muai_lab.analysis.summary_schema import ClientPart
 from muai_lab.slo import Slo
 from muai_lab.visible import tolerated
 from muai_lab.wording import duration, percent
 
-_SHOWN = ("ttft_from_intended_s", "ttft_s", "tpot_s", "itl_s", "e2e_from_intended_s", "e2e_s")
+_SHOWN = [
+    METRIC_BY_NAME[name]
+    for metric in shown_in("comparison")
+    for name in (metric.from_intended, metric.name)
+    if name is not None
+]
 
 
 def part_of(generator: Mapping[str, Any], column: str) -> ClientPart | None:
@@ -35,14 +40,14 @@ def footnote(generator: Mapping[str, Any], samples: Callable[[str], int]) -> str
         samples: The number of samples of a latency column. A quantile of too few has no value, so it has no mark.
     """
     notes = []
-    for column in _SHOWN:
-        part = part_of(generator, column)
+    for metric in _SHOWN:
+        part = part_of(generator, metric.column)
         if part is None:
             continue
-        given = [name for name in part.marked if samples(column) >= _needed(name)]
+        given = [name for name in part.marked if samples(metric.column) >= _needed(name)]
         if given:
             listed = ", ".join(f"{name} {duration(part.may_add_s[name])}" for name in given)
-            notes.append(f"{SHORT_NAMES[column]} {listed}")
+            notes.append(f"{metric.short} {listed}")
     if not notes:
         return None
     return f"* of the marked figures, up to this much can be the load generator's own delay: {'; '.join(notes)}"

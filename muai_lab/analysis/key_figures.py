@@ -12,11 +12,11 @@ from typing import Literal
 
 import numpy as np
 
-from muai_lab.analysis.attainment import judged_column, met
+from muai_lab.analysis.attainment import met
 from muai_lab.analysis.dependence import MeasuredSpan
 from muai_lab.analysis.frames import Run
 from muai_lab.analysis.memory import run_span
-from muai_lab.analysis.metrics import METRIC_BY_NAME, SHORT_NAMES, Metric
+from muai_lab.analysis.metrics import METRIC_BY_NAME, Metric, judged_metric, shown_in
 from muai_lab.analysis.samples import completed_requests, delivered_tokens, samples_of
 from muai_lab.analysis.statistics import (
     Blocks,
@@ -34,12 +34,7 @@ from muai_lab.slo import Slo
 Better = Literal["lower", "higher"]
 Scale = Literal["ratio", "share"]
 
-LATENCIES = ("ttft", "tpot", "itl", "e2e")
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
-
-# What a run of the load generator against a server of known latency is allowed to be off by (see the ruler's test):
-# a smaller difference may be the ruler's.
-_CLOCK_FLOOR_S = {"ttft": 0.0005, "e2e": 0.0005, "tpot": 0.0001, "itl": 0.0001}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +59,16 @@ class KeyFigure:
         """As tables name it: `TTFT p50`."""
         if self.metric is None:
             return self.name
-        return f"{SHORT_NAMES[METRIC_BY_NAME[self.metric].column]} {self.name.split()[0]}"
+        return f"{METRIC_BY_NAME[self.metric].short} {self.name.split()[0]}"
 
 
-def _latency_figure(figure: str, metric: str) -> KeyFigure:
+def _latency_figure(figure: str, metric: Metric) -> KeyFigure:
     return KeyFigure(
-        f"{figure} {metric}",
+        f"{figure} {metric.name}",
         better="lower",
-        unit="s",
-        floor=_CLOCK_FLOOR_S[metric],
-        metric=metric,
+        unit=metric.unit,
+        floor=metric.floor,
+        metric=metric.name,
         quantile=QUANTILES.get(figure),
     )
 
@@ -81,7 +76,7 @@ def _latency_figure(figure: str, metric: str) -> KeyFigure:
 FIGURES: dict[str, KeyFigure] = {
     figure.name: figure
     for figure in (
-        *(_latency_figure(figure, metric) for metric in LATENCIES for figure in ("p50", "p90", "p95", "p99", "mean")),
+        *(_latency_figure(figure, metric) for metric in shown_in("comparison") for figure in (*QUANTILES, "mean")),
         KeyFigure("requests", better="higher", unit="requests/s"),
         KeyFigure("tokens", better="higher", unit="tokens/s"),
         KeyFigure("success", better="higher", unit="share", scale="share", floor=0.005),
@@ -130,7 +125,7 @@ def with_intervals(
 
 def _alone(run: Run, figure: KeyFigure, span: MeasuredSpan, slo: Slo | None) -> Estimate:
     if figure.metric is not None:
-        samples = samples_of(run, _judged_metric(run, figure.metric))
+        samples = samples_of(run, judged_metric(run.requests, figure.metric))
         quantiles = [] if figure.quantile is None else [figure.quantile]
         found = describe(
             samples.values, samples.t_s, span, quantiles=quantiles or [0.5], independent=samples.independent
@@ -147,11 +142,6 @@ def _alone(run: Run, figure: KeyFigure, span: MeasuredSpan, slo: Slo | None) -> 
     assert slo is not None, "figures that need an SLO are asked for with one"
     hit = met(measured, slo)
     return share(hit, t_s, span) if figure.name == "attainment" else rate(np.ones(int(hit.sum())), t_s[hit], span)
-
-
-def _judged_metric(run: Run, name: str) -> Metric:
-    """The metric of a latency figure; `ttft` and `e2e` from the intended time where the run has one (open loop)."""
-    return METRIC_BY_NAME[judged_column(run.requests, name).removesuffix("_s") if name in ("ttft", "e2e") else name]
 
 
 def read_figures(run: Run, figures: Sequence[KeyFigure], blocks: Blocks, slo: Slo | None) -> dict[str, FigureReading]:
@@ -177,7 +167,7 @@ def _latencies(run: Run, figures: Sequence[KeyFigure], blocks: Blocks) -> dict[s
     for name in dict.fromkeys(figure.metric for figure in figures):
         wanted = [figure for figure in figures if figure.metric == name]
         assert name is not None
-        samples = samples_of(run, _judged_metric(run, name))
+        samples = samples_of(run, judged_metric(run.requests, name))
         present = np.isfinite(samples.values)
         values, block_of = samples.values[present], blocks.of(samples.t_s[present])
         count = values.size if samples.independent is None else min(values.size, samples.independent)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from muai_lab.analysis.attainment import judged_column
 from muai_lab.analysis.dependence import MeasuredSpan, middles_s, span_of
 from muai_lab.analysis.frames import Run
+from muai_lab.analysis.metrics import judged_metric
 from muai_lab.analysis.window import in_flight
 
 
@@ -20,11 +20,11 @@ def run_span(run: Run) -> MeasuredSpan | None:
         return None
     ok = run.measured[run.measured["status"] == "ok"]
     due_s = ok["due_s"].to_numpy(dtype=np.float64)
-    columns = (judged_column(run.requests, "ttft"), "tpot_s", judged_column(run.requests, "e2e"))
+    metrics = (judged_metric(run.requests, name) for name in ("ttft", "tpot", "e2e"))
     return span_of(
         window.start_s,
         window.duration_s,
         run.measured["due_s"].to_numpy(dtype=np.float64),
         in_flight(run.requests, middles_s(window.start_s, window.duration_s)),
-        [(ok[column].to_numpy(dtype=np.float64), due_s) for column in columns],
+        [(ok[metric.column].to_numpy(dtype=np.float64), due_s) for metric in metrics],
     )

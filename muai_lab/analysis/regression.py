@@ -26,15 +26,16 @@ from dataclasses import dataclass
 from muai_lab.analysis.change import Difference
 from muai_lab.analysis.comparison import Comparison
 from muai_lab.analysis.judgement import NO_SUCCESS
-from muai_lab.analysis.key_figures import FIGURES, LATENCIES, NEEDS_SLO, QUANTILES, KeyFigure
+from muai_lab.analysis.key_figures import FIGURES, NEEDS_SLO, QUANTILES, KeyFigure
+from muai_lab.analysis.metrics import shown_in
 from muai_lab.analysis.moderation import ENOUGH_HISTORY, SIGNIFICANCE, holm
 from muai_lab.errors import MuaiError
 from muai_lab.settings.nearest import did_you_mean, nearest
 from muai_lab.wording import duration, number
 
+_METRICS = ", ".join(metric.name for metric in shown_in("comparison"))
 _FIGURE_FORMS = (
-    f"FIGURE is {', '.join(QUANTILES)} or mean of {', '.join(LATENCIES)}, or requests, tokens, success, goodput, "
-    "attainment"
+    f"FIGURE is {', '.join(QUANTILES)} or mean of {_METRICS}, or requests, tokens, success, goodput, attainment"
 )
 _FORMS = (
     f"write FIGURE CHANGE, such as 'p50 ttft +5%', 'p99 e2e +20ms', 'tokens -3%' or 'attainment -1pp'; {_FIGURE_FORMS}"

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from muai_lab.analysis.configuration import entries, redacted, shown
 from muai_lab.analysis.frames import Run, flatten
-from muai_lab.analysis.metrics import METRIC_BY_NAME, METRICS
+from muai_lab.analysis.metrics import METRICS, judged_metric, shown_in
 from muai_lab.analysis.samples import samples_of
 from muai_lab.analysis.summary import summarise
 from muai_lab.analysis.summary_schema import ReportedEstimate, ReportedTrend, Summary, value_of
@@ -38,7 +38,6 @@ from muai_lab.report.wording import (
 from muai_lab.wording import MISSING, duration, number, percent, plural
 
 _MOST_FAILURES = 10
-_FIGURES = ("ttft", "tpot", "itl", "e2e")
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,13 +214,11 @@ def _facts(run: Run, summary: Summary) -> list[tuple[str, str]]:
 
 def _latency_sections(run: Run, summary: Summary) -> list[LatencySection]:
     found = []
-    for name in _FIGURES:
-        metric = METRIC_BY_NAME[name]
-        column = summary.judged(name) if name in ("ttft", "e2e") else metric.column
-        entry = summary.latency.get(column)
+    for plotted in shown_in("plot"):
+        name, metric = plotted.name, judged_metric(run.requests, plotted.name)
+        entry = summary.latency.get(metric.column)
         if entry is None:
             continue
-        metric = next(metric for metric in METRICS if metric.column == column)
         values = samples_of(run, metric).values
         note = None
         if entry.merged_share:

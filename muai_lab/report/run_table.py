@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from muai_lab.analysis.attainment import NOT_JUDGEABLE
 from muai_lab.analysis.configuration import redacted
-from muai_lab.analysis.metrics import METRICS, SHORT_NAMES
+from muai_lab.analysis.metrics import METRICS
 from muai_lab.analysis.summary_schema import RequestCounts, Summary, value_of
 from muai_lab.report.sheet import Grid, Sheet
 from muai_lab.report.wording import agreement_line, engine_line, interval, load_line, verdict_line, workload_line
@@ -67,7 +67,7 @@ def _latency(summary: Summary) -> Grid | None:
             for name, estimate in latency.estimates.items()
         ]
         intervals = [interval(estimate, 1e3) or MISSING for estimate in (latency.p50, latency.p99)]
-        rows.append((SHORT_NAMES[metric.column], *cells, *intervals))
+        rows.append((metric.short, *cells, *intervals))
     if not rows:
         return None
     columns = ("", "mean", "p50", "p90", "p95", "p99", "p50 95 % interval", "p99 95 % interval")

@@ -77,7 +77,8 @@ def judge_rows(
 
     requests: Derived frame of the load. window: All of the measurement window of the load, or a part of it.
     """
-    from muai_lab.analysis.attainment import judged_column, met, misses
+    from muai_lab.analysis.attainment import met, misses
+    from muai_lab.analysis.metrics import judged_metric
 
     start_s, end_s = (
         (at_ns - window.load_start_ns) / 1e9 for at_ns in (window.measure_start_ns, window.measure_end_ns)
@@ -85,7 +86,7 @@ def judge_rows(
     due = requests[(requests["due_s"] >= start_s) & (requests["due_s"] < end_s)]
     ok = (due["status"] == "ok").to_numpy(dtype=np.bool_)
     hit = ok if slo is None else met(due, slo)
-    latencies = due[judged_column(due, "e2e")].to_numpy(dtype=np.float64)
+    latencies = due[judged_metric(due, "e2e").column].to_numpy(dtype=np.float64)
     return BlockResult(
         seconds=window.duration_s,
         due=len(due),
@@ -136,11 +137,11 @@ def _rows(result: LoadResult) -> pd.DataFrame:
 
 def _relative_to_bound(requests: pd.DataFrame, slo: Slo) -> Floats:
     """Of each request the latency that is the closest to its bound, relative to it; NaN if it failed."""
-    from muai_lab.analysis.attainment import judged_column
+    from muai_lab.analysis.metrics import judged_metric
 
     columns = [
-        requests[judged_column(requests, metric)].to_numpy(dtype=np.float64) / (bound_ms / 1e3)
-        for metric, bound_ms in slo.bounds_ms.items()
+        requests[judged_metric(requests, metric).column].to_numpy(dtype=np.float64) / bound_s
+        for metric, bound_s in slo.bounds_s.items()
     ]
     closest = np.fmax.reduce(columns)
     return np.where((requests["status"] == "ok").to_numpy(dtype=np.bool_), closest, np.nan)

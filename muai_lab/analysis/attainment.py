@@ -25,8 +25,8 @@ def misses(requests: pd.DataFrame, slo: Slo) -> dict[str, Bools]:
         slo: The bounds.
 
     Returns:
-        For each reason a mask over the rows: `failed` (status not ok), the name of each bounded metric (seen, and later
-        than its bound), and `not_judgeable` (no bound was seen to be broken, but a bounded latency was not seen).
+        A mask over the rows for each reason. `failed`: the status is not ok. The name of a bounded metric: it was seen
+        and exceeds its bound. `not_judgeable`: no bound was seen to be broken, but a bounded latency was not seen.
     """
     ok = (requests["status"] == "ok").to_numpy(dtype=np.bool_)
     tokens = requests["tokens"].to_numpy(dtype=np.float64, na_value=np.nan)

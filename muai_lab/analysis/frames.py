@@ -1,10 +1,10 @@
 """A run directory as pandas frames.
 
 run = load_run("runs/2026-01-31/12-00-00")
-run.requests          one row per request, derived columns in seconds
-run.tokens()          one row per gap between two chunks
-run.server_metrics    what the server said about itself, on the same clock
-load_runs("multirun/2026-01-31")   one row per run: summary and configuration
+run.requests                       # one row per request, derived columns in seconds.
+run.tokens()                       # one row per gap between two chunks.
+run.server_metrics                 # the server's own metrics, on the same clock.
+load_runs("multirun/2026-01-31")   # one row per run: summary and configuration.
 """
 
 from __future__ import annotations
@@ -51,17 +51,19 @@ SERVER_COLUMNS = ("t_ns", "name", "labels", "value")
 class Run:
     """One run directory.
 
-    status: `complete`, `partial` (killed, interrupted or still going) or `failed`. Everything derived from a run that
-    is not complete says so: `requests.attrs["status"]`, the summary, the table and the report.
-    notes: what was missing or unreadable, in plain words.
-
-    requests: one row per request. Raw columns as recorded (`*_ns`: monotonic nanoseconds, `Int64`), and in seconds from
-    the start of the load: `due_s`, `intended_s`, `released_s`, `sent_s`, `first_content_s`, `last_content_s`,
-    `last_token_s`, `stream_end_s`, `over_s` (the last stamp that the request has); in seconds: one column for each of
-    `muai_lab.analysis.metrics.METRICS` (NaN where missing); `tokens` (server's count, else the client's);
-    `together` (the chunks arrived too close together to have times); `in_window` (due in the measurement window).
-
-    server_metrics: long: `t_s` (seconds from the start of the load), `name`, `labels` (JSON), `value`.
+    Attributes:
+        status: `complete`, `partial` (killed, interrupted or still running) or `failed`. Everything derived from a run
+            that is not complete states it: `requests.attrs["status"]`, the summary, the table and the report.
+        notes: Files and values that were missing or unreadable, in plain words.
+        requests: One row per request, with these columns:
+            those of `muai_lab.request_record.REQUEST_COLUMNS`, except lists (`*_ns`: nanoseconds, `Int64`);
+            each stamp, `due_s`, and `over_s` (the last stamp of the request) in seconds from the start of the load;
+            one column for each of `muai_lab.analysis.metrics.METRICS` (seconds, NaN if missing);
+            `tokens` (the server's count, else the client's);
+            `together` (the chunks arrived too close together to have times);
+            `in_window` (due in the measurement window).
+        server_metrics: One row per sample: `t_s` (seconds from the start of the load), `name`, `labels` (JSON),
+            `value`.
     """
 
     path: Path
@@ -91,7 +93,7 @@ class Run:
 
     @property
     def slo(self) -> Slo | None:
-        """The objective that the run was configured with; None when it had none."""
+        """The SLO of the run's configuration; None if it had none."""
         return slo_of(self.config)
 
     @cached_property
@@ -108,11 +110,13 @@ class Run:
         return read_chunks(path, self.requests["tokens"].to_numpy(dtype="float64", na_value=np.nan))
 
     def tokens(self) -> pd.DataFrame:
-        """One row per gap between two successive chunks of a request.
+        """Return one row per gap between two successive chunks of a request.
 
-        Columns: `index` (of the request), `t_s` (arrival, seconds from the start of the load), `itl_s` (the gap),
-        `tokens` (carried by the later chunk, NaN if the server did not say), `merged` (more than one token came
-        together, so the gap stands for several), `in_window` (the request was due in the window), `status`.
+        Returns:
+            `index` and `status` of the request. `in_window`: the request was due in the window.
+            `t_s`: arrival of the later chunk, seconds from the start of the load. `itl_s`: the gap, seconds.
+            `tokens`: tokens of the later chunk, NaN if the server did not count them.
+            `merged`: that chunk carried several tokens, so the gap stands for several.
         """
         chunks = self.chunks
         later = np.flatnonzero(chunks.row[1:] == chunks.row[:-1]) + 1
@@ -133,11 +137,14 @@ class Run:
 
 
 def load_run(path: str | Path, *, ended: str | None = None) -> Run:
-    """Load one run directory.
+    """Load one run directory. A partial run loads as far as its files go.
 
-    ended: the status that the run is about to get, for the runner, which analyses a run before it marks it as ended.
-    Raises RunError when the directory is no run, or when a run that says it is complete cannot be read. A partial run
-    loads as far as its files go.
+    Args:
+        path: The directory.
+        ended: Status that the run is about to get, for the runner, which analyses a run before it marks it as ended.
+
+    Raises:
+        RunError: The directory is no run, or a complete run cannot be read.
     """
     directory = Path(path)
     manifest = _read_manifest(directory)
@@ -161,14 +168,18 @@ def load_run(path: str | Path, *, ended: str | None = None) -> Run:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a directory looks like a run."""
+    """True if a directory holds the manifest of a run."""
     return (path / "manifest.json").is_file()
 
 
 def find_runs(where: str | Path | Iterable[str | Path]) -> list[Path]:
-    """The run directories among `where`: each a run itself, or a directory (of a sweep) searched for runs below it.
+    """Return the run directories at some places.
 
-    Raises RunError when one of them holds no run.
+    Args:
+        where: Each a run directory, or a directory (of a sweep) that holds runs at any depth.
+
+    Raises:
+        RunError: One of them holds no run.
     """
     places = [Path(where)] if isinstance(where, str | Path) else [Path(place) for place in where]
     found: list[Path] = []
@@ -185,7 +196,7 @@ def find_runs(where: str | Path | Iterable[str | Path]) -> list[Path]:
 
 
 def in_order(runs: Iterable[Run]) -> list[Run]:
-    """The runs as a sweep numbers them; by their start if they have no numbers, as the runs of other places."""
+    """Return the runs in the order of their numbers in a sweep; in that of their start if they have no numbers."""
     listed = list(runs)
     numbers = {id(run): re.match(r"\d+(?=-|$)", run.path.name) for run in listed}
     if len({run.path.parent for run in listed}) == 1 and all(numbers.values()):
@@ -194,12 +205,12 @@ def in_order(runs: Iterable[Run]) -> list[Run]:
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
-    """A sort key by which 2 comes before 10."""
+    """Return a sort key by which 2 comes before 10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(path))]
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one level with dotted keys: `{"a": {"b": 1}}` -> `{"a.b": 1}`. Lists stay as they are."""
+    """Return nested mappings as one level with dotted keys: `{"a": {"b": 1}}` -> `{"a.b": 1}`. Lists stay."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
@@ -232,7 +243,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _read_config(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The settings tree, and the origin of each dotted key."""
+    """Return the settings tree, and the origin of each dotted key."""
     if not file.is_file():
         return {}, {}
     try:
@@ -244,7 +255,12 @@ def _read_config(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def requests_frame(table: pa.Table, window: Window) -> pd.DataFrame:
-    """`Run.requests` of records that are not on disk. table: as in `requests.parquet`."""
+    """Return `Run.requests` for records that are not on disk.
+
+    Args:
+        table: Columns of `requests.parquet`.
+        window: Phases of the load.
+    """
     return _derive(_records_frame(table), window, "complete")
 
 
@@ -275,7 +291,7 @@ def _records_frame(table: pa.Table) -> pd.DataFrame:
     for name in _TEXTS:
         values = frame[name] if frame is not None and name in frame else pd.Series(pd.NA, index=range(rows))
         columns[name] = values.astype("string")
-    if "decode_tokens" not in present:  # recorded before the client told seen from revealed tokens
+    if "decode_tokens" not in present:  # of a version that did not distinguish revealed tokens
         columns["last_content_ns"] = columns["last_token_ns"]
         columns["decode_tokens"] = columns["output_tokens"].fillna(columns["client_output_tokens"]) - 1
     return pd.DataFrame(columns)

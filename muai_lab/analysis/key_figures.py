@@ -1,7 +1,7 @@
-"""Key figures: the few numbers of a run by which it is compared with another, each with its spread within the run.
+"""Key figures: the numbers by which one run is compared with another, each with its spread within the run.
 
-A figure has a name that people can type (`p50 ttft`, `goodput`), a direction that is better, and the smallest
-difference that means anything: below it the client's own clock and event loop are the larger part.
+A figure has a name that people type (`p50 ttft`, `goodput`), a direction that is better, and the smallest difference
+that counts. A smaller one may come from the client's own clock and event loop.
 """
 
 from __future__ import annotations
@@ -41,9 +41,14 @@ QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 class KeyFigure:
     """One number of a run.
 
-    name: as it is typed. scale: `ratio` is compared by its relative change, `share` (0 to 1) by percentage points.
-    floor: smallest absolute difference that counts, in the figure's unit (seconds, a rate, a share).
-    metric, quantile: of a latency; quantile None is the mean.
+    Attributes:
+        name: Name that people type.
+        better: Direction of an improvement.
+        unit: Unit of the value.
+        scale: `ratio` if compared by its relative change, `share` (0 to 1) if by percentage points.
+        floor: Smallest absolute difference that counts, in the unit.
+        metric: Name of the metric; None if the figure is no latency.
+        quantile: Quantile of the metric; None for its mean.
     """
 
     name: str
@@ -56,7 +61,7 @@ class KeyFigure:
 
     @property
     def title(self) -> str:
-        """As tables name it: `TTFT p50`."""
+        """Name in tables: `TTFT p50`."""
         if self.metric is None:
             return self.name
         return f"{METRIC_BY_NAME[self.metric].short} {self.name.split()[0]}"
@@ -90,15 +95,19 @@ NEEDS_SLO = ("goodput", "attainment")
 COMPARED = (
     "p50 ttft", "p99 ttft", "p50 tpot", "p50 e2e", "p99 e2e", "requests", "tokens", "success", "goodput", "attainment",
 )  # fmt: skip
-"""What a comparison looks at unless it is asked for something else."""
+"""Figures of a comparison by default."""
 
 
 @dataclass(frozen=True, slots=True)
 class FigureReading:
     """A figure of one run.
 
-    replicates: the same figure of each bootstrap replicate. samples: values behind it. missing: why there is none.
-    alone: with the interval of this run alone, if it was asked for.
+    Attributes:
+        value: The figure; None if missing.
+        replicates: The figure of each bootstrap replicate.
+        samples: Number of values behind it.
+        missing: Reason for a missing value.
+        alone: The value with the interval of this run alone, if requested.
     """
 
     value: float | None
@@ -111,7 +120,7 @@ class FigureReading:
 def with_intervals(
     run: Run, readings: Mapping[str, FigureReading], figures: Sequence[KeyFigure], slo: Slo | None
 ) -> dict[str, FigureReading]:
-    """The readings, each with the interval of the run alone, which allows for the memory of queues."""
+    """Return the readings, each with the interval of the run alone, which allows for the memory of queues."""
     span = run_span(run)
     if span is None:
         return dict(readings)
@@ -145,10 +154,16 @@ def _alone(run: Run, figure: KeyFigure, span: MeasuredSpan, slo: Slo | None) -> 
 
 
 def read_figures(run: Run, figures: Sequence[KeyFigure], blocks: Blocks, slo: Slo | None) -> dict[str, FigureReading]:
-    """Read the figures of a run by name.
+    """Read the figures of a run.
 
-    blocks: of the run's window; the same draws for two runs over the same schedule make their replicates pairs.
-    slo: for goodput and attainment.
+    Args:
+        run: The run.
+        figures: The figures.
+        blocks: Blocks of the run's window. Equal draws for two runs over the same schedule make their replicates pairs.
+        slo: SLO for goodput and attainment.
+
+    Returns:
+        The readings by the name of the figure.
     """
     readings = _latencies(run, [figure for figure in figures if figure.metric is not None], blocks)
     for figure in figures:
@@ -162,7 +177,7 @@ def _missing_slo(figure: KeyFigure, slo: Slo | None) -> FigureReading | None:
 
 
 def _latencies(run: Run, figures: Sequence[KeyFigure], blocks: Blocks) -> dict[str, FigureReading]:
-    """Readings of latency figures; all quantiles of a metric share one pass over its samples."""
+    """Return readings of latency figures; all quantiles of a metric share one pass over its samples."""
     readings: dict[str, FigureReading] = {}
     for name in dict.fromkeys(figure.metric for figure in figures):
         wanted = [figure for figure in figures if figure.metric == name]
@@ -197,7 +212,7 @@ def _mean_replicates(values: Floats, block_of: np.ndarray[tuple[int], np.dtype[n
 
 
 def _counted(run: Run, figure: KeyFigure, blocks: Blocks, slo: Slo | None) -> FigureReading:
-    """A rate, or a share of the requests that were due in the window."""
+    """Read a rate, or a share of the requests that were due in the window."""
     measured = run.measured
     if measured.empty:
         return FigureReading(None, missing="no request was due in the window")

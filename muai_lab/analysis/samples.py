@@ -1,4 +1,4 @@
-"""The values behind a latency figure: which requests (or gaps) count, and when each of them was due."""
+"""The samples of a metric: the values of the requests (or gaps) that count, and their due times."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from muai_lab.arrays import Floats
 class Samples:
     """Values of one metric over the measurement window.
 
-    values, t_s: seconds, and the due time of the request that each belongs to (seconds from the start of the load).
-    independent: how many requests they come from, where one request gives several; None: one value a request.
-    merged_share: share of token gaps that stand for several tokens; None where that is not known or does not apply.
+    Attributes:
+        values: Seconds.
+        t_s: Due time of the request of each value, seconds from the start of the load.
+        independent: Number of requests, if one request has several values; None if each has one.
+        merged_share: Share of the token gaps that stand for several tokens; None if unknown or not applicable.
     """
 
     values: Floats
@@ -27,7 +29,7 @@ class Samples:
 
 
 def samples_of(run: Run, metric: Metric) -> Samples:
-    """The samples of a metric: over the successful requests, or over all where the metric describes the generator."""
+    """Return the samples of a metric: of successful requests, or of all if the metric describes the generator."""
     if metric.sample == "gap":
         return _gaps(run)
     measured = run.measured
@@ -55,7 +57,12 @@ def _gaps(run: Run) -> Samples:
 
 @dataclass(frozen=True, slots=True)
 class Arrivals:
-    """What arrived in the measurement window: amounts (requests, tokens) and when, seconds from the load's start."""
+    """Amounts (requests or tokens) that arrived in the measurement window.
+
+    Attributes:
+        amounts: One per arrival.
+        t_s: Seconds from the start of the load.
+    """
 
     amounts: Floats
     t_s: Floats
@@ -65,7 +72,7 @@ _NOTHING = Arrivals(np.empty(0), np.empty(0))
 
 
 def completed_requests(run: Run) -> Arrivals:
-    """The successful requests whose last token arrived in the window, each of amount 1."""
+    """Return the successful requests whose last token arrived in the window, each of amount 1."""
     requests = run.requests
     ok = requests[requests["status"] == "ok"]
     finished_s = ok["last_token_s"].fillna(ok["stream_end_s"]).to_numpy()
@@ -73,7 +80,7 @@ def completed_requests(run: Run) -> Arrivals:
 
 
 def delivered_prompts(run: Run) -> Arrivals:
-    """Prompt tokens of the requests of `completed_requests`, where the server told their number."""
+    """Return the prompt tokens of the requests of `completed_requests`, as far as the server counted them."""
     requests = run.requests
     ok = requests[requests["status"] == "ok"]
     finished_s = ok["last_token_s"].fillna(ok["stream_end_s"]).to_numpy()
@@ -81,9 +88,9 @@ def delivered_prompts(run: Run) -> Arrivals:
 
 
 def delivered_tokens(run: Run) -> Arrivals:
-    """Output tokens of the successful requests that arrived in the window, a chunk each.
+    """Return the output tokens of successful requests that arrived in the window, one entry per chunk.
 
-    Tokens without a chunk count when they were revealed. Tokens of requests that failed in the end do not count.
+    Tokens without a chunk count at the time at which they were revealed. Tokens of failed requests do not count.
     """
     window = run.window
     if window is None:

@@ -1,7 +1,7 @@
-"""The same records as other benchmarks would report them, so that figures can be compared name by name.
+"""The metrics of a run by the definitions of other benchmarks, for a comparison name by name.
 
-Latencies in seconds, over the successful requests that were due in the measurement window. The tools are vLLM
-(`bench serve`), NVIDIA AIPerf and GuideLLM; where our records lack what a definition needs, the difference is stated.
+Latencies are seconds, over the successful requests that were due in the measurement window. The tools are vLLM
+(`bench serve`), NVIDIA AIPerf and GuideLLM. A docstring states where the records lack what a definition needs.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from muai_lab.arrays import Floats
 
 
 def as_vllm(run: Run) -> dict[str, float]:
-    """vLLM `bench serve`: TPOT as ours, mean over requests; ITL: raw chunk gaps of all requests pooled.
+    """Return the metrics of vLLM `bench serve`: TPOT as ours, mean over requests; ITL pools the gaps of all requests.
 
-    vLLM takes TTFT at the first chunk even when it is empty; empty chunks are not recorded here, so TTFT is ours.
+    vLLM takes TTFT at the first chunk, even if that is empty. Records hold no empty chunks, so TTFT is ours.
     """
     ok = _successful(run)
     return {
@@ -29,7 +29,10 @@ def as_vllm(run: Run) -> dict[str, float]:
 
 
 def as_aiperf(run: Run) -> dict[str, float]:
-    """AIPerf: its ITL is our TPOT, its inter-chunk latency (ICL) the raw gaps; rates over first send to last answer."""
+    """Return the metrics of AIPerf: its ITL is our TPOT, its inter-chunk latency (ICL) pools the gaps.
+
+    Its rates are over the time from the first send to the last answer.
+    """
     ok = _successful(run)
     span_s = float(ok["last_token_s"].max() - ok["sent_s"].min())
     tokens = float(ok["tokens"].sum())
@@ -42,7 +45,10 @@ def as_aiperf(run: Run) -> dict[str, float]:
 
 
 def as_guidellm(run: Run) -> dict[str, float]:
-    """GuideLLM: TPOT = (last token - start) / n, weighted by n; ITL = (last - first) / (n - 1), weighted by n - 1."""
+    """Return the metrics of GuideLLM for answers of n tokens.
+
+    TPOT = (last token - start) / n, weighted by n. ITL = (last - first) / (n - 1), weighted by n - 1.
+    """
     ok = _successful(run)
     tokens = ok["tokens"].to_numpy(dtype="float64", na_value=np.nan)
     per_token = ok["e2e_s"].to_numpy() / np.where(tokens > 0, tokens, np.nan)

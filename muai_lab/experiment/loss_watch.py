@@ -1,4 +1,4 @@
-"""Ends a probe whose window clearly cannot keep the promise any more, whatever still comes."""
+"""The watch that ends a probe as soon as its window certainly misses the SLO."""
 
 from __future__ import annotations
 
@@ -14,25 +14,36 @@ from muai_lab.slo import Slo, longest_s, meets
 from muai_lab.workload.schedule import Schedule, ScheduledRequest
 
 CLEARLY = 0.05
-"""By which share of the window's requests the misses must exceed what is allowed before a probe is ended: a probe that
-a moment's hiccup cost the promise goes on, and counts with all its requests."""
+"""Share of the window's requests by which the misses must exceed the allowed ones before a probe is ended.
+
+A probe that misses the SLO by one short stall continues, and counts with all its requests.
+"""
 
 HOPELESSLY = 0.5
-"""The same for a probe of the estimate: to end one for a backlog that a long window has now and then would bias it."""
+"""The same for a probe of the estimate. A long window has a backlog now and then: ending it for that would add bias."""
 
 
 class LossWatch:
-    """Counts the requests of the window that miss the SLO for sure, while the load runs.
+    """Counts the requests of the window that certainly miss the SLO, while the load runs.
 
-    Requests that this process sends are judged one by one, when they end and while they are under way (`over`). Of
-    those that other load generators send only counts are known: how many failed, and how many are under way for longer
-    than any request may take; all of that only as far as it cannot be of requests that were due before the window.
+    Requests that this process sends are judged one by one, at their end and while they are in flight (`over`). For
+    those of other load generators only counts are known: failures, and requests in flight for longer than any request
+    may take. Requests that may have been due before the window are not counted.
 
-    lost: why the probe is lost, None while it may still be won. start_s, length_s: of the window. margin: share of the
-    window's requests by which the misses must exceed what is allowed.
+    Attributes:
+        lost: Reason for which the probe is lost; None while it may still meet the SLO.
     """
 
     def __init__(self, slo: Slo, rate: float, *, start_s: float, length_s: float, margin: float = CLEARLY) -> None:
+        """Watch a window.
+
+        Args:
+            slo: The SLO of the study.
+            rate: Offered requests per second, for the reason.
+            start_s: Start of the window, seconds from the start of the load.
+            length_s: Length of the window, seconds.
+            margin: Share of the window's requests by which the misses must exceed the allowed ones.
+        """
         self.lost: str | None = None
         self._slo = slo
         self._rate = rate
@@ -40,25 +51,25 @@ class LossWatch:
         self._start_s = start_s
         self._end_s = start_s + length_s
         self._missed = 0
-        self._under_way: dict[int, tuple[float, RequestRecord]] = {}
-        self._before: LoadProgress | None = None  # how things stood when the window began
+        self._in_flight: dict[int, tuple[float, RequestRecord]] = {}
+        self._before: LoadProgress | None = None  # progress at the start of the window
 
     def over(self, target: Target) -> Target:
-        """The target, with every request of the window watched."""
+        """Return the target, with every request of the window watched."""
         return _Watched(target, self)
 
     def begins(self, request: ScheduledRequest, record: RequestRecord) -> None:
-        """A request is sent."""
+        """Note that a request is sent."""
         if request.intended_s is not None and self._start_s <= request.intended_s < self._end_s:
-            self._under_way[request.index] = request.intended_s, record
+            self._in_flight[request.index] = request.intended_s, record
 
     def ends(self, request: ScheduledRequest, record: RequestRecord) -> None:
-        """A request is over, or given up."""
-        if self._under_way.pop(request.index, None) is not None:
+        """Note that a request ended or was aborted."""
+        if self._in_flight.pop(request.index, None) is not None:
             self._missed += not may_meet(record, self._slo)
 
     def look(self, progress: LoadProgress, schedule: Schedule) -> str | None:
-        """Why the probe should end, as `EndEarly`."""
+        """Return the reason to end the probe, None to continue; see `EndEarly`."""
         if progress.phase == "warmup":
             return None
         if self._before is None:
@@ -79,18 +90,18 @@ class LossWatch:
         return self.lost
 
     def _overdue(self, elapsed_s: float, longest: float | None) -> int:
-        """Requests under way that cannot meet the SLO any more."""
+        """Return the number of requests in flight that cannot meet the SLO any more."""
         first_s = math.inf if self._slo.ttft_ms is None else self._slo.ttft_ms / 1e3
         all_s = math.inf if longest is None else longest
         return sum(
             elapsed_s - due_s > all_s or (elapsed_s - due_s > first_s and not record.chunk_t_ns)
-            for due_s, record in self._under_way.values()
+            for due_s, record in self._in_flight.values()
         )
 
     def _counted(
         self, progress: LoadProgress, before: LoadProgress, in_window: np.ndarray[tuple[int]], longest: float | None
     ) -> int:
-        """What counts alone prove."""
+        """Return the number of misses that counts alone prove."""
         failed = progress.failed - before.failed - before.outstanding
         if longest is None:
             return failed
@@ -112,7 +123,7 @@ class _Watched:
 
     @property
     def model(self) -> str | None:
-        """The model that an endpoint is asked for; None if the target is no endpoint."""
+        """Model in the requests to an endpoint; None if the target is no endpoint."""
         model: str | None = getattr(self._target, "model", None)
         return model
 

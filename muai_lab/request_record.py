@@ -9,6 +9,7 @@ apply is null, never 0.
 
 from __future__ import annotations
 
+import math
 from array import array
 from dataclasses import KW_ONLY, dataclass, field
 from itertools import pairwise
@@ -189,6 +190,20 @@ class RequestRecord:
             return None
         per_token = (last - first) / 1e9 / tokens
         return per_token if per_token > TOGETHER_S_PER_TOKEN else None
+
+    @property
+    def latencies_s(self) -> dict[str, float]:
+        """TTFT, TPOT and E2E in seconds, as an SLO judges them; NaN if the client did not see one.
+
+        TTFT and E2E count from the intended time, in a closed loop from `sent_ns`.
+        """
+        start = self.sent_ns if self.intended_ns is None else self.intended_ns
+        first, last, tpot_s = self.first_content_ns, self.last_token_ns, self.tpot_s
+        return {
+            "ttft": math.nan if first is None or start is None else (first - start) / 1e9,
+            "tpot": math.nan if tpot_s is None else tpot_s,
+            "e2e": math.nan if last is None or start is None else (last - start) / 1e9,
+        }
 
     def fill_chunks(self, tokens: list[int] | None) -> None:
         """Set the tokens of each chunk, and merge the chunks that one read brought.

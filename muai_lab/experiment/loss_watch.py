@@ -146,22 +146,10 @@ class _Watched:
 
 def may_meet(record: RequestRecord, slo: Slo) -> bool:
     """True if an ended open-loop request meets the SLO, or may do so when the client has counted its tokens."""
-    if record.status != "ok" or record.intended_ns is None:
+    if record.status != "ok":
         return False
     bounds_s = slo.bounds_s
     if awaits_count(record):
         bounds_s.pop("tpot", None)
-    return meets(bounds_s, _latencies_s(record, record.intended_ns), _or_nan(record.total_tokens))
-
-
-def _latencies_s(record: RequestRecord, due_ns: int) -> dict[str, float]:
-    first, last = record.first_content_ns, record.last_token_ns
-    return {
-        "ttft": math.nan if first is None else (first - due_ns) / 1e9,
-        "tpot": _or_nan(record.tpot_s),
-        "e2e": math.nan if last is None else (last - due_ns) / 1e9,
-    }
-
-
-def _or_nan(value: float | None) -> float:
-    return math.nan if value is None else value
+    tokens = record.total_tokens
+    return meets(bounds_s, record.latencies_s, math.nan if tokens is None else tokens)

@@ -90,16 +90,7 @@ class Sightings:
 
 
 def _figures(record: RequestRecord) -> tuple[float | None, ...]:
-    start_ns = record.sent_ns if record.intended_ns is None else record.intended_ns
-    if record.status != "ok" or start_ns is None:
-        return None, None, None, None
-    first_ns, last_ns = record.first_content_ns, record.last_token_ns
-    return (
-        None if first_ns is None else (first_ns - start_ns) / 1e9,
-        record.tpot_s,
-        None if last_ns is None else (last_ns - start_ns) / 1e9,
-        record.total_tokens,
-    )
+    return (*record.latencies_s.values(), record.total_tokens) if record.status == "ok" else (None,) * 4
 
 
 class Relay:

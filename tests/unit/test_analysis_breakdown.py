@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from synthetic_run import record, write_run
 
 from muai_lab.analysis import load_run, summarise
@@ -17,18 +15,13 @@ from muai_lab.report import result_table
 def summary_of(path: Path, *groups: dict[str, Any]) -> Summary:
     """A run of 20 requests for each group; `after` is its time to first token."""
     rows: list[dict[str, Any]] = []
-    parts: list[str | None] = []
     for group in groups:
         for number in range(20):
             due = number * 0.4
             chunks = [due + group["after"] + gap for gap in (0.0, 0.1, 0.2)]
-            fields = {key: value for key, value in group.items() if key not in ("after", "part")}
+            fields = {key: value for key, value in group.items() if key != "after"}
             rows.append(record(len(rows), due=due, sent=due, chunks=chunks, **fields))
-            parts.append(group.get("part"))
-    directory = write_run(path / "run", rows)
-    table = pq.read_table(directory / "requests.parquet").append_column("part", pa.array(parts, pa.string()))
-    pq.write_table(table, directory / "requests.parquet")
-    return summarise(load_run(directory))
+    return summarise(load_run(write_run(path / "run", rows)))
 
 
 def test_parts_of_a_mix_have_figures_of_their_own(tmp_path: Path) -> None:

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 from itertools import pairwise
 
 import pyarrow as pa
 
-from muai_lab.request_status import RequestStatus
+from muai_lab.request_status import STATUSES, RequestStatus
 from muai_lab.visible import TOGETHER_S_PER_TOKEN
 
 ERROR_TEXT_LIMIT = 300
@@ -39,6 +40,11 @@ class RecordColumn:
     unit: str | None = None
     required: bool = False
 
+    @property
+    def is_stamp(self) -> bool:
+        """True for a column of one stamp per row."""
+        return self.unit == STAMP and self.type == INTEGER
+
 
 REQUEST_COLUMNS = (
     RecordColumn("index", INTEGER, "row of the request in the schedule", required=True),
@@ -52,7 +58,7 @@ REQUEST_COLUMNS = (
     RecordColumn("last_content_ns", INTEGER, "arrival of the last chunk with content", STAMP),
     RecordColumn("last_token_ns", INTEGER, "arrival of the last token, also of one that only a count revealed", STAMP),
     RecordColumn("stream_end_ns", INTEGER, "end of the answer, or of the attempt", STAMP),
-    RecordColumn("status", TEXT, "outcome, one of `STATUSES`", required=True),
+    RecordColumn("status", TEXT, f"outcome: {', '.join(STATUSES)}", required=True),
     RecordColumn("http_status", pa.int32(), "status code of the answer"),
     RecordColumn("error", TEXT, "reason of a failure"),
     RecordColumn("finish_reason", TEXT, "reason for the end of the answer, as the server states it"),
@@ -205,6 +211,13 @@ class RequestRecord:
             "e2e": math.nan if last is None or start is None else (last - start) / 1e9,
         }
 
+    def move_stamps(self, moved: Callable[[int], int]) -> None:
+        """Convert every stamp to another clock, in nanoseconds."""
+        for name in _STAMPS:
+            if (at_ns := getattr(self, name)) is not None:
+                setattr(self, name, moved(at_ns))
+        self.chunk_t_ns = array("q", map(moved, self.chunk_t_ns))
+
     def fill_chunks(self, tokens: list[int] | None) -> None:
         """Set the tokens of each chunk, and merge the chunks that one read brought.
 
@@ -234,6 +247,9 @@ class RequestRecord:
             self.status = status
             self.stream_end_ns = at_ns
             self.error = error if error is None else _shortened(error)
+
+
+_STAMPS = ("unseen_ns", *(one.name for one in REQUEST_COLUMNS if one.is_stamp and one.name in RequestRecord.__slots__))
 
 
 def _shortened(text: str) -> str:

@@ -36,14 +36,14 @@ from muai_lab.analysis.metrics import (
 from muai_lab.analysis.origins import read_origins
 from muai_lab.analysis.window import due_in_window, window_of
 from muai_lab.errors import RunError
-from muai_lab.request_record import REQUEST_COLUMNS, STAMP
+from muai_lab.request_record import REQUEST_COLUMNS
 from muai_lab.request_status import FAILURES
 from muai_lab.slo import Slo, slo_of
 from muai_lab.window import Window
 
 _INTEGERS = tuple(column.name for column in REQUEST_COLUMNS if pa.types.is_integer(column.type))
 _TEXTS = tuple(column.name for column in REQUEST_COLUMNS if pa.types.is_string(column.type))
-_STAMPS = tuple(column.name for column in REQUEST_COLUMNS if column.unit == STAMP and column.name in _INTEGERS)
+_STAMPS = tuple(column.name for column in REQUEST_COLUMNS if column.is_stamp)
 SERVER_COLUMNS = ("t_ns", "name", "labels", "value")
 
 

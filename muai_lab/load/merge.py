@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from muai_lab.load.clock_offset import SAME_CLOCK, ClockOffset
 from muai_lab.load.generator import LoadResult
 from muai_lab.load.self_report import WorkerReport, report_on_generators
-from muai_lab.request_record import RequestRecord
 from muai_lab.window import Window
-
-_TIMES = ("intended_ns", "released_ns", "sent_ns", "stream_end_ns")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +28,7 @@ def merge(parts: Sequence[Part], lost: Sequence[str] = ()) -> LoadResult:
     for part in parts:
         if part.clock != SAME_CLOCK:
             for record in part.result.records:
-                _put_back(record, part.clock)
+                record.move_stamps(part.clock.ours)
     windows = [_put_back_window(part.result.window, part.clock) for part in parts]
     window = Window(
         load_start_ns=min(window.load_start_ns for window in windows),
@@ -69,13 +65,6 @@ def _of(part: Part) -> WorkerReport:
         clock_offset_s=part.clock.offset_ns / 1e9,
         clock_error_s=part.clock.error_ns / 1e9,
     )
-
-
-def _put_back(record: RequestRecord, clock: ClockOffset) -> None:
-    for name in _TIMES:
-        if (at_ns := getattr(record, name)) is not None:
-            setattr(record, name, clock.ours(at_ns))
-    record.chunk_t_ns = array("q", map(clock.ours, record.chunk_t_ns))
 
 
 def _put_back_window(window: Window, clock: ClockOffset) -> Window:

@@ -66,7 +66,7 @@ peers: setup $(PEERS:%=.peers/%/.installed) ## Environments of other load genera
 docs: setup ## Write the generated pages and the example file again
 	$(BIN)/python -m muai_lab config example config/optimization.example.yaml
 	$(BIN)/python -m muai_lab config reference docs/configuration.md
-	$(BIN)/python -m muai_lab.report.metric_table docs/metrics.md
+	$(BIN)/python -m muai_lab.report.reference_tables docs/metrics.md
 
 clean: ## Remove the environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

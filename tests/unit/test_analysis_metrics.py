@@ -13,7 +13,7 @@ from synthetic_run import record, write_run
 
 from muai_lab.analysis import METRICS, load_run
 from muai_lab.analysis.metrics import itl
-from muai_lab.report.metric_table import with_table
+from muai_lab.report.reference_tables import with_tables
 
 
 def first_request(path: Path, **fields: Any) -> Any:
@@ -162,8 +162,8 @@ def test_every_metric_states_unit_prerequisites_and_definition() -> None:
         assert metric.open_loop_only == ("intended_ns" in metric.requires)
 
 
-def test_the_page_of_metrics_has_the_present_table() -> None:
+def test_the_page_of_metrics_has_the_present_tables() -> None:
     page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
 
-    assert with_table(page) == page, "run `make docs`"
+    assert with_tables(page) == page, "run `make docs`"
     assert all(f"| `{metric.column}` | {metric.definition}" in page for metric in METRICS)

@@ -13,12 +13,17 @@ from muai_lab.settings.lab import LabSettings
 from muai_lab.tuning.objective import has_slo
 from muai_lab.tuning.quality import Ids, prompts_of
 from muai_lab.tuning.soak import LEAD_IN
-from muai_lab.workload.draw import EmptySchedule, draw_schedule
+from muai_lab.workload.draw import (
+    CLOSED_LOOP_ANSWERS_PER_SLOT_S,
+    CLOSED_LOOP_MINIMUM,
+    EmptySchedule,
+    draw_schedule,
+)
 from muai_lab.workload.prompts import PromptTokenizer
 from muai_lab.workload.schedule import Schedule
 
-# A closed loop asks as fast as it is answered, and a block must not end for want of requests.
-_CLOSED_LOOP_ANSWERS_PER_SLOT_S = 40.0
+# A run whose requests run out ends early and is kept; a block that ends early measures the load instead of the server.
+_CLOSED_LOOP_MARGIN = 5.0
 # Blocks are numbered from here in the confirmation, so that it never sees a block of the search.
 FRESH = 1_000_000
 _WARMUP = 2_000_000
@@ -121,7 +126,8 @@ class LoadBlocks:
         seconds = plan.warmup_s + plan.duration_s
         requests = None
         if settings.arrival.kind == "closed":
-            requests = max(64, round(settings.arrival.concurrency * seconds * _CLOSED_LOOP_ANSWERS_PER_SLOT_S))
+            enough = settings.arrival.concurrency * seconds * _CLOSED_LOOP_MARGIN * CLOSED_LOOP_ANSWERS_PER_SLOT_S
+            requests = max(CLOSED_LOOP_MINIMUM, round(enough))
         load = settings.load.model_copy(
             update={"warmup_s": plan.warmup_s, "duration_s": plan.duration_s, "requests": requests}
         )

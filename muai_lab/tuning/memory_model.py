@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from muai_lab.settings.schema import EngineName, OptimizationSettings
+from muai_lab.stack.caching import cache_budget
+from muai_lab.stack.limits import engine_slots
 from muai_lab.tuning.search import Rejection, Screen
 from muai_lab.wording import size
 
 _BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0}
 _INT8_BYTES = 1.0
-_MEGABYTE = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,13 +95,11 @@ def memory_need(
     ranks = {"vllm": optimization.vllm.tensor_parallel_size, "deepspeed": optimization.deepspeed.tensor_parallel}
     parts = ranks.get(engine, 1)
     weights = shape.parameters * (_INT8_BYTES if int8 else width) / parts
-    cache = float(optimization.cache.max_memory_mb * _MEGABYTE) if optimization.cache.enabled else 0.0
+    cache = float(cache_budget(optimization))
     if engine == "vllm":
         return MemoryNeed(weights, 0.0, cache if "max_memory_mb" in optimization.cache.model_fields_set else 0.0)
-    batcher = optimization.batcher
-    slots = (batcher.max_slots or batcher.max_batch_size) if batcher.enabled else 1
     positions = min(shape.max_positions, getattr(section, "max_model_len", None) or shape.max_positions)
-    kept = slots * positions * shape.kv_values * width / parts
+    kept = engine_slots(optimization) * positions * shape.kv_values * width / parts
     return MemoryNeed(weights, kept, cache)
 
 

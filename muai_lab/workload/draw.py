@@ -46,10 +46,11 @@ from muai_lab.workload.source import Source
 from muai_lab.workload.synthetic import synthetic_units
 from muai_lab.workload.text import text_source
 
-# A closed loop asks as fast as it is answered. Enough requests are drawn for this many answers per slot and second;
-# a faster target ends the load early, and the result says so.
-_CLOSED_LOOP_ANSWERS_PER_SLOT_S = 8.0
-_CLOSED_LOOP_MINIMUM = 64
+CLOSED_LOOP_ANSWERS_PER_SLOT_S = 8.0
+"""A closed loop sends as fast as it is answered. A schedule holds requests for this many answers per slot and second.
+A faster target ends the load early, and the result says so."""
+CLOSED_LOOP_MINIMUM = 64
+"""Fewest requests of a closed loop."""
 
 
 # A schedule of more requests would take many hours to draw, and more memory than machines have.
@@ -164,8 +165,8 @@ def closed_loop_requests(arrival: ArrivalSettings, load: LoadSettings) -> int:
     """How many requests a closed loop may need."""
     if load.requests is not None:
         return load.requests
-    enough = arrival.concurrency * (load.warmup_s + load.window_s) * _CLOSED_LOOP_ANSWERS_PER_SLOT_S
-    return max(_CLOSED_LOOP_MINIMUM, math.ceil(enough))
+    enough = arrival.concurrency * (load.warmup_s + load.window_s) * CLOSED_LOOP_ANSWERS_PER_SLOT_S
+    return max(CLOSED_LOOP_MINIMUM, math.ceil(enough))
 
 
 def check_size(arrival: ArrivalSettings, load: LoadSettings) -> None:
@@ -176,7 +177,7 @@ def check_size(arrival: ArrivalSettings, load: LoadSettings) -> None:
             if load.requests is not None:
                 requests = float(load.requests)
             else:
-                requests = arrival.concurrency * horizon_s * _CLOSED_LOOP_ANSWERS_PER_SLOT_S
+                requests = arrival.concurrency * horizon_s * CLOSED_LOOP_ANSWERS_PER_SLOT_S
         case "constant" | "poisson" | "gamma" | "diurnal":
             requests = arrival.rate * horizon_s
         case "ramp":

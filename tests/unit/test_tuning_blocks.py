@@ -7,6 +7,7 @@ import pytest
 from muai_lab.errors import RunError
 from muai_lab.settings.lab import LabSettings
 from muai_lab.tuning.blocks import FRESH, LoadBlocks
+from muai_lab.workload.draw import closed_loop_requests
 from tests.unit.word_tokenizer import WordTokenizer
 
 
@@ -39,3 +40,10 @@ def test_a_rate_at_which_no_request_falls_into_a_block_says_what_to_change() -> 
 def test_a_load_is_fixed_where_every_request_has_its_time() -> None:
     assert blocks_of().fixed
     assert not blocks_of(arrival={"kind": "closed"}).fixed
+
+
+def test_a_closed_loop_has_five_times_the_requests_of_a_run_of_that_length() -> None:
+    closed = {"kind": "closed", "concurrency": 4}
+    run = LabSettings.model_validate({"arrival": closed, "load": {"warmup_s": 0.0, "duration_s": 2.0}})
+
+    assert len(blocks_of(arrival=closed).block(0)) == 5 * closed_loop_requests(run.arrival, run.load)

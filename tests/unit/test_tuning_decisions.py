@@ -404,6 +404,17 @@ def test_memory_is_weights_and_slots_and_cache() -> None:
     assert need.cache == 2**30
 
 
+def test_without_optimization_the_memory_holds_one_slot_and_no_cache() -> None:
+    plain = OptimizationSettings.model_validate(
+        {"enabled": False, "batcher": {"max_batch_size": 4, "max_slots": 8}, "pytorch": {"dtype": "bf16"}}
+    )
+
+    need = memory_need(plain, "pytorch", SHAPE, default_dtype="fp32")
+
+    assert need.slots == 4096 * 100_000 * 2
+    assert need.cache == 0
+
+
 def test_what_needs_more_than_its_share_of_the_memory_is_refused_with_the_sum() -> None:
     screen = memory_screen("pytorch", SHAPE, 16 * 2**30, 0.9, default_dtype="fp32")
 

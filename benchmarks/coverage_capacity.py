@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from benchmarks.capacity_worlds import QueueWorld, single_server, slots
 from benchmarks.coverage import Table
+from benchmarks.worlds import ObservedWindow
 from muai_lab.analysis.dependence import middles_s, span_of
 from muai_lab.analysis.window import in_flight_at
 from muai_lab.experiment.capacity_curve import ProbeOutcome
 from muai_lab.experiment.capacity_search import CapacitySearch, NextProbe, SearchPlan
-from muai_lab.simulation.capacity_worlds import QueueWorld, single_server, slots
-from muai_lab.simulation.worlds import ObservedWindow
 
 WORLDS = (slots(0.5), single_server(2.0), single_server(5.0), single_server(1.5, 2.0))
 """The constants of the estimate were chosen on the first two."""

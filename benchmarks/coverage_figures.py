@@ -8,9 +8,9 @@ import numpy as np
 
 from benchmarks.coverage import Table
 from benchmarks.coverage_intervals import Tally, simulated, span_in
+from benchmarks.unseen_worlds import conversations
+from benchmarks.worlds import ObservedWindow, World, batching, iid, mm1
 from muai_lab.analysis.statistics import Estimate, describe, rate, share
-from muai_lab.simulation.unseen_worlds import conversations
-from muai_lab.simulation.worlds import ObservedWindow, World, batching, iid, mm1
 
 FIGURES = ("p90", "p95", "attainment", "goodput")
 REQUESTS = (600, 2400, 9600)

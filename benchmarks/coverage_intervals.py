@@ -9,10 +9,10 @@ from functools import cache
 import numpy as np
 
 from benchmarks.coverage import Table
+from benchmarks.worlds import WORLDS, ObservedWindow, World
 from muai_lab.analysis.dependence import MeasuredSpan, middles_s, span_of
 from muai_lab.analysis.statistics import Estimate, describe, rate
 from muai_lab.analysis.window import in_flight_at
-from muai_lab.simulation.worlds import WORLDS, ObservedWindow, World
 
 REQUESTS = (600, 2400, 9600)
 FIGURES = ("mean", "p50", "p99", "throughput")

@@ -9,8 +9,8 @@ import numpy as np
 
 from benchmarks.coverage import Table
 from benchmarks.coverage_intervals import Tally, truth_of
+from benchmarks.worlds import World, WorldTraffic, ar1, batching, iid, mm1
 from muai_lab.analysis.stopping import FIRST_LOOK_S, GROWTH, Look, Seen, enough, look_at
-from muai_lab.simulation.worlds import World, WorldTraffic, ar1, batching, iid, mm1
 
 PRECISIONS = (0.05, 0.1)
 LONGEST_S = 600.0

@@ -10,8 +10,8 @@ import pandas as pd
 
 from benchmarks.coverage import Table
 from benchmarks.coverage_intervals import simulated
+from benchmarks.worlds import ObservedWindow, World, batching, iid, mm1
 from muai_lab.analysis.steadiness import NOT_STEADY, Steadiness, steadiness
-from muai_lab.simulation.worlds import ObservedWindow, World, batching, iid, mm1
 from muai_lab.window import Window as Phases
 
 STEADY = (batching(0.8), batching(0.95), mm1(0.8), mm1(0.9), mm1(0.95), iid())

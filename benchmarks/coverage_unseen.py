@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.coverage import Table
 from benchmarks.coverage_intervals import FIGURES, rows_of
-from muai_lab.simulation.unseen_worlds import UNSEEN
+from benchmarks.unseen_worlds import UNSEEN
 
 _OTHER_SEED = 77_001
 

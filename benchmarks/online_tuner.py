@@ -21,7 +21,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from benchmarks.document import replace_part
-from muai_lab.simulation.tuner_evaluation import (
+from benchmarks.tuner_scenarios import (
     ADAPTED,
     INTERVAL_S,
     LENGTH,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from benchmarks.capacity_worlds import single_server, slots
 from benchmarks.coverage_capacity import shares_of, studies_of
-from muai_lab.simulation.capacity_worlds import single_server, slots
 
 
 def test_intervals_hold_the_capacity_of_a_queue_whose_starts_differ() -> None:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.coverage_intervals import FIGURES, Tally, span_in, tallies
+from benchmarks.worlds import World, ar1, batching, iid, mm1
 from muai_lab.analysis.dependence import (
     BINS,
     RELAXATION,
@@ -20,7 +21,6 @@ from muai_lab.analysis.dependence import (
     span_of,
 )
 from muai_lab.analysis.window import in_flight_at
-from muai_lab.simulation.worlds import World, ar1, batching, iid, mm1
 
 
 def ar1_series(phi: float, size: int, seed: int) -> np.ndarray:

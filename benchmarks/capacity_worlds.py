@@ -1,6 +1,6 @@
 """Simulated queues at any rate and server speed, whose capacity within an SLO is known. Many probes at once.
 
-Each is a queue of `muai_lab.simulation.worlds`, or one like it, with a bound on its latency. The share of requests that
+Each is a queue of `benchmarks.worlds`, or one like it, with a bound on its latency. The share of requests that
 meet the bound in a long run follows from the stationary distribution of the number in the system.
 """
 
@@ -14,8 +14,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import gammainc, ndtri
 
-from muai_lab.arrays import Floats
-from muai_lab.simulation.worlds import (
+from benchmarks.worlds import (
     OUTPUT_TOKENS,
     PREFILL_S,
     PREFILL_SIGMA,
@@ -26,6 +25,7 @@ from muai_lab.simulation.worlds import (
     batching_capacity,
     step_s,
 )
+from muai_lab.arrays import Floats
 
 _POINTS = 9  # of each quadrature
 _MOST_IN_SYSTEM = 3000

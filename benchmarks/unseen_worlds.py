@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from benchmarks.worlds import World, WorldTraffic, ar1, batching, mm1
 from muai_lab.arrays import Floats
-from muai_lab.simulation.worlds import World, WorldTraffic, ar1, batching, mm1
 
 SERVICE_S, SERVICE_SIGMA = 0.1, 1.0
 _MG1_WARM_UP = 3000

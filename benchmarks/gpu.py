@@ -58,7 +58,6 @@ _RUN = _STACK | {
     "httptools": "httptools",
     "uvloop": "uvloop",
     "prometheus_client": "prometheus-client",
-    "aiohttp": "aiohttp",
     "orjson": "orjson",
     "pandas": "pandas",
     "pyarrow": "pyarrow",

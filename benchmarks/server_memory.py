@@ -9,22 +9,24 @@ comes after the warm-up, in which pools and buffers reach their size.
 from __future__ import annotations
 
 import argparse
-import asyncio
+import http.client
 import itertools
 import json
 import random
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
-import aiohttp
 import psutil
 
 MODEL = "qwen_chat"
 MIB = 1024 * 1024
 SAMPLES = 10
+ANSWER_S = 300.0  # longest that a client here waits
 
 
 CACHE_MB = 64  # full after the warm-up: a larger prefix cache would fill up while memory is watched
@@ -51,8 +53,8 @@ def server(engine: str) -> Iterator[dict[str, Any]]:
             process.terminate()
 
 
-async def ask(session: aiohttp.ClientSession, url: str, number: int) -> None:
-    """One request; every eighth stream is dropped at its first piece."""
+def ask(connection: http.client.HTTPConnection, number: int) -> None:
+    """Send one request; every eighth stream is dropped at its first piece."""
     draw = random.Random(number)
     fields = {
         "model": MODEL,
@@ -61,36 +63,37 @@ async def ask(session: aiohttp.ClientSession, url: str, number: int) -> None:
         "ignore_eos": True,
         "stream": number % 2 == 0,
     }
-    async with session.post(f"{url}/v1/completions", json=fields) as answer:
-        if answer.status != 200:
-            raise RuntimeError(f"HTTP {answer.status}: {await answer.text()}")
-        if number % 16 == 0:
-            await answer.content.readany()
-            answer.close()
-        else:
-            await answer.read()
+    connection.request("POST", "/v1/completions", json.dumps(fields), {"Content-Type": "application/json"})
+    answer = connection.getresponse()
+    if answer.status != http.HTTPStatus.OK:
+        raise RuntimeError(f"HTTP {answer.status}: {answer.read().decode(errors='replace')}")
+    if number % 16 == 0:
+        answer.read1()
+        connection.close()  # the next request opens another one
+    else:
+        answer.read()
 
 
-async def drive(url: str, pid: int, *, requests: int, warmup: int, concurrency: int) -> list[tuple[int, float]]:
+def drive(url: str, pid: int, *, requests: int, warmup: int, concurrency: int) -> list[tuple[int, float]]:
     """Send everything; returns (requests so far, resident MiB), the first sample at the end of the warm-up."""
-    process = psutil.Process(pid)
+    process, address = psutil.Process(pid), urlsplit(url).netloc
     samples: list[tuple[int, float]] = []
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=concurrency)) as session:
 
-        async def send(numbers: range) -> None:
-            pending = iter(numbers)
+    def client(numbers: range) -> None:
+        with closing(http.client.HTTPConnection(address, timeout=ANSWER_S)) as connection:
+            for number in numbers:
+                ask(connection, number)
 
-            async def worker() -> None:
-                for number in pending:
-                    await ask(session, url, number)
+    with ThreadPoolExecutor(concurrency) as clients:
 
-            await asyncio.gather(*(worker() for _ in range(concurrency)))
+        def send(numbers: range) -> None:
+            list(clients.map(client, (numbers[place::concurrency] for place in range(concurrency))))
             samples.append((numbers.stop, process.memory_info().rss / MIB))
 
-        await send(range(warmup))
+        send(range(warmup))
         edges = [warmup + (requests - warmup) * step // SAMPLES for step in range(SAMPLES + 1)]
         for start, stop in itertools.pairwise(edges):
-            await send(range(start, stop))
+            send(range(start, stop))
     return samples
 
 
@@ -104,14 +107,12 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with server(options.engine) as ready:
-        samples = asyncio.run(
-            drive(
-                ready["url"],
-                ready["pid"],
-                requests=options.requests,
-                warmup=options.warmup,
-                concurrency=options.concurrency,
-            )
+        samples = drive(
+            ready["url"],
+            ready["pid"],
+            requests=options.requests,
+            warmup=options.warmup,
+            concurrency=options.concurrency,
         )
     first, last = samples[0][1], samples[-1][1]
     if options.json:

@@ -143,14 +143,15 @@ def _endpoint(settings: LabSettings, environ: Mapping[str, str]) -> Measured:
 def _endpoint_metrics(named: str | None, guessed: str) -> tuple[MetricsScraper | None, str]:
     """A scraper if the endpoint has metrics, and what to say. Raises RunError if an address that was named has none."""
     url = named or guessed
-    dialect, missing = find_metrics(url)
-    if missing is not None:
+    found = find_metrics(url)
+    if (missing := found.missing) is not None:
         if named is not None:
             raise RunError(f"target.metrics_url={named} has no metrics: {missing}; mend it, or set it to null")
         return None, f"the endpoint has no metrics at {guessed} ({missing}): there is no server side in this result"
-    if dialect is None:
-        return MetricsScraper(url), f"the server side is from {url}"
-    return MetricsScraper(url), f"the server side is from {url}, in the terms of {dialect.server}, given our names"
+    scraper = MetricsScraper(found.url)
+    if found.dialect is None:
+        return scraper, f"the server side is from {url}"
+    return scraper, f"the server side is from {url}, in the terms of {found.dialect.server}, given our names"
 
 
 def who_serves(url: str, model: str) -> ServedBy:

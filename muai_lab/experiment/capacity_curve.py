@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import isotonic_regression
 from scipy.special import expit, logit, stdtrit
 
 from muai_lab.arrays import Floats
@@ -29,6 +30,7 @@ SLOPE, SLOPE_SPREAD = 20.0, 0.5
 """Prior of the slope (change of the log-odds of a miss per change of the log rate): median, and standard deviation of
 its logarithm. Queues with 1 to 32 slots have slopes of 8 to 40; the prior counts only as long as few probes are there.
 """
+_LEAST_WEIGHT = 1e-9  # of a rate without a request
 _PARAMETERS = 2  # the crossing and the slope
 _LOST = 3  # degrees of freedom: those, and the variance between probes
 _STEPS = 40
@@ -69,7 +71,14 @@ class ProbeOutcome:
 
 
 def isotonic(outcomes: Sequence[ProbeOutcome]) -> tuple[Floats, Floats]:
-    """The falling curve nearest to the probes: distinct rates, ascending, and the share that met the SLO at each."""
+    """Fit the falling curve nearest to the probes, each weighted by its requests.
+
+    Args:
+        outcomes: One probe or more.
+
+    Returns:
+        The distinct rates, ascending, and the share that met the SLO at each.
+    """
     rates: list[float] = []
     met: list[float] = []
     due: list[float] = []
@@ -81,14 +90,9 @@ def isotonic(outcomes: Sequence[ProbeOutcome]) -> tuple[Floats, Floats]:
             rates.append(outcome.rate)
             met.append(float(sum(outcome.met)))
             due.append(float(sum(outcome.due)))
-    pools: list[list[float]] = []  # met, due, how many rates
-    for hits, all_due in zip(met, due, strict=True):
-        pools.append([hits, max(all_due, 1e-9), 1])
-        while len(pools) > 1 and pools[-1][0] / pools[-1][1] > pools[-2][0] / pools[-2][1]:
-            last = pools.pop()
-            pools[-1] = [ours + theirs for ours, theirs in zip(pools[-1], last, strict=True)]
-    levels = np.repeat([hits / all_due for hits, all_due, _ in pools], [int(width) for _, _, width in pools])
-    return np.array(rates), np.asarray(levels, dtype=np.float64)
+    weights = np.maximum(due, _LEAST_WEIGHT)
+    fit = isotonic_regression(np.array(met) / weights, weights=weights, increasing=False)
+    return np.array(rates), np.asarray(fit.x, dtype=np.float64)
 
 
 def crossing(rates: Floats, levels: Floats, quantile: float) -> float | None:

@@ -33,7 +33,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from benchmarks.document import replace_part
-from muai_lab.tuning.admin import TOKEN_VARIABLE
+from muai_lab.server.admin_call import TOKEN_VARIABLE
 
 MIB = 1024 * 1024
 CLIENT_TIMEOUT_S = 3.0

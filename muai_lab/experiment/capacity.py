@@ -215,12 +215,12 @@ class _Study:
 
     def _offer(self, resolved: Resolved, directory: Path, ask: NextProbe, server: str) -> str | None:
         """Make a probe's run; returns why it was ended early, None if it was not."""
-        measured = self._servers.serving(server)
+        system = self._servers.serving(server)
         margin = HOPELESSLY if ask.edge else CLEARLY
         watch = LossWatch(self._slo, ask.rate, start_s=ask.lead_s, length_s=ask.seconds, margin=margin)
-        watched = replace(measured, target=watch.over(measured.target))
+        watched = replace(system, target=watch.over(system.target))
         try:
-            run_experiment(resolved, directory, self._watcher, measured=watched, end_early=watch.look)
+            run_experiment(resolved, directory, self._watcher, system=watched, end_early=watch.look)
         except RunCutShort as cut:
             if watch.lost is None:
                 raise

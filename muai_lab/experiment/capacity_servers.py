@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from muai_lab.experiment.directory import RunDirectory
-from muai_lab.experiment.measured import Measured, open_measured
+from muai_lab.experiment.system_under_test import SystemUnderTest, open_system
 from muai_lab.settings.dump import dump_optimization_yaml
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Servers:
         self._path = path
         self._watcher = watcher
         self._current = ExitStack()
-        self._measured: Measured | None = None
+        self._system: SystemUnderTest | None = None
         self._name = FIRST
 
     def __enter__(self) -> Servers:
@@ -52,20 +52,20 @@ class Servers:
         """The directory of the server that a probe is offered to."""
         return f"{FIRST}-{number:02d}" if edge and self.restarts else FIRST
 
-    def serving(self, name: str) -> Measured:
+    def serving(self, name: str) -> SystemUnderTest:
         """The server of this name; the one before is stopped. Raises RunError, EngineError, ModelError."""
-        if self._measured is None or self._name != name:
-            self._measured = None
+        if self._system is None or self._name != name:
+            self._system = None
             self._current.close()
-            self._measured = self._start(name)
+            self._system = self._start(name)
             self._name = name
-        return self._measured
+        return self._system
 
-    def _start(self, name: str) -> Measured:
+    def _start(self, name: str) -> SystemUnderTest:
         directory = RunDirectory(self._path / name)
         directory.write_text("optimization.yaml", dump_optimization_yaml(self._settings))
         self._watcher.stage(f"starting the {self._settings.target.kind}")
         begun = time.monotonic()
-        measured = self._current.enter_context(open_measured(self._settings, directory, os.environ))
+        system = self._current.enter_context(open_system(self._settings, directory, os.environ))
         self.start_s = time.monotonic() - begun
-        return measured
+        return system

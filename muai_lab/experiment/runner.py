@@ -1,4 +1,4 @@
-"""One run, from settings to report: start what is measured, offer the load, keep what was seen, analyse it."""
+"""One run, from settings to report: start the system under test, offer the load, keep what was seen, analyse it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from muai_lab.errors import RunError
 from muai_lab.experiment.directory import COMPLETE, FAILED, PARTIAL, RUNNING, RunDirectory, disk_is_full
-from muai_lab.experiment.measured import Measured, ServedBy, open_measured
+from muai_lab.experiment.load_until_death import DEATH_CHECK_S, until_death
 from muai_lab.experiment.provenance import git_revision, hardware, versions
-from muai_lab.load.event_loop import run_on_fast_loop, signals_end
+from muai_lab.experiment.server_calls import ServedBy
+from muai_lab.experiment.system_under_test import SystemUnderTest, open_system
+from muai_lab.load.event_loop import run_on_fast_loop
 from muai_lab.load.generator import LoadProgress, LoadResult
 from muai_lab.load.offer import offer
 from muai_lab.load.openai_http import HttpTarget
@@ -38,7 +40,6 @@ if TYPE_CHECKING:
     from muai_lab.settings.lab import LabSettings
     from muai_lab.settings.resolve import Resolved
 
-_DEATH_CHECK_S = 0.25
 _DEATH_NOTICE_S = 10.0
 _TERMINATED = 128 + signal.SIGTERM
 
@@ -66,12 +67,12 @@ def run_experiment(
     path: Path,
     watcher: RunWatcher,
     *,
-    measured: Measured | None = None,
+    system: SystemUnderTest | None = None,
     end_early: EndEarly | None = None,
 ) -> Summary:
     """Make the run that the settings ask for in directory `path`; returns its summary.
 
-    measured: what serves already and goes on serving behind the run; None starts what the settings name and ends it.
+    system: what serves already and goes on serving behind the run; None starts what the settings name and ends it.
     end_early: ends the load with a reason; its records are kept and analysed, and RunCutShort is raised.
 
     Ctrl-C while the load runs ends it early: the records so far are kept and analysed, the directory is marked as
@@ -89,7 +90,7 @@ def run_experiment(
         replaced=directory.replaced,
     )
     with _marking(directory):
-        return _run(resolved, directory, watcher, measured, end_early)
+        return _run(resolved, directory, watcher, system, end_early)
 
 
 @contextmanager
@@ -119,7 +120,7 @@ def _run(
     resolved: Resolved,
     directory: RunDirectory,
     watcher: RunWatcher,
-    measured: Measured | None,
+    system: SystemUnderTest | None,
     end_early: EndEarly | None,
 ) -> Summary:
     settings = resolved.settings
@@ -155,26 +156,26 @@ def _run(
         },
     )
     with ExitStack() as resources:
-        if measured is None:
+        if system is None:
             watcher.stage(f"starting the {settings.target.kind}")
-            measured = resources.enter_context(open_measured(settings, directory, os.environ))
-        elif measured.scraper is not None:
-            measured.scraper.forget()
-        before = measured.serving()
+            system = resources.enter_context(open_system(settings, directory, os.environ))
+        elif system.scraper is not None:
+            system.scraper.forget()
+        before = system.serving()
         directory.update_manifest(engine=before.engine, skipped_engines=before.skipped)
         watcher.stage("offering load")
-        if isinstance(measured.target, HttpTarget):
-            measured.target.waiting = lambda reason: watcher.stage(f"waiting for the endpoint ({reason})")
-        offering = _Offer(offered, measured, settings, watcher, end_early)
+        if isinstance(system.target, HttpTarget):
+            system.target.waiting = lambda reason: watcher.stage(f"waiting for the endpoint ({reason})")
+        offering = _Offer(offered, system, settings, watcher, end_early)
         result = run_on_fast_loop(offering.run())
         if offering.ending is not None:
             directory.update_manifest(load={**directory.manifest["load"], "automatic": offering.ending.facts()})
         count_tokens(result.records, tokenizer)
-        death = measured.failure()
-        _note_asked_model(directory, measured, before)
-        _keep(directory, schedule, result, measured)
+        death = system.failure()
+        _note_asked_model(directory, system, before)
+        _keep(directory, schedule, result, system)
         if death is None:
-            _note_takeover(directory, before, _serving_after(measured))
+            _note_takeover(directory, before, _serving_after(system))
     if death is not None:
         raise RunError(death)
     watcher.stage("analysing")
@@ -229,7 +230,7 @@ class _Offer:
     def __init__(
         self,
         schedule: Schedule,
-        measured: Measured,
+        system: SystemUnderTest,
         settings: LabSettings,
         watcher: RunWatcher,
         end_early: EndEarly | None,
@@ -237,7 +238,7 @@ class _Offer:
         self.terminated = False
         self.cut_short: str | None = None
         self.ending = _automatic_end(settings, schedule)
-        self._measured = measured
+        self._system = system
         self._load: asyncio.Future[LoadResult] | None = None
 
         def seen(progress: LoadProgress) -> None:
@@ -249,8 +250,8 @@ class _Offer:
 
         self._work = offer(
             schedule,
-            measured.target,
-            measured.recipe,
+            system.target,
+            system.recipe,
             LoadPlan.of(settings),
             settings.load,
             progress=seen,
@@ -258,36 +259,12 @@ class _Offer:
         )
 
     async def run(self) -> LoadResult:
-        """The result of the load. Raises RunError when the other side died before there was any."""
+        """Return the result of the load. Raises RunError if the other side died before there was any."""
         load = self._load = asyncio.ensure_future(self._work)
-        beside = [asyncio.ensure_future(self._end_on_death(load))]
-        if self._measured.scraper is not None:
-            beside.append(asyncio.ensure_future(self._measured.scraper.run()))
-        try:
-            with signals_end(load, [signal.SIGTERM]) as raised:
-                while not load.done():
-                    try:
-                        await asyncio.shield(load)
-                    except asyncio.CancelledError:
-                        # Ctrl-C cancelled us: pass it on, and wait for the records that the generator saves.
-                        load.cancel()
-            self.terminated = bool(raised)
-            if load.cancelled():  # before there was any record to save
-                if (death := self._measured.failure()) is not None:
-                    raise RunError(death)
-                raise SystemExit(_TERMINATED) if self.terminated else KeyboardInterrupt
-            return load.result()
-        finally:
-            for task in beside:
-                task.cancel()
-            await asyncio.gather(*beside, return_exceptions=True)
-
-    async def _end_on_death(self, load: asyncio.Future[LoadResult]) -> None:
-        while True:
-            await asyncio.sleep(_DEATH_CHECK_S)
-            if self._measured.failure() is not None:
-                load.cancel()
-                return
+        beside = [] if self._system.scraper is None else [self._system.scraper.run()]
+        result, ended = await until_death(load, self._system.failure, signals=[signal.SIGTERM], beside=beside)
+        self.terminated = ended is not None
+        return result
 
 
 def _automatic_end(settings: LabSettings, schedule: Schedule) -> AutomaticEnd | None:
@@ -298,33 +275,33 @@ def _automatic_end(settings: LabSettings, schedule: Schedule) -> AutomaticEnd | 
     return AutomaticEnd(settings.load, open_loop=schedule.open_loop)
 
 
-def _keep(directory: RunDirectory, schedule: Schedule, result: LoadResult, measured: Measured) -> None:
+def _keep(directory: RunDirectory, schedule: Schedule, result: LoadResult, system: SystemUnderTest) -> None:
     """Write what was seen; before the analysis, so that nothing that fails later loses it."""
     write_parquet(records_table(result.records, result.window), directory.path / "requests.parquet")
-    if measured.scraper is not None:
-        write_parquet(measured.scraper.table(), directory.path / "server_metrics.parquet")
+    if system.scraper is not None:
+        write_parquet(system.scraper.table(), directory.path / "server_metrics.parquet")
     directory.update_manifest(
         window=asdict(result.window),
         generator=asdict(result.generator),
-        notes=[*schedule.notes, *result.notes, *measured.notes()],
+        notes=[*schedule.notes, *result.notes, *system.notes()],
     )
 
 
-def _note_asked_model(directory: RunDirectory, measured: Measured, before: ServedBy) -> None:
+def _note_asked_model(directory: RunDirectory, system: SystemUnderTest, before: ServedBy) -> None:
     """Name the model that an endpoint was asked for; it may have been found out only when the target was opened."""
-    if (asked := getattr(measured.target, "model", None)) is not None and before.engine is None:
+    if (asked := getattr(system.target, "model", None)) is not None and before.engine is None:
         directory.update_manifest(load={**directory.manifest["load"], "asked_model": asked})
 
 
-def _serving_after(measured: Measured) -> ServedBy:
+def _serving_after(system: SystemUnderTest) -> ServedBy:
     """What serves after the load. Raises RunError, with the server's end if that is why it does not answer."""
     try:
-        return measured.serving()
+        return system.serving()
     except RunError:
         # A process that was killed closes its connections some time before its end can be seen.
         give_up_at = time.monotonic() + _DEATH_NOTICE_S
-        while (death := measured.failure()) is None and time.monotonic() < give_up_at:
-            time.sleep(_DEATH_CHECK_S)
+        while (death := system.failure()) is None and time.monotonic() < give_up_at:
+            time.sleep(DEATH_CHECK_S)
         if death is None:
             raise
         raise RunError(death) from None

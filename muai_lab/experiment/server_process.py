@@ -22,7 +22,7 @@ from muai_lab.errors import RunError
 
 _LAST_LINES = 12
 # An engine with processes of its own takes tens of seconds to end them on a busy machine.
-_KILL_AFTER_S = 60.0
+STOP_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class ServerProcess:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop(grace_s=_KILL_AFTER_S if kind is None else 2.0)
+        self.stop(grace_s=STOP_S if kind is None else 2.0)
 
     @property
     def running(self) -> bool:

@@ -9,13 +9,9 @@ comes from a prefill that no answer has; it is not counted.
 
 from __future__ import annotations
 
-import json
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -32,7 +28,6 @@ _FEWEST_PROMPTS = 24
 _ENOUGH_POSITIONS = 1000
 _FRUITLESS = 5  # schedules in a row without a new prompt, behind which there will be none
 _AT_ONCE = 8
-_TIMEOUT_S = 600.0
 _MAY_CHANGE_OUTPUTS = ("dtype", "enable_quantization", "replace_with_kernel_inject")
 
 Ids = list[int]
@@ -189,45 +184,3 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
         if mine != theirs:
             return place
     return min(len(one), len(other))
-
-
-@dataclass(frozen=True, slots=True)
-class HttpAsk:
-    """Asks a server of our own for greedy tokens.
-
-    url: Of the server. cache_salt: Keeps these prompts apart from those of the load. encoder_decoder: True if the
-    model's answer is no part of its prompt.
-    """
-
-    url: str
-    model: str
-    cache_salt: str = ""
-    encoder_decoder: bool = False
-
-    def __call__(self, prompt: Sequence[int], begun: Sequence[int], count: int) -> Ids:
-        """Return the greedy tokens that follow. Raises RunError if the server does not answer with their ids."""
-        body: dict[str, Any] = {
-            "model": self.model,
-            "prompt": list(prompt),
-            "max_tokens": count,
-            "temperature": 0,
-            "ignore_eos": True,
-            "return_token_ids": True,
-            "cache_salt": self.cache_salt,
-        }
-        if self.encoder_decoder and begun:
-            body["x_muai_output"] = list(begun)
-        elif begun:
-            body["prompt"] += begun
-        request = urllib.request.Request(
-            f"{self.url}/v1/completions", data=json.dumps(body).encode(), headers={"Content-Type": "application/json"}
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
-                ids: Ids = json.load(answer)["choices"][0]["token_ids"]
-                return ids
-        except urllib.error.HTTPError as error:
-            told = error.read().decode(errors="replace")[:300]
-            raise RunError(f"the server refuses to be asked for its greedy tokens: {told}") from error
-        except (OSError, ValueError, LookupError) as error:
-            raise RunError(f"the server does not answer when its greedy tokens are asked for: {error}") from error

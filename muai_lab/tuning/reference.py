@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 
 from muai_lab.errors import RunError
 from muai_lab.files import write_whole
-from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.tuning.quality import ForcedAnswer, Ids, greedy_answers
-from muai_lab.tuning.server_arena import ServerArena
-
-if TYPE_CHECKING:
-    from muai_lab.tuning.blocks import LoadBlocks
+from muai_lab.tuning.server_arena import ArenaSetup, ServerArena
 
 REFERENCE = "reference.json"
 
@@ -25,33 +18,19 @@ REFERENCE = "reference.json"
 class References:
     """The answers by the name of their prompts (see `LoadBlocks.prompts`), asked for when they are first needed.
 
-    One server of its own gives them all. They are kept in the study's directory. end_tokens: Of the model.
+    One server of its own gives them all. They are kept in the study's directory.
     """
 
-    def __init__(
-        self,
-        settings: LabSettings,
-        blocks: LoadBlocks,
-        directory: Path,
-        end_tokens: frozenset[int],
-        *,
-        encoder_decoder: bool = False,
-        stage: Callable[[str], None] = lambda what: None,
-        environ: Mapping[str, str] = os.environ,
-    ) -> None:
-        self._settings = settings
-        self._blocks = blocks
-        self._directory = directory
+    def __init__(self, setup: ArenaSetup, end_tokens: frozenset[int]) -> None:
+        """setup: Of the tuning. end_tokens: Of the model."""
+        self._setup = setup
         self._end_tokens = end_tokens
-        self._encoder_decoder = encoder_decoder
-        self._stage = stage
-        self._environ = environ
         self._known: Mapping[str, list[ForcedAnswer]] | None = None
 
     def of(self, name: str) -> list[ForcedAnswer]:
         """The answers to these prompts. Raises RunError if fp32 cannot be served here, or if there is no prompt."""
         if self._known is None:
-            prompts = self._blocks.prompts
+            prompts = self._setup.blocks.prompts
             if not all(prompts.values()):
                 raise RunError(
                     "outputs are to be compared with those in fp32, and the workload holds no prompt that the model's "
@@ -63,28 +42,22 @@ class References:
     def _kept(self, prompts: Mapping[str, list[Ids]]) -> Mapping[str, list[ForcedAnswer]] | None:
         """The answers of an earlier process of the study; None if there are none to these prompts."""
         try:
-            known = json.loads((self._directory / REFERENCE).read_text(encoding="utf-8"))
+            known = json.loads((self._setup.directory / REFERENCE).read_text(encoding="utf-8"))
             found = {name: [ForcedAnswer(**entry) for entry in known[name]] for name in prompts}
         except (OSError, ValueError, TypeError, LookupError):
             return None  # none yet, or that of an earlier version
         return found if {name: [one.prompt for one in answers] for name, answers in found.items()} == prompts else None
 
     def _ask(self, prompts: Mapping[str, list[Ids]]) -> Mapping[str, list[ForcedAnswer]]:
-        self._stage("asking the model in fp32 for its greedy tokens")
+        self._setup.stage("asking the model in fp32 for its greedy tokens")
         plain = OptimizationSettings.model_validate(
             {
                 "engine_preference": ["pytorch"],
-                "models": self._settings.optimization.models,
+                "models": self._setup.settings.optimization.models,
                 "pytorch": {"dtype": "fp32"},
             }
         )
-        arena = ServerArena(
-            self._settings,
-            self._blocks,
-            self._directory / "reference",
-            encoder_decoder=self._encoder_decoder,
-            environ=self._environ,
-        )
+        arena = ServerArena(replace(self._setup, stage=lambda what: None), "reference")
         try:
             arena.apply(plain)
             found = {name: greedy_answers(arena.ask, asked, self._end_tokens) for name, asked in prompts.items()}
@@ -96,7 +69,7 @@ class References:
         finally:
             arena.close()
         entries = {name: [asdict(answer) for answer in answers] for name, answers in found.items()}
-        target = self._directory / REFERENCE
+        target = self._setup.directory / REFERENCE
         try:
             write_whole(target, json.dumps(entries) + "\n")
         except OSError as error:

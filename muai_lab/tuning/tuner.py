@@ -35,7 +35,7 @@ from muai_lab.tuning.result import PRESENT, EngineStudy, TuningResult, write_res
 from muai_lab.tuning.rounds import RunNoise
 from muai_lab.tuning.search import EngineUnmeasurable, Search, SearchBudget
 from muai_lab.tuning.search_space import Point, SearchSpace
-from muai_lab.tuning.server_arena import ServerArena
+from muai_lab.tuning.server_arena import ArenaSetup, ServerArena
 from muai_lab.tuning.soaking import Soaks
 from muai_lab.tuning.storage import shown, storage_url
 from muai_lab.tuning.study import TuningStudy
@@ -86,15 +86,8 @@ class _Tuner:
         self._make_directory()
         tokenizer = load_tokenizer(source)
         self._blocks = LoadBlocks(settings, tokenizer, context_tokens(source))
-        self._encoder_decoder = source.encoder_decoder
-        self._references = References(
-            settings,
-            self._blocks,
-            self._directory,
-            tokenizer.eos_token_ids,
-            encoder_decoder=source.encoder_decoder,
-            stage=watcher.stage,
-        )
+        self._setup = ArenaSetup(settings, self._blocks, self._directory, source.encoder_decoder, watcher.stage)
+        self._references = References(self._setup, tokenizer.eos_token_ids)
         self._result = TuningResult(
             verdict="searching",
             reason="the search is not over",
@@ -374,15 +367,8 @@ class _Tuner:
             arena.close()
 
     def _opened(self, name: str, prompts: str, bounds: Constraints, *, slots: int | None = None) -> ServerArena:
-        return ServerArena(
-            self._settings,
-            self._blocks,
-            self._directory / name,
-            slots=slots,
-            reference=None if bounds.min_agreement is None else partial(self._references.of, prompts),
-            encoder_decoder=self._encoder_decoder,
-            stage=self._watcher.stage,
-        )
+        reference = None if bounds.min_agreement is None else partial(self._references.of, prompts)
+        return ServerArena(self._setup, name, slots=slots, reference=reference)
 
     def _serving_today(self) -> str | None:
         """The engine that serves the present configuration here: the first of its preference that can."""

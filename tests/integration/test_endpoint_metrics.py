@@ -14,7 +14,7 @@ import pytest
 
 from muai_lab.errors import RunError
 from muai_lab.experiment.directory import RunDirectory
-from muai_lab.experiment.measured import Measured, open_measured
+from muai_lab.experiment.system_under_test import SystemUnderTest, open_system
 from muai_lab.load.event_loop import run_on_fast_loop
 from muai_lab.settings.lab import LabSettings
 
@@ -49,9 +49,9 @@ def server(status: int, page: str, path: str = "/metrics") -> Iterator[str]:
 
 
 @contextmanager
-def measured(tmp_path_factory: pytest.TempPathFactory, **target: str) -> Iterator[Measured]:
+def measured(tmp_path_factory: pytest.TempPathFactory, **target: str) -> Iterator[SystemUnderTest]:
     settings = LabSettings.model_validate({"target": {"kind": "endpoint", "model": "m", **target}})
-    with open_measured(settings, RunDirectory(tmp_path_factory.mktemp("run")), {}) as measured:
+    with open_system(settings, RunDirectory(tmp_path_factory.mktemp("run")), {}) as measured:
         yield measured
 
 
@@ -84,7 +84,7 @@ def test_metrics_are_read_where_a_redirect_leads(tmp_path_factory: pytest.TempPa
     assert failures == 0
 
 
-async def _scraped(other_side: Measured) -> list[dict[str, Any]]:
+async def _scraped(other_side: SystemUnderTest) -> list[dict[str, Any]]:
     """The rows that were read first."""
     assert other_side.scraper is not None
     scraping = asyncio.ensure_future(other_side.scraper.run())

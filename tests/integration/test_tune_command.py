@@ -25,7 +25,7 @@ from muai_lab.tuning.measure import Switch, measure
 from muai_lab.tuning.objective import Constraints, objectives_of
 from muai_lab.tuning.reference import References
 from muai_lab.tuning.result import read_result
-from muai_lab.tuning.server_arena import ServerArena
+from muai_lab.tuning.server_arena import ArenaSetup, ServerArena
 
 SPACE = """\
 parameters:
@@ -147,8 +147,9 @@ def with_batcher(**changes: int) -> OptimizationSettings:
 def test_an_arena_changes_live_what_it_can_and_outlives_servers_that_do_not_start_or_die(
     blocks: LoadBlocks, tmp_path: Path
 ) -> None:
-    references = References(SETTINGS, blocks, tmp_path, frozenset())
-    arena = ServerArena(SETTINGS, blocks, tmp_path, slots=64, reference=lambda: references.of("search"))
+    setup = ArenaSetup(SETTINGS, blocks, tmp_path)
+    references = References(setup, frozenset())
+    arena = ServerArena(setup, "server", slots=64, reference=lambda: references.of("search"))
     threads, impossible = (
         SETTINGS.optimization.model_copy(update={"pytorch": SETTINGS.optimization.pytorch.model_copy(update=changes)})
         for changes in ({"threads": 2}, {"device": "cpu", "dtype": "fp16"})
@@ -186,7 +187,7 @@ def test_an_arena_changes_live_what_it_can_and_outlives_servers_that_do_not_star
 
 
 def test_a_confirmation_starts_a_server_for_each_run_with_exactly_the_file(blocks: LoadBlocks, tmp_path: Path) -> None:
-    arena = ServerArena(SETTINGS, blocks, tmp_path)
+    arena = ServerArena(ArenaSetup(SETTINGS, blocks, tmp_path), "server")
     try:
         found = confirm(
             arena, with_batcher(max_batch_size=1), with_batcher(max_batch_size=8), objectives_of(SETTINGS)[0],
@@ -197,6 +198,6 @@ def test_a_confirmation_starts_a_server_for_each_run_with_exactly_the_file(block
 
     assert arena.starts == 2
     assert len(found.pairs) == 1
-    assert "max_slots: null" in (tmp_path / "optimization.yaml").read_text()
+    assert "max_slots: null" in (tmp_path / "server" / "optimization.yaml").read_text()
     assert blocks.block(FRESH).hash != blocks.block(0).hash
     assert json.dumps(found.pairs[0].per_block)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from muai_lab.errors import SettingsError
-from muai_lab.settings.live import LIVE_SECTIONS, changed, live_view
+from muai_lab.settings.live import LIVE_SECTIONS, changed, differs_only_live, live_changes, live_view
 from muai_lab.settings.schema import BatcherSettings, OptimizationSettings
 
 SETTINGS = OptimizationSettings(batcher=BatcherSettings(max_batch_size=16, min_batch_size=2))
@@ -30,6 +30,27 @@ def test_what_is_not_named_stays_as_it_was() -> None:
 
 def test_no_change_is_a_change_too() -> None:
     assert changed(SETTINGS, {}) == SETTINGS
+
+
+def test_every_live_change_of_a_configuration_is_taken_and_makes_it() -> None:
+    wanted = OptimizationSettings(batcher=BatcherSettings(max_batch_size=8, batch_timeout_ms=0))
+
+    after = changed(SETTINGS, live_changes(wanted))
+
+    assert live_view(after) == live_view(wanted)
+
+
+@pytest.mark.parametrize(
+    ("changes", "live"),
+    [
+        ({"batcher": {"max_batch_size": 8}, "cache": {"enabled": False}, "tuner": {"enabled": True}}, True),
+        ({"batcher": {"max_slots": 64}}, False),
+        ({"batcher": {"enabled": False}}, False),
+        ({"pytorch": {"threads": 2}}, False),
+    ],
+)
+def test_a_change_needs_a_restart_unless_every_key_is_live(changes: dict[str, Any], live: bool) -> None:
+    assert differs_only_live(OptimizationSettings(), OptimizationSettings.model_validate(changes)) is live
 
 
 def test_the_view_shows_every_key_that_can_be_changed() -> None:

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from muai_lab.errors import RunError
+from muai_lab.experiment.server_calls import HttpAsk
 from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.tuning import reference
@@ -25,13 +26,13 @@ from muai_lab.tuning.quality import (
     PROMPTS,
     TOKENS,
     ForcedAnswer,
-    HttpAsk,
     compare,
     forced_positions,
     greedy_answers,
     within,
 )
 from muai_lab.tuning.reference import References
+from muai_lab.tuning.server_arena import ArenaSetup
 from tests.unit.word_tokenizer import WordTokenizer
 
 Ask = Callable[[Sequence[int], Sequence[int], int], list[int]]
@@ -298,7 +299,7 @@ def test_answers_of_fp32_are_asked_for_once_in_a_study(tmp_path: Path, monkeypat
 
     def answers() -> list[ForcedAnswer]:
         blocks = LoadBlocks(LabSettings(), LetterTokenizer(), None)
-        return References(LabSettings(), blocks, tmp_path, frozenset()).of("search")
+        return References(ArenaSetup(LabSettings(), blocks, tmp_path), frozenset()).of("search")
 
     first, again = answers(), answers()
     (tmp_path / reference.REFERENCE).write_text('{"search": [{"prompt": [1]}]}')

@@ -10,11 +10,14 @@ import numpy as np
 from benchmarks.coverage import Table
 from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.schema import OptimizationSettings
-from muai_lab.tuning.block import BlockResult
-from muai_lab.tuning.confirmation import confirm
-from muai_lab.tuning.measure import Switch
-from muai_lab.tuning.objective import Constraints, objectives_of
+from muai_lab.tuning.bench import Bench, Switch
+from muai_lab.tuning.block_result import BlockResult
+from muai_lab.tuning.confirmation import PairPlan, confirm
+from muai_lab.tuning.objective import objectives_of
+from muai_lab.tuning.problem import TuningProblem
+from muai_lab.tuning.search_space import SearchSpace
 from muai_lab.tuning.soak import Soak
+from muai_lab.tuning.trials import RunNoise
 
 THROUGHPUT = objectives_of(LabSettings.model_validate({"tuning": {"objectives": ("throughput",)}}))[0]
 PRESENT = OptimizationSettings()
@@ -54,6 +57,12 @@ class RunArena:
         pass
 
 
+def bench_of(arena: RunArena, blocks: int = BLOCKS) -> Bench:
+    """A bench that measures throughput there."""
+    problem = TuningProblem(SearchSpace(()), PRESENT, (THROUGHPUT,))
+    return Bench(problem, arena, Switch(), blocks, noise=RunNoise(NOISE**2, PAIRS))
+
+
 def table(repeats: int, seed: int) -> Table:
     """A row for each true gain. repeats: confirmations."""
     rows = []
@@ -61,10 +70,8 @@ def table(repeats: int, seed: int) -> Table:
         covered, foretold, accepted, given_up = [], [], 0, 0
         for repeat in range(repeats):
             arena = RunArena(gain, np.random.default_rng((seed, repeat)))
-            found = confirm(
-                arena, PRESENT, WINNER, THROUGHPUT, Constraints(), Switch(), pairs=PAIRS, blocks=BLOCKS, noise=NOISE,
-                hoped=HOPED, most_pairs=MOST_PAIRS,
-            )  # fmt: skip
+            plan = PairPlan(PAIRS, MOST_PAIRS, HOPED)
+            found = confirm(bench_of(arena), PRESENT, WINNER, plan)
             accepted += found.accepted
             if found.low is None or found.high is None:
                 given_up += 1

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from benchmarks.coverage import Table
-from muai_lab.settings.lab import LabSettings
+from benchmarks.coverage_tuner_confirmation import BETWEEN_BLOCKS, BLOCKS, PRESENT, THROUGHPUT, RunArena
 from muai_lab.settings.schema import OptimizationSettings
-from muai_lab.tuning.block import BlockResult
+from muai_lab.tuning.bench import Bench, Switch
 from muai_lab.tuning.contribution import earn
-from muai_lab.tuning.objective import Constraints, objectives_of
-from muai_lab.tuning.rounds import RunNoise
+from muai_lab.tuning.problem import TuningProblem
 from muai_lab.tuning.search_space import Value, value_at
 from muai_lab.tuning.space_file import space_of
+from muai_lab.tuning.trials import RunNoise
 
-PRESENT = OptimizationSettings()
 KEYS: dict[str, Value] = {
     f"optimization.batcher.{name}": value
     for name, value in {
@@ -26,8 +25,8 @@ KEYS: dict[str, Value] = {
 }  # fmt: skip
 FIRST, SECOND, *_ = KEYS
 SPACE = space_of({path: {"choices": [value, value_at(PRESENT, path)]} for path, value in KEYS.items()})
-THROUGHPUT = objectives_of(LabSettings.model_validate({"tuning": {"objectives": ("throughput",)}}))[0]
-SPREADS, BETWEEN_BLOCKS, BLOCKS, REPEATED = (0.01, 0.02, 0.03), 0.02, 5, 5
+PROBLEM = TuningProblem(SPACE, PRESENT, (THROUGHPUT,))
+SPREADS, REPEATED = (0.01, 0.02, 0.03), 5
 
 World = Callable[[set[str]], float]
 """What the throughput of these changed keys is, relative to none of them."""
@@ -50,16 +49,18 @@ def substitutes(changed: set[str]) -> float:
     return 1.08 if changed & {FIRST, SECOND} else 1.0
 
 
-def runs_of(world: World, spread: float, random: np.random.Generator) -> Callable[..., Sequence[BlockResult]]:
+class KeysArena(RunArena):
     """Runs of any configuration: an effect of the run, and noise of its blocks."""
 
-    def run(optimization: OptimizationSettings) -> Sequence[BlockResult]:
-        changed = {path for path, value in KEYS.items() if value_at(optimization, path) == value}
-        level = world(changed) * np.exp(random.normal(0.0, spread))
-        noise = np.exp(random.normal(0.0, BETWEEN_BLOCKS, BLOCKS))
-        return [BlockResult(4.0, 100, 100, 0, float(1000.0 * level * one)) for one in noise]
+    def __init__(self, world: World, spread: float, random: np.random.Generator) -> None:
+        super().__init__(0.0, random)
+        self._world = world
+        self._spread = spread
 
-    return run
+    def apply(self, optimization: OptimizationSettings, *, restart: bool = False) -> bool:
+        changed = {path for path, value in KEYS.items() if value_at(optimization, path) == value}
+        self._level = self._world(changed) * float(np.exp(self._random.normal(0.0, self._spread)))
+        return restart
 
 
 def figures(world: World, spread: float, repeats: int, seed: int) -> Mapping[str, float]:
@@ -70,8 +71,8 @@ def figures(world: World, spread: float, repeats: int, seed: int) -> Mapping[str
     for repeat in range(repeats):
         random = np.random.default_rng((seed, repeat))
         variance = (spread**2 + BETWEEN_BLOCKS**2 / BLOCKS) * random.chisquare(REPEATED) / REPEATED
-        run = runs_of(world, spread, random)
-        found = earn(run, SPACE, PRESENT, KEYS, THROUGHPUT, Constraints(), noise=RunNoise(variance, REPEATED))
+        arena = KeysArena(world, spread, random)
+        found = earn(Bench(PROBLEM, arena, Switch(), BLOCKS, noise=RunNoise(variance, REPEATED)), KEYS)
         covered += [
             one.low <= truth[one.path] <= one.high
             for one in found.contributions

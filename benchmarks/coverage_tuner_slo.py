@@ -11,13 +11,18 @@ import numpy as np
 
 from benchmarks.coverage import Table
 from muai_lab.arrays import Floats
+from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.settings.tuning import TuningSettings
-from muai_lab.tuning.block import BlockResult, attainment
-from muai_lab.tuning.measure import Switch
+from muai_lab.tuning.bench import Bench, Switch
+from muai_lab.tuning.block_result import BlockResult, attainment
+from muai_lab.tuning.objective import Constraints, objectives_of
+from muai_lab.tuning.problem import TuningProblem
+from muai_lab.tuning.search_space import SearchSpace
+from muai_lab.tuning.slo_proof import Soaks
 from muai_lab.tuning.soak import LEAD_IN, Soak, attainment_of, not_kept, soak_of
-from muai_lab.tuning.soaking import Soaks
 
+GOODPUT = objectives_of(LabSettings.model_validate({"slo": {"ttft_ms": 500.0}}))
 LOADS, QUANTILES = (0.7, 0.85, 0.9, 0.94, 1.0, 1.05), (0.9, 0.95, 0.99)
 SLOTS, SERVICE_S, BOUND_S = 32, 1.0, 0.9
 PAIRS, BLOCKS, BLOCK_S, LEAD_IN_S = 6, 5, 4.0, 0.5
@@ -87,7 +92,8 @@ class Notes(dict[str, Any]):
 def said_to_keep(rho: float, quantile: float, random: np.random.Generator) -> bool:
     """Whether the tuner would accept this queue: its soak window in the search, and one for each pair after it."""
     arena = QueueArena(rho, random)
-    soaks = Soaks(Notes(), arena, OptimizationSettings(), TuningSettings(), quantile, Switch())
+    problem = TuningProblem(SearchSpace(()), OptimizationSettings(), GOODPUT, Constraints(quantile))
+    soaks = Soaks(Notes(), Bench(problem, arena, Switch(), BLOCKS), TuningSettings())
     seen = soaks.look({})
     if not soaks.keeps(seen):
         return False

@@ -20,7 +20,7 @@ import statistics
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from typing import Any
 
@@ -37,10 +37,11 @@ from muai_lab.slo import Slo, meets, pace_s
 from muai_lab.stack.events import Event, Finished
 from muai_lab.stack.limits import batch_limits
 from muai_lab.stack.scheduler import Scheduler
-from muai_lab.tuning.block import BlockResult
-from muai_lab.tuning.confirmation import confirm
-from muai_lab.tuning.measure import Switch
-from muai_lab.tuning.objective import Constraints, objectives_of
+from muai_lab.tuning.bench import Bench, Switch
+from muai_lab.tuning.block_result import BlockResult
+from muai_lab.tuning.confirmation import PairPlan, confirm
+from muai_lab.tuning.objective import objectives_of
+from muai_lab.tuning.problem import TuningProblem
 from muai_lab.tuning.search import Search, SearchBudget
 from muai_lab.tuning.search_space import every_point, with_values
 from muai_lab.tuning.space_file import space_of
@@ -61,6 +62,7 @@ SPACE = space_of(
 PRESENT = OptimizationSettings.model_validate({"batcher": {"adaptive_batching": False}})
 SLO = Slo(ttft_ms=500.0, tpot_ms=50.0)
 OBJECTIVE = objectives_of(LabSettings.model_validate({"slo": asdict(SLO)}))[0]
+PROBLEM = TuningProblem(SPACE, PRESENT, (OBJECTIVE,))
 BLOCK_S, LEAD_IN_S, DRAIN_S = 8.0, 1.0, 10.0
 BLOCKS = 5  # of a whole trial
 RUN_OFF = 4  # whole trials that the search may need after its time is up: the one under way, and the finalists'
@@ -177,25 +179,24 @@ class Truth:
 
 def tuner(arena: VirtualArena, budget_s: float, seed: int) -> tuple[Mapping[str, Any], Mapping[str, Any], float]:
     """The point that the search ends with, the one that is exported, and the time of the search."""
-    study = TuningStudy.open(IN_MEMORY, "virtual", {}, SPACE, PRESENT, [OBJECTIVE], startup_trials=6, seed=seed)
-    plan = SearchBudget(
+    study = TuningStudy.open(IN_MEMORY, "virtual", {}, PROBLEM, startup_trials=6, seed=seed)
+    bench = Bench(PROBLEM, arena, Switch(), BLOCKS)
+    budget = SearchBudget(
         n_trials=1000,
         timeout_s=budget_s - RUN_OFF * BLOCKS * (LEAD_IN_S + BLOCK_S),
         patience=1000,
         startup_trials=6,
-        blocks=BLOCKS,
         incumbent_every=12,
         pruning=True,
     )
-    arguments = (PRESENT, [OBJECTIVE], Constraints(), plan, Silent(), Switch())
-    search = Search(study, arena, *arguments, clock=lambda: arena.spent_s)
+    search = Search(study, bench, budget, Silent(), clock=lambda: arena.spent_s)
     search.run()
     searched_s = arena.spent_s
     best = search.best()
     assert best is not None, "the present configuration was measured at least"
     winner = with_values(PRESENT, best.point)
-    noise = search.noise().run
-    found = confirm(arena, PRESENT, winner, OBJECTIVE, Constraints(), Switch(), pairs=6, blocks=BLOCKS, noise=noise)
+    measuring = replace(bench, noise=search.noise().of_runs)
+    found = confirm(measuring, PRESENT, winner, PairPlan(6))
     return best.point, best.point if found.accepted else SPACE.point_of(PRESENT), searched_s
 
 

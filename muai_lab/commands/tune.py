@@ -18,7 +18,7 @@ from muai_lab.settings.compose import compose
 from muai_lab.settings.overrides import quoted
 
 if TYPE_CHECKING:
-    from muai_lab.tuning.measure import Switch
+    from muai_lab.tuning.bench import Switch
 
 _INTERRUPTED = 128 + signal.SIGINT
 
@@ -42,10 +42,10 @@ def main(argv: Sequence[str]) -> int:
     baseline = [] if args.baseline is None else [f"config_file={quoted(str(args.baseline))}"]
     resolved = compose([*args.overrides, *baseline])
     from muai_lab.commands.tune_progress import TuneProgress
-    from muai_lab.tuning.blocks import is_soaked
+    from muai_lab.tuning.bench import Switch
     from muai_lab.tuning.export import EXPORTED, UNCONFIRMED
     from muai_lab.tuning.forecast import first_forecast
-    from muai_lab.tuning.measure import Switch
+    from muai_lab.tuning.load_blocks import is_soaked
     from muai_lab.tuning.report import REPORT
     from muai_lab.tuning.storage import study_directory
     from muai_lab.tuning.tuner import tune

@@ -10,11 +10,11 @@ from rich.console import Console
 from muai_lab.settings.catalogue import show
 from muai_lab.settings.lab import LabSettings
 from muai_lab.tuning.agreement import Agreement
-from muai_lab.tuning.block import attainment
-from muai_lab.tuning.blocks import is_soaked
+from muai_lab.tuning.block_result import attainment
 from muai_lab.tuning.confirmation import Pair
 from muai_lab.tuning.contribution import Contribution
 from muai_lab.tuning.forecast import Forecast, about
+from muai_lab.tuning.load_blocks import is_soaked
 from muai_lab.tuning.objective import has_slo, missed, objectives_of
 from muai_lab.tuning.search_space import Point
 from muai_lab.tuning.study import Draft

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from muai_lab.errors import RunError
 from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.tuning.agreement import Agreement
-from muai_lab.tuning.block import BlockResult
+from muai_lab.tuning.block_result import BlockResult
 from muai_lab.tuning.soak import Soak
 
 

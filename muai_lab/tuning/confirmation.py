@@ -12,9 +12,10 @@ it has no interval: pairs that stop because of what they show are no sample of t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 from scipy.special import stdtrit
@@ -24,11 +25,10 @@ from muai_lab.analysis.statistics import REPLICATES
 from muai_lab.arrays import Floats
 from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.tuning.agreement import Agreement, not_kept
-from muai_lab.tuning.arena import Arena
-from muai_lab.tuning.block import BlockResult
-from muai_lab.tuning.blocks import FRESH
-from muai_lab.tuning.measure import Switch, measure, soak
+from muai_lab.tuning.bench import Bench
+from muai_lab.tuning.block_result import BlockResult
 from muai_lab.tuning.objective import Constraints, Objective
+from muai_lab.tuning.problem import TuningProblem
 from muai_lab.tuning.soak import Attainment, Soak, attainment_of
 from muai_lab.tuning.soak import not_kept as slo_not_kept
 
@@ -88,75 +88,96 @@ class WinnerLoad:
     agreement: Agreement | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class PairPlan:
+    """The number of pairs of a confirmation.
+
+    pairs: Pairs that are measured at first. most: Pairs that are measured if the first ones scatter too much to tell
+    the hoped gain from the noise, unless not even these would do. hoped: The gain that the search saw, relative; None
+    if there is none.
+    """
+
+    pairs: int
+    most: int = 0
+    hoped: float | None = None
+
+
+class ConfirmationWatcher(Protocol):
+    """Follows a confirmation."""
+
+    def compared(self, number: int, of: int, pair: Pair) -> None:
+        """A pair is done. of: Number of pairs to measure, which may grow."""
+
+    def agreed(self, agreement: Agreement) -> None:
+        """The greedy tokens of the winner were compared with those of fp32."""
+
+
 def confirm(
-    arena: Arena,
+    bench: Bench,
     present: OptimizationSettings,
     winner: OptimizationSettings,
-    objective: Objective,
-    bounds: Constraints,
-    switch: Switch,
-    *,
-    pairs: int,
-    blocks: int,
-    noise: float,
-    hoped: float | None = None,
-    most_pairs: int = 0,
-    soak_s: float | None = None,
-    after_pair: Callable[[int, int, Pair], None] = lambda done, of, pair: None,
-    after_agreement: Callable[[Agreement], None] = lambda agreement: None,
+    plan: PairPlan,
+    watcher: ConfirmationWatcher | None = None,
 ) -> Confirmation:
-    """Measure the pairs and judge them. arena: one that opens engines as production will.
+    """Measure the pairs and judge them.
 
-    noise: what runs of one configuration differ by (relative standard deviation). hoped: the gain that the search saw,
-    relative. Where the first `pairs` scatter too much to tell it from the noise, up to `most_pairs` are measured,
-    unless not even these would do. soak_s: length of the soak window that each run is then, for an SLO under open-loop
-    load; None for runs of so many blocks. after_pair: is told the pairs done and of how many. after_agreement: is
-    called with the comparison of greedy tokens, which follows the winner's first run if there is such a bound.
-    Raises ConfigurationFailed, Unmeasurable, Interrupted.
+    Args:
+        bench: Its arena opens engines as production does. The comparison of greedy tokens follows the winner's first
+            run, if there is such a constraint.
+        present: The configuration that runs today.
+        winner: The configuration to confirm.
+        plan: Number of pairs.
+        watcher: Follows the pairs.
+
+    Raises:
+        ConfigurationFailed: One of the two does not serve.
+        Unmeasurable: The load generator is the bottleneck.
+        Interrupted: A stop was requested.
     """
+    problem, noise = bench.problem, bench.noise.deviation
     measured: list[Pair] = []
     served = WinnerLoad()
-    needed, most = pairs, max(pairs, most_pairs)
+    needed, most = plan.pairs, max(plan.pairs, plan.most)
     wanted: int | None = None
-
-    def run(optimization: OptimizationSettings, number: int) -> tuple[Sequence[BlockResult], Soak | None]:
-        if soak_s is None:
-            fresh = range(FRESH + number * blocks, FRESH + (number + 1) * blocks)
-            return measure(arena, optimization, fresh, switch, restart=True).blocks, None
-        found, seen = soak(arena, optimization, FRESH + number, soak_s, switch, restart=True)
-        return found.blocks, seen
-
     while (number := len(measured)) < needed:
-        winner_first = number % 2 == 1
-        arms = [winner, present] if winner_first else [present, winner]
-        runs = [run(arm, number) for arm in arms]
-        (ours, _), (theirs, seen) = (runs[1], runs[0]) if winner_first else (runs[0], runs[1])
-        pair = _pair(objective, ours, theirs, winner_first=winner_first)
+        pair = _measured_pair(bench, present, winner, number, served)
         measured.append(pair)
-        served.blocks.extend(theirs)
-        served.soaks.extend([] if seen is None else [seen])
-        if number + 1 == pairs and hoped is not None:
-            wanted = pairs_to_tell(_log_factors(measured, objective), objective.log_of_gain(hoped), noise)
-            if wanted is not None and pairs < wanted <= most:
+        if number + 1 == plan.pairs and plan.hoped is not None:
+            hoped = problem.objective.log_of_gain(plan.hoped)
+            wanted = pairs_to_tell(_log_factors(measured, problem.objective), hoped, noise)
+            if wanted is not None and plan.pairs < wanted <= most:
                 needed = wanted
-        after_pair(number + 1, needed, pair)
-        if not number and bounds.min_agreement is not None:
-            served.agreement = arena.agreement()  # of the winner, which serves since its run was the second
-            if served.agreement is not None:
-                after_agreement(served.agreement)
-            found = judge_pairs(measured, served, objective, bounds, noise)
-            if _disagreement(served.agreement, bounds.min_agreement) is not None:
-                return replace(found, low=None, high=None, next_pair=None)
+        if watcher is not None:
+            watcher.compared(number + 1, needed, pair)
+        if not number and problem.constraints.min_agreement is not None:
+            served.agreement = bench.arena.agreement()  # of the winner, which serves since its run was the second
+            if served.agreement is not None and watcher is not None:
+                watcher.agreed(served.agreement)
+            if _disagreement(served.agreement, problem.constraints.min_agreement) is not None:
+                return replace(judge_pairs(measured, served, problem, noise), low=None, high=None, next_pair=None)
         if _FIRST_LOOK <= number + 1 < needed:
-            so_far = judge_pairs(measured, served, objective, bounds, noise)
+            so_far = judge_pairs(measured, served, problem, noise)
             if so_far.high is not None and so_far.high <= _noise_of_mean(noise, most):
                 return _given_up(so_far, needed)
-    found = judge_pairs(measured, served, objective, bounds, noise)
+    found = judge_pairs(measured, served, problem, noise)
     undecided = found.low is not None and found.high is not None and found.low <= found.noise < found.high
     if not undecided or wanted is None or wanted <= len(measured):
         return found
-    told = f"as these pairs scatter, about {wanted} would tell the {hoped:+.1%} that the search saw"
+    told = f"as these pairs scatter, about {wanted} would tell the {plan.hoped:+.1%} that the search saw"
     return replace(found, reason=f"{found.reason}; {told} (tuning.confirm_most_pairs)")
+
+
+def _measured_pair(
+    bench: Bench, present: OptimizationSettings, winner: OptimizationSettings, number: int, served: WinnerLoad
+) -> Pair:
+    """One run of each configuration over the same fresh load; the winner's joins the load that it served."""
+    winner_first = number % 2 == 1
+    arms = [winner, present] if winner_first else [present, winner]
+    runs = [bench.fresh_run(arm, number) for arm in arms]
+    (ours, _), (theirs, seen) = (runs[1], runs[0]) if winner_first else (runs[0], runs[1])
+    served.blocks.extend(theirs.blocks)
+    served.soaks.extend([] if seen is None else [seen])
+    return _pair(bench.problem.objective, ours.blocks, theirs.blocks, winner_first=winner_first)
 
 
 def _given_up(so_far: Confirmation, needed: int) -> Confirmation:
@@ -199,9 +220,7 @@ def _pair(
     return Pair(before, after, objective.gain(after, before), per_block, winner_first)
 
 
-def judge_pairs(
-    pairs: Sequence[Pair], served: WinnerLoad, objective: Objective, bounds: Constraints, noise: float
-) -> Confirmation:
+def judge_pairs(pairs: Sequence[Pair], served: WinnerLoad, problem: TuningProblem, noise: float) -> Confirmation:
     """Accept the winner if the lower end of its gain's interval is above the noise and every bound holds.
 
     Of each pair the logarithm of the factor between its runs counts, so that twice and half weigh the same and one pair
@@ -211,6 +230,7 @@ def judge_pairs(
     runs knows: it is that of one run, and of a mean over pairs smaller. Where there are soak windows, the lower bound
     of the attainment must reach the quantile; and that of the agreement its bound, if there is one.
     """
+    objective, bounds = problem.objective, problem.constraints
     factors = _log_factors(pairs, objective)
     within = float(np.mean([_variance_within(pair, objective, seed) for seed, pair in enumerate(pairs)]))
     estimate, _ = mean_change(factors, within)

@@ -14,18 +14,18 @@ from muai_lab.analysis.statistics import Estimate
 from muai_lab.errors import SettingsError
 from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.tuning.arena import ConfigurationFailed
-from muai_lab.tuning.objective import Constraints, Objective, total_violation
+from muai_lab.tuning.bench import Bench
+from muai_lab.tuning.block_result import BlockResult
+from muai_lab.tuning.objective import total_violation
 from muai_lab.tuning.rounds import (
     ArmRuns,
-    MeasureRun,
-    RunNoise,
     as_gain,
     difference,
     in_rounds,
     log_levels,
     noise_within,
 )
-from muai_lab.tuning.search_space import Point, SearchSpace, Value, value_at, with_values
+from muai_lab.tuning.search_space import Point, Value, value_at, with_values
 
 ROUNDS = 3
 # Two configurations alone tell little of their noise.
@@ -66,42 +66,32 @@ class Earned:
     reduction: Estimate | None = None
 
 
-def changes(space: SearchSpace, present: OptimizationSettings, point: Point) -> dict[str, Value]:
+def changes(present: OptimizationSettings, point: Point) -> dict[str, Value]:
     """The values of a point that differ from the present configuration."""
     return {path: value for path, value in point.items() if value_at(present, path) != value}
 
 
 def earn(
-    run: MeasureRun,
-    space: SearchSpace,
-    present: OptimizationSettings,
+    bench: Bench,
     winner: Point,
-    objective: Objective,
-    bounds: Constraints,
     *,
-    noise: RunNoise,
     order: Sequence[str] = (),
     after_key: Callable[[Contribution], None] = lambda contribution: None,
 ) -> Earned:
-    """The changes that earned their place, and what each was worth.
+    """Return the changes that earned their place, and the worth of each.
 
     Args:
-        run: Measures one run.
-        space: The keys with their conditions.
-        present: The present configuration.
+        bench: Measures the runs. A change without which a constraint does not hold stays.
         winner: The best point of the search.
-        objective: What decides.
-        bounds: What must hold. A change without which they do not hold stays.
-        noise: Of runs of one configuration, as the search knows it.
         order: Paths in the order in which they are reported, least promising first; the others follow.
         after_key: Called with each contribution.
 
     Raises:
         ConfigurationFailed: The winner itself does not serve.
         Unmeasurable: The load generator is the bottleneck under the winner.
-        Interrupted: Somebody asked to stop.
+        Interrupted: A stop was requested.
     """
-    found = _Earning(run, space, present, objective, bounds, noise).outcome(changes(space, present, winner))
+    found = _Earning(bench).outcome(changes(bench.problem.present, winner))
     ranked = sorted(found.contributions, key=lambda one: order.index(one.path) if one.path in order else len(order))
     for contribution in ranked:
         after_key(contribution)
@@ -111,21 +101,14 @@ def earn(
 class _Earning:
     """One look at the changes of a winner. Collects the noise of the runs as it goes."""
 
-    def __init__(
-        self,
-        run: MeasureRun,
-        space: SearchSpace,
-        present: OptimizationSettings,
-        objective: Objective,
-        bounds: Constraints,
-        noise: RunNoise,
-    ) -> None:
-        self._run = run
-        self._space = space
-        self._present = present
-        self._objective = objective
-        self._bounds = bounds
-        self._noise = noise
+    def __init__(self, bench: Bench) -> None:
+        problem = bench.problem
+        self._bench = bench
+        self._space = problem.space
+        self._present = problem.present
+        self._objective = problem.objective
+        self._bounds = problem.constraints
+        self._noise = bench.noise
         self._found: dict[str, Contribution] = {}
         self._alone: dict[str, float] = {}  # logarithms of what was not shown to be worth anything by itself
 
@@ -256,6 +239,9 @@ class _Earning:
         rounds = in_rounds(self._run, arms, ROUNDS if len(arms) > 2 else _ROUNDS_OF_TWO, _WHOLE)
         self._noise = self._noise.with_(noise_within(log_levels(rounds, self._objective, _WHOLE)))
         return rounds, self._gains(rounds)
+
+    def _run(self, optimization: OptimizationSettings) -> Sequence[BlockResult]:
+        return self._bench.run(optimization).blocks
 
     def _gains(self, rounds: ArmRuns[str], tail: float = 0.025) -> dict[str, Estimate]:
         levels = log_levels(rounds, self._objective, _WHOLE)

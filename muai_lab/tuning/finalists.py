@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from muai_lab.experiment.worker import is_gone, worker
-from muai_lab.settings.schema import EngineName, OptimizationSettings
+from muai_lab.settings.schema import EngineName
 from muai_lab.tuning.arena import ConfigurationFailed
-from muai_lab.tuning.block import attainment
-from muai_lab.tuning.measure import Unmeasurable
+from muai_lab.tuning.bench import Unmeasurable
+from muai_lab.tuning.block_result import attainment
 from muai_lab.tuning.objective import Constraints, Objective
+from muai_lab.tuning.problem import TuningProblem
 from muai_lab.tuning.result import EngineStudy
-from muai_lab.tuning.search_space import SearchSpace
+from muai_lab.tuning.slo_proof import Soaks
 from muai_lab.tuning.soak import Soak
-from muai_lab.tuning.soaking import Soaks
 from muai_lab.tuning.study import TuningStudy
 from muai_lab.tuning.trials import Standing, budget_used, standings
 
@@ -23,18 +23,21 @@ _CLAIM = "finisher"
 
 @dataclass(frozen=True, slots=True)
 class Searched:
-    """A finished search. present: The present configuration on this engine. soaks: None without soak windows."""
+    """A finished search. stopped: The reason why it stopped. soaks: None without soak windows."""
 
     engine: EngineName
     study: TuningStudy
-    space: SearchSpace
-    present: OptimizationSettings
     stopped: str
     soaks: Soaks | None = None
 
-    def best(self, objective: Objective) -> Standing | None:
+    @property
+    def problem(self) -> TuningProblem:
+        """The problem that was searched."""
+        return self.study.problem
+
+    def best(self) -> Standing | None:
         """The best configuration that keeps the SLO in its soak window; the best of the trials if none does."""
-        found = standings(self.study.records(), objective)
+        found = standings(self.study.records(), self.problem.objective)
         kept = None if self.soaks is None else self.soaks.first_kept(found)
         return kept or next(iter(found), None)
 
@@ -50,13 +53,15 @@ class Searched:
         seen = None if self.soaks is None else self.soaks.known(best.point)
         return None if seen is None else seen.seconds
 
-    def bounds_of_trials(self, bounds: Constraints) -> Constraints:
-        """The bounds that trials judge: a soak window judges the SLO better than they do."""
-        return bounds if self.soaks is None else replace(bounds, quantile=None)
+    @property
+    def constraints_of_trials(self) -> Constraints:
+        """The constraints that trials judge: a soak window judges the SLO better than they do."""
+        constraints = self.problem.constraints
+        return constraints if self.soaks is None else replace(constraints, quantile=None)
 
-    def summary(self, objective: Objective) -> EngineStudy:
+    def summary(self) -> EngineStudy:
         """The search as the result lists it."""
-        best = self.best(objective)
+        best = self.best()
         return EngineStudy(
             self.engine,
             self.study.name,
@@ -70,7 +75,7 @@ class Searched:
 
 def best_of(searches: Sequence[Searched], objective: Objective) -> tuple[Searched, Standing] | None:
     """The best configuration of all engines: one that keeps the SLO in its soak window comes first."""
-    found = [(searched, best) for searched in searches if (best := searched.best(objective)) is not None]
+    found = [(searched, best) for searched in searches if (best := searched.best()) is not None]
     if not found:
         return None
     sign = -1.0 if objective.larger_is_better else 1.0

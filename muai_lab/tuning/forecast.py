@@ -6,8 +6,8 @@ from statistics import fmean
 
 from muai_lab.settings.tuning import TuningSettings
 from muai_lab.tuning.contribution import ROUNDS
+from muai_lab.tuning.slo_proof import SHORTEST_S
 from muai_lab.tuning.soak import LEAD_IN
-from muai_lab.tuning.soaking import SHORTEST_S
 from muai_lab.tuning.trials import TrialRecord
 from muai_lab.wording import plural
 

@@ -15,7 +15,7 @@ from typing import Any
 from muai_lab.settings.schema import EngineName, OptimizationSettings
 from muai_lab.stack.caching import cache_budget
 from muai_lab.stack.limits import engine_slots
-from muai_lab.tuning.search import Rejection, Screen
+from muai_lab.tuning.problem import Rejection, Screen
 from muai_lab.wording import size
 
 _BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0}

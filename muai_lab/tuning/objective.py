@@ -12,7 +12,7 @@ import numpy as np
 from muai_lab.errors import RunError
 from muai_lab.settings.lab import LabSettings, SloSettings
 from muai_lab.tuning.agreement import Agreement
-from muai_lab.tuning.block import BlockResult, attainment, error_share
+from muai_lab.tuning.block_result import BlockResult, attainment, error_share
 
 _MOST_FACTOR = 100.0
 _GROWING = 0.01  # the violation of a backlog that grows while the requests still meet the SLO

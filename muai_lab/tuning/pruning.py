@@ -1,4 +1,4 @@
-"""When a trial is given up before its last block."""
+"""Rules that end a trial before its last block."""
 
 from __future__ import annotations
 
@@ -8,42 +8,42 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from muai_lab.tuning.block import BlockResult
+from muai_lab.tuning.block_result import BlockResult
 from muai_lab.tuning.objective import Objective
 
-# Blocks of a system that nobody has measured twice yet are taken to differ by this share.
+# Until a configuration was measured twice, blocks are assumed to differ by this share.
 ASSUMED_BLOCK_NOISE = 0.05
-# Standard errors by which a trial must lie behind: about 1 in 160 that are as good as the incumbent would be given up.
+# Standard errors by which a trial must lie behind: about 1 in 160 that are as good as the incumbent would be pruned.
 _ERRORS_BEHIND = 2.5
 
 
 @dataclass(frozen=True, slots=True)
-class Reference:
-    """What a trial is compared with: the incumbent's figure of each block, and how much such figures scatter.
+class Incumbent:
+    """The best configuration so far, which a trial is compared with.
 
-    due: its requests of each block, which in the open loop every trial has. noise: relative standard deviation of one
-    block between runs of one configuration. keeps_promise: whether the incumbent keeps every bound; only then is a
-    trial that cannot keep them any more of no use.
+    per_block: Its value of each block. due: Its requests of each block, which in the open loop every trial has. noise:
+    Relative standard deviation of one block between runs of one configuration. keeps_slo: True if it keeps every bound;
+    only then is a trial that cannot keep them any more of no use.
     """
 
     per_block: Sequence[float]
     due: Sequence[int]
     noise: float = ASSUMED_BLOCK_NOISE
-    keeps_promise: bool = False
+    keeps_slo: bool = False
 
 
-def behind(objective: Objective, blocks: Sequence[BlockResult], reference: Reference) -> str | None:
-    """Why the trial is clearly worse than the incumbent on the blocks that both have seen; None when it is not.
+def behind(objective: Objective, blocks: Sequence[BlockResult], incumbent: Incumbent) -> str | None:
+    """Return why the trial is clearly worse than the incumbent on the blocks that both have seen; None if it is not.
 
     The differences are paired block by block, so that an easy or hard block does not count. Their standard error is the
-    larger of what runs of one configuration show and what these differences show.
+    larger of two: that of runs of one configuration, and that of these differences.
     """
-    pairs = list(zip(objective.per_block(blocks), reference.per_block, strict=False))
+    pairs = list(zip(objective.per_block(blocks), incumbent.per_block, strict=False))
     if not pairs:
         return None
     gains = np.array([objective.gain(new, old) for new, old in pairs])
     mean = float(gains.mean())
-    error = reference.noise * math.sqrt(2.0 / len(gains))
+    error = incumbent.noise * math.sqrt(2.0 / len(gains))
     if len(gains) > 2:
         error = max(error, float(gains.std(ddof=1)) / math.sqrt(len(gains)))
     if mean + _ERRORS_BEHIND * error >= 0.0:
@@ -52,10 +52,10 @@ def behind(objective: Objective, blocks: Sequence[BlockResult], reference: Refer
     return f"{-mean:.0%} behind the best so far after {len(gains)} {word}"
 
 
-def promise_lost(blocks: Sequence[BlockResult], reference: Reference, quantile: float) -> str | None:
-    """Why the promise is lost even if every request of the blocks to come keeps it; None while it is not."""
+def slo_lost(blocks: Sequence[BlockResult], incumbent: Incumbent, quantile: float) -> str | None:
+    """Return why the SLO is lost even if every request of the blocks to come meets it; None if it is not."""
     due, met = sum(block.due for block in blocks), sum(block.met for block in blocks)
-    to_come = sum(reference.due[len(blocks) :])
+    to_come = sum(incumbent.due[len(blocks) :])
     if not due or (met + to_come) / (due + to_come) >= quantile:
         return None
-    return f"{due - met} of {due} requests missed the promise: {quantile:.0%} can no longer be reached"
+    return f"{due - met} of {due} requests missed the SLO: {quantile:.0%} can no longer be reached"

@@ -13,11 +13,10 @@ from muai_lab.report.page import render_page, write_page
 from muai_lab.report.sheet import Grid
 from muai_lab.settings.catalogue import show
 from muai_lab.settings.lab import LabSettings
-from muai_lab.settings.schema import OptimizationSettings
-from muai_lab.tuning.block import attainment
+from muai_lab.tuning.block_result import attainment
 from muai_lab.tuning.header import not_examined, statements
 from muai_lab.tuning.importance import importance_of
-from muai_lab.tuning.objective import Objective, missed
+from muai_lab.tuning.objective import Objective, missed, objectives_of
 from muai_lab.tuning.plots import (
     FEWEST_RANDOM,
     frontier_figure,
@@ -26,8 +25,9 @@ from muai_lab.tuning.plots import (
     pairs_figure,
     slices_figure,
 )
+from muai_lab.tuning.problem import TuningProblem
 from muai_lab.tuning.result import TuningResult
-from muai_lab.tuning.search_space import Point, SearchSpace, value_at
+from muai_lab.tuning.search_space import Point, value_at
 from muai_lab.tuning.study import TuningStudy
 from muai_lab.tuning.trials import OUTCOMES, TOOK_TIME, TrialRecord, pareto_front, tally
 from muai_lab.wording import duration, number, percent, plural
@@ -35,22 +35,18 @@ from muai_lab.wording import duration, number, percent, plural
 REPORT = "report.html"
 _REASON_CHARACTERS = 300
 
-Searches = Mapping[str, tuple[TuningStudy, SearchSpace, OptimizationSettings]]
-"""By engine: the study, its space, and the present configuration on that engine."""
+Searches = Mapping[str, TuningStudy]
+"""The study of each engine."""
 
 
-def write_report(
-    directory: Path, settings: LabSettings, result: TuningResult, searches: Searches, objectives: Sequence[Objective]
-) -> Path:
+def write_report(directory: Path, settings: LabSettings, result: TuningResult, searches: Searches) -> Path:
     """Write the page into the study's directory. Raises RunError when it cannot be written."""
-    return write_page(directory / REPORT, render_tuning(settings, result, searches, objectives))
+    return write_page(directory / REPORT, render_tuning(settings, result, searches))
 
 
-def render_tuning(
-    settings: LabSettings, result: TuningResult, searches: Searches, objectives: Sequence[Objective]
-) -> str:
-    """The page as one HTML document."""
-    objective = objectives[0]
+def render_tuning(settings: LabSettings, result: TuningResult, searches: Searches) -> str:
+    """Return the page as one HTML document."""
+    objective = objectives_of(settings)[0]
     confirmation = result.confirmation
     context: dict[str, Any] = {
         "kind": "tuning",
@@ -66,8 +62,7 @@ def render_tuning(
         "pairs": None if confirmation is None else Markup(pairs_figure(confirmation, objective, "pairs")),
         "engines": _engines_grid(result, objective),
         "searches": [
-            _search(engine, *search, objectives=objectives, name=f"engine-{place}")
-            for place, (engine, search) in enumerate(searches.items())
+            _search(engine, study, f"engine-{place}") for place, (engine, study) in enumerate(searches.items())
         ],
         "fewest_random": FEWEST_RANDOM,
     }
@@ -148,20 +143,13 @@ def _engines_grid(result: TuningResult, objective: Objective) -> Grid:
     return Grid("searches", columns, tuple(rows), "lrrrl")
 
 
-def _search(
-    engine: str,
-    study: TuningStudy,
-    space: SearchSpace,
-    present: OptimizationSettings,
-    *,
-    objectives: Sequence[Objective],
-    name: str,
-) -> dict[str, Any]:
-    """The section about one engine."""
-    objective = objectives[0]
+def _search(engine: str, study: TuningStudy, name: str) -> dict[str, Any]:
+    """The section about one engine. name: Prefix of the ids of its plots."""
+    problem = study.problem
+    objective, objectives = problem.objective, problem.objectives
     trials = study.records()
     shown = [trial for trial in trials if trial.outcome in TOOK_TIME]
-    importance = importance_of(trials, space, objective)
+    importance = importance_of(trials, problem.space, objective)
     overheads = [trial.overhead_s for trial in shown if trial.outcome == "measured" and not trial.restarted]
     return {
         "engine": engine,
@@ -175,9 +163,9 @@ def _search(
         if len(objectives) > 1 and shown
         else None,
         "front": _front_grid(trials, objectives) if len(objectives) > 1 else None,
-        "slices": Markup(slices_figure(trials, space, objective, f"{name}-slices")) if shown else None,
-        "trials": _trials_grid(trials, space, present, objectives),
-        "failures": _failures_grid(trials, space, present),
+        "slices": Markup(slices_figure(trials, problem.space, objective, f"{name}-slices")) if shown else None,
+        "trials": _trials_grid(trials, problem),
+        "failures": _failures_grid(trials, problem),
         "overhead": None if not overheads else duration(max(overheads)),
     }
 
@@ -191,11 +179,10 @@ def _front_grid(trials: Sequence[TrialRecord], objectives: Sequence[Objective]) 
     return Grid("Pareto front", columns, tuple(rows), "l" + "r" * len(objectives) + "l")
 
 
-def _trials_grid(
-    trials: Sequence[TrialRecord], space: SearchSpace, present: OptimizationSettings, objectives: Sequence[Objective]
-) -> Grid:
+def _trials_grid(trials: Sequence[TrialRecord], problem: TuningProblem) -> Grid:
     names = {"present": "present", "random": "random", "search": "proposed", "again": "best, again"}
-    promised = any("promise" in trial.violations for trial in trials)
+    objectives = problem.objectives
+    has_slo = any("promise" in trial.violations for trial in trials)
     compared = any(trial.agreement is not None for trial in trials)
     rows = []
     for trial in trials:
@@ -207,19 +194,19 @@ def _trials_grid(
                 names[trial.kind],
                 OUTCOMES[trial.outcome] + (f": {trial.reason}" if trial.reason else ""),
                 *(number(value) for value in trial.values or ()),
-                *([percent(attainment(trial.blocks))] if promised else []),
+                *([percent(attainment(trial.blocks))] if has_slo else []),
                 *([_agreement(trial)] if compared else []),
                 missed(trial.violations) or "none",
-                _differences(trial.point, space, present),
+                _differences(trial.point, problem),
             )
         )
     columns = (
         "Trial", "Why", "Measured", *(f"{one.title}, {one.unit}" for one in objectives),
-        *(["Kept the promise"] if promised else []), *(["Agreement"] if compared else []),
+        *(["Met the SLO"] if has_slo else []), *(["Agreement"] if compared else []),
         "Missed bounds", "Differs from present in",
     )  # fmt: skip
     title = f"trials with a figure: {len(rows)}"
-    return Grid(title, columns, tuple(rows), "rll" + "r" * (len(objectives) + promised + compared) + "ll")
+    return Grid(title, columns, tuple(rows), "rll" + "r" * (len(objectives) + has_slo + compared) + "ll")
 
 
 def _agreement(trial: TrialRecord) -> str:
@@ -227,13 +214,13 @@ def _agreement(trial: TrialRecord) -> str:
     return "-" if found is None else f"{percent(found.share)}, at least {percent(found.low)}"
 
 
-def _failures_grid(trials: Sequence[TrialRecord], space: SearchSpace, present: OptimizationSettings) -> Grid | None:
+def _failures_grid(trials: Sequence[TrialRecord], problem: TuningProblem) -> Grid | None:
     rows = tuple(
         (
             str(trial.number),
             OUTCOMES[trial.outcome],
             redacted((trial.reason or "-")[:_REASON_CHARACTERS]),
-            _differences(trial.point, space, present),
+            _differences(trial.point, problem),
         )
         for trial in trials
         if trial.outcome not in ("measured", "pruned")
@@ -242,8 +229,8 @@ def _failures_grid(trials: Sequence[TrialRecord], space: SearchSpace, present: O
     return Grid(f"trials without a figure: {len(rows)}", columns, rows, "rlll") if rows else None
 
 
-def _differences(point: Point, space: SearchSpace, present: OptimizationSettings) -> str:
-    here = space.point_of(present)
+def _differences(point: Point, problem: TuningProblem) -> str:
+    here = problem.space.point_of(problem.present)
     return _point({path: value for path, value in point.items() if here.get(path) != value}) or "as present"
 
 

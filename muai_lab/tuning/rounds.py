@@ -20,30 +20,15 @@ from muai_lab.analysis.statistics import Estimate
 from muai_lab.arrays import Floats
 from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.tuning.arena import ConfigurationFailed
-from muai_lab.tuning.block import BlockResult
-from muai_lab.tuning.measure import Unmeasurable
+from muai_lab.tuning.bench import Unmeasurable
+from muai_lab.tuning.block_result import BlockResult
 from muai_lab.tuning.objective import Objective
+from muai_lab.tuning.trials import RunNoise
 
 MeasureRun = Callable[[OptimizationSettings], Sequence[BlockResult]]
 """Measures one run of a configuration. Raises ConfigurationFailed, Unmeasurable, Interrupted."""
 
 Arm = TypeVar("Arm", bound=Hashable)
-
-
-@dataclass(frozen=True, slots=True)
-class RunNoise:
-    """Variance of the logarithm of a run's figure, and the degrees of freedom from which it is known."""
-
-    variance: float
-    freedom: float
-
-    def with_(self, other: RunNoise) -> RunNoise:
-        """Both pooled."""
-        freedom = self.freedom + other.freedom
-        if not freedom:
-            return self
-        pooled = (self.variance * self.freedom + other.variance * other.freedom) / freedom
-        return RunNoise(pooled, freedom)
 
 
 @dataclass(frozen=True, slots=True)

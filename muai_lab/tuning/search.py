@@ -1,4 +1,4 @@
-"""The search: ask for a point, measure it, tell what came of it, until there is a reason to stop."""
+"""The search: ask for a point, measure it, report the outcome, until there is a reason to stop."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from muai_lab.errors import RunError, SettingsError
 from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.settings.tuning import TuningSettings
 from muai_lab.tuning.agreement import Agreement, not_kept
-from muai_lab.tuning.arena import Arena, ConfigurationFailed
-from muai_lab.tuning.block import BlockResult, attainment
-from muai_lab.tuning.blocks import SOAK
-from muai_lab.tuning.measure import Interrupted, Measurement, Switch, Unmeasurable, measure, soak
-from muai_lab.tuning.objective import Constraints, Objective
-from muai_lab.tuning.pruning import Reference, behind, promise_lost
+from muai_lab.tuning.arena import ConfigurationFailed
+from muai_lab.tuning.bench import Bench, GiveUp, Interrupted, Measurement, Unmeasurable
+from muai_lab.tuning.block_result import BlockResult, attainment
+from muai_lab.tuning.problem import Rejection
+from muai_lab.tuning.pruning import Incumbent, behind, slo_lost
 from muai_lab.tuning.quality import of_outputs
 from muai_lab.tuning.search_space import Point, every_point, with_values
-from muai_lab.tuning.soaking import Soaks
+from muai_lab.tuning.slo_proof import Soaks
 from muai_lab.tuning.study import Draft, TuningStudy
 from muai_lab.tuning.trials import (
     TOOK_TIME,
@@ -48,20 +47,8 @@ class EngineUnmeasurable(RunError):
     """Nothing can be learnt about an engine here: its present configuration fails, or every one does."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rejection:
-    """A configuration that need not be measured. excess: by how much it misses, 1 is as bad as can be."""
-
-    constraint: str
-    excess: float
-    reason: str
-
-
-Screen = Callable[[OptimizationSettings], Rejection | None]
-
-
 class SearchWatcher(Protocol):
-    """Is told how the search gets on."""
+    """Follows a search."""
 
     def begins(self, draft: Draft) -> None:
         """A trial is about to be measured."""
@@ -72,59 +59,55 @@ class SearchWatcher(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SearchBudget:
-    """How long to search, and how each trial is measured; as in `TuningSettings`."""
+    """The length of a search, and which trials it repeats or prunes; as in `TuningSettings`."""
 
     n_trials: int
     timeout_s: float | None
     patience: int
     startup_trials: int
-    blocks: int
     incumbent_every: int
     pruning: bool
 
     @classmethod
     def of(cls, tuning: TuningSettings) -> SearchBudget:
-        """The plan of the settings."""
+        """Return the budget of the settings."""
         return cls(**{name: getattr(tuning, name) for name in cls.__slots__})
 
 
 class Search:
-    """Works on a study until it is done; other processes may work on the same one.
-
-    screen: refuses configurations by calculation. fixed_load: whether the same requests are due whatever serves them.
-    soaks: soak windows of the study, for an SLO under open-loop load; each trial is then one of `trial_s` seconds, warm
-    and without a drain between its blocks. clock: monotonic seconds.
-    """
+    """Works on a study until it is done; other processes may work on the same one."""
 
     def __init__(
         self,
         study: TuningStudy,
-        arena: Arena,
-        present: OptimizationSettings,
-        objectives: Sequence[Objective],
-        bounds: Constraints,
-        plan: SearchBudget,
+        bench: Bench,
+        budget: SearchBudget,
         watcher: SearchWatcher,
-        switch: Switch,
         *,
-        screen: Screen = lambda optimization: None,
-        fixed_load: bool = False,
         soaks: Soaks | None = None,
-        trial_s: float = 0.0,
+        fixed_load: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Prepare a search.
+
+        Args:
+            study: Asks for points and keeps the trials.
+            bench: Measures them. For an SLO under open-loop load each trial is one soak window, warm and without a
+                drain between its blocks.
+            budget: Length of the search.
+            watcher: Follows it.
+            soaks: Long soak windows of the study, for an SLO under open-loop load.
+            fixed_load: True if the same requests are due whatever serves them.
+            clock: Monotonic seconds.
+        """
         self._study = study
-        self._arena = arena
-        self._present = present
-        self._objectives = objectives
-        self._bounds = bounds
-        self._plan = plan
+        self._bench = bench
+        self._problem = bench.problem
+        self._objective = bench.problem.objective
+        self._budget = budget
         self._watcher = watcher
-        self._switch = switch
-        self._screen = screen
-        self._fixed_load = fixed_load
         self._soaks = soaks
-        self._trial_s = trial_s
+        self._fixed_load = fixed_load
         self._clock = clock
         self._began = clock()
         self._repeats = 0
@@ -136,7 +119,7 @@ class Search:
         Raises Interrupted; EngineUnmeasurable when the present configuration cannot be measured, or nothing serves.
         """
         while (reason := self._stop_reason()) is None:
-            self._switch.check()
+            self._bench.switch.check()
             self._keep_measuring_the_best()
             self._one()
         if again := self._run_off():
@@ -145,11 +128,11 @@ class Search:
 
     def best(self) -> Standing | None:
         """The best configuration so far, None while none was measured to the end."""
-        return next(iter(standings(self._study.records(), self._objectives[0])), None)
+        return next(iter(standings(self._study.records(), self._objective)), None)
 
     def noise(self) -> TrialNoise:
         """How much measurements of one configuration differ."""
-        return noise_of(self._study.records(), self._objectives[0])
+        return noise_of(self._study.records(), self._objective)
 
     def _one(self) -> TrialRecord:
         draft = self._study.ask()
@@ -179,10 +162,10 @@ class Search:
             if (rejection := self._known_to_differ(draft.point)) is not None:
                 return self._rejected(record, rejection)
         try:
-            optimization = with_values(self._present, draft.point)
+            optimization = with_values(self._problem.present, draft.point)
         except SettingsError as error:
             return self._rejected(record, Rejection("serves", 1.0, "; ".join(error.problems)))
-        if draft.kind != "present" and (rejection := self._screen(optimization)) is not None:
+        if draft.kind != "present" and (rejection := self._problem.screen(optimization)) is not None:
             return self._rejected(record, rejection)
         self._rejections = 0
         self._watcher.begins(draft)
@@ -190,15 +173,15 @@ class Search:
             with self._study.leased(draft):
                 found = self._measure(draft, optimization)
         except ConfigurationFailed as error:
-            violations = self._bounds.of_failure("serves")
+            violations = self._problem.constraints.of_failure("serves")
             return replace(record, outcome="crashed", values=self._worst(), violations=violations, reason=str(error))
         except Unmeasurable as error:
             return replace(record, outcome="unmeasurable", reason=str(error))
         return replace(
             record,
             outcome="measured" if found.given_up is None else "pruned",
-            values=tuple(objective.value(found.blocks) for objective in self._objectives),
-            violations=self._bounds.violations(found.blocks, found.agreement, growing=found.growing),
+            values=tuple(objective.value(found.blocks) for objective in self._problem.objectives),
+            violations=self._problem.constraints.violations(found.blocks, found.agreement, growing=found.growing),
             blocks=tuple(found.blocks),
             reason=found.given_up or ("the backlog grew" if found.growing else None),
             agreement=found.agreement,
@@ -209,28 +192,17 @@ class Search:
 
     def _measure(self, draft: Draft, optimization: OptimizationSettings) -> Measurement:
         known = self._known_agreement(draft.point)
-        found = self._run(draft, optimization, wants_agreement=self._bounds.min_agreement is not None and known is None)
+        found = self._bench.run(
+            optimization,
+            give_up=self._give_up(draft),
+            wants_agreement=self._problem.constraints.min_agreement is not None and known is None,
+        )
         found.agreement = found.agreement or known
         return found
 
-    def _run(self, draft: Draft, optimization: OptimizationSettings, *, wants_agreement: bool) -> Measurement:
-        if self._soaks is not None:
-            found, _ = soak(
-                self._arena, optimization, SOAK, self._trial_s, self._switch, wants_agreement=wants_agreement
-            )
-            return found
-        return measure(
-            self._arena,
-            optimization,
-            range(self._plan.blocks),
-            self._switch,
-            give_up=self._give_up(draft),
-            wants_agreement=wants_agreement,
-        )
-
     def _known_to_differ(self, point: Point) -> Rejection | None:
         """What data type and quantisation do to the tokens need be seen only once."""
-        least, known = self._bounds.min_agreement, self._known_agreement(point)
+        least, known = self._problem.constraints.min_agreement, self._known_agreement(point)
         if least is None or (reason := not_kept(known, least)) is None:
             return None
         assert known is not None, "what is not known is kept"
@@ -244,40 +216,40 @@ class Search:
 
     def _rejected(self, record: TrialRecord, rejection: Rejection) -> TrialRecord:
         self._rejections += 1
-        violations = self._bounds.of_failure(rejection.constraint, rejection.excess)
+        violations = self._problem.constraints.of_failure(rejection.constraint, rejection.excess)
         return replace(record, outcome="rejected", values=self._worst(), violations=violations, reason=rejection.reason)
 
     def _worst(self) -> tuple[float, ...]:
-        return tuple(objective.worst for objective in self._objectives)
+        return tuple(objective.worst for objective in self._problem.objectives)
 
-    def _give_up(self, draft: Draft) -> Callable[[Sequence[BlockResult]], str | None]:
+    def _give_up(self, draft: Draft) -> GiveUp:
         """What decides after each block; the present configuration and the best so far are always measured whole."""
         best = self.best()
-        if not self._plan.pruning or best is None or draft.kind in ("present", "again"):
+        if not self._budget.pruning or best is None or draft.kind in ("present", "again"):
             return lambda blocks: None
-        reference = Reference(
+        incumbent = Incumbent(
             per_block=best.per_block,
             due=[block.due for block in best.runs[0].blocks],
             noise=self.noise().block,
-            keeps_promise=best.feasible,
+            keeps_slo=best.feasible,
         )
 
         def give_up(blocks: Sequence[BlockResult]) -> str | None:
-            quantile = self._bounds.quantile
+            quantile = self._problem.constraints.quantile
             lost = None
-            if reference.keeps_promise and quantile is not None:
-                lost = promise_lost(blocks, reference, quantile)
+            if incumbent.keeps_slo and quantile is not None:
+                lost = slo_lost(blocks, incumbent, quantile)
             # With several objectives, worse in one may be better in another.
-            if lost is not None or len(self._objectives) > 1:
+            if lost is not None or len(self._problem.objectives) > 1:
                 return lost
-            return behind(self._objectives[0], blocks, reference)
+            return behind(self._objective, blocks, incumbent)
 
         return give_up
 
     def _keep_measuring_the_best(self) -> None:
         """Queue the best so far once more when it is time; the present configuration right after its first time."""
         trials = self._study.records()
-        best = next(iter(standings(trials, self._objectives[0])), None)
+        best = next(iter(standings(trials, self._objective)), None)
         if best is None:
             return
         new = 0
@@ -286,12 +258,12 @@ class Search:
                 new = 0
             elif trial.outcome in TOOK_TIME:
                 new += 1
-        if new >= self._plan.incumbent_every or not any(trial.kind == "again" for trial in trials):
+        if new >= self._budget.incumbent_every or not any(trial.kind == "again" for trial in trials):
             self._study.ask_for(best.point, "again", of=best.number)
 
     def _run_off(self) -> int:
         """Measure those again that noise alone could have put behind the best, or in front; returns their number."""
-        objective = self._objectives[0]
+        objective = self._objective
         for done in range(_FINALISTS):
             found = standings(self._study.records(), objective)
             margin = 2.0 * self.noise().run
@@ -308,7 +280,7 @@ class Search:
         return _FINALISTS
 
     def _stop_reason(self) -> str | None:
-        plan = self._plan
+        plan = self._budget
         trials = self._study.records()
         used = budget_used(trials)
         if used >= plan.n_trials:
@@ -317,7 +289,7 @@ class Search:
         if plan.timeout_s is not None and elapsed_s >= plan.timeout_s:
             return f"{elapsed_s:.0f} s have passed (tuning.timeout_s)"
         noise = self.noise().run
-        without = trials_without_gain(trials, self._objectives[0], noise)
+        without = trials_without_gain(trials, self._objective, noise)
         if without >= plan.patience and used > plan.startup_trials:
             return f"none of the last {without} configurations gained more than twice the noise ({2 * noise:.1%})"
         if (all_kept := self._nothing_to_gain()) is not None:
@@ -331,7 +303,7 @@ class Search:
     def _nothing_to_gain(self) -> str | None:
         """Why nobody can do better than the best by more than the noise: it keeps the promise for the whole load."""
         best = self.best()
-        if not self._fixed_load or [one.name for one in self._objectives] != ["goodput"]:
+        if not self._fixed_load or [one.name for one in self._problem.objectives] != ["goodput"]:
             return None
         if best is None or not best.feasible or len(best.runs) < 2:
             return None
@@ -351,13 +323,13 @@ class Search:
         In a space too large to be listed the sampler is left alone, since it will come upon new points by itself.
         """
         self._repeats = 0
-        points = list(every_point(self._study.space, self._present))
+        points = list(every_point(self._problem.space, self._problem.present))
         known = self._study.measured_points()
         unknown = [point for point in points if point_key(point) not in known]
         best = self.best()
         if not unknown or best is None:
             return not points
-        steps = [self._study.space.steps_between(point, best.point) for point in unknown]
+        steps = [self._problem.space.steps_between(point, best.point) for point in unknown]
         nearest = [point for point, step in zip(unknown, steps, strict=True) if step == min(steps)]
         self._study.ask_for(random.Random(len(known)).choice(nearest), "search")
         return True

@@ -22,13 +22,13 @@ from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.slo import Slo, slo_of
 from muai_lab.tuning.agreement import Agreement
 from muai_lab.tuning.arena import ConfigurationFailed
-from muai_lab.tuning.block import BlockResult, judge, judge_soak
+from muai_lab.tuning.block_result import BlockResult, judge, judge_soak
 from muai_lab.tuning.quality import ForcedAnswer, compare, within
 from muai_lab.tuning.soak import Soak
 from muai_lab.workload.schedule import Schedule
 
 if TYPE_CHECKING:
-    from muai_lab.tuning.blocks import LoadBlocks
+    from muai_lab.tuning.load_blocks import LoadBlocks
 
 _STOP_AT_ONCE_S = 2.0
 _REASON_CHARACTERS = 600

@@ -20,7 +20,7 @@ from scipy.special import gammaincinv, stdtrit
 
 from muai_lab.analysis.dependence import autocorrelation_time
 from muai_lab.arrays import Floats
-from muai_lab.tuning.block import BlockResult, attainment
+from muai_lab.tuning.block_result import BlockResult, attainment
 
 RELAXATIONS = 20.0
 """Relaxation times that a window must last. One-sided: an exponential memory of 1 s has a relaxation time of 1 s."""

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -23,12 +23,11 @@ from optuna.trial import TrialState
 
 from muai_lab.errors import RunError
 from muai_lab.experiment.worker import is_gone, worker
-from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.tuning.agreement import Agreement
-from muai_lab.tuning.block import BlockResult
+from muai_lab.tuning.block_result import BlockResult
 from muai_lab.tuning.identity import Identity, check_same
-from muai_lab.tuning.objective import Objective
-from muai_lab.tuning.search_space import SearchSpace, Value
+from muai_lab.tuning.problem import TuningProblem
+from muai_lab.tuning.search_space import Value
 from muai_lab.tuning.storage import alone, open_storage, storage_errors
 from muai_lab.tuning.trials import TrialKind, TrialRecord, point_key
 
@@ -51,15 +50,12 @@ class Draft:
 
 
 class TuningStudy:
-    """A study of one engine. present: the configuration that runs today, which is a point of the space."""
+    """The trials of one problem."""
 
-    def __init__(
-        self, study: optuna.Study, url: str, space: SearchSpace, present: OptimizationSettings, startup_trials: int
-    ) -> None:
+    def __init__(self, study: optuna.Study, url: str, problem: TuningProblem, startup_trials: int) -> None:
         self.study = study
-        self.space = space
+        self.problem = problem
         self._url = url
-        self._present = present
         self._startup_trials = startup_trials
         self._read: dict[int, TrialRecord] = {}  # a trial that has ended does not change any more
 
@@ -69,9 +65,7 @@ class TuningStudy:
         url: str,
         name: str,
         identity: Identity,
-        space: SearchSpace,
-        present: OptimizationSettings,
-        objectives: Sequence[Objective],
+        problem: TuningProblem,
         *,
         sampler: str = "tpe",
         startup_trials: int = 8,
@@ -88,22 +82,22 @@ class TuningStudy:
             study = optuna.create_study(
                 storage=storage,
                 study_name=name,
-                directions=[objective.direction for objective in objectives],
+                directions=[objective.direction for objective in problem.objectives],
                 load_if_exists=True,
             )
             known = study.user_attrs.get(IDENTITY)
             if known is None:
                 study.set_user_attr(IDENTITY, dict(identity))
-                study.set_metric_names([objective.name for objective in objectives])
+                study.set_metric_names([objective.name for objective in problem.objectives])
             else:
                 check_same(known, identity, name)
             trials = study.get_trials(deepcopy=False)
             study.sampler = make_sampler(
                 sampler, startup_trials + 2, _seed(seed, len(trials), shared=url.startswith("postgresql"))
             )
-            opened = cls(study, url, space, present, startup_trials)
+            opened = cls(study, url, problem, startup_trials)
             if not trials:
-                opened.ask_for(space.point_of(present), "present")
+                opened.ask_for(problem.space.point_of(problem.present), "present")
         return opened
 
     @property
@@ -117,7 +111,7 @@ class TuningStudy:
             trial = self.study.ask()
             trial.set_user_attr(WORKER, worker())
             trial.set_user_attr(LEASE, time.time() + _LEASE_S)
-            point = self.space.suggest(trial, self._present)
+            point = self.problem.space.suggest(trial, self.problem.present)
             kind: TrialKind = trial.user_attrs.get("kind") or ("random" if self._starting() else "search")
             trial.set_user_attr(ASKED, {"kind": kind, "point": dict(point)})
             return Draft(trial, point, kind)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from muai_lab.tuning.agreement import Agreement, not_kept
-from muai_lab.tuning.block import BlockResult
+from muai_lab.tuning.block_result import BlockResult
 from muai_lab.tuning.objective import Constraints, Objective, total_violation
 from muai_lab.tuning.pruning import ASSUMED_BLOCK_NOISE
 from muai_lab.tuning.search_space import Point
@@ -160,6 +160,30 @@ def _standing(runs: Sequence[TrialRecord], objective: Objective) -> Standing:
 
 
 @dataclass(frozen=True, slots=True)
+class RunNoise:
+    """Variance of the logarithm of a run's value, and the degrees of freedom from which it is known."""
+
+    variance: float
+    freedom: float
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation."""
+        return math.sqrt(self.variance)
+
+    def with_(self, other: RunNoise) -> RunNoise:
+        """Both pooled."""
+        freedom = self.freedom + other.freedom
+        if not freedom:
+            return self
+        pooled = (self.variance * self.freedom + other.variance * other.freedom) / freedom
+        return RunNoise(pooled, freedom)
+
+
+ASSUMED_RUN_NOISE = RunNoise(ASSUMED_NOISE**2, 0)
+
+
+@dataclass(frozen=True, slots=True)
 class TrialNoise:
     """How much measurements of one and the same configuration differ, relative to their mean (standard deviations).
 
@@ -172,6 +196,11 @@ class TrialNoise:
     block: float
     samples: int
     drift: float | None = None
+
+    @property
+    def of_runs(self) -> RunNoise:
+        """The noise of whole runs."""
+        return RunNoise(self.run**2, self.samples)
 
 
 def noise_of(trials: Sequence[TrialRecord], objective: Objective) -> TrialNoise:

@@ -1,36 +1,29 @@
-"""Who is told how a tuning gets on."""
+"""The interface by which a tuning reports its progress."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Protocol
 
-from muai_lab.tuning.agreement import Agreement
-from muai_lab.tuning.confirmation import Pair
+from muai_lab.tuning.confirmation import ConfirmationWatcher
 from muai_lab.tuning.contribution import Contribution
 from muai_lab.tuning.search import SearchWatcher
 from muai_lab.tuning.study import Draft
 from muai_lab.tuning.trials import Standing, TrialRecord
 
 
-class TuneWatcher(SearchWatcher, Protocol):
-    """Is told how the tuning gets on."""
+class TuneWatcher(SearchWatcher, ConfirmationWatcher, Protocol):
+    """Follows a tuning."""
 
     def stage(self, what: str) -> None:
         """A new stage began, such as `searching on onnx`."""
 
     def tried(self, contribution: Contribution) -> None:
-        """A changed key was looked at by itself."""
-
-    def agreed(self, agreement: Agreement) -> None:
-        """The greedy tokens of the winner were compared with those of fp32."""
-
-    def compared(self, number: int, of: int, pair: Pair) -> None:
-        """A pair of the confirmation is done. of: how many there are to be, which may become more."""
+        """A changed key was measured by itself."""
 
 
 class Noting:
-    """Passes on what the search says, and keeps the best whenever it changes."""
+    """Passes the reports of a search on, and notes the best when it changes."""
 
     def __init__(self, watcher: SearchWatcher, note: Callable[[Standing], None]) -> None:
         self._watcher = watcher

@@ -19,12 +19,14 @@ from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.resolve import load_settings
 from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.tuning.arena import ConfigurationFailed
-from muai_lab.tuning.blocks import FRESH, LoadBlocks
-from muai_lab.tuning.confirmation import confirm
-from muai_lab.tuning.measure import Switch, measure
-from muai_lab.tuning.objective import Constraints, objectives_of
-from muai_lab.tuning.reference import References
+from muai_lab.tuning.bench import Bench, Switch
+from muai_lab.tuning.confirmation import PairPlan, confirm
+from muai_lab.tuning.fp32_answers import Fp32Answers
+from muai_lab.tuning.load_blocks import FRESH, LoadBlocks
+from muai_lab.tuning.objective import objectives_of
+from muai_lab.tuning.problem import TuningProblem
 from muai_lab.tuning.result import read_result
+from muai_lab.tuning.search_space import SearchSpace
 from muai_lab.tuning.server_arena import ArenaSetup, ServerArena
 
 SPACE = """\
@@ -53,6 +55,7 @@ SETTINGS = LabSettings.model_validate(
         "tuning": {"blocks": 2, "block_s": 0.6, "lead_in_s": 0.1, "warmup_s": 0.3},
     }
 )
+PROBLEM = TuningProblem(SearchSpace(()), SETTINGS.optimization, objectives_of(SETTINGS))
 
 
 @pytest.fixture
@@ -148,18 +151,19 @@ def test_an_arena_changes_live_what_it_can_and_outlives_servers_that_do_not_star
     blocks: LoadBlocks, tmp_path: Path
 ) -> None:
     setup = ArenaSetup(SETTINGS, blocks, tmp_path)
-    references = References(setup, frozenset())
+    references = Fp32Answers(setup, frozenset())
     arena = ServerArena(setup, "server", slots=64, reference=lambda: references.of("search"))
+    bench = Bench(PROBLEM, arena, Switch(), 2)
     threads, impossible = (
         SETTINGS.optimization.model_copy(update={"pytorch": SETTINGS.optimization.pytorch.model_copy(update=changes)})
         for changes in ({"threads": 2}, {"device": "cpu", "dtype": "fp16"})
     )
     try:
         # given a server, batcher and cache change live, and everything else by a restart
-        first = measure(arena, with_batcher(max_batch_size=2), range(2), Switch(), wants_agreement=True)
-        live = measure(arena, with_batcher(max_batch_size=64, batch_timeout_ms=0), range(2), Switch())
+        first = bench.replay(with_batcher(max_batch_size=2), range(2), wants_agreement=True)
+        live = bench.replay(with_batcher(max_batch_size=64, batch_timeout_ms=0), range(2))
         restarts = arena.starts
-        other = measure(arena, threads, [0], Switch())
+        other = bench.replay(threads, [0])
         assert arena.serving()["name"] == "pytorch"
         assert (first.restarted, live.restarted, other.restarted) == (True, False, True)
         assert (restarts, arena.starts) == (1, 2)
@@ -189,10 +193,8 @@ def test_an_arena_changes_live_what_it_can_and_outlives_servers_that_do_not_star
 def test_a_confirmation_starts_a_server_for_each_run_with_exactly_the_file(blocks: LoadBlocks, tmp_path: Path) -> None:
     arena = ServerArena(ArenaSetup(SETTINGS, blocks, tmp_path), "server")
     try:
-        found = confirm(
-            arena, with_batcher(max_batch_size=1), with_batcher(max_batch_size=8), objectives_of(SETTINGS)[0],
-            Constraints(), Switch(), pairs=1, blocks=1, noise=0.02,
-        )  # fmt: skip
+        bench = Bench(PROBLEM, arena, Switch(), 1)
+        found = confirm(bench, with_batcher(max_batch_size=1), with_batcher(max_batch_size=8), PairPlan(1))
     finally:
         arena.close()
 

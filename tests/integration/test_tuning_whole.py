@@ -11,9 +11,9 @@ import pytest
 from muai_lab.settings.compose import compose
 from muai_lab.settings.resolve import load_settings
 from muai_lab.settings.schema import OptimizationSettings
-from muai_lab.tuning import tuner
+from muai_lab.tuning import session, tuner
+from muai_lab.tuning.bench import Switch
 from muai_lab.tuning.export import EXPORTED
-from muai_lab.tuning.measure import Switch
 from muai_lab.tuning.report import REPORT
 from muai_lab.tuning.result import EngineStudy, TuningResult, read_result
 from muai_lab.tuning.search import EngineUnmeasurable
@@ -57,9 +57,9 @@ def tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tupl
         arena: Callable[[], FakeArena], *overrides: str, engines: tuple[str, ...] = ("onnx",)
     ) -> tuple[TuningResult, Telling]:
         watcher = Telling()
-        monkeypatch.setattr(tuner, "ServerArena", lambda *args, **kwargs: arena())
+        monkeypatch.setattr(session, "ServerArena", lambda *args, **kwargs: arena())
         skipped = [EngineStudy(name, skipped="no GPU") for name in ("vllm", "deepspeed")]
-        monkeypatch.setattr(tuner, "spaces_of", lambda settings, source: (dict.fromkeys(engines, SPACE), skipped))
+        monkeypatch.setattr(session, "spaces_of", lambda settings, source: (dict.fromkeys(engines, SPACE), skipped))
         resolved = compose(["engine=auto", "workload=chat", "slo=interactive", *BUDGET, *overrides])
         return tuner.tune(resolved, tmp_path / "study", watcher, Switch()), watcher
 

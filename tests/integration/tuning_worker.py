@@ -15,8 +15,9 @@ import time
 from muai_lab.garbage import collect_rarely
 from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.schema import OptimizationSettings
-from muai_lab.tuning.measure import Switch
-from muai_lab.tuning.objective import Constraints, objectives_of
+from muai_lab.tuning.bench import Bench, Switch
+from muai_lab.tuning.objective import objectives_of
+from muai_lab.tuning.problem import TuningProblem
 from muai_lab.tuning.search import Search, SearchBudget
 from muai_lab.tuning.space_file import space_of
 from muai_lab.tuning.study import Draft, TuningStudy
@@ -26,7 +27,7 @@ from tests.unit.tuning_fakes import FakeArena
 SIZE, HOLD = "optimization.batcher.max_batch_size", "optimization.batcher.batch_timeout_ms"
 SPACE = space_of({SIZE: {"low": 1, "high": 64, "log": True}, HOLD: {"low": 0, "high": 100, "step": 5}})
 PRESENT = OptimizationSettings()
-OBJECTIVES = objectives_of(LabSettings.model_validate({"slo": {"ttft_ms": 500.0}}))
+PROBLEM = TuningProblem(SPACE, PRESENT, objectives_of(LabSettings.model_validate({"slo": {"ttft_ms": 500.0}})))
 
 
 def share(optimization: OptimizationSettings) -> float:
@@ -37,7 +38,7 @@ def share(optimization: OptimizationSettings) -> float:
 
 def open_study(url: str, name: str) -> TuningStudy:
     """The study that all processes of a test share."""
-    return TuningStudy.open(url, name, {"of": "a test"}, SPACE, PRESENT, OBJECTIVES, startup_trials=4)
+    return TuningStudy.open(url, name, {"of": "a test"}, PROBLEM, startup_trials=4)
 
 
 class Printing:
@@ -63,13 +64,13 @@ def main() -> None:
     url, name, n_trials, *stuck_after = sys.argv[1:]
     arena = FakeArena(share, noise=0.005)
     plan = SearchBudget(
-        n_trials=int(n_trials), timeout_s=None, patience=99, startup_trials=4, blocks=3, incumbent_every=8, pruning=True
+        n_trials=int(n_trials), timeout_s=None, patience=99, startup_trials=4, incumbent_every=8, pruning=True
     )
     study = open_study(url, name)
     print("opened", flush=True)  # noqa: T201 (the test reads it)
     sys.stdin.readline()
     printing = Printing(arena, int(stuck_after[0]) if stuck_after else None)
-    Search(study, arena, PRESENT, OBJECTIVES, Constraints(), plan, printing, Switch()).run()
+    Search(study, Bench(PROBLEM, arena, Switch(), 3), plan, printing).run()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import pytest
 
 from muai_lab.errors import RunError
 from muai_lab.settings.lab import LabSettings
-from muai_lab.tuning.blocks import FRESH, LoadBlocks
+from muai_lab.tuning.load_blocks import FRESH, LoadBlocks
 from muai_lab.workload.draw import closed_loop_requests
 from tests.unit.word_tokenizer import WordTokenizer
 

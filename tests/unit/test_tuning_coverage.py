@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 
 from benchmarks.coverage_quality import LEAST, THREE_BITS, comparisons
-from benchmarks.coverage_tuner_confirmation import PAIRS, PRESENT, THROUGHPUT, WINNER, RunArena
+from benchmarks.coverage_tuner_confirmation import PAIRS, PRESENT, WINNER, RunArena, bench_of
 from benchmarks.coverage_tuner_keys import figures, five_small, one_key, substitutes
-from muai_lab.tuning.confirmation import Confirmation, confirm
-from muai_lab.tuning.measure import Switch
-from muai_lab.tuning.objective import Constraints
+from muai_lab.tuning.confirmation import Confirmation, PairPlan, confirm
 
 
 @pytest.mark.parametrize("spread", [0.01, 0.03])
@@ -36,8 +34,7 @@ def test_one_of_two_keys_that_do_the_same_is_enough() -> None:
 def confirmations(gain: float) -> list[Confirmation]:
     return [
         confirm(
-            RunArena(gain, np.random.default_rng((7, repeat))), PRESENT, WINNER, THROUGHPUT, Constraints(), Switch(),
-            pairs=PAIRS, blocks=2, noise=0.01,
+            bench_of(RunArena(gain, np.random.default_rng((7, repeat))), blocks=2), PRESENT, WINNER, PairPlan(PAIRS)
         )
         for repeat in range(16)
     ]  # fmt: skip

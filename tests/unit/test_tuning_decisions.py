@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,18 +18,27 @@ from muai_lab.load.self_report import GeneratorReport
 from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.slo import Slo
-from muai_lab.tuning.block import BlockResult, spoilt_by
-from muai_lab.tuning.blocks import FRESH
-from muai_lab.tuning.confirmation import Pair, WinnerLoad, confirm, judge_pairs, pairs_to_tell
+from muai_lab.tuning.bench import Bench, Switch
+from muai_lab.tuning.block_result import BlockResult, spoilt_by
+from muai_lab.tuning.confirmation import Pair, PairPlan, WinnerLoad, confirm, judge_pairs, pairs_to_tell
 from muai_lab.tuning.contribution import earn
-from muai_lab.tuning.measure import Switch, runs_on
+from muai_lab.tuning.load_blocks import FRESH
 from muai_lab.tuning.memory_model import ModelShape, capacity_of, memory_need, memory_screen
 from muai_lab.tuning.objective import Constraints, Objective, objectives_of, total_violation
-from muai_lab.tuning.pruning import Reference, behind, promise_lost
-from muai_lab.tuning.rounds import ArmRuns, RunNoise, as_gain, difference, log_levels, noise_within
+from muai_lab.tuning.problem import TuningProblem
+from muai_lab.tuning.pruning import Incumbent, behind, slo_lost
+from muai_lab.tuning.rounds import ArmRuns, as_gain, difference, log_levels, noise_within
 from muai_lab.tuning.search_space import value_at
 from muai_lab.tuning.space_file import space_of
-from muai_lab.tuning.trials import ASSUMED_NOISE, TrialRecord, noise_of, pareto_front, standings, trials_without_gain
+from muai_lab.tuning.trials import (
+    ASSUMED_NOISE,
+    RunNoise,
+    TrialRecord,
+    noise_of,
+    pareto_front,
+    standings,
+    trials_without_gain,
+)
 from tests.unit.tuning_fakes import FakeArena, agreeing
 
 SIZE, HOLD = "optimization.batcher.max_batch_size", "optimization.batcher.batch_timeout_ms"
@@ -79,25 +89,25 @@ def test_bounds_are_missed_relative_to_themselves_and_a_failure_is_finite() -> N
 
 
 def test_a_trial_is_given_up_when_the_paired_differences_show_that_it_is_behind() -> None:
-    reference = Reference(per_block=[10.0, 5.0, 8.0], due=[100, 100, 100], noise=0.02)
+    incumbent = Incumbent(per_block=[10.0, 5.0, 8.0], due=[100, 100, 100], noise=0.02)
 
-    assert behind(GOODPUT, [], reference) is None
-    assert behind(GOODPUT, [block(99)], reference) is None
-    assert behind(GOODPUT, [block(99), block(49)], reference) is None
-    assert "50% behind the best so far after 1 block" in (behind(GOODPUT, [block(50)], reference) or "")
+    assert behind(GOODPUT, [], incumbent) is None
+    assert behind(GOODPUT, [block(99)], incumbent) is None
+    assert behind(GOODPUT, [block(99), block(49)], incumbent) is None
+    assert "50% behind the best so far after 1 block" in (behind(GOODPUT, [block(50)], incumbent) or "")
 
 
 def test_differences_that_scatter_are_not_taken_for_a_loss() -> None:
-    reference = Reference(per_block=[10.0] * 4, due=[100] * 4, noise=0.001)
+    incumbent = Incumbent(per_block=[10.0] * 4, due=[100] * 4, noise=0.001)
 
-    assert behind(GOODPUT, [block(100), block(60), block(105)], reference) is None
+    assert behind(GOODPUT, [block(100), block(60), block(105)], incumbent) is None
 
 
-def test_the_promise_is_lost_once_the_blocks_to_come_cannot_make_up_for_it() -> None:
-    reference = Reference(per_block=[10.0] * 4, due=[100] * 4)
+def test_the_slo_is_lost_once_the_blocks_to_come_cannot_make_up_for_it() -> None:
+    incumbent = Incumbent(per_block=[10.0] * 4, due=[100] * 4)
 
-    assert promise_lost([block(97)], reference, 0.99) is None
-    assert "5 of 100 requests missed the promise" in (promise_lost([block(95)], reference, 0.99) or "")
+    assert slo_lost([block(97)], incumbent, 0.99) is None
+    assert "5 of 100 requests missed the SLO" in (slo_lost([block(95)], incumbent, 0.99) or "")
 
 
 def test_a_lucky_run_counts_with_the_mean_of_its_repeats() -> None:
@@ -149,14 +159,16 @@ SPACE = space_of(
 )
 
 
+PROBLEM = TuningProblem(SPACE, PRESENT, (GOODPUT,))
+
+
 def only_the_size_matters(optimization: OptimizationSettings) -> float:
     return 0.9 if optimization.batcher.max_batch_size == 8 else 0.6
 
 
 def earned(share, winner: dict, **arena):  # type: ignore[no-untyped-def]
     served = FakeArena(share, noise=0.002, **arena)
-    run = runs_on(served, Switch(), 4, None)
-    found = earn(run, SPACE, PRESENT, winner, GOODPUT, Constraints(), noise=RunNoise(0.005**2, 3))
+    found = earn(Bench(PROBLEM, served, Switch(), 4, noise=RunNoise(0.005**2, 3)), winner)
     return found.kept, {one.path: one for one in found.contributions}
 
 
@@ -221,24 +233,30 @@ def test_of_two_keys_that_do_the_same_one_stays_and_both_say_so() -> None:
 def test_changes_that_are_each_too_small_to_show_stay_together() -> None:
     few = {SIZE: 8, HOLD: 0, CACHE: False}
 
-    def run(optimization: OptimizationSettings) -> list[BlockResult]:
-        worth = 1.0
-        for path, value in few.items():
-            worth *= 1.02 if value_at(optimization, path) == value else 1.0
-        return [BlockResult(10.0, 10_000, round(10_000 * worth), 0, 0.0)] * 3
+    class SmallWorths(FakeArena):
+        def replay(self, block: int) -> BlockResult:
+            worth = 1.0
+            for path, value in few.items():
+                worth *= 1.02 if value_at(self.applied[-1], path) == value else 1.0
+            return BlockResult(10.0, 10_000, round(10_000 * worth), 0, 0.0)
 
-    found = earn(run, SPACE, PRESENT, few, GOODPUT, Constraints(), noise=RunNoise(0.03**2, 30))
+    arena = SmallWorths(lambda optimization: 1.0)
+    found = earn(Bench(PROBLEM, arena, Switch(), 3, noise=RunNoise(0.03**2, 30)), few)
 
     assert found.kept == few
     assert all("+6.1% together with the others" in one.reason for one in found.contributions)
 
 
+EIGHT = OptimizationSettings.model_validate({"batcher": {"max_batch_size": 8}})
+
+
+def confirming(arena: FakeArena, constraints: Constraints, noise: float) -> Bench:
+    return Bench(replace(PROBLEM, constraints=constraints), arena, Switch(), 3, noise=RunNoise(noise**2, 3))
+
+
 def confirmed(share, noise: float = 0.01, bounds: Constraints | None = None, scatter: float = 0.01, **options: Any):  # type: ignore[no-untyped-def]
     arena = FakeArena(share, noise=scatter)
-    winner = OptimizationSettings.model_validate({"batcher": {"max_batch_size": 8}})
-    found = confirm(
-        arena, PRESENT, winner, GOODPUT, bounds or Constraints(), Switch(), pairs=6, blocks=3, noise=noise, **options
-    )  # fmt: skip
+    found = confirm(confirming(arena, bounds or Constraints(), noise), PRESENT, EIGHT, PairPlan(6, **options))
     return found, arena
 
 
@@ -260,7 +278,7 @@ def test_a_pair_in_which_the_present_configuration_was_slow_does_not_hide_a_gain
 
     pairs = [pair(10.0, 10.0 * factor) for factor in (3.2, 1.50, 1.40, 1.33, 1.46, 1.28)]
 
-    found = judge_pairs(pairs, WinnerLoad([block(99)]), GOODPUT, Constraints(), noise=0.05)
+    found = judge_pairs(pairs, WinnerLoad([block(99)]), PROBLEM, noise=0.05)
 
     assert found.accepted
     assert 1.0 + found.gain == pytest.approx(np.prod([1.0 + one.gain for one in pairs]) ** (1 / 6))
@@ -295,17 +313,16 @@ def test_a_difference_within_the_noise_is_refused() -> None:
 def test_a_winner_is_confirmed_only_with_its_greedy_tokens_compared() -> None:
     bounds = Constraints(min_agreement=0.95)
     arena = FakeArena(only_the_size_matters, noise=0.01, agreement=lambda found: agreeing(0.93))
-    winner = OptimizationSettings.model_validate({"batcher": {"max_batch_size": 8}})
 
     kept, _ = confirmed(only_the_size_matters, bounds=bounds)
-    lost = confirm(arena, PRESENT, winner, GOODPUT, bounds, Switch(), pairs=6, blocks=3, noise=0.01)
+    lost = confirm(confirming(arena, bounds, 0.01), PRESENT, EIGHT, PairPlan(6))
 
     assert kept.accepted
     assert kept.agreement == agreeing(0.99)
     assert not lost.accepted
     assert "at least 93.0%" in lost.reason
     assert (len(lost.pairs), lost.low, lost.high) == (1, None, None)
-    assert arena.applied[-1] == winner
+    assert arena.applied[-1] == EIGHT
     assert arena.compared == 1
 
 
@@ -319,7 +336,7 @@ def test_a_winner_that_is_worse_is_given_up_after_three_pairs() -> None:
 
 
 def test_a_gain_below_the_noise_of_few_pairs_is_not_given_up_while_more_would_tell_it() -> None:
-    found, _ = confirmed(somewhat_better, noise=0.3, hoped=0.2, most_pairs=40)
+    found, _ = confirmed(somewhat_better, noise=0.3, hoped=0.2, most=40)
 
     assert found.high is not None
     assert found.high < 0.3 * (2 / 3) ** 0.5
@@ -344,7 +361,7 @@ def somewhat_better(optimization: OptimizationSettings) -> float:
 def test_pairs_follow_from_their_scatter_and_from_what_is_hoped_for(
     scatter: float, hoped: float | None, most: int, pairs: int
 ) -> None:
-    found, arena = confirmed(somewhat_better, scatter=scatter, hoped=hoped, most_pairs=most)
+    found, arena = confirmed(somewhat_better, scatter=scatter, hoped=hoped, most=most)
 
     assert len(found.pairs) == pairs
     assert len(set(arena.replayed)) == 3 * pairs
@@ -357,12 +374,12 @@ def test_the_noise_of_single_runs_is_not_held_against_a_gain_that_all_pairs_show
         Pair(10.0, 10.0 * factor, factor - 1.0, ((10.0, 10.0 * factor),) * 3, winner_first=False) for factor in factors
     ]
 
-    assert judge_pairs(pairs, WinnerLoad([block(99)]), GOODPUT, Constraints(), noise=0.39).accepted
-    assert not judge_pairs(pairs, WinnerLoad([block(99)]), GOODPUT, Constraints(), noise=2.0).accepted
+    assert judge_pairs(pairs, WinnerLoad([block(99)]), PROBLEM, noise=0.39).accepted
+    assert not judge_pairs(pairs, WinnerLoad([block(99)]), PROBLEM, noise=2.0).accepted
 
 
 def test_a_refusal_says_how_many_pairs_would_have_told() -> None:
-    found, _ = confirmed(somewhat_better, scatter=0.25, hoped=0.2, most_pairs=12)
+    found, _ = confirmed(somewhat_better, scatter=0.25, hoped=0.2, most=12)
 
     assert not found.accepted
     assert re.search(r"about \d+ would tell the \+20.0% that the search saw", found.reason)

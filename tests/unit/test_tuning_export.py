@@ -17,12 +17,13 @@ from muai_lab.settings.dump import dump_optimization_yaml
 from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.resolve import load_settings
 from muai_lab.tuning.agreement import Agreement
+from muai_lab.tuning.bench import Bench, Switch
 from muai_lab.tuning.confirmation import Confirmation, Pair
 from muai_lab.tuning.contribution import Contribution
 from muai_lab.tuning.export import EXPORTED, UNCONFIRMED, export_study
 from muai_lab.tuning.facts import baseline_of
-from muai_lab.tuning.measure import Switch
 from muai_lab.tuning.objective import Constraints, objectives_of
+from muai_lab.tuning.problem import TuningProblem
 from muai_lab.tuning.report import render_tuning
 from muai_lab.tuning.result import PRESENT, EngineStudy, TuningResult, read_result, write_result
 from muai_lab.tuning.result import RESULT as RESULT_FILE
@@ -147,7 +148,7 @@ def test_pairs_that_were_given_up_early_have_no_interval_in_file_and_page(study:
     assert read_result(study) == result
     target, _ = export_study(study, unconfirmed=True)
     assert "gain: +20.0% goodput (no interval: given up early, 6 pairs of runs)" in target.read_text(encoding="utf-8")
-    page = render_tuning(SETTINGS, result, {}, objectives_of(SETTINGS))
+    page = render_tuning(SETTINGS, result, {})
     assert "given up early" in page
 
 
@@ -268,16 +269,16 @@ def test_the_report_is_one_page_with_everything_in_it(objectives: tuple[str, ...
     )
     wanted = objectives_of(settings)
     space = space_of({SIZE: {"choices": [1, 2, 4, 8, 16, 32]}, "optimization.cache.enabled": {}})
-    study = TuningStudy.open(IN_MEMORY, "chat", {}, space, settings.optimization, wanted, startup_trials=5)
+    problem = TuningProblem(space, settings.optimization, wanted, Constraints(min_agreement=0.95))
+    study = TuningStudy.open(IN_MEMORY, "chat", {}, problem, startup_trials=5)
     arena = FakeArena(
         lambda optimization: 0.5 + 0.01 * optimization.batcher.max_batch_size,
         failing=lambda optimization: optimization.batcher.max_batch_size == 4,
     )
-    plan = replace(SearchBudget.of(settings.tuning), startup_trials=5, blocks=3)
-    bounds = Constraints(min_agreement=0.95)
-    Search(study, arena, settings.optimization, wanted, bounds, plan, SilentWatcher(), Switch()).run()
+    budget = replace(SearchBudget.of(settings.tuning), startup_trials=5)
+    Search(study, Bench(problem, arena, Switch(), 3), budget, SilentWatcher()).run()
 
-    text = render_tuning(settings, RESULT, {"onnx": (study, space, settings.optimization)}, wanted)
+    text = render_tuning(settings, RESULT, {"onnx": study})
 
     page = Page(text)
     assert len(set(page.ids)) == len(page.ids)

@@ -13,7 +13,7 @@ from rich.console import Console
 from muai_lab.commands.tune_progress import TuneProgress
 from muai_lab.settings.lab import LabSettings
 from muai_lab.tuning.agreement import Agreement
-from muai_lab.tuning.block import BlockResult
+from muai_lab.tuning.block_result import BlockResult
 from muai_lab.tuning.confirmation import Pair
 from muai_lab.tuning.forecast import Forecast, about, first_forecast
 from muai_lab.tuning.objective import objectives_of

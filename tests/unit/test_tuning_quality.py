@@ -19,9 +19,10 @@ from muai_lab.errors import RunError
 from muai_lab.experiment.server_calls import HttpAsk
 from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.schema import OptimizationSettings
-from muai_lab.tuning import reference
+from muai_lab.tuning import fp32_answers
 from muai_lab.tuning.agreement import Agreement, PromptAgreement, agreement_of, not_kept
-from muai_lab.tuning.blocks import LoadBlocks
+from muai_lab.tuning.fp32_answers import Fp32Answers
+from muai_lab.tuning.load_blocks import LoadBlocks
 from muai_lab.tuning.quality import (
     PROMPTS,
     TOKENS,
@@ -31,7 +32,6 @@ from muai_lab.tuning.quality import (
     greedy_answers,
     within,
 )
-from muai_lab.tuning.reference import References
 from muai_lab.tuning.server_arena import ArenaSetup
 from tests.unit.word_tokenizer import WordTokenizer
 
@@ -295,14 +295,14 @@ def test_answers_of_fp32_are_asked_for_once_in_a_study(tmp_path: Path, monkeypat
         def close(self) -> None:
             pass
 
-    monkeypatch.setattr(reference, "ServerArena", Fp32)
+    monkeypatch.setattr(fp32_answers, "ServerArena", Fp32)
 
     def answers() -> list[ForcedAnswer]:
         blocks = LoadBlocks(LabSettings(), LetterTokenizer(), None)
-        return References(ArenaSetup(LabSettings(), blocks, tmp_path), frozenset()).of("search")
+        return Fp32Answers(ArenaSetup(LabSettings(), blocks, tmp_path), frozenset()).of("search")
 
     first, again = answers(), answers()
-    (tmp_path / reference.REFERENCE).write_text('{"search": [{"prompt": [1]}]}')
+    (tmp_path / fp32_answers.REFERENCE).write_text('{"search": [{"prompt": [1]}]}')
     repaired = answers()
 
     assert first == again == repaired

@@ -8,11 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.settings.tuning import TuningSettings
-from muai_lab.tuning.block import BlockResult
-from muai_lab.tuning.blocks import SOAK
-from muai_lab.tuning.measure import Switch
+from muai_lab.tuning.bench import Bench, Switch
+from muai_lab.tuning.block_result import BlockResult
+from muai_lab.tuning.load_blocks import SOAK
+from muai_lab.tuning.objective import Constraints, objectives_of
+from muai_lab.tuning.problem import TuningProblem
+from muai_lab.tuning.search_space import SearchSpace
+from muai_lab.tuning.slo_proof import Soaks
 from muai_lab.tuning.soak import (
     LEAD_IN,
     Soak,
@@ -24,10 +29,10 @@ from muai_lab.tuning.soak import (
     shared_relaxation_s,
     soak_of,
 )
-from muai_lab.tuning.soaking import Soaks
 from tests.unit.tuning_fakes import FakeArena
 
 SLOTS, BOUND_S = 32, 0.9
+GOODPUT = objectives_of(LabSettings.model_validate({"slo": {"ttft_ms": 500.0}}))
 
 
 def queue(rho: float, seconds: float, seed: int) -> Soak:
@@ -147,7 +152,8 @@ class SlowQueue(FakeArena):
 
 
 def soaks(arena: FakeArena, notes: Notes, quantile: float = 0.9, **tuning: float) -> Soaks:
-    return Soaks(notes, arena, OptimizationSettings(), TuningSettings(**tuning), quantile, Switch())  # type: ignore[arg-type]
+    problem = TuningProblem(SearchSpace(()), OptimizationSettings(), GOODPUT, Constraints(quantile))
+    return Soaks(notes, Bench(problem, arena, Switch(), 5), TuningSettings(**tuning))  # type: ignore[arg-type]
 
 
 def test_a_window_is_made_as_long_as_the_memory_asks_for_and_kept_with_the_study() -> None:

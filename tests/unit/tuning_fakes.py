@@ -11,7 +11,7 @@ import numpy as np
 from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.tuning.agreement import Agreement
 from muai_lab.tuning.arena import ConfigurationFailed
-from muai_lab.tuning.block import BlockResult
+from muai_lab.tuning.block_result import BlockResult
 from muai_lab.tuning.soak import Soak
 
 BLOCK_S, DUE = 10.0, 200

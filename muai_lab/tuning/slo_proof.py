@@ -9,12 +9,11 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
-from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.settings.tuning import TuningSettings
-from muai_lab.tuning.arena import Arena, ConfigurationFailed
-from muai_lab.tuning.block import BlockResult, attainment
-from muai_lab.tuning.blocks import PROBES, SOAK
-from muai_lab.tuning.measure import Switch, Unmeasurable, offer_soak, soak
+from muai_lab.tuning.arena import ConfigurationFailed
+from muai_lab.tuning.bench import Bench, Unmeasurable
+from muai_lab.tuning.block_result import BlockResult, attainment
+from muai_lab.tuning.load_blocks import PROBES, SOAK
 from muai_lab.tuning.search_space import Point, with_values
 from muai_lab.tuning.soak import LOW_TAIL, Soak
 from muai_lab.tuning.trials import Standing, point_key
@@ -68,26 +67,26 @@ class HighestRate:
 class Soaks:
     """Soak windows of the configurations of one study.
 
-    quantile: Share of the requests that must meet the SLO. pairs: Pairs of the confirmation, over whose windows the
-    attainment is bounded.
+    quantile: Share of the requests that must meet the SLO.
     """
 
     def __init__(
-        self,
-        notebook: Notebook,
-        arena: Arena,
-        present: OptimizationSettings,
-        tuning: TuningSettings,
-        quantile: float,
-        switch: Switch,
-        stage: Callable[[str], None] = lambda what: None,
+        self, notebook: Notebook, bench: Bench, tuning: TuningSettings, stage: Callable[[str], None] = lambda what: None
     ) -> None:
+        """Prepare the soak windows of a study.
+
+        Args:
+            notebook: Keeps the windows; the study.
+            bench: Measures them. Its problem has an SLO.
+            tuning: Lengths of the windows, and the number of pairs over which the confirmation bounds the attainment.
+            stage: Called with the name of slow work.
+        """
+        quantile = bench.problem.constraints.quantile
+        assert quantile is not None, "soak windows judge an SLO"
         self._notebook = notebook
-        self._arena = arena
-        self._present = present
+        self._bench = bench
         self._tuning = tuning
         self.quantile = quantile
-        self._switch = switch
         self._stage = stage
 
     def look(self, point: Point) -> Soak:
@@ -101,7 +100,7 @@ class Soaks:
         seconds = self.seconds
         while True:
             self._stage(f"soak window of {seconds:.0f} s")
-            _, seen = soak(self._arena, with_values(self._present, point), SOAK, seconds, self._switch)
+            _, seen = self._bench.soak(with_values(self._bench.problem.present, point), SOAK, seconds)
             wanted = self._wanted_s(seen)
             if seconds >= min(wanted, self._most_s) or self._hopeless(seen):
                 break
@@ -166,15 +165,15 @@ class Soaks:
             Unmeasurable: The load generator is the bottleneck.
             Interrupted: Somebody asked to stop.
         """
-        optimization = with_values(self._present, point)
+        optimization = with_values(self._bench.problem.present, point)
         seconds = min(max(seen.seconds, SHORTEST_S), self._most_s)
         kept, missed = None, offered
         rate = min(_STEP * offered, max(seen.completed_per_s, _LEAST * offered))
         for number in range(_PROBES):
-            self._switch.check()
+            self._bench.switch.check()
             self._stage(f"soak window of {seconds:.0f} s at {rate:.3g} requests/s")
-            self._arena.apply(optimization)
-            found = offer_soak(self._arena, optimization, PROBES + number, seconds, rate=rate)
+            self._bench.arena.apply(optimization)
+            found = self._bench.offer_soak(optimization, PROBES + number, seconds, rate=rate)
             if self.keeps(found):
                 if kept is not None or missed / rate < 1.1:
                     kept = max(rate, kept or 0.0)

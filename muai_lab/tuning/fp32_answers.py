@@ -15,7 +15,7 @@ from muai_lab.tuning.server_arena import ArenaSetup, ServerArena
 REFERENCE = "reference.json"
 
 
-class References:
+class Fp32Answers:
     """The answers by the name of their prompts (see `LoadBlocks.prompts`), asked for when they are first needed.
 
     One server of its own gives them all. They are kept in the study's directory.

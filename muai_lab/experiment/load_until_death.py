@@ -50,7 +50,7 @@ async def until_death(
         if load.cancelled():
             if (death := failure()) is not None:
                 raise RunError(death)
-            raise KeyboardInterrupt if ended is None else ended
+            raise KeyboardInterrupt() if ended is None else ended
         return load.result(), ended
     finally:
         for task in tasks:

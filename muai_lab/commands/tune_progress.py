@@ -60,7 +60,7 @@ class TuneProgress:
         value = f" {number(record.values[0])} {self._objective.unit}" if record.blocks and record.values else ""
         told = f"trial {record.number}: {OUTCOMES[record.outcome]}{value}"
         if self._promised and record.blocks:
-            told += f", promise kept by {percent(attainment(record.blocks))}"
+            told += f", SLO met by {percent(attainment(record.blocks))}"
         if record.agreement is not None:
             told += f", agreement {record.agreement.share:.1%} (at least {record.agreement.low:.1%})"
         if record.blocks and not record.feasible:

@@ -164,11 +164,11 @@ class Bench:
         """
         for _ in range(_TRIES):
             seen = self.arena.soak(number, seconds, rate=rate)
-            spoilt = next((part.spoilt for part in seen.slices if part.spoilt is not None), None)
-            if spoilt is None:
+            invalid = next((part.invalid for part in seen.slices if part.invalid is not None), None)
+            if invalid is None:
                 return seen
             self.arena.apply(optimization)
-        raise Unmeasurable(f"the load generator was the bottleneck ({spoilt})")
+        raise Unmeasurable(f"the load generator was the bottleneck ({invalid})")
 
     def _applied(self, optimization: OptimizationSettings, *, restart: bool) -> Measurement:
         began = time.perf_counter()
@@ -184,7 +184,7 @@ class Bench:
     def _block(self, optimization: OptimizationSettings, block: int) -> BlockResult:
         for _ in range(_TRIES):
             result = self.arena.replay(block)
-            if result.spoilt is None:
+            if result.invalid is None:
                 return result
             self.arena.apply(optimization)  # the prefix cache has the block's prompts now: again, they would all hit
-        raise Unmeasurable(f"the load generator was the bottleneck ({result.spoilt})")
+        raise Unmeasurable(f"the load generator was the bottleneck ({result.invalid})")

@@ -1,4 +1,4 @@
-"""One block of load, judged: what every figure of a trial is made from."""
+"""One block of load, judged: every value of a trial is made from blocks."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class BlockResult:
-    """What came of one block.
+    """The result of one block.
 
-    seconds: length of its window. due, met, failed: requests due in the window, of them those that met the promise, and
-    those that did not succeed. tokens: output tokens that arrived in the window. latencies_s: of each request due,
-    from its due time to its last token; of one that failed, the time after which the client gives up. missed: requests
-    by the bound that they missed. spoilt: why it measures the load generator instead of the server, else None.
+    seconds: Length of its window. due, met, failed: Requests due in the window, those that met the SLO, and those that
+    did not succeed. tokens: Output tokens that arrived in the window. latencies_s: Of each request due, from its due
+    time to its last token; for a request that failed, the timeout of the client. missed: Requests by the bound that
+    they missed. invalid: The reason why the block measures the load generator instead of the server; None if it does
+    not.
     """
 
     seconds: float
@@ -37,11 +38,13 @@ class BlockResult:
     tokens: float
     latencies_s: tuple[float, ...] = ()
     missed: Mapping[str, int] = field(default_factory=dict)
-    spoilt: str | None = None
+    invalid: str | None = None
 
     def record(self) -> dict[str, Any]:
-        """The block as plain data, as a trial keeps it; latencies in tenths of a millisecond."""
-        return asdict(self) | {
+        """Return the block as plain data, as a trial keeps it; latencies in tenths of a millisecond."""
+        entries = asdict(self)
+        entries["spoilt"] = entries.pop("invalid")  # the name that studies have it under
+        return entries | {
             "missed": dict(self.missed),
             "latencies_s": [round(latency, 4) for latency in self.latencies_s],
             "seconds": round(self.seconds, 6),
@@ -49,33 +52,45 @@ class BlockResult:
 
     @classmethod
     def of_record(cls, record: Mapping[str, Any]) -> BlockResult:
-        """What `record` wrote."""
-        return cls(**{**record, "latencies_s": tuple(record["latencies_s"])})
+        """Return the block that `record` wrote."""
+        entries = {**record, "latencies_s": tuple(record["latencies_s"])}
+        return cls(invalid=entries.pop("spoilt", None), **entries)
 
 
 def attainment(blocks: Sequence[BlockResult]) -> float:
-    """Share of the requests due that met the promise; 0 when none was due."""
+    """Return the share of the requests due that met the SLO; 0 if none was due."""
     due = sum(block.due for block in blocks)
     return sum(block.met for block in blocks) / due if due else 0.0
 
 
 def error_share(blocks: Sequence[BlockResult]) -> float:
-    """Share of the requests due that failed; 1 when none was due, for nothing was served."""
+    """Return the share of the requests due that failed; 1 if none was due, since nothing was served."""
     due = sum(block.due for block in blocks)
     return sum(block.failed for block in blocks) / due if due else 1.0
 
 
 def judge(result: LoadResult, slo: Slo | None, request_timeout_s: float) -> BlockResult:
-    """The figures of a load of one block. slo: None when nothing was promised; then every success meets it."""
+    """Judge a load of one block.
+
+    Args:
+        result: The load.
+        slo: None without an SLO; then every success meets it.
+        request_timeout_s: Timeout of the client.
+    """
     return judge_rows(_rows(result), result, result.window, slo, request_timeout_s)
 
 
 def judge_rows(
     requests: pd.DataFrame, result: LoadResult, window: Window, slo: Slo | None, request_timeout_s: float
 ) -> BlockResult:
-    """The figures of the requests that were due in a window.
+    """Judge the requests that were due in a window.
 
-    requests: Derived frame of the load. window: All of the measurement window of the load, or a part of it.
+    Args:
+        requests: Derived frame of the load.
+        result: The load.
+        window: The measurement window of the load, or a part of it.
+        slo: See `judge`.
+        request_timeout_s: See `judge`.
     """
     from muai_lab.analysis.attainment import met, misses
     from muai_lab.analysis.metrics import judged_metric
@@ -95,12 +110,20 @@ def judge_rows(
         tokens=_tokens_in(result, window),
         latencies_s=tuple(np.where(ok & np.isfinite(latencies), latencies, request_timeout_s).tolist()),
         missed={} if slo is None else {why: int(rows.sum()) for why, rows in misses(due, slo).items()},
-        spoilt=result.exhausted or spoilt_by(result.generator, slo),
+        invalid=result.exhausted or why_invalid(result.generator, slo),
     )
 
 
 def judge_soak(result: LoadResult, slo: Slo, request_timeout_s: float, slices: int, *, stationary: bool) -> Soak:
-    """The figures of a load of one soak window, and those of its slices. stationary: see `soak_of`."""
+    """Judge a load of one soak window, and its slices.
+
+    Args:
+        result: The load.
+        slo: The SLO that the window judges.
+        request_timeout_s: Timeout of the client.
+        slices: Number of slices.
+        stationary: See `soak_of`.
+    """
     from muai_lab.tuning.soak import soak_of
 
     requests, window = _rows(result), result.window
@@ -136,7 +159,7 @@ def _rows(result: LoadResult) -> pd.DataFrame:
 
 
 def _relative_to_bound(requests: pd.DataFrame, slo: Slo) -> Floats:
-    """Of each request the latency that is the closest to its bound, relative to it; NaN if it failed."""
+    """The latency of each request that is the closest to its bound, relative to it; NaN if the request failed."""
     from muai_lab.analysis.metrics import judged_metric
 
     columns = [
@@ -147,11 +170,11 @@ def _relative_to_bound(requests: pd.DataFrame, slo: Slo) -> Floats:
     return np.where((requests["status"] == "ok").to_numpy(dtype=np.bool_), closest, np.nan)
 
 
-def spoilt_by(generator: GeneratorReport, slo: Slo | None) -> str | None:
-    """Why the block measures the load generator rather than the server; None when it does not.
+def why_invalid(generator: GeneratorReport, slo: Slo | None) -> str | None:
+    """Return why a block measures the load generator rather than the server; None if it does not.
 
-    The same limit as for a run's figures, applied to the figure that a trial reports: with a promise about the first
-    token or the end, the share of requests that keep it; else latency and throughput, of which the verdict is.
+    The limit is that of a run, applied to the value that a trial reports. With an SLO about the first token or the end
+    it is the share of requests that meet the SLO; else latency and throughput, which the verdict is about.
     """
     from muai_lab.analysis.client_part import slo_in_doubt
     from muai_lab.load.self_report import CPU_SHARE_LIMIT

@@ -1,12 +1,12 @@
 """The winner against the present configuration, on load that the search has never seen.
 
 Runs are the samples. A pair is one run of each configuration over the same fresh blocks, each on a server that was
-started for it; the order turns from pair to pair (A B, B A, …), so that a drift of the machine falls on both alike.
+started for it. The order alternates (A B, B A, …), so that a drift of the machine affects both alike.
 
-How many pairs there are follows from how much the first ones scatter and from what the search hopes for, never from the
-gain that they show: who measures on until the result pleases finds gains that are none (Stein's two stages, Annals of
-Mathematical Statistics 16, 1945, https://doi.org/10.1214/aoms/1177731088). What ends early is only what is refused, and
-it has no interval: pairs that stop because of what they show are no sample of the gain.
+The number of pairs depends on the variance of the first ones and on the gain that the search saw, never on the observed
+gain: optional stopping would produce false positives (Stein's two stages, Annals of Mathematical Statistics 16, 1945,
+https://doi.org/10.1214/aoms/1177731088). Only a confirmation that is refused ends early, and it has no interval: pairs
+that stop because of their gains are no sample of the gain.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.tuning.agreement import Agreement, not_kept
 from muai_lab.tuning.bench import Bench
 from muai_lab.tuning.block_result import BlockResult
-from muai_lab.tuning.objective import Constraints, Objective
+from muai_lab.tuning.objective import SLO_VIOLATION, Constraints, Objective
 from muai_lab.tuning.problem import TuningProblem
 from muai_lab.tuning.soak import Attainment, Soak, attainment_of
 from muai_lab.tuning.soak import not_kept as slo_not_kept
 
-_FIRST_LOOK = 3  # pairs after which a confirmation may be given up
+_FIRST_LOOK = 3  # pairs after which a confirmation may end early
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Figures of both configurations over the same blocks; per_block: (present, winner) of each block."""
+    """The values of both configurations over the same blocks. per_block: (present, winner) of each block."""
 
     present: float
     winner: float
@@ -48,16 +48,16 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Confirmation:
-    """What the pairs say. gain: geometric mean over the pairs, relative, with the ends of its 95 % interval.
+    """The outcome of the pairs.
 
-    low, high: None if the pairs were given up early, since no interval covers then. noise: what the mean over as many
-    pairs of equal configurations would differ from 0 by (standard deviation), as the repeats of the search tell.
-    attainment: share of the winner's requests that met the SLO, None without one. accepted: whether the winner may be
-    exported. kept: the attainment with its lower bound and the windows it comes from. between_starts: standard
-    deviation of runs of one configuration on servers started anew, as the pairs show it. blocks: blocks of a run.
-    block_s: their length. agreement: the winner's greedy tokens compared with those of fp32, on prompts that the search
-    has never seen; None if there is no such bound. next_pair: bounds of the gain that one further pair shows, in 19 of
-    20 cases; None if the pairs were given up early.
+    gain: Geometric mean over the pairs, relative. low, high: Ends of its 95 % interval; None if the pairs ended early,
+    since no interval covers then. noise: Standard deviation of the mean over as many pairs of equal configurations, by
+    the repeats of the search. attainment: Share of the winner's requests that met the SLO; None without an SLO.
+    accepted: True if the winner may be exported. kept: The attainment with its lower bound, and its windows.
+    between_starts: Standard deviation of runs of one configuration on servers started anew, by the pairs. blocks,
+    block_s: Number of blocks in a run, and their length. agreement: The winner's greedy tokens compared with those of
+    fp32, on prompts that the search has never seen; None if there is no such bound. next_pair: Bounds of the gain that
+    one further pair shows, in 19 of 20 cases; None if the pairs ended early.
     """
 
     pairs: tuple[Pair, ...]
@@ -78,9 +78,9 @@ class Confirmation:
 
 @dataclass(slots=True)
 class WinnerLoad:
-    """The winner's load.
+    """The load that the winner served.
 
-    soaks: its soak windows, empty where runs are blocks with a drain between them. agreement: see `Confirmation`.
+    soaks: Its soak windows; empty if runs are blocks with a drain between them. agreement: See `Confirmation`.
     """
 
     blocks: list[BlockResult] = field(default_factory=list)
@@ -190,10 +190,12 @@ def _given_up(so_far: Confirmation, needed: int) -> Confirmation:
 
 
 def pairs_to_tell(factors: Floats, hoped: float, noise: float) -> int | None:
-    """Pairs after which the interval of a gain as hoped ends above the noise, in four of five cases; None for no gain.
+    """Return the number of pairs after which the interval of the hoped gain is above the noise, in four of five cases.
 
-    factors: logarithms of those of the pairs so far, whose spread alone is used. hoped: such a logarithm, too. noise:
-    of one run.
+    Args:
+        factors: Logarithms of the factors of the pairs so far. Only their spread is used.
+        hoped: Logarithm of the hoped factor. None is returned if it is no gain.
+        noise: Of one run.
     """
     if hoped <= 0.0:
         return None
@@ -204,7 +206,7 @@ def pairs_to_tell(factors: Floats, hoped: float, noise: float) -> int | None:
 
 
 def _noise_of_mean(noise: float, pairs: int) -> float:
-    """What the mean over pairs of equal runs differs from 0 by. noise: of one run."""
+    """The standard deviation of the mean over pairs of equal runs. noise: Of one run."""
     return noise * math.sqrt(2.0 / pairs)
 
 
@@ -223,12 +225,17 @@ def _pair(
 def judge_pairs(pairs: Sequence[Pair], served: WinnerLoad, problem: TuningProblem, noise: float) -> Confirmation:
     """Accept the winner if the lower end of its gain's interval is above the noise and every bound holds.
 
-    Of each pair the logarithm of the factor between its runs counts, so that twice and half weigh the same and one pair
-    in which the present configuration broke down does not blow up the interval: the gain is a geometric mean. The
-    interval is Student's t over the pairs, with the spread between them, but never less than what resampling the blocks
-    within each pair (the same blocks in both runs) shows. The noise of the search adds what its longer look at equal
-    runs knows: it is that of one run, and of a mean over pairs smaller. Where there are soak windows, the lower bound
-    of the attainment must reach the quantile; and that of the agreement its bound, if there is one.
+    The gain is a geometric mean: each pair counts with the logarithm of the factor between its runs. Twice and half
+    then weigh the same, and one pair in which the present configuration broke down does not widen the interval much.
+    The interval is Student's t over the pairs. Its spread is at least the one that resampling the blocks within each
+    pair shows. The noise of the search is that of one run, and is smaller for a mean over pairs. The lower bounds of
+    attainment (with soak windows) and agreement must reach their limits.
+
+    Args:
+        pairs: One or more.
+        served: The load that the winner served in them.
+        problem: Objective and constraints.
+        noise: Of one run, relative standard deviation.
     """
     objective, bounds = problem.objective, problem.constraints
     factors = _log_factors(pairs, objective)
@@ -265,7 +272,7 @@ def judge_pairs(pairs: Sequence[Pair], served: WinnerLoad, problem: TuningProble
 def _of_next_pair(factors: Floats, within: float, objective: Objective) -> tuple[float, float] | None:
     """Bounds of one further pair's gain, in 19 of 20 cases: Student's t prediction from the pairs; None from one.
 
-    within: variance of a factor by the blocks of its runs, the least that is believed.
+    within: Variance of a factor by the blocks of its runs, which is the least that is assumed.
     """
     if len(factors) < 2:
         return None
@@ -287,8 +294,8 @@ def _broken(
     if least is not None and (reason := _disagreement(served.agreement, least)) is not None:
         return reason
     if kept is not None and bounds.quantile is not None:
-        if "promise" in missed:
-            return f"only {kept.value:.1%} of its requests kept the promise, {bounds.quantile:.0%} are to"
+        if SLO_VIOLATION in missed:
+            return f"only {kept.value:.1%} of its requests met the SLO, and {bounds.quantile:.0%} must"
         if soaks and (reason := slo_not_kept(soaks, kept, bounds.quantile)) is not None:
             return reason
     return f"more than {bounds.max_errors:.0%} of its requests failed" if "errors" in missed else None

@@ -1,4 +1,4 @@
-"""Which engines are tuned, each in a space of its own."""
+"""The engines that are tuned, each in a space of its own."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from muai_lab.tuning.space_file import read_search_space
 
 
 def spaces_of(settings: LabSettings, source: ModelSource) -> tuple[dict[EngineName, SearchSpace], list[EngineStudy]]:
-    """The space of each engine that can serve the model here, and the others with their reasons.
+    """Return the space of each engine that can serve the model here, and the other engines with their reasons.
 
-    Raises EngineError where none can, and what `read_search_space` raises.
+    Raises:
+        EngineError: No engine can.
+        MuaiError: See `read_search_space`.
     """
     optimization = settings.optimization
     spaces: dict[EngineName, SearchSpace] = {}
@@ -37,5 +39,5 @@ def spaces_of(settings: LabSettings, source: ModelSource) -> tuple[dict[EngineNa
 
 
 def on_engine(optimization: OptimizationSettings, engine: EngineName) -> OptimizationSettings:
-    """The configuration with this engine only: a trial must not fall back to another."""
+    """Return the configuration with this engine only: a trial must not fall back to another."""
     return with_values(optimization, {"engine_preference": (engine,)})

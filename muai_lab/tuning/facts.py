@@ -1,4 +1,4 @@
-"""What a study was made of: to tell whether trials are comparable, and for people who judge the result."""
+"""The facts of a study: those that make trials comparable, and those that people need to judge the result."""
 
 from __future__ import annotations
 
@@ -27,9 +27,17 @@ def study_identity(
     present: OptimizationSettings,
     soaked: bool = False,
 ) -> Mapping[str, Any]:
-    """What must be equal for trials to be comparable.
+    """Return the facts that must be equal for trials to be comparable.
 
-    machine: as `hardware()` describes it. soaked: whether each trial is one soak window.
+    Args:
+        settings: Of the tuning.
+        source: The model.
+        machine: As `hardware()` describes it.
+        blocks_hash: Hash of the load.
+        engine: The engine that is searched.
+        space: Its search space.
+        present: The present configuration on it.
+        soaked: True if each trial is one soak window.
     """
     tuning = settings.tuning
     return {
@@ -62,7 +70,7 @@ def study_identity(
 
 
 def baseline_of(resolved: Resolved) -> str:
-    """What the present configuration is: its file, and what variables, choices and overrides set above it."""
+    """Describe the present configuration: its file, and the values that variables, choices and overrides set."""
     told = str(resolved.file) if resolved.file is not None else "the defaults (no configuration file)"
     above = [
         f"{entry.key.path}={show(entry.value)} ({entry.origin})"
@@ -75,9 +83,9 @@ def baseline_of(resolved: Resolved) -> str:
 def study_facts(
     settings: LabSettings, source: ModelSource, machine: Mapping[str, Any], blocks_hash: str, *, baseline: str
 ) -> dict[str, str]:
-    """What a reader of the exported file needs to judge it, but for the study itself. baseline: see `baseline_of`."""
+    """Return the facts that a reader of the exported file needs to judge it. baseline: See `baseline_of`."""
     slo, arrival = settings.slo, settings.arrival
-    promises = [
+    bounds = [
         f"{name} {bound:g} ms"
         for name, bound in (("TTFT", slo.ttft_ms), ("TPOT", slo.tpot_ms), ("whole request", slo.e2e_ms))
         if bound is not None
@@ -94,7 +102,7 @@ def study_facts(
         "baseline": baseline,
         "model": f"{settings.model.name} ({source.kind}, {(source.content_hash or 'no hash')[:12]})",
         "workload": f"{settings.workload.name}, {load}; hash {blocks_hash[:16]}",
-        "SLO": f"{', '.join(promises)} for {slo.quantile:.0%} of the requests" if promises else "none",
+        "SLO": f"{', '.join(bounds)} for {slo.quantile:.0%} of the requests" if bounds else "none",
         "hardware": f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB{gpus}",
         "instruction sets": " ".join(machine["instruction_sets"] or ["not known"]),
         "versions": ", ".join(

@@ -1,4 +1,4 @@
-"""What a study is a study of: trials of anything else must not be mixed into it."""
+"""The identity of a study: trials of anything else must not be mixed into it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,16 @@ _MOST_SHOWN = 12
 
 
 def check_same(found: Identity, wanted: Identity, name: str) -> None:
-    """Raises RunError with every difference when the study was made for something else than is asked for now."""
+    """Compare the identity of a study with the one that is needed now.
+
+    Args:
+        found: Of the study.
+        wanted: The one that is needed.
+        name: Of the study.
+
+    Raises:
+        RunError: They differ; the message lists the differences.
+    """
     before, now = flatten(found), flatten(wanted)
     keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     if not keys:

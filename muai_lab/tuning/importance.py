@@ -1,4 +1,4 @@
-"""How much each key matters in a study, by what its trials show."""
+"""The importance of each key in a study, by its trials."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from muai_lab.tuning.objective import Objective
 from muai_lab.tuning.search_space import SearchSpace
 from muai_lab.tuning.trials import TrialRecord
 
-# With fewer configurations than this for each key an importance is a guess.
+# With fewer configurations for each key than this, an importance is a guess.
 FEWEST_FOR_A_KEY = 3
 
 
 def importance_of(trials: Sequence[TrialRecord], space: SearchSpace, objective: Objective) -> dict[str, float]:
-    """Share of each key in what makes good trials differ (PED-ANOVA, Watanabe et al. 2023), most important first.
+    """Return the share of each key in the differences between good trials, most important first.
 
-    Trials that were given up count with their value so far; Optuna by itself would look at complete ones only, of which
-    pruning leaves few. Keys with a condition are left out. Empty where there are too few different configurations,
-    or nothing varies.
+    The method is PED-ANOVA (Watanabe et al. 2023). Pruned trials count with their value so far; Optuna by itself would
+    use complete ones only, of which pruning leaves few. Keys with a condition are left out. The result is empty if
+    there are too few different configurations, or nothing varies.
     """
     import optuna
 
@@ -47,5 +47,5 @@ def importance_of(trials: Sequence[TrialRecord], space: SearchSpace, objective: 
                 study, evaluator=optuna.importance.PedAnovaImportanceEvaluator(), params=paths
             )
         except (ValueError, RuntimeError):
-            return {}  # the same value everywhere: there is nothing to share out
+            return {}  # the same value everywhere
     return {path: share for path, share in found.items() if share == share}

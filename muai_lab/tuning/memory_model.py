@@ -1,7 +1,7 @@
-"""Whether a configuration can fit into memory, by calculation: what cannot is never started.
+"""The memory that a configuration needs, by calculation: a configuration that cannot fit is never started.
 
-Weights, the key/value tensors of every slot, and the budget of the prefix cache. What a library needs for itself is not
-known beforehand; the share of memory that may be planned with (tuning.memory_fraction) leaves room for it.
+It is the sum of weights, the key/value tensors of every slot, and the budget of the prefix cache. The memory that
+libraries need for themselves is not known beforehand; `tuning.memory_fraction` leaves room for it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _INT8_BYTES = 1.0
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """What memory depends on. parameters: how many numbers the weights hold. kv_values: numbers of one position."""
+    """The sizes of a model. parameters: Numbers in the weights. kv_values: Key/value numbers of one position."""
 
     parameters: int
     kv_values: int
@@ -32,7 +32,7 @@ class ModelShape:
 
     @classmethod
     def read(cls, path: Path) -> ModelShape | None:
-        """The shape of a checkpoint directory; None where its config.json does not say."""
+        """Return the shape of a checkpoint directory; None if its config.json does not have it."""
         try:
             config: dict[str, Any] = json.loads((path / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -50,7 +50,7 @@ class ModelShape:
 
 
 def _parameters(file: Path) -> int:
-    """Numbers in a safetensors file, by its header: the length (8 bytes, little endian), then JSON with all shapes."""
+    """The count of numbers in a safetensors file, by its header: its length (8 bytes, little endian), then JSON."""
     with file.open("rb") as opened:
         header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
     total = 0
@@ -83,10 +83,16 @@ class MemoryNeed:
 def memory_need(
     optimization: OptimizationSettings, engine: EngineName, shape: ModelShape, *, default_dtype: str
 ) -> MemoryNeed:
-    """What the engine needs for this model. default_dtype: what `auto` is on this device.
+    """Return the memory that an engine needs for a model.
 
-    vLLM keeps all key/value tensors, those of running sequences too, inside the cache's budget; on a GPU without one it
-    takes its share of the memory, whatever that is, so only the weights count.
+    vLLM keeps all key/value tensors, those of running sequences too, inside the cache's budget. On a GPU without one it
+    takes its share of the memory, so only the weights count.
+
+    Args:
+        optimization: The configuration.
+        engine: The engine.
+        shape: Of the model.
+        default_dtype: The data type that `auto` is on this device.
     """
     section = getattr(optimization, engine)
     dtype = default_dtype if section.dtype == "auto" else section.dtype
@@ -106,7 +112,10 @@ def memory_need(
 def memory_screen(
     engine: EngineName, shape: ModelShape | None, capacity_bytes: float, fraction: float, *, default_dtype: str
 ) -> Screen:
-    """Refuses what needs more than `fraction` of the device's memory; nothing where the model's shape is not known."""
+    """Return a screen for configurations that need more than `fraction` of the device's memory.
+
+    It rejects nothing if the model's shape is not known.
+    """
 
     def screen(optimization: OptimizationSettings) -> Rejection | None:
         if shape is None:
@@ -122,9 +131,9 @@ def memory_screen(
 
 
 def capacity_of(hardware: Mapping[str, Any], *, on_gpu: bool) -> float:
-    """Memory in bytes of the device that serves; hardware: as a run's manifest has it.
+    """Return the memory of the device that serves, bytes. hardware: As a run's manifest has it.
 
-    Infinite for a GPU of which nothing is known: no configuration can then be refused beforehand.
+    It is infinite for an unknown GPU: no configuration can then be rejected beforehand.
     """
     if not on_gpu:
         return float(hardware["memory_bytes"])

@@ -1,4 +1,4 @@
-"""What is to get better, and what must hold: objectives and constraints over the blocks of a trial."""
+"""Objectives and constraints over the blocks of a trial."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ from muai_lab.tuning.block_result import BlockResult, attainment, error_share
 
 _MOST_FACTOR = 100.0
 _GROWING = 0.01  # the violation of a backlog that grows while the requests still meet the SLO
+SLO_VIOLATION = "promise"
+"""The name of the violation of the SLO in the records of a study."""
+_NAMES = {SLO_VIOLATION: "SLO"}  # for people
 
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """One figure of merit. value: from the blocks of a trial. worst: what a configuration gets that does not serve."""
+    """One objective. value: Computes it from the blocks of a trial. worst: The value of a configuration that does not
+    serve."""
 
     name: str
     title: str
@@ -31,43 +35,42 @@ class Objective:
 
     @property
     def direction(self) -> Literal["maximize", "minimize"]:
-        """As Optuna calls it."""
+        """The direction, in Optuna's words."""
         return "maximize" if self.larger_is_better else "minimize"
 
     def gain(self, new: float, old: float) -> float:
-        """How much better `new` is than `old`, relative to `old`; above 0 is better, whatever the direction."""
+        """Return the improvement of `new` over `old`, relative to `old`; above 0 is better, whatever the direction."""
         change = new - old if self.larger_is_better else old - new
         if old == 0.0:
             return math.copysign(1.0, change) if change else 0.0
         return change / abs(old)
 
     def log_gain(self, new: float, old: float) -> float:
-        """Logarithm of the factor by which `new` is better than `old`; factors beyond a hundred count as a hundred."""
+        """Return the logarithm of the factor by which `new` is better; factors beyond a hundred count as a hundred."""
         factor = new / old if old > 0.0 else math.inf if new > 0.0 else 1.0
         bounded = math.log(min(max(factor, 1.0 / _MOST_FACTOR), _MOST_FACTOR))
         return bounded if self.larger_is_better else -bounded
 
     def gain_of_log(self, log_gain: float) -> float:
-        """The gain, as `gain` tells it, of such a logarithm."""
+        """Return the gain, as `gain` has it, of such a logarithm."""
         return math.expm1(log_gain) if self.larger_is_better else -math.expm1(-log_gain)
 
     def log_of_gain(self, gain: float) -> float:
-        """The logarithm whose gain it is; gains beyond a factor of a hundred count as that."""
+        """Return the logarithm of a gain; gains beyond a factor of a hundred count as that."""
         return self.log_gain(1.0 + gain if self.larger_is_better else 1.0 - gain, 1.0)
 
     def per_block(self, blocks: Sequence[BlockResult]) -> list[float]:
-        """The figure of each block by itself, for comparison block by block."""
+        """Return the value of each block by itself."""
         return [self.value([block]) for block in blocks]
 
 
 def objectives_of(settings: LabSettings) -> tuple[Objective, ...]:
-    """The objectives that the settings ask for. Raises RunError for goodput without a promise."""
+    """Return the objectives of the settings. Raises RunError for goodput without an SLO."""
     tuning, slo = settings.tuning, settings.slo
-    promised = has_slo(slo)
-    if "goodput" in tuning.objectives and not promised:
+    if "goodput" in tuning.objectives and not has_slo(slo):
         raise RunError(
-            "goodput counts the requests that keep a promise, and nothing is promised: choose one (slo=interactive) or "
-            "another objective (tuning.objectives=[throughput])"
+            "goodput counts the requests that meet an SLO, and none is set: choose one (slo=interactive) or another "
+            "objective (tuning.objectives=[throughput])"
         )
     per_second = tuning.cost_per_hour / 3600.0
     timeout_s = settings.load.request_timeout_s
@@ -109,7 +112,11 @@ def _p99(blocks: Sequence[BlockResult], timeout_s: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Constraints:
-    """What must hold. quantile: share of the requests that must keep the promise, None when nothing was promised."""
+    """Bounds that must hold.
+
+    quantile: Share of the requests that must meet the SLO; None without an SLO. max_errors: Share of the requests that
+    may fail. min_agreement: Share of greedy tokens that must be those of fp32; None if they are not compared.
+    """
 
     quantile: float | None = None
     max_errors: float = 0.01
@@ -117,7 +124,7 @@ class Constraints:
 
     @classmethod
     def of(cls, settings: LabSettings) -> Constraints:
-        """The bounds of the settings."""
+        """Return the bounds of the settings."""
         slo = settings.slo
         tuning = settings.tuning
         return cls(slo.quantile if has_slo(slo) else None, tuning.max_errors, tuning.min_agreement)
@@ -125,27 +132,30 @@ class Constraints:
     def violations(
         self, blocks: Sequence[BlockResult], agreement: Agreement | None, *, growing: bool = False
     ) -> dict[str, float]:
-        """How far each bound is missed, relative to the bound: 0 or less holds, 1 is as bad as can be.
+        """Return the distance of each bound that is missed, relative to the bound: 0 or less holds, 1 is the worst.
 
-        agreement: greedy tokens compared with those of fp32, whose lower bound counts; None if they were not compared.
-        growing: whether the load ended with a growing backlog, which no longer run would keep the SLO with.
+        Args:
+            blocks: Of the run.
+            agreement: Greedy tokens compared with those of fp32, whose lower bound counts; None if they were not
+                compared.
+            growing: True if the load ended with a growing backlog. A longer run would then miss the SLO.
         """
         found = {"serves": 0.0, "memory": 0.0, "errors": _over(error_share(blocks), self.max_errors)}
         if self.quantile is not None:
             missed = (self.quantile - attainment(blocks)) / self.quantile
-            found["promise"] = max(missed, _GROWING) if growing else missed
+            found[SLO_VIOLATION] = max(missed, _GROWING) if growing else missed
         if self.min_agreement is not None:
-            low = self.min_agreement if agreement is None else agreement.low  # what is not known must not steer
+            low = self.min_agreement if agreement is None else agreement.low  # an unknown agreement must not steer
             found["agreement"] = (self.min_agreement - low) / self.min_agreement
         return found
 
     def of_failure(self, constraint: str, excess: float = 1.0) -> dict[str, float]:
-        """The violations of a configuration that was not measured: all as bad as can be, its own cause by `excess`."""
+        """Return the violations of a configuration that was not measured: the worst, and `excess` for its own cause."""
         found = {"serves": 1.0, "memory": 0.0, "errors": 1.0}
         if self.quantile is not None:
-            found["promise"] = 1.0
+            found[SLO_VIOLATION] = 1.0
         if self.min_agreement is not None:
-            found["agreement"] = 0.0  # nothing is known of it, and a bound that is not known to fail must not steer
+            found["agreement"] = 0.0  # as above
         return found | {constraint: min(max(excess, 0.01), 1.0)}
 
 
@@ -154,10 +164,10 @@ def _over(share: float, bound: float) -> float:
 
 
 def missed(violations: Mapping[str, float]) -> str:
-    """The bounds that are missed, by name: `promise, errors`; empty if every bound is kept."""
-    return ", ".join(name for name, value in violations.items() if value > 0.0)
+    """Return the names of the bounds that are missed: `SLO, errors`; empty if every bound is kept."""
+    return ", ".join(_NAMES.get(name, name) for name, value in violations.items() if value > 0.0)
 
 
 def total_violation(violations: Mapping[str, float]) -> float:
-    """The sum of what is missed; 0 for a configuration that keeps every bound."""
+    """Return the sum of the violations; 0 for a configuration that keeps every bound."""
     return sum(max(value, 0.0) for value in violations.values())

@@ -1,4 +1,4 @@
-"""`report.html` of a tuning: what was found, whether it may be trusted, and what was tried to find it."""
+"""`report.html` of a tuning: the result, the evidence for it, and the trials."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from muai_lab.settings.lab import LabSettings
 from muai_lab.tuning.block_result import attainment
 from muai_lab.tuning.header import not_examined, statements
 from muai_lab.tuning.importance import importance_of
-from muai_lab.tuning.objective import Objective, missed, objectives_of
+from muai_lab.tuning.objective import SLO_VIOLATION, Objective, missed, objectives_of
 from muai_lab.tuning.plots import (
     FEWEST_RANDOM,
     frontier_figure,
@@ -109,7 +109,7 @@ def _noise(result: TuningResult) -> str | None:
 
 
 def _changes_grid(settings: LabSettings, result: TuningResult) -> Grid | None:
-    """Every change of the best configuration: what it was worth by itself, and whether it stayed."""
+    """Every change of the best configuration, its worth by itself, and its fate."""
     rows = []
     if result.engine_preference is not None:
         before = show(list(settings.optimization.engine_preference))
@@ -182,7 +182,7 @@ def _front_grid(trials: Sequence[TrialRecord], objectives: Sequence[Objective]) 
 def _trials_grid(trials: Sequence[TrialRecord], problem: TuningProblem) -> Grid:
     names = {"present": "present", "random": "random", "search": "proposed", "again": "best, again"}
     objectives = problem.objectives
-    has_slo = any("promise" in trial.violations for trial in trials)
+    has_slo = any(SLO_VIOLATION in trial.violations for trial in trials)
     compared = any(trial.agreement is not None for trial in trials)
     rows = []
     for trial in trials:

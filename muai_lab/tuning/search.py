@@ -34,17 +34,17 @@ from muai_lab.tuning.trials import (
 )
 from muai_lab.wording import plural
 
-# So many configurations that all crash, the first among them, are the machine's or the model's fault.
+# If this number of configurations crash, the first among them, the machine or the model is at fault.
 _CRASHES = 5
-# A sampler that proposes only known points is helped out with a new one.
+# After this number of known points in a row the search proposes a new one instead of the sampler.
 _REPEATS = 3
 _REJECTIONS = 200
-# Those that noise alone could have put behind the best are measured again before one of them is chosen.
+# Configurations that noise alone could have put behind the best are measured again before one of them is chosen.
 _FINALISTS = 3
 
 
 class EngineUnmeasurable(RunError):
-    """Nothing can be learnt about an engine here: its present configuration fails, or every one does."""
+    """An engine cannot be searched here: its present configuration fails, or every one does."""
 
 
 class SearchWatcher(Protocol):
@@ -54,7 +54,7 @@ class SearchWatcher(Protocol):
         """A trial is about to be measured."""
 
     def ended(self, record: TrialRecord, best: Standing | None, done: int) -> None:
-        """A trial has ended; best: the best so far. done: trials of the study that count towards its budget."""
+        """A trial has ended. best: The best so far. done: Trials of the study that count towards its budget."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +114,11 @@ class Search:
         self._rejections = 0
 
     def run(self) -> str:
-        """Search; returns why it stopped.
+        """Search; return the reason why it stopped.
 
-        Raises Interrupted; EngineUnmeasurable when the present configuration cannot be measured, or nothing serves.
+        Raises:
+            Interrupted: A stop was requested.
+            EngineUnmeasurable: The present configuration cannot be measured, or none serves.
         """
         while (reason := self._stop_reason()) is None:
             self._bench.switch.check()
@@ -127,11 +129,11 @@ class Search:
         return reason
 
     def best(self) -> Standing | None:
-        """The best configuration so far, None while none was measured to the end."""
+        """Return the best configuration so far; None if none was measured to the end."""
         return next(iter(standings(self._study.records(), self._objective)), None)
 
     def noise(self) -> TrialNoise:
-        """How much measurements of one configuration differ."""
+        """Return the noise of measurements of one configuration."""
         return noise_of(self._study.records(), self._objective)
 
     def _one(self) -> TrialRecord:
@@ -201,11 +203,11 @@ class Search:
         return found
 
     def _known_to_differ(self, point: Point) -> Rejection | None:
-        """What data type and quantisation do to the tokens need be seen only once."""
+        """Reject a point whose data type and quantisation changed too many tokens in an earlier trial."""
         least, known = self._problem.constraints.min_agreement, self._known_agreement(point)
         if least is None or (reason := not_kept(known, least)) is None:
             return None
-        assert known is not None, "what is not known is kept"
+        assert known is not None, "an unknown agreement is not rejected"
         return Rejection("agreement", 1.0 - known.low / least, f"as an earlier trial showed, {reason}")
 
     def _known_agreement(self, point: Point) -> Agreement | None:
@@ -223,7 +225,7 @@ class Search:
         return tuple(objective.worst for objective in self._problem.objectives)
 
     def _give_up(self, draft: Draft) -> GiveUp:
-        """What decides after each block; the present configuration and the best so far are always measured whole."""
+        """The rule that prunes a trial. The present configuration and the best so far are always measured whole."""
         best = self.best()
         if not self._budget.pruning or best is None or draft.kind in ("present", "again"):
             return lambda blocks: None
@@ -247,7 +249,7 @@ class Search:
         return give_up
 
     def _keep_measuring_the_best(self) -> None:
-        """Queue the best so far once more when it is time; the present configuration right after its first time."""
+        """Queue the best so far again at regular intervals; the present configuration right after its first trial."""
         trials = self._study.records()
         best = next(iter(standings(trials, self._objective)), None)
         if best is None:
@@ -262,7 +264,7 @@ class Search:
             self._study.ask_for(best.point, "again", of=best.number)
 
     def _run_off(self) -> int:
-        """Measure those again that noise alone could have put behind the best, or in front; returns their number."""
+        """Repeat configurations that noise alone could have put behind the best, or before it; return their number."""
         objective = self._objective
         for done in range(_FINALISTS):
             found = standings(self._study.records(), objective)
@@ -301,7 +303,7 @@ class Search:
         return None
 
     def _nothing_to_gain(self) -> str | None:
-        """Why nobody can do better than the best by more than the noise: it keeps the promise for the whole load."""
+        """The reason why no configuration can be better by more than the noise: the best keeps the SLO for all load."""
         best = self.best()
         if not self._fixed_load or [one.name for one in self._problem.objectives] != ["goodput"]:
             return None
@@ -313,14 +315,14 @@ class Search:
         if 1.0 - kept > self.noise().run:
             return None
         return (
-            f"{kept:.1%} of the offered requests ({best.value:.3g} a second) are kept to the promise, so that no "
-            "configuration can do better by more than the noise: raise arrival.rate, or use arrival=closed"
+            f"{kept:.1%} of the offered requests ({best.value:.3g} a second) meet the SLO, so that no configuration "
+            "can do better by more than the noise: raise arrival.rate, or use arrival=closed"
         )
 
     def _queue_an_unknown_point(self) -> bool:
-        """Queue the point nearest to the best so far that was not measured; False where there is none left.
+        """Queue the point nearest to the best so far that was not measured; return False if none is left.
 
-        In a space too large to be listed the sampler is left alone, since it will come upon new points by itself.
+        In a space that is too large to list, the sampler is left alone: it finds new points by itself.
         """
         self._repeats = 0
         points = list(every_point(self._problem.space, self._problem.present))
@@ -335,7 +337,7 @@ class Search:
         return True
 
     def _check_start(self, record: TrialRecord) -> None:
-        """Raise RunError when there is no sense in going on."""
+        """Raise EngineUnmeasurable if further trials are useless."""
         if record.kind == "present" and record.outcome in ("crashed", "unmeasurable"):
             advice = (
                 "lower arrival.rate or arrival.concurrency, or end what else keeps this machine busy"

@@ -1,4 +1,4 @@
-"""What is known from the trials of a study: the best so far, the noise, the drift. Pure functions over records."""
+"""The findings from the trials of a study: the best so far, the noise, the drift. Pure functions over records."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import numpy as np
 
 from muai_lab.tuning.agreement import Agreement, not_kept
 from muai_lab.tuning.block_result import BlockResult
-from muai_lab.tuning.objective import Constraints, Objective, total_violation
+from muai_lab.tuning.objective import SLO_VIOLATION, Constraints, Objective, total_violation
 from muai_lab.tuning.pruning import ASSUMED_BLOCK_NOISE
 from muai_lab.tuning.search_space import Point
 from muai_lab.wording import plural
 
 TrialKind = Literal["present", "random", "search", "again"]
-"""present: the configuration that runs today; again: the best so far, measured once more."""
+"""present: The configuration that runs today. again: The best so far, measured once more."""
 TrialOutcome = Literal["measured", "pruned", "crashed", "rejected", "unmeasurable", "repeated", "lost"]
-"""lost: its process died or was interrupted. repeated: a point that was measured already, so it was not again."""
+"""lost: Its process died or was interrupted. repeated: The point was measured before, so it was not measured again."""
 
 TOOK_TIME = frozenset({"measured", "pruned", "crashed"})
-# Until a configuration was measured twice, runs are taken to differ by this share.
+# Until a configuration was measured twice, runs are assumed to differ by this share.
 ASSUMED_NOISE = 0.02
 ENOUGH_REPEATS = 3
 
@@ -33,9 +33,9 @@ ENOUGH_REPEATS = 3
 class TrialRecord:
     """One trial of the study.
 
-    number: the one that the study's database gave it, from 0; the log, the page and the result use no other.
-    values: one per objective, None where nothing was measured. seconds: its whole time, of it load_s under load and
-    start_s for a start of the server. restarted: whether the server had to be started for it. ended_at: Unix time.
+    number: The number that the study's database gave it, from 0; the log, the page and the result use no other.
+    values: One per objective; None if nothing was measured. seconds: Its whole time, of which load_s under load and
+    start_s for a start of the server. restarted: True if the server was started for it. ended_at: Unix time.
     """
 
     number: int
@@ -55,12 +55,12 @@ class TrialRecord:
 
     @property
     def overhead_s(self) -> float:
-        """What the trial cost beyond its load and a start of the server."""
+        """The time of the trial beyond its load and a start of the server."""
         return self.seconds - self.load_s - self.start_s
 
     @property
     def feasible(self) -> bool:
-        """Whether it keeps every bound."""
+        """True if it keeps every bound."""
         return total_violation(self.violations) <= 0.0
 
     @property
@@ -71,23 +71,23 @@ class TrialRecord:
 
 OUTCOMES: Mapping[TrialOutcome, str] = {
     "measured": "measured to the end",
-    "pruned": "given up early",
+    "pruned": "pruned",
     "crashed": "did not serve",
     "unmeasurable": "could not be measured",
     "rejected": "refused by calculation",
     "repeated": "the same as another",
     "lost": "lost",
 }
-"""How each outcome is called, in the log and on the page."""
+"""The name of each outcome in the log and on the page."""
 
 
 def budget_used(trials: Sequence[TrialRecord]) -> int:
-    """Trials that count towards `tuning.n_trials`, and wherever trials are counted: those that took time."""
+    """Return the number of trials that took time: they alone count, as for `tuning.n_trials`."""
     return sum(trial.outcome in TOOK_TIME for trial in trials)
 
 
 def tally(trials: Sequence[TrialRecord]) -> str:
-    """`12 trials: 9 measured to the end, 2 given up early, 1 did not serve; besides 3 refused by calculation`."""
+    """Return a line such as `12 trials: 9 measured to the end, 2 pruned, 1 did not serve; besides 3 …`."""
     counts = Counter(trial.outcome for trial in trials)
 
     def listed(count_towards_budget: bool) -> str:
@@ -99,16 +99,16 @@ def tally(trials: Sequence[TrialRecord]) -> str:
 
 
 def point_key(point: Point) -> str:
-    """A text that is equal for equal points."""
+    """Return a text that is equal for equal points."""
     return json.dumps(dict(point), sort_keys=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A configuration with all its whole measurements.
+    """A configuration with all its complete measurements.
 
-    value: mean of the first objective over its runs. violation: mean of its runs' total. per_block: mean figure of each
-    block.
+    value: Mean of the first objective over its runs. violation: Mean of the total violations of its runs. per_block:
+    Mean value of each block.
     """
 
     point: Point
@@ -119,7 +119,7 @@ class Standing:
 
     @property
     def feasible(self) -> bool:
-        """Whether it keeps every bound, by the mean of its runs."""
+        """True if it keeps every bound, by the mean of its runs."""
         return self.violation <= 0.0
 
     @property
@@ -134,10 +134,10 @@ class Standing:
 
 
 def standings(trials: Sequence[TrialRecord], objective: Objective) -> list[Standing]:
-    """Every configuration that was measured to the end, best first.
+    """Return every configuration that was measured to the end, best first.
 
-    Those that keep every bound come first, by the objective; then the others, by how far they miss. A configuration
-    measured several times counts with the mean of its runs, which takes the luck out of its first one.
+    Those that keep every bound come first, by the objective; then the others, by the size of their violations. A
+    configuration measured several times counts with the mean of its runs, so that a lucky first run counts less.
     """
     by_point: dict[str, list[TrialRecord]] = {}
     for trial in trials:
@@ -185,11 +185,11 @@ ASSUMED_RUN_NOISE = RunNoise(ASSUMED_NOISE**2, 0)
 
 @dataclass(frozen=True, slots=True)
 class TrialNoise:
-    """How much measurements of one and the same configuration differ, relative to their mean (standard deviations).
+    """Standard deviations of measurements of one configuration, relative to their mean.
 
-    run: of whole trials; block: of single blocks. samples: measurements beyond the first of their configuration, from
-    which it is known; 0 means that the figures are assumed. drift: fitted relative change of the same configuration
-    from the first repeat to the last, None while too few measurements tell.
+    run: Of whole trials. block: Of single blocks. samples: Measurements beyond the first of their configuration, from
+    which the noise is known; 0 if it is assumed. drift: Fitted relative change of the same configuration from the first
+    repeat to the last; None with fewer than three repeats.
     """
 
     run: float
@@ -204,7 +204,7 @@ class TrialNoise:
 
 
 def noise_of(trials: Sequence[TrialRecord], objective: Objective) -> TrialNoise:
-    """The noise, from all configurations that were measured to the end more than once."""
+    """Return the noise, from all configurations that were measured to the end more than once."""
     repeated = [standing for standing in standings(trials, objective) if len(standing.runs) > 1]
     samples = sum(len(standing.runs) - 1 for standing in repeated)
     if not samples:
@@ -220,7 +220,7 @@ def noise_of(trials: Sequence[TrialRecord], objective: Objective) -> TrialNoise:
             blocks.append((np.array(objective.per_block(run.blocks)) - standing.per_block) / level)
             times.append(run.ended_at - np.mean([other.ended_at for other in standing.runs]))
     per_block = np.concatenate(blocks)
-    # Two runs may happen to agree: until there are enough, what is assumed counts for the repeats that are missing.
+    # Two runs may happen to agree: until there are enough, the assumption counts for the repeats that are missing.
     missing = max(ENOUGH_REPEATS - samples, 0)
     seen, places = samples + missing, len(repeated[0].per_block)
     return TrialNoise(
@@ -238,7 +238,7 @@ def _drift(seconds: Any, deviations: Any) -> float | None:
 
 
 def trials_without_gain(trials: Sequence[TrialRecord], objective: Objective, noise: float) -> int:
-    """Configurations tried since the last that gained more than twice the noise over the best before it."""
+    """Return the number of configurations since the last that gained more than twice the noise over the best before."""
     best: TrialRecord | None = None
     since = 0
     for trial in trials:
@@ -263,7 +263,7 @@ def _beats(new: TrialRecord, old: TrialRecord, objective: Objective, by: float) 
 
 
 def pareto_front(trials: Sequence[TrialRecord], objectives: Sequence[Objective]) -> list[TrialRecord]:
-    """Measured trials that keep every bound and that no other betters in all objectives, in order of the first one."""
+    """Return the trials that keep every bound and that no other dominates, in order of the first objective."""
     candidates = [trial for trial in trials if trial.outcome == "measured" and trial.feasible and trial.values]
     front = [trial for trial in candidates if not any(_dominates(other, trial, objectives) for other in candidates)]
     return sorted(front, key=lambda trial: trial.values[0] if trial.values else 0.0)
@@ -277,15 +277,15 @@ def _dominates(one: TrialRecord, other: TrialRecord, objectives: Sequence[Object
 
 
 def missed_bounds(standing: Standing, bounds: Constraints) -> str | None:
-    """By how much the best configuration misses quality or promise; None when it keeps both."""
+    """Return the amount by which the best configuration misses agreement or SLO, in words; None if it keeps both."""
     first = standing.runs[0]
     if bounds.min_agreement is not None and (reason := not_kept(standing.agreement, bounds.min_agreement)) is not None:
         return f"of the best, {reason}"
-    violation = first.violations.get("promise", 0.0)
+    violation = first.violations.get(SLO_VIOLATION, 0.0)
     if bounds.quantile is None or standing.feasible or violation <= 0.0:
         return None
     kept = bounds.quantile * (1.0 - violation)
     return (
-        f"no configuration keeps the promise: with the best {kept:.1%} of the requests met it, and "
-        f"{bounds.quantile:.0%} are to"
+        f"no configuration keeps the SLO: with the best {kept:.1%} of the requests met it, and {bounds.quantile:.0%} "
+        "must"
     )

@@ -77,7 +77,7 @@ def test_a_winner_is_confirmed_and_only_what_earned_it_is_in_the_file(tuned, tmp
     assert read_result(tmp_path / "study") == result
 
 
-def test_a_promise_that_nobody_can_keep_is_told_without_looking_further(tuned) -> None:
+def test_an_slo_that_no_configuration_keeps_is_reported_without_looking_further(tuned) -> None:
     result, watcher = tuned(lambda: FakeArena(eight_is_best, noise=0.002))
 
     assert result.verdict == "refused"

@@ -19,7 +19,7 @@ from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.slo import Slo
 from muai_lab.tuning.bench import Bench, Switch
-from muai_lab.tuning.block_result import BlockResult, spoilt_by
+from muai_lab.tuning.block_result import BlockResult, why_invalid
 from muai_lab.tuning.confirmation import Pair, PairPlan, WinnerLoad, confirm, judge_pairs, pairs_to_tell
 from muai_lab.tuning.contribution import earn
 from muai_lab.tuning.load_blocks import FRESH
@@ -368,7 +368,7 @@ def test_pairs_follow_from_their_scatter_and_from_what_is_hoped_for(
 
 
 def test_the_noise_of_single_runs_is_not_held_against_a_gain_that_all_pairs_show() -> None:
-    """Measured: PyTorch at the edge of its promise, where runs of the present configuration differ by 39 %."""
+    """Measured: PyTorch at the edge of its SLO, where runs of the present configuration differ by 39 %."""
     factors = (2.722, 2.354, 1.964, 1.756, 1.702, 1.884)
     pairs = [
         Pair(10.0, 10.0 * factor, factor - 1.0, ((10.0, 10.0 * factor),) * 3, winner_first=False) for factor in factors
@@ -399,11 +399,11 @@ def test_more_pairs_for_a_wide_scatter_find_no_gains_that_are_none() -> None:
     assert 0.015 < accepted / tries < 0.04
 
 
-def test_a_winner_that_does_not_keep_the_promise_is_refused_and_says_by_how_much() -> None:
+def test_a_winner_that_does_not_keep_the_slo_is_refused_and_says_by_how_much() -> None:
     found, _ = confirmed(only_the_size_matters, bounds=Constraints(quantile=0.95))
 
     assert not found.accepted
-    assert "of its requests kept the promise, 95% are to" in found.reason
+    assert "of its requests met the SLO, and 95% must" in found.reason
 
 
 SHAPE = ModelShape(parameters=1_000_000_000, kv_values=100_000, max_positions=4096)
@@ -462,7 +462,7 @@ def test_the_embedded_model_s_shape_is_read_from_its_files(embedded_cache) -> No
 
 
 @pytest.mark.parametrize(
-    ("added_ms", "cpu_share", "slo", "spoilt"),
+    ("added_ms", "cpu_share", "slo", "invalid"),
     [
         (24.0, 0.5, Slo(ttft_ms=500.0), None),
         (26.0, 0.5, Slo(ttft_ms=500.0), "26.0 ms of the TTFT of 99 % of the requests, which must be within 500 ms"),
@@ -474,17 +474,17 @@ def test_the_embedded_model_s_shape_is_read_from_its_files(embedded_cache) -> No
         (8.0, 0.5, None, "it was late"),
     ],
 )
-def test_a_late_load_generator_spoils_a_block_by_what_was_promised(
-    added_ms: float, cpu_share: float, slo: Slo | None, spoilt: str | None
+def test_a_late_load_generator_makes_a_block_invalid_by_its_slo(
+    added_ms: float, cpu_share: float, slo: Slo | None, invalid: str | None
 ) -> None:
     added = AddedDelay({"p50": 0.0, "p90": 0.0, "p95": 0.0, "p99": added_ms / 1e3}, ("p99",))
     late = GeneratorReport(
         cpu_share, 0.001, 0.1, 0.2, "client_saturated", "it was late", added={"ttft_from_intended_s": added}
     )
 
-    found = spoilt_by(late, slo)
+    found = why_invalid(late, slo)
 
-    assert (found is None) if spoilt is None else (found is not None and spoilt in found)
+    assert (found is None) if invalid is None else (found is not None and invalid in found)
 
 
 def test_a_limited_context_takes_less_memory() -> None:

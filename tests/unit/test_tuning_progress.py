@@ -69,7 +69,7 @@ def test_a_missed_bound_is_in_the_line_of_its_trial_and_of_the_best() -> None:
     first, _ = Log().ends(trial(3, met=93), best)
 
     assert first.startswith(
-        "trial 3: measured to the end 23.2 requests/s, promise kept by 93 %, MISSES A BOUND (promise)"
+        "trial 3: measured to the end 23.2 requests/s, SLO met by 93 %, MISSES A BOUND (SLO)"
     )
     assert "best 24.2 (trial 2, misses a bound)" in first
 
@@ -101,7 +101,7 @@ def test_log_table_and_page_count_the_same_trials() -> None:
 
     assert budget_used(trials) == 4
     assert tally(trials) == (
-        "4 trials: 2 measured to the end, 1 given up early, 1 did not serve; "
+        "4 trials: 2 measured to the end, 1 pruned, 1 did not serve; "
         "besides 1 could not be measured, 1 refused by calculation, 1 the same as another, 1 lost"
     )
     assert tally([]) == "0 trials"

@@ -91,7 +91,7 @@ def test_every_sampler_comes_to_a_good_point(sampler: str) -> None:
     assert found.value > 1.2 * present.values[0]
 
 
-def test_a_load_that_is_kept_to_the_promise_ends_the_search_at_once() -> None:
+def test_a_load_that_meets_the_slo_ends_the_search_at_once() -> None:
     searching = Searching(FakeArena(lambda optimization: 2.0), bounds=Constraints(quantile=0.99), fixed_load=True)
 
     reason = searching.search.run()
@@ -259,7 +259,7 @@ def test_a_present_configuration_that_does_not_serve_ends_the_search_at_once() -
         searching.search.run()
 
 
-def test_the_promise_once_lost_ends_a_trial_when_the_best_keeps_it() -> None:
+def test_the_slo_once_lost_ends_a_trial_when_the_best_keeps_it() -> None:
     def share(optimization: OptimizationSettings) -> float:
         return 2.0 if optimization.batcher.max_batch_size >= 16 else 0.9
 
@@ -318,6 +318,6 @@ def test_a_study_that_another_process_does_not_finish_opening_is_refused_with_wh
     TuningStudy.open(url, "study", {}, TuningProblem(SPACE, PRESENT, objectives_of(SLO)))
 
 
-def test_goodput_without_a_promise_is_refused() -> None:
+def test_goodput_without_an_slo_is_refused() -> None:
     with pytest.raises(RunError, match="slo=interactive"):
         objectives_of(LabSettings())

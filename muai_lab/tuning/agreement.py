@@ -35,7 +35,7 @@ class PromptAgreement:
 
     @property
     def weight(self) -> int:
-        """Positions that the prompt stands for. Behind a difference one is left out: without weights, prompts with many
+        """Positions that the prompt represents. After a difference one is left out: without weights, prompts with many
         differences would count less, and the share would be too high."""
         return max(self.length, self.positions)
 
@@ -72,7 +72,7 @@ class Agreement:
 
 
 def agreement_of(answers: Sequence[PromptAgreement]) -> Agreement:
-    """Judge the answers. Without a position nothing is known, and the bound is 0."""
+    """Judge the answers. Without a position the bound is 0."""
     seen = [answer for answer in answers if answer.positions]
     positions, decoded = sum(one.positions for one in seen), sum(one.decoded for one in seen)
     if not positions:
@@ -84,16 +84,16 @@ def agreement_of(answers: Sequence[PromptAgreement]) -> Agreement:
 
 
 def not_kept(found: Agreement | None, least: float) -> str | None:
-    """The reason why a comparison does not show an agreement of `least`; None if it does, or if there was none."""
+    """Return why a comparison does not show an agreement of `least`; None if it does, or if there was none."""
     if found is None or found.keeps(least):
         return None
     return f"{found}, and {least:.1%} are asked for (tuning.min_agreement)"
 
 
 def design_effect(answers: Sequence[PromptAgreement]) -> float:
-    """Variance of the share by the clusters, relative to independent positions; at least 1.
+    """Return the variance of the share by the clusters, relative to independent positions; at least 1.
 
-    The differing positions of few prompts show little of how they cluster. There a correlation within prompts is
+    The differing positions of few prompts show little about clusters. A correlation within prompts is therefore
     assumed, which counts as one prompt with differences.
     """
     sizes = np.array([answer.weight for answer in answers], dtype=np.float64)

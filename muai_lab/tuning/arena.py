@@ -1,4 +1,4 @@
-"""Where configurations are measured: the contract between the search and what serves."""
+"""The arena in which configurations are measured: the interface between the search and the server."""
 
 from __future__ import annotations
 
@@ -20,10 +20,19 @@ class Arena(Protocol):
     """One server on one machine, and the frozen blocks of load."""
 
     def apply(self, optimization: OptimizationSettings, *, restart: bool = False) -> bool:
-        """Make this what serves, live where only the batcher or the cache changes, else by a restart and a warm-up.
+        """Let this configuration serve: by a live change if that is possible, else by a restart and a warm-up.
 
-        Its prefix cache is empty afterwards. restart: also where it would not be needed. Returns whether the server was
-        restarted. Raises ConfigurationFailed.
+        Its prefix cache is empty afterwards.
+
+        Args:
+            optimization: The configuration.
+            restart: True to restart the server even if a live change is possible.
+
+        Returns:
+            True if the server was restarted.
+
+        Raises:
+            ConfigurationFailed: It does not serve.
         """
 
     def replay(self, block: int) -> BlockResult:
@@ -36,13 +45,13 @@ class Arena(Protocol):
         """
 
     def agreement(self) -> Agreement | None:
-        """The greedy tokens of what serves, compared with those of the model in fp32; None if there is no comparison.
+        """Compare the greedy tokens of the server with those of the model in fp32; None if there is no comparison.
 
         Raises ConfigurationFailed.
         """
 
     def serving(self) -> Mapping[str, Any]:
-        """The engine that serves now, as a run's manifest has it."""
+        """Return the engine that serves now, as a run's manifest has it."""
 
     def close(self) -> None:
-        """Leave nothing running."""
+        """End the server."""

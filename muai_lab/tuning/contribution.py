@@ -1,8 +1,8 @@
 """The worth of each changed key, and the smallest set of changes that loses nothing.
 
 Every change is taken back by itself while all others stay, over runs in rounds (see `rounds`). Changes whose worth is
-shown stay. The others are taken back together, and what is left is compared with the whole winner: keys that are each
-worth too little to show, and keys of which any one would do, may be worth much together.
+shown stay. The others are taken back together, and the reduced set is compared with the whole winner: keys that are
+each worth too little to show, and keys of which any one is enough, may be worth much together.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from muai_lab.tuning.rounds import (
 from muai_lab.tuning.search_space import Point, Value, value_at, with_values
 
 ROUNDS = 3
-# Two configurations alone tell little of their noise.
+# Two configurations alone show little of their noise.
 _ROUNDS_OF_TWO = 4
-# Where all changes are worth nothing, so seldom they are put into the file again.
+# If all changes are worth nothing, the probability that they are put into the file again.
 _LOSS_TAIL = 0.01
 # Changes do the same if alone they explain less than this part of what they are worth together.
 _PART = 0.5
@@ -40,10 +40,10 @@ _REDUCED = "the reduced set"
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """What a change of one key brought.
+    """The worth of a change of one key.
 
-    gain: of the winner over the winner with this key at its present value, relative, with the ends of its 95 %
-    interval; None where it was not measured. kept: whether the change stays. reason: why it does or does not, in words.
+    gain: Of the winner over the winner with this key at its present value, relative. low, high: Ends of its 95 %
+    interval. All are None if they were not measured. kept: True if the change stays. reason: For that, in words.
     """
 
     path: str
@@ -67,7 +67,7 @@ class Earned:
 
 
 def changes(present: OptimizationSettings, point: Point) -> dict[str, Value]:
-    """The values of a point that differ from the present configuration."""
+    """Return the values of a point that differ from the present configuration."""
     return {path: value for path, value in point.items() if value_at(present, path) != value}
 
 
@@ -99,7 +99,7 @@ def earn(
 
 
 class _Earning:
-    """One look at the changes of a winner. Collects the noise of the runs as it goes."""
+    """The measurement of a winner's changes. It pools the noise of its runs as it goes."""
 
     def __init__(self, bench: Bench) -> None:
         problem = bench.problem
@@ -110,7 +110,7 @@ class _Earning:
         self._bounds = problem.constraints
         self._noise = bench.noise
         self._found: dict[str, Contribution] = {}
-        self._alone: dict[str, float] = {}  # logarithms of what was not shown to be worth anything by itself
+        self._alone: dict[str, float] = {}  # log gains of changes that were not shown to be worth anything alone
 
     def outcome(self, winner: dict[str, Value]) -> Earned:
         whole = dict(winner)
@@ -144,7 +144,7 @@ class _Earning:
                 del kept[parameter.path]
 
     def _each_by_itself(self, whole: dict[str, Value]) -> list[str]:
-        """Take every change back by itself; returns those whose worth was not shown, least worth first."""
+        """Take every change back by itself; return those whose worth was not shown, least worth first."""
         arms = {_WHOLE: with_values(self._present, whole)}
         for path in whole:
             try:
@@ -174,7 +174,7 @@ class _Earning:
         return sorted(self._alone, key=lambda path: self._alone[path])
 
     def _take_back(self, whole: dict[str, Value], idle: Sequence[str]) -> Earned:
-        """Take all idle changes back, unless the whole winner is better than what is left."""
+        """Take all idle changes back, unless the whole winner is better than the reduced set."""
         kept = _without(whole, *idle)
         try:
             self._take_back_what_has_no_effect(kept)
@@ -189,7 +189,7 @@ class _Earning:
         loss, certain = gains[_REDUCED], self._gains(rounds, _LOSS_TAIL)[_REDUCED]
         if (certain.low or 0.0) <= 0.0:
             return self._earned(kept, as_gain(self._objective, _negative(loss)))
-        # Alone each is worth too little to explain what all are worth together: any one of some may do.
+        # Alone each is worth too little to explain the worth of all together: one of several may be enough.
         if sum(self._alone[path] for path in idle) < _PART * (loss.value or 0.0):
             enough = self._one_of_several(whole, idle, _PART * (loss.value or 0.0))
             if enough is not None:
@@ -206,7 +206,7 @@ class _Earning:
     def _one_of_several(self, whole: dict[str, Value], idle: Sequence[str], loss_limit: float) -> Earned | None:
         """Keep one of several changes that do the same; None if no single one of them is enough.
 
-        loss_limit: most that what is left may lose, as a logarithm.
+        loss_limit: The largest loss of the reduced set, as a logarithm.
         """
         arms = {_WHOLE: with_values(self._present, whole)}
         for path in idle:
@@ -235,7 +235,7 @@ class _Earning:
         return self._earned(kept, as_gain(self._objective, _negative(losses[path])))
 
     def _compare(self, arms: Mapping[str, OptimizationSettings]) -> tuple[ArmRuns[str], dict[str, Estimate]]:
-        """Measure the arms; returns by how much the whole winner is better than each other one (logarithms)."""
+        """Measure the arms; return the log gain of the whole winner over each other one."""
         rounds = in_rounds(self._run, arms, ROUNDS if len(arms) > 2 else _ROUNDS_OF_TWO, _WHOLE)
         self._noise = self._noise.with_(noise_within(log_levels(rounds, self._objective, _WHOLE)))
         return rounds, self._gains(rounds)

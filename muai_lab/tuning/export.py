@@ -1,4 +1,4 @@
-"""`optimization.yaml` from a study: the specification's shape, with a header that says why it may be trusted."""
+"""`optimization.yaml` from a study: the specification's shape, with a header that has the evidence for it."""
 
 from __future__ import annotations
 
@@ -26,11 +26,20 @@ _WIDTH = 100
 def export_study(
     directory: Path, target: Path | None = None, *, unconfirmed: bool = False
 ) -> tuple[Path, TuningResult]:
-    """Write the study's configuration again; returns where, and the result that it rests on.
+    """Write the study's configuration again.
 
-    target: None writes `optimization.yaml` into the study, or `optimization.unconfirmed.yaml` for what was not
-    confirmed. unconfirmed: write the best that was found even if nothing confirmed it, or if its confirmation failed;
-    without it, a study that ended without a better configuration gives the present one. Raises RunError.
+    Args:
+        directory: Of the study.
+        target: None writes `optimization.yaml` into the study, or `optimization.unconfirmed.yaml` for a configuration
+            that was not confirmed.
+        unconfirmed: True to write the best that was found even if it was not confirmed, or was refused. Otherwise a
+            study that ended without a better configuration gives the present one.
+
+    Returns:
+        The file, and the result that it is based on.
+
+    Raises:
+        RunError: The study is not over, has nothing to write, or the file cannot be written.
     """
     result = read_result(directory)
     if result.verdict in ("searching", "unconfirmed") and not unconfirmed:
@@ -63,17 +72,17 @@ def write_configuration(target: Path, text: str) -> None:
 
 
 def read_present(directory: Path) -> LabSettings:
-    """The configuration that the study started from."""
-    # Secrets are in no file; what brings them back is the only part of the environment that may count here.
+    """Return the configuration that the study started from."""
+    # Secrets are in no file: of the environment only their variables count here.
     secrets = {key.env_long for key in keys_by_path().values() if key.secret}
     environ = {name: value for name, value in os.environ.items() if name in secrets}
     return load_settings(directory / PRESENT, environ=environ).settings
 
 
 def configuration_text(present: LabSettings, result: TuningResult, *, unconfirmed: bool = False) -> str:
-    """The file: header, then the present configuration with the changes of the result.
+    """Return the file: a header, then the present configuration with the changes of the result.
 
-    unconfirmed: no measurement supports these changes; the first line says so.
+    unconfirmed: True if no measurement supports these changes; the first line says so.
     """
     changed = with_changes(present, result.changes, result.engine_preference)
     header = "\n".join(_header(present, result, _verdict(result, unconfirmed=unconfirmed)))
@@ -83,7 +92,7 @@ def configuration_text(present: LabSettings, result: TuningResult, *, unconfirme
 def with_changes(
     present: LabSettings, changes: Mapping[str, Value], engine_preference: tuple[str, ...] | None = None
 ) -> LabSettings:
-    """The settings with the changes in their `optimization` section."""
+    """Return the settings with the changes in their `optimization` section."""
     chosen = {} if engine_preference is None else {"engine_preference": engine_preference}
     return present.model_copy(update={"optimization": with_values(present.optimization, {**changes, **chosen})})
 

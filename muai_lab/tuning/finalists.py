@@ -1,4 +1,4 @@
-"""From finished searches to the configuration that goes on: the best that keeps every bound where it was soaked."""
+"""From finished searches to the configuration that is confirmed: the best that keeps the SLO in its soak window."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Searched:
 
 
 def best_of(searches: Sequence[Searched], objective: Objective) -> tuple[Searched, Standing] | None:
-    """The best configuration of all engines: one that keeps the SLO in its soak window comes first."""
+    """Return the best configuration of all engines: one that keeps the SLO in its soak window comes first."""
     found = [(searched, best) for searched in searches if (best := searched.best()) is not None]
     if not found:
         return None
@@ -83,7 +83,7 @@ def best_of(searches: Sequence[Searched], objective: Objective) -> tuple[Searche
 
 
 def hoped_gain(searched: Searched | None, best: Standing, objective: Objective) -> float | None:
-    """The gain over the present configuration that the searches show.
+    """Return the gain over the present configuration that the searches show.
 
     searched: The search on the engine that serves today; None if there was none. Returns None if the present
     configuration was not measured.
@@ -104,7 +104,7 @@ def claimed_by_another(study: TuningStudy) -> str | None:
 
 
 def what_keeps_the_slo(soaks: Soaks, best: Standing, rate: float | None) -> tuple[str, str]:
-    """Say that nothing keeps the SLO, and the highest rate at which the best configuration does.
+    """Report that nothing keeps the SLO, and the highest rate at which the best configuration does.
 
     Args:
         soaks: On an arena that serves. Lower rates are probed there.
@@ -115,7 +115,7 @@ def what_keeps_the_slo(soaks: Soaks, best: Standing, rate: float | None) -> tupl
         The reason in one line, and what was missed by how much.
 
     Raises:
-        Interrupted: Somebody asked to stop.
+        Interrupted: A stop was requested.
     """
     reason = "nothing keeps the SLO at this rate"
     try:

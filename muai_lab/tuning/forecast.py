@@ -1,4 +1,4 @@
-"""The time that a tuning may still take at most: from its settings first, corrected by every trial and pair."""
+"""The time that a tuning may still take at most: from its settings at first, corrected by every trial and pair."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _BLOCK_END_S, _START_S = 0.5, 6.0
 
 
 class Forecast:
-    """Upper ends, in seconds. Until a trial was measured to its end, load and starts are taken from the settings.
+    """Upper limits, seconds. Until a trial was measured to its end, load and starts are taken from the settings.
 
-    soaked: whether trials and runs are soak windows. How long those of the runs are follows from what the queue
-    remembers; until a pair was measured, the pairs are taken to have the shortest ones.
+    soaked: True if trials and runs are soak windows. The windows of the runs are as long as the relaxation time of the
+    queue demands; until a pair was measured, the pairs are assumed to have the shortest ones.
     """
 
     def __init__(self, tuning: TuningSettings, *, soaked: bool = False) -> None:
@@ -71,8 +71,8 @@ class Forecast:
         return fmean(self._starts) if self._starts else _START_S + self._tuning.warmup_s
 
     def search_s(self, trials: int, elapsed_s: float = 0.0) -> float:
-        """So many further trials on one engine. elapsed_s: of the search, which tuning.timeout_s counts."""
-        # The first trial also pays what is done once: the model in fp32 answers for the comparison of tokens.
+        """Return the time of further trials on one engine. elapsed_s: Of the search, which tuning.timeout_s counts."""
+        # The first trial also has the work that is done once: the fp32 answers for the comparison of tokens.
         later = self._trials[1:]
         each_s = fmean(later) if later else self.load_s + self.start_s
         left_s = trials * each_s
@@ -80,12 +80,12 @@ class Forecast:
         return left_s if timeout_s is None else min(left_s, max(timeout_s - elapsed_s, 0.0))
 
     def change_s(self) -> tuple[float, float]:
-        """A look at one changed key: shortest and longest, with its part of what is compared with the whole winner."""
+        """The measurement of one changed key: shortest and longest, with its part of the comparison with the winner."""
         least_s, most_s = self.run_s
         return ROUNDS * least_s, (2 * ROUNDS + 1) * (most_s + self.start_s)
 
     def pairs_s(self, pairs: int) -> float:
-        """So many further pairs of the confirmation, each with two starts."""
+        """Return the time of further pairs of the confirmation, each with two starts."""
         each_s = fmean(self._pairs) if self._pairs else 2.0 * (self.run_s[0] + self.start_s)
         return pairs * each_s
 
@@ -98,12 +98,12 @@ def about(seconds: float) -> str:
 
 
 def first_forecast(tuning: TuningSettings, *, soaked: bool = False) -> str:
-    """The time that a tuning takes at most, before anything is known of the machine. soaked: see `Forecast`."""
+    """Describe the time that a tuning takes at most, before any measurement. soaked: See `Forecast`."""
     forecast = Forecast(tuning, soaked=soaked)
     told = (
         f"at most {plural(tuning.n_trials, 'trial')} for each engine, {forecast.load_s:.0f} s of load each and a start "
-        f"where it needs one: up to about {about(forecast.search_s(tuning.n_trials))}, less as trials are given up "
-        "early or nothing gets better"
+        f"where it needs one: up to about {about(forecast.search_s(tuning.n_trials))}, less as trials are pruned or "
+        "nothing gets better"
     )
     if not tuning.confirm:
         return told

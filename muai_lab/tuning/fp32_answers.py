@@ -1,4 +1,4 @@
-"""Greedy answers of the model in fp32 on plain PyTorch, which those of every configuration are compared with."""
+"""Greedy answers of the model in fp32 on plain PyTorch: the reference for those of every configuration."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REFERENCE = "reference.json"
 
 
 class Fp32Answers:
-    """The answers by the name of their prompts (see `LoadBlocks.prompts`), asked for when they are first needed.
+    """The answers by the name of their prompts (see `LoadBlocks.prompts`), measured when they are first needed.
 
     One server of its own gives them all. They are kept in the study's directory.
     """
@@ -28,7 +28,7 @@ class Fp32Answers:
         self._known: Mapping[str, list[ForcedAnswer]] | None = None
 
     def of(self, name: str) -> list[ForcedAnswer]:
-        """The answers to these prompts. Raises RunError if fp32 cannot be served here, or if there is no prompt."""
+        """Return the answers to these prompts. Raises RunError if fp32 cannot be served here, or without a prompt."""
         if self._known is None:
             prompts = self._setup.blocks.prompts
             if not all(prompts.values()):
@@ -45,7 +45,7 @@ class Fp32Answers:
             known = json.loads((self._setup.directory / REFERENCE).read_text(encoding="utf-8"))
             found = {name: [ForcedAnswer(**entry) for entry in known[name]] for name in prompts}
         except (OSError, ValueError, TypeError, LookupError):
-            return None  # none yet, or that of an earlier version
+            return None  # none yet, or that of an earlier version of the program
         return found if {name: [one.prompt for one in answers] for name, answers in found.items()} == prompts else None
 
     def _ask(self, prompts: Mapping[str, list[Ids]]) -> Mapping[str, list[ForcedAnswer]]:

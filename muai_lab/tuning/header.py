@@ -8,7 +8,7 @@ from muai_lab.wording import plural
 
 
 def statements(result: TuningResult) -> dict[str, str]:
-    """The statements of a result by name, in the order of the file."""
+    """Return the statements of a result by name, in the order of the file."""
     found: dict[str, str] = {}
     confirmation = result.confirmation
     if confirmation is not None:
@@ -27,7 +27,7 @@ def statements(result: TuningResult) -> dict[str, str]:
 
 
 def not_examined(result: TuningResult) -> str:
-    """All that the tuning says nothing about."""
+    """Return a list, in words, of everything that the tuning did not examine."""
     skipped = [f"{entry.engine} ({entry.skipped})" for entry in result.engines if entry.skipped is not None]
     engines = f"engines {', '.join(skipped)}; " if skipped else ""
     return f"{engines}keys outside the search space, other loads than this workload, and other machines"

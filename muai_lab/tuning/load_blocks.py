@@ -41,7 +41,7 @@ def is_soaked(settings: LabSettings) -> bool:
 
 
 class LoadBlocks:
-    """Schedules by number: the same number is always the same load. context_tokens: of the model."""
+    """Schedules by number: the same number is always the same load. context_tokens: Of the model."""
 
     def __init__(self, settings: LabSettings, tokenizer: PromptTokenizer, context_tokens: int | None) -> None:
         self._settings = settings
@@ -54,7 +54,7 @@ class LoadBlocks:
         self.warmup_plan = self._plan(0.0, max(tuning.warmup_s, 0.1))
 
     def block(self, number: int) -> Schedule:
-        """The load of one block, drawn when it is first asked for."""
+        """Return the load of one block, which is drawn when it is first needed."""
         if number not in self._drawn:
             self._drawn[number] = self._draw(number, self.plan)
         return self._drawn[number]
@@ -71,7 +71,7 @@ class LoadBlocks:
 
     @cached_property
     def fixed(self) -> bool:
-        """Whether every request has a time of its own, so that no configuration can be offered more than another."""
+        """True if every request has a time of its own, so that all configurations are offered the same load."""
         return int(self.block(0).table["intended_s"].null_count) == 0
 
     @property
@@ -90,19 +90,19 @@ class LoadBlocks:
         return self._settings.arrival.kind in _STATIONARY
 
     def soak(self, number: int, seconds: float) -> tuple[Schedule, LoadPlan]:
-        """The load of one soak window with its lead-in, and how it is offered. The last one drawn is kept."""
+        """Return the load of one soak window with its lead-in, and its plan. The last one drawn is kept."""
         if self._soak is None or self._soak[0] != (number, seconds):
             plan = self._plan(LEAD_IN * seconds, seconds)
             self._soak = ((number, seconds), self._draw(number, plan), plan)
         return self._soak[1:]
 
     def at_rate(self, rate: float) -> LoadBlocks:
-        """The same kind of load at another rate, in requests per second."""
+        """Return the same kind of load at another rate, in requests per second."""
         arrival = self._settings.arrival.model_copy(update={"rate": rate})
         return LoadBlocks(self._settings.model_copy(update={"arrival": arrival}), self._tokenizer, self._context_tokens)
 
     def hash(self) -> str:
-        """Of the load that trials replay: equal hashes are equal loads."""
+        """Return the hash of the load that trials replay: equal hashes are equal loads."""
         if self.soaked:
             return self.soak(SOAK, self.trial_s)[0].hash
         numbers = range(self._settings.tuning.blocks)
@@ -115,7 +115,7 @@ class LoadBlocks:
 
     def _plan(self, lead_in_s: float, seconds: float) -> LoadPlan:
         load = self._settings.load
-        # A server with twice the load that it can carry has its answers out by then; nobody waits for a worse one.
+        # A server with twice the load that it can carry has sent its answers by then; there is no wait for a worse one.
         drain_s = min(load.drain_s, lead_in_s + seconds + _SLOWEST_ANSWER_S)
         return LoadPlan(
             lead_in_s, seconds, drain_s, load.request_timeout_s, concurrency=self._settings.arrival.concurrency

@@ -1,4 +1,4 @@
-"""The figures of a tuning's report."""
+"""The plots of a tuning's report."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from muai_lab.wording import number
 _WIDTH = 9.2
 _RESAMPLES = 2000
 _SLICES_PER_ROW = 3
-# Curves of a random search need points that were not chosen by what was found before.
+# The curve of a random search needs points that were not chosen by earlier results.
 FEWEST_RANDOM = 4
 
 _MISSES = "misses a bound"
@@ -29,13 +29,13 @@ _NO_VALUE = "crashed"
 _LOOKS: dict[str, tuple[str, str, str]] = {
     "measured": (BLUE, "o", "measured to its end"),
     _MISSES: (MUTED, "o", "the same, misses a bound"),
-    "pruned": (PURPLE, "v", "given up early (value so far)"),
+    "pruned": (PURPLE, "v", "pruned (value so far)"),
     _NO_VALUE: (ORANGE, "x", "did not serve (no value)"),
 }
 
 
 def history_figure(trials: Sequence[TrialRecord], objective: Objective, name: str) -> str:
-    """Every trial in order, the best so far, and what random search would have found at equal budget."""
+    """Draw every trial in order, the best so far, and the expected result of random search at equal budget."""
     shown = [trial for trial in trials if trial.outcome in _LOOKS and trial.values is not None]
     with mpl.rc_context(style()):
         figure = new_figure(_WIDTH, 3.1)
@@ -64,10 +64,10 @@ def history_figure(trials: Sequence[TrialRecord], objective: Objective, name: st
 
 
 def random_reference(trials: Sequence[TrialRecord], objective: Objective, length: int) -> list[float] | None:
-    """Expected best after 1, 2, … random points: resampled from this study's own random points.
+    """Return the expected best after 1, 2, … random points, resampled from this study's own random points.
 
-    What misses a bound, or does not serve, counts with the worst value, unless nothing at all keeps the bounds; what
-    was given up early counts with its value so far. None with fewer than `FEWEST_RANDOM` points.
+    A point that misses a bound, or does not serve, counts with the worst value, unless no trial keeps the bounds. A
+    pruned one counts with its value so far. None is returned with fewer than `FEWEST_RANDOM` points.
     """
     known = [trial for trial in trials if trial.outcome in _LOOKS and trial.values is not None]
     points = [trial for trial in known if trial.kind == "random"]
@@ -82,7 +82,7 @@ def random_reference(trials: Sequence[TrialRecord], objective: Objective, length
 
 
 def importance_figure(importance: dict[str, float], name: str) -> str:
-    """How much each key matters, as bars."""
+    """Draw the importance of each key as bars."""
     with mpl.rc_context(style()):
         figure = new_figure(_WIDTH, 0.5 + 0.27 * len(importance))
         axes = figure.subplots()
@@ -101,7 +101,7 @@ def importance_figure(importance: dict[str, float], name: str) -> str:
 
 
 def frontier_figure(trials: Sequence[TrialRecord], objectives: Sequence[Objective], name: str) -> str:
-    """Two objectives against each other with the Pareto front."""
+    """Draw two objectives against each other, with the Pareto front."""
     first, second = objectives[0], objectives[1]
     shown = [trial for trial in trials if trial.outcome == "measured" and trial.values is not None]
     front = pareto_front(trials, objectives)
@@ -136,7 +136,7 @@ def frontier_figure(trials: Sequence[TrialRecord], objectives: Sequence[Objectiv
 
 
 def slices_figure(trials: Sequence[TrialRecord], space: SearchSpace, objective: Objective, name: str) -> str:
-    """For each key the objective at each of its values."""
+    """Draw the objective at each value of each key."""
     shown = [trial for trial in trials if trial.outcome in _LOOKS and trial.values is not None]
     parameters = list(space)
     columns = min(len(parameters), _SLICES_PER_ROW)
@@ -175,7 +175,7 @@ def _slice(axes: Axes, trials: Sequence[TrialRecord], parameter: Parameter) -> N
 
 
 def pairs_figure(confirmation: Confirmation, objective: Objective, name: str) -> str:
-    """Each pair as a line from the present configuration to the winner, and the gains with their interval."""
+    """Draw each pair as a line from the present configuration to the winner, and the gains with their interval."""
     pairs = confirmation.pairs
     with mpl.rc_context(style()):
         figure = new_figure(_WIDTH, 2.9)
@@ -221,7 +221,7 @@ def _look(trial: TrialRecord) -> str:
 
 
 def _best_so_far(trials: Sequence[TrialRecord], objective: Objective) -> list[float]:
-    """The best measured value that keeps every bound, or of all where none ever does, after each trial; NaN before."""
+    """The best measured value after each trial that keeps every bound, or of all if none ever does; NaN before."""
     best: list[float] = []
     bound = any(trial.outcome == "measured" and trial.feasible for trial in trials)
     for trial in trials:

@@ -1,10 +1,10 @@
-"""Teacher forcing over HTTP: the greedy token of a configuration at each position of an answer that fp32 gave.
+"""Teacher forcing over HTTP: the greedy token of a configuration at each position of an fp32 answer.
 
-The configuration continues a prompt by decode steps of its own, which fill its cache of keys and values as they do for
-any request. Up to the first token that differs, its prefix is that of fp32. Behind that token it is asked anew, with
-the tokens of fp32 up to there as a part of the prompt. So every position is asked behind the prefix of fp32, one
-difference does not count for all that follow, and any engine can be asked. The first token behind such a new beginning
-comes from a prefill that no answer has; it is not counted.
+The configuration continues a prompt by decode steps of its own, which fill its key/value cache as for any request. Up
+to the first token that differs, its prefix is that of fp32. After that token a new request follows, whose prompt ends
+with the fp32 tokens up to there. So every position has the prefix of fp32, one difference does not count for all that
+follow, and the method works with any engine. The first token of such a new request comes from a prefill that no answer
+has; it is not counted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PROMPTS, TOKENS = 64, 24
 
 _FEWEST_PROMPTS = 24
 _ENOUGH_POSITIONS = 1000
-_FRUITLESS = 5  # schedules in a row without a new prompt, behind which there will be none
+_FRUITLESS = 5  # schedules in a row without a new prompt, after which the search for prompts ends
 _AT_ONCE = 8
 _MAY_CHANGE_OUTPUTS = ("dtype", "enable_quantization", "replace_with_kernel_inject")
 
@@ -49,7 +49,7 @@ def may_change_outputs(space: SearchSpace) -> bool:
 
 
 def of_outputs(point: Point) -> dict[str, Value]:
-    """The part of a point that can change the tokens of an answer; equal parts give the same tokens."""
+    """Return the part of a point that can change the tokens of an answer; equal parts give the same tokens."""
     return {path: value for path, value in point.items() if path.rpartition(".")[2] in _MAY_CHANGE_OUTPUTS}
 
 
@@ -60,13 +60,13 @@ def prompts_of(
     *,
     chat: bool,
 ) -> list[Ids]:
-    """The first `PROMPTS` different prompts of the schedules, as token ids.
+    """Return the first `PROMPTS` different prompts of the schedules, as token ids.
 
     A prompt that leaves no room for an answer loses its beginning. If the schedules hold very few different prompts,
-    made-up ones of the same lengths join them.
+    generated ones of the same lengths are added.
 
     Args:
-        schedules: Read as far as they are needed.
+        schedules: Read only as far as necessary.
         tokenizer: Of the model.
         context_tokens: Longest sequence of the model, prompt and answer together; None if it is not known.
         chat: True if prompts are sent as conversations.
@@ -91,7 +91,7 @@ def prompts_of(
         try:
             made = tokenizer.prompt_of(lengths[place % len(lengths)], random)[1]
         except ModelError:
-            break  # this tokenizer has no ordinary words: the prompts of the workload must do
+            break  # this tokenizer has no ordinary words: only the prompts of the workload are left
         found.setdefault(tuple(made))
     return [list(prompt) for prompt in found]
 
@@ -110,9 +110,9 @@ def _ids_of(request: ScheduledRequest, tokenizer: PromptTokenizer, *, chat: bool
 
 
 def greedy_answers(ask: GreedyDecode, prompts: Sequence[Ids], end_tokens: frozenset[int]) -> list[ForcedAnswer]:
-    """The greedy answer to each prompt.
+    """Return the greedy answer to each prompt.
 
-    Answers end behind an end token, unless too few positions remain then. Raises RunError if `ask` fails.
+    Answers end after an end token, unless too few positions remain then. Raises RunError if `ask` fails.
     """
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         whole = list(pool.map(lambda prompt: list(ask(prompt, (), TOKENS)), prompts))
@@ -127,7 +127,7 @@ def _until_end(answer: Ids, end_tokens: frozenset[int]) -> Ids:
 
 
 def within(reference: Sequence[ForcedAnswer], most_tokens: int, *, encoder_decoder: bool) -> list[ForcedAnswer]:
-    """The reference, as far as an engine has room for it.
+    """Return the reference, as far as an engine has room for it.
 
     Args:
         reference: Prompts and their answers.
@@ -143,10 +143,18 @@ def within(reference: Sequence[ForcedAnswer], most_tokens: int, *, encoder_decod
 
 
 def compare(ask: GreedyDecode, reference: Sequence[ForcedAnswer], least: float) -> Agreement:
-    """Compare the greedy tokens of what `ask` reaches with those of the reference.
+    """Compare greedy tokens with those of the reference.
 
-    It ends early once the lower bound stays below `least` even if all positions left agree: an exact curtailment, by
-    which nothing is accepted that the whole comparison would refuse. Raises RunError if `ask` fails.
+    The comparison ends early once the lower bound stays below `least` even if all positions left agree. That is an
+    exact curtailment: it accepts nothing that the whole comparison would refuse.
+
+    Args:
+        ask: Returns the greedy tokens of the configuration.
+        reference: Prompts and their fp32 answers.
+        least: The agreement that is required.
+
+    Raises:
+        RunError: `ask` fails.
     """
     answers: list[PromptAgreement] = []
     with ThreadPoolExecutor(_AT_ONCE) as pool:
@@ -160,10 +168,10 @@ def compare(ask: GreedyDecode, reference: Sequence[ForcedAnswer], least: float) 
 
 
 def forced_positions(ask: GreedyDecode, forced: ForcedAnswer) -> PromptAgreement:
-    """Ask one prompt by teacher forcing. Raises RunError if `ask` fails."""
+    """Compare one prompt by teacher forcing. Raises RunError if `ask` fails."""
     answer, at = forced.answer, 0
     positions = decoded = agreed = 0
-    # A last position behind a new beginning would come from the prefill, which is not counted.
+    # A last position after a new request would come from the prefill, which is not counted.
     while at < len(answer) - (at > 0):
         tokens = ask(forced.prompt, answer[:at], len(answer) - at)
         same = _common(tokens, answer[at:])

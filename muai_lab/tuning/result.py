@@ -1,4 +1,4 @@
-"""What a tuning came to, as one JSON document in the study's directory; the export and the report read it."""
+"""The result of a tuning, as one JSON document in the study's directory; the export and the report read it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,15 @@ RESULT, PRESENT = "result.json", "present.yaml"
 SCHEMA_VERSION = 1
 
 TuningVerdict = Literal["searching", "unconfirmed", "confirmed", "refused", "nothing better"]
-"""searching: not over yet, or killed. unconfirmed: stopped before its end. refused: the confirmation failed."""
+"""searching: Not over yet, or killed. unconfirmed: Stopped before its end. refused: The confirmation failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineStudy:
-    """The search on one engine. skipped: why there was none. best: value of the first objective, None without any."""
+    """The search on one engine.
+
+    skipped: The reason why there was none. best: Value of the first objective; None without a measured trial.
+    """
 
     engine: str
     study: str | None = None
@@ -43,13 +46,13 @@ class EngineStudy:
 class TuningResult:
     """The outcome of `tune`.
 
-    changes: dotted path -> value in which the exported configuration differs from the present one; empty where nothing
-    better was shown. best_changes: those of the best configuration of the search, before any was put back.
-    agreement: that of the best configuration of the search, on prompts of the search; None if none was compared.
-    reduction: gain of the changes that stay over all of best_changes; None if none was put back or none was measured.
-    refused_changes, refused_preference: the winner that was not confirmed, which only `export --unconfirmed` writes.
-    facts: what a reader needs to judge it (objective, SLO, workload, noise, hardware, versions, date, …), in the order
-    of the file.
+    changes: Dotted path -> value in which the exported configuration differs from the present one; empty if nothing
+    better was shown. best_changes: Those of the best configuration of the search, before any was put back.
+    agreement: Of the best configuration of the search, on prompts of the search; None if none was compared.
+    reduction: Gain of the changes that stay over all of best_changes; None if none was put back or none was measured.
+    refused_changes, refused_preference: The winner that was not confirmed, which only `export --unconfirmed` writes.
+    facts: Facts that a reader needs to judge it (objective, SLO, workload, noise, hardware, versions, date, …), in the
+    order of the file.
     """
 
     verdict: TuningVerdict
@@ -78,11 +81,11 @@ class TuningResult:
     schema_version: int = SCHEMA_VERSION
 
     def updated(self, **entries: Any) -> TuningResult:
-        """The result with other entries."""
+        """Return the result with other entries."""
         return replace(self, **entries)
 
     def refused(self) -> TuningResult:
-        """The result with the winner set aside: what is left is the present configuration."""
+        """Return the result with the winner set aside, so that the present configuration is exported."""
         return self.updated(
             verdict="refused",
             refused_changes=self.changes,
@@ -92,7 +95,7 @@ class TuningResult:
         )
 
     def unconfirmed(self) -> TuningResult | None:
-        """The result with the best that was found, whatever became of it; None if that is the present configuration.
+        """Return the result with the best that was found, confirmed or not; None if it is the present configuration.
 
         A confirmed result stays as it is.
         """
@@ -104,7 +107,7 @@ class TuningResult:
 
 
 def write_result(directory: Path, result: TuningResult) -> None:
-    """Write it so that a reader sees all of it or none. Raises RunError when it cannot be written."""
+    """Write it so that a reader sees all of it or none. Raises RunError if it cannot be written."""
     target = directory / RESULT
     try:
         write_whole(target, json.dumps(clean(asdict(result)), indent=2, allow_nan=False) + "\n")
@@ -118,7 +121,7 @@ def _agreement(entries: Mapping[str, Any]) -> Agreement | None:
 
 
 def read_result(directory: Path) -> TuningResult:
-    """The result of a study. Raises RunError when the directory holds none."""
+    """Read the result of a study. Raises RunError if the directory holds none."""
     file = directory / RESULT
     try:
         content = json.loads(file.read_text(encoding="utf-8"))

@@ -1,9 +1,9 @@
 """Several configurations measured in rounds: each round runs all of them once, in an order that rotates.
 
-Runs are the samples. The logarithm of a run's figure is modelled as configuration + round + noise of the run. The
-variance of that noise comes from what the model leaves unexplained, pooled over all configurations and with what the
-search knows from configurations that it measured again. It holds both the noise between runs and that between blocks:
-a difference of two means over r rounds has the variance (σ_run² + σ_block² / b) · 2 / r, with b blocks in a run.
+Runs are the samples. The logarithm of a run's value is modelled as configuration + round + noise of the run. The
+variance of that noise comes from the residuals of the model, pooled over all configurations and with the repeats of the
+search. It contains both the noise between runs and that between blocks: a difference of two means over r rounds has the
+variance (σ_run² + σ_block² / b) · 2 / r, with b blocks in a run.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ Arm = TypeVar("Arm", bound=Hashable)
 
 @dataclass(frozen=True, slots=True)
 class ArmRuns(Generic[Arm]):
-    """The runs of each arm, one for each round; failed: why an arm has none."""
+    """The runs of each arm, one for each round. failed: The reason why an arm has none."""
 
     runs: Mapping[Arm, tuple[tuple[BlockResult, ...], ...]]
     failed: Mapping[Arm, Exception]
 
     def blocks(self, arm: Arm) -> list[BlockResult]:
-        """All blocks of an arm."""
+        """Return all blocks of an arm."""
         return [block for run in self.runs[arm] for block in run]
 
 
@@ -66,7 +66,7 @@ def in_rounds(run: MeasureRun, arms: Mapping[Arm, OptimizationSettings], rounds:
 
 
 def log_levels(rounds: ArmRuns[Arm], objective: Objective, essential: Arm) -> dict[Arm, Floats]:
-    """Logarithm of each run's figure, relative to the first run of the essential arm; better is larger."""
+    """Return the logarithm of each run's value, relative to the first run of the essential arm; better is larger."""
     reference = objective.value(rounds.runs[essential][0])
     return {
         arm: np.array([objective.log_gain(objective.value(run), reference) for run in runs])
@@ -75,7 +75,7 @@ def log_levels(rounds: ArmRuns[Arm], objective: Objective, essential: Arm) -> di
 
 
 def noise_within(levels: Mapping[Arm, Floats]) -> RunNoise:
-    """Noise of a run: what configuration and round do not explain."""
+    """Return the noise of a run: the part that configuration and round do not explain."""
     table = np.array(list(levels.values()))
     arms, rounds = table.shape
     freedom = (arms - 1) * (rounds - 1)
@@ -86,7 +86,7 @@ def noise_within(levels: Mapping[Arm, Floats]) -> RunNoise:
 
 
 def difference(better: Floats, worse: Floats, noise: RunNoise, tail: float = 0.025) -> Estimate:
-    """Mean logarithm of the factor between two arms of the same rounds, with its interval."""
+    """Return the mean logarithm of the factor between two arms of the same rounds, with its interval."""
     mean = float((better - worse).mean())
     if not noise.freedom:
         return Estimate(mean)
@@ -95,6 +95,6 @@ def difference(better: Floats, worse: Floats, noise: RunNoise, tail: float = 0.0
 
 
 def as_gain(objective: Objective, logarithm: Estimate) -> Estimate:
-    """The relative gain of such a logarithm."""
+    """Return the relative gain of such a logarithm."""
     ends = (logarithm.value, logarithm.low, logarithm.high)
     return Estimate(*(None if end is None else objective.gain_of_log(end) for end in ends))

@@ -1,4 +1,4 @@
-"""The search space: which keys of `optimization` may move, how far, and under which condition."""
+"""The search space: keys of `optimization` that may change, their ranges, and their conditions."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ Point = Mapping[str, Value]
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One key that may move.
+    """One key that may change.
 
-    kind `choice` has `choices`; `int` and `float` have `low` and `high` (both included), perhaps on a logarithmic scale
-    or in steps. when: path -> value of other parameters (or of the present configuration) without which the key has no
+    Kind `choice` has `choices`; `int` and `float` have `low` and `high` (both included), perhaps on a logarithmic scale
+    or in steps. when: Path -> value of other parameters (or of the present configuration) without which the key has no
     effect and is left as it is.
     """
 
@@ -45,11 +45,11 @@ class Parameter:
     when: tuple[tuple[str, Value], ...] = ()
 
     def applies(self, known: Mapping[str, Any]) -> bool:
-        """Whether its condition holds. known: the values of all paths that conditions name."""
+        """True if its condition holds. known: The values of all paths that conditions name."""
         return all(known.get(path) == value for path, value in self.when)
 
     def suggest(self, trial: optuna.Trial) -> Value:
-        """The sampler's value for this trial."""
+        """Return the sampler's value for this trial."""
         if self.kind == "choice":
             value: Value = trial.suggest_categorical(self.path, self.choices)
             return value
@@ -59,7 +59,7 @@ class Parameter:
         return trial.suggest_float(self.path, self.low, self.high, step=self.step, log=self.log)
 
     def distribution(self) -> optuna.distributions.BaseDistribution:
-        """What it is drawn from."""
+        """Return the distribution that it is drawn from."""
         import optuna
 
         if self.kind == "choice":
@@ -71,7 +71,7 @@ class Parameter:
         return optuna.distributions.FloatDistribution(self.low, self.high, log=self.log, step=self.step)
 
     def including(self, value: Value) -> Parameter:
-        """The parameter, widened where need be so that `value` is one of its points."""
+        """Return the parameter, widened if necessary so that `value` is one of its points."""
         if self.kind == "choice":
             held = any(_same(value, choice) for choice in self.choices)
             return self if held else replace(self, choices=(*self.choices, value))
@@ -80,7 +80,7 @@ class Parameter:
         return replace(self, low=min(self.low, value), high=max(self.high, value))
 
     def grid(self) -> tuple[Value, ...] | None:
-        """Every value that it can take, None where there are too many to list."""
+        """Return every value that it can take; None if there are too many to list."""
         if self.kind == "choice":
             return self.choices
         if self.kind == "float" and self.step is None:
@@ -90,7 +90,7 @@ class Parameter:
         return tuple(int(value) if self.kind == "int" else value for value in values)
 
     def steps_between(self, one: object, other: object) -> int:
-        """Steps between two of its values along its grid, where it has an order; else whether they differ."""
+        """Return the steps between two of its values along its grid; without an order, 1 if they differ."""
         grid = self.grid() or ()
         ordered = all(isinstance(value, int | float) and not isinstance(value, bool) for value in grid)
         if one == other or not ordered or one not in grid or other not in grid:
@@ -98,7 +98,7 @@ class Parameter:
         return abs(grid.index(one) - grid.index(other))
 
     def described(self) -> dict[str, Any]:
-        """The parameter as plain data, for records and comparison."""
+        """Return the parameter as plain data, for records and comparison."""
         if self.kind == "choice":
             data: dict[str, Any] = {"choices": list(self.choices)}
         else:
@@ -124,7 +124,7 @@ class SearchSpace:
         return tuple(parameter.path for parameter in self.parameters)
 
     def suggest(self, trial: optuna.Trial, base: OptimizationSettings) -> dict[str, Value]:
-        """A point of the space: values of the parameters that apply; base: what conditions see beyond the space."""
+        """Return the sampler's point: values of the parameters that apply. base: Has the other keys of conditions."""
         known = self.known(base)
         point: dict[str, Value] = {}
         with warnings.catch_warnings():
@@ -136,7 +136,7 @@ class SearchSpace:
         return point
 
     def point_of(self, optimization: OptimizationSettings) -> dict[str, Value]:
-        """Where a configuration lies in this space."""
+        """Return the point of a configuration in this space."""
         known = self.known(optimization)
         return {
             parameter.path: value_at(optimization, parameter.path)
@@ -145,13 +145,13 @@ class SearchSpace:
         }
 
     def including(self, optimization: OptimizationSettings) -> SearchSpace:
-        """The space, widened so that the configuration is one of its points."""
+        """Return the space, widened so that the configuration is one of its points."""
         return SearchSpace(
             tuple(parameter.including(value_at(optimization, parameter.path)) for parameter in self.parameters)
         )
 
     def highest(self, path: str) -> float | None:
-        """The largest number that a parameter can take, None where the space does not move it."""
+        """Return the largest number that a parameter can take; None if the space does not have it."""
         for parameter in self.parameters:
             if parameter.path == path:
                 numbers = [choice for choice in parameter.choices if isinstance(choice, int | float)]
@@ -159,7 +159,7 @@ class SearchSpace:
         return None
 
     def size(self) -> int | None:
-        """How many points it has (conditions left aside), None where a parameter is continuous."""
+        """Return the number of points, without regard to conditions; None if a parameter is continuous."""
         count = 1
         for parameter in self.parameters:
             values = parameter.grid()
@@ -169,14 +169,14 @@ class SearchSpace:
         return count
 
     def steps_between(self, one: Point, other: Point) -> int:
-        """How far two points of a listable space lie apart: steps along each scale, 1 for another word or switch."""
+        """Return the distance of two points: the sum of the steps along each scale, 1 for another word or switch."""
         return sum(
             parameter.steps_between(one.get(parameter.path, _ABSENT), other.get(parameter.path, _ABSENT))
             for parameter in self.parameters
         )
 
     def described(self) -> dict[str, Any]:
-        """The space as plain data, for records and comparison."""
+        """Return the space as plain data, for records and comparison."""
         return {parameter.path: parameter.described() for parameter in self.parameters}
 
     @property
@@ -186,13 +186,13 @@ class SearchSpace:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def known(self, optimization: OptimizationSettings) -> dict[str, Any]:
-        """The configuration's value of every path that the space or a condition names."""
+        """Return the configuration's value of every path that the space or a condition names."""
         named = {path for parameter in self.parameters for path, _ in parameter.when}
         return {path: value_at(optimization, path) for path in {*named, *self.paths}}
 
 
 def every_point(space: SearchSpace, base: OptimizationSettings) -> Iterator[dict[str, Value]]:
-    """All points of a small space, each once; none of one that is continuous or has more than `MOST_POINTS`."""
+    """Yield all points of a small space, each once; none if it is continuous or has more than `MOST_POINTS`."""
     size = space.size()
     if size is None or size > MOST_POINTS:
         return
@@ -209,5 +209,5 @@ def every_point(space: SearchSpace, base: OptimizationSettings) -> Iterator[dict
 
 
 def value_at(optimization: OptimizationSettings, path: str) -> Any:
-    """The value of a dotted path that begins with `optimization.`."""
+    """Return the value of a dotted path that begins with `optimization.`."""
     return section.value_at(optimization, path.removeprefix("optimization."))

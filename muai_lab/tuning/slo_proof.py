@@ -1,4 +1,4 @@
-"""Which configurations keep the SLO in a soak window, and how long a window must be: kept with the study."""
+"""Proof that a configuration keeps the SLO: soak windows of sufficient length, kept with the study."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from muai_lab.tuning.soak import LOW_TAIL, Soak
 from muai_lab.tuning.trials import Standing, point_key
 
 SHORTEST_S = 30.0
-# A single window tells its memory only roughly, so that twice of what it shows is waited for.
+# A single window shows its relaxation time only roughly, so the next one lasts twice as long as it demands.
 _SAFETY = 2.0
 # Below this share of the quantile a longer window would not help.
 _HOPELESS = 0.9
@@ -32,7 +32,7 @@ _LEAST = 0.1  # of the configured rate: the first probe of a configuration that 
 
 
 class Notebook(Protocol):
-    """Where soak windows are kept; a study is one."""
+    """Keeps soak windows; a study is one."""
 
     def note(self, name: str, value: Any) -> None:
         """Keep something under a name."""
@@ -90,7 +90,7 @@ class Soaks:
         self._stage = stage
 
     def look(self, point: Point) -> Soak:
-        """The soak window of a configuration, measured unless it is known; long enough if `soak_most_s` allows.
+        """Return the soak window of a configuration, measured unless it is known; long enough if `soak_most_s` allows.
 
         Raises ConfigurationFailed, Unmeasurable, Interrupted.
         """
@@ -122,7 +122,7 @@ class Soaks:
                     return
 
     def first_kept(self, found: Sequence[Standing]) -> Standing | None:
-        """The best configuration of which a soak window that keeps the SLO is known."""
+        """Return the best configuration of which a soak window that keeps the SLO is known."""
         for standing in found:
             seen = self.known(standing.point)
             if seen is not None and self.keeps(seen):
@@ -130,7 +130,7 @@ class Soaks:
         return None
 
     def known(self, point: Point) -> Soak | None:
-        """The soak window of a configuration; None if it was not measured."""
+        """Return the soak window of a configuration; None if it was not measured."""
         record = self._notebook.noted(_name(point))
         return None if record is None else _soak(record)
 
@@ -139,7 +139,7 @@ class Soaks:
         return seen.long_enough and not seen.growing and attainment(seen.slices) >= self.quantile
 
     def kept_by(self, point: Point) -> float:
-        """Attainment of a configuration in its soak window; 0 if that does not keep the SLO or cannot be measured."""
+        """Return the attainment in a configuration's soak window; 0 if it misses the SLO or cannot be measured."""
         with suppress(ConfigurationFailed, Unmeasurable):
             seen = self.look(point)
             return attainment(seen.slices) if self.keeps(seen) else 0.0
@@ -147,7 +147,7 @@ class Soaks:
 
     @property
     def seconds(self) -> float:
-        """Length of the next window: the configured one, else the longest that was needed so far."""
+        """Length of the next window, seconds: the configured one, else the longest that was needed so far."""
         if self._tuning.soak_s is not None:
             return self._tuning.soak_s
         return max(float(self._notebook.noted(_LENGTH) or 0.0), min(SHORTEST_S, self._most_s))
@@ -163,7 +163,7 @@ class Soaks:
         Raises:
             ConfigurationFailed: It does not serve.
             Unmeasurable: The load generator is the bottleneck.
-            Interrupted: Somebody asked to stop.
+            Interrupted: A stop was requested.
         """
         optimization = with_values(self._bench.problem.present, point)
         seconds = min(max(seen.seconds, SHORTEST_S), self._most_s)
@@ -200,7 +200,7 @@ class Soaks:
 
 
 def proof_s(seen: Soak, quantile: float, windows: int) -> float:
-    """Length of each of so many windows in which no request misses, for the lower bound to reach the quantile."""
+    """Return the length of each of `windows` windows without a miss for which the lower bound reaches the quantile."""
     return -math.log(LOW_TAIL) / (1.0 - quantile) * seen.relaxation_s / windows
 
 
@@ -209,7 +209,7 @@ def _name(point: Point) -> str:
 
 
 def _record(seen: Soak) -> dict[str, Any]:
-    # The latencies of a long window are many, and only its trial's blocks are asked for them.
+    # A long window has many latencies, and only those of a trial's blocks are used.
     slices = [replace(part, latencies_s=()).record() for part in seen.slices]
     return {**asdict(replace(seen, slices=())), "slices": slices}
 

@@ -1,8 +1,8 @@
 """Soak windows: continuous load on one server, long enough that a longer run would show the same.
 
-A block of a few seconds from an idle server says little about an SLO under open-loop load: a server that is offered
-more than it can serve survives the first seconds of it. A soak window is preceded by a lead-in, lasts at least
-`RELAXATIONS` relaxation times of the latency that the SLO bounds, and must not end with a growing backlog.
+A block of a few seconds from an idle server shows little about an SLO under open-loop load: an overloaded server
+survives the first seconds. A soak window is preceded by a lead-in, lasts at least `RELAXATIONS` relaxation times of the
+latency that the SLO bounds, and must not end with a growing backlog.
 
 Requests that miss an SLO come in clusters, since they share a queue. The bound of the attainment counts clusters, not
 requests: misses follow a compound Poisson process, whose mean has the exact bound of a Poisson mean (Garwood 1936) in
@@ -43,7 +43,7 @@ class Soak:
     """One soak window.
 
     slices: The window in parts of equal length, by due time. relaxation_s: Relaxation time of the judged latency.
-    cluster: The same in requests: so many neighbours share their fate. answer_s: Mean time of an answer. backlog:
+    cluster: The same in requests, which share their fate. answer_s: Mean time of an answer. backlog:
     Growth of the requests in flight over the window, fitted. growing: True if that is more than chance explains.
     completed_per_s: Requests that ended in the window, per second. level, variance: Of the judged latencies, relative
     to their bound.
@@ -134,7 +134,7 @@ def soak_of(
 
 
 def relaxation(series: Floats) -> float:
-    """One-sided integrated autocorrelation time of a series, in samples; 0.5 for independent samples."""
+    """Return the one-sided integrated autocorrelation time of a series, in samples; 0.5 for independent samples."""
     count = len(series)
     if count < 4 or float(np.ptp(series)) <= _RESOLUTION * float(np.abs(series).max()):
         return 0.5
@@ -144,7 +144,7 @@ def relaxation(series: Floats) -> float:
 
 
 def growth(flying: Floats) -> tuple[float, bool]:
-    """Fitted change of equally spaced counts from first to last, and whether chance does not explain its rise."""
+    """Return the fitted change of equally spaced counts from first to last, and if it is a rise beyond chance."""
     count = len(flying)
     place = np.arange(count) - (count - 1) / 2.0
     slope = float((place * flying).sum() / np.square(place).sum())
@@ -159,12 +159,12 @@ def growth(flying: Floats) -> tuple[float, bool]:
 
 
 def attained(blocks: Sequence[BlockResult], cluster: float, tail: float = LOW_TAIL) -> tuple[float, float]:
-    """Share of the requests that met the SLO, and its lower bound.
+    """Return the share of the requests that met the SLO, and its lower bound.
 
     Args:
         blocks: Parts of the windows, each long against the memory.
-        cluster: Requests that share their fate, as their latencies show. It counts as one part with misses: what the
-            misses of many parts show by themselves outweighs it.
+        cluster: Requests that share their fate, by their latencies. It counts as one part with misses: the misses of
+            many parts outweigh it.
         tail: Chance that the truth lies below the bound.
     """
     due = sum(block.due for block in blocks)
@@ -178,10 +178,10 @@ def attained(blocks: Sequence[BlockResult], cluster: float, tail: float = LOW_TA
 
 
 def shared_relaxation_s(soaks: Sequence[Soak]) -> float:
-    """Relaxation time that several windows of one configuration show, in seconds.
+    """Return the relaxation time that several windows of one configuration show, in seconds.
 
-    A memory that is not short against a window hides in the window's own mean. It shows between the means, whose
-    variance is 2 relaxation times / window of that of a single request. The longer of both times counts.
+    If the relaxation time is not short against a window, the window's own mean hides a part of it. The means of several
+    windows show it: their variance is 2 relaxation times / window of that of a single request. The longer time counts.
     """
     within = float(np.mean([soak.relaxation_s for soak in soaks]))
     if len(soaks) < _ENOUGH_WINDOWS:
@@ -194,10 +194,12 @@ def shared_relaxation_s(soaks: Sequence[Soak]) -> float:
 
 
 def attainment_of(soaks: Sequence[Soak], served: Sequence[BlockResult]) -> Attainment:
-    """The attainment with its lower bound.
+    """Return the attainment with its lower bound.
 
-    served: All blocks, which are the slices of the soak windows if there are any. Blocks with a drain between them are
-    taken as they are: each is a part, and the requests in flight together share a fate.
+    Args:
+        soaks: Soak windows; may be empty.
+        served: All blocks; the slices of the soak windows if there are any. A block with a drain after it is one part,
+            and the requests in flight together share a fate.
     """
     if not soaks:
         kept, low = attained(served, _in_flight(served))
@@ -210,7 +212,7 @@ def attainment_of(soaks: Sequence[Soak], served: Sequence[BlockResult]) -> Attai
 
 
 def not_kept(soaks: Sequence[Soak], kept: Attainment, quantile: float) -> str | None:
-    """Why the windows do not show that the SLO is kept in a longer run; None if they do."""
+    """Return why the windows do not show that the SLO is kept in a longer run; None if they do."""
     growing = [soak for soak in soaks if soak.growing]
     if len(growing) >= max(2, len(soaks) / 4.0):
         grown = float(np.mean([soak.backlog for soak in growing]))

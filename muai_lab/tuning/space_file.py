@@ -1,4 +1,4 @@
-"""Search spaces from YAML, checked against the catalogue of settings; all problems of a file are told together.
+"""Search spaces from YAML, checked against the catalogue of settings; one error has all problems of a file.
 
     include: batching                     # another file of the same folder, or several
     parameters:
@@ -8,7 +8,7 @@
       optimization.batcher.latency_target_ms:
         {low: 5.0, high: 100.0, log: true, when: {optimization.batcher.adaptive_batching: true}}
 
-The type is the key's own. A boolean needs no more than `{}`.
+The type is the key's own. A boolean needs only `{}`.
 """
 
 from __future__ import annotations
@@ -31,10 +31,14 @@ _NUMBERS = ("int", "float")
 
 
 def read_search_space(name: str) -> SearchSpace:
-    """The space of a file: the name of one in conf/search_space, or a path.
+    """Read a search space.
 
-    Raises SettingsError with every problem: no such file, unknown keys (with the nearest), values out of a key's range,
-    contradictions, a space in which nothing moves.
+    Args:
+        name: The name of a file in conf/search_space, or a path.
+
+    Raises:
+        SettingsError: It has every problem: no such file, unknown keys (with the nearest), values out of a key's range,
+            contradictions, or a space in which nothing can change.
     """
     problems: list[str] = []
     drafts = _read(_find(name), problems, ())
@@ -42,13 +46,13 @@ def read_search_space(name: str) -> SearchSpace:
 
 
 def space_of(parameters: Mapping[str, Mapping[str, Any]], origin: str = "search space") -> SearchSpace:
-    """The space of plain data, checked as a file is. origin: what error texts call it."""
+    """Return the space of plain data, checked as a file is. origin: Its name in error messages."""
     return _checked({path: _Draft(attributes, origin) for path, attributes in parameters.items()}, origin, [])
 
 
 @dataclass(frozen=True, slots=True)
 class _Draft:
-    """What a file says of one parameter, not yet checked."""
+    """The entry of a file for one parameter, not yet checked."""
 
     attributes: Any
     origin: str
@@ -124,7 +128,7 @@ class _Check:
         self._attributes = draft.attributes
 
     def parameter(self) -> Parameter | None:
-        """The parameter, None after a problem."""
+        """Return the parameter; None after a problem."""
         key = self._key()
         if key is None:
             return None

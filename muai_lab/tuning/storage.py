@@ -1,4 +1,4 @@
-"""Where a study is kept: SQLite in its own directory, or a database that several machines share."""
+"""The database of a study: SQLite in its own directory, or a database that several machines share."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 DATABASE = "study.db"
 IN_MEMORY = "memory:"
-"""A study that ends with its process: for searches in virtual time."""
+"""The address of a study that ends with its process, for searches in virtual time."""
 
 _ESCAPED = "file:"
 
 # Several processes may write to one database, and open one study: each waits this long for its turn.
 _PATIENCE_S = 60
 _CONNECT_TIMEOUT_S = 10
-# Of PostgreSQL's advisory lock: any number that nobody else uses in this database.
+# Of PostgreSQL's advisory lock: any number that no other program uses in this database.
 _OPENING = 0x4D75_4149
 
 
 def study_directory(configured: str | None, now: datetime | None = None) -> Path:
-    """Where a study lives; configured: `tuning.study`."""
+    """Return the directory of a study. configured: `tuning.study`."""
     if configured is not None:
         return Path(configured)
     at = now or datetime.now()  # noqa: DTZ005 (a folder's name is for people of this place)
@@ -39,7 +39,7 @@ def study_directory(configured: str | None, now: datetime | None = None) -> Path
 
 
 def storage_url(directory: Path, configured: str | None) -> str:
-    """The database's address for SQLAlchemy; configured: `tuning.storage`."""
+    """Return the database's address for SQLAlchemy. configured: `tuning.storage`."""
     if configured is None:
         return _sqlite_url((directory / DATABASE).resolve())
     # Psycopg 3 is the driver that the extra brings; without a driver SQLAlchemy would look for its own default.
@@ -61,7 +61,7 @@ def _sqlite_url(path: Path) -> str:
 
 
 def open_storage(url: str) -> optuna.storages.BaseStorage:
-    """Connect, and make the tables where there are none. Raises RunError when the database cannot be used."""
+    """Connect, and make the tables if there are none. Raises RunError if the database cannot be used."""
     import optuna
 
     if url == IN_MEMORY:
@@ -77,8 +77,8 @@ def open_storage(url: str) -> optuna.storages.BaseStorage:
 def alone(url: str) -> Iterator[None]:
     """Keep other processes from opening a study in this database meanwhile.
 
-    Two that find no tables would both make them, one would fail, and two that find no trial would both ask for the
-    first. Raises RunError when the others do not finish, or when the database cannot be used.
+    Two processes that find no tables would both make them, and one would fail. Two that find no trial would both ask
+    for the first. Raises RunError if the others do not finish, or if the database cannot be used.
     """
     with ExitStack() as held:
         with storage_errors(url):
@@ -124,7 +124,7 @@ def _advisory_lock(url: str) -> Iterator[None]:
 
 @contextmanager
 def storage_errors(url: str) -> Iterator[None]:
-    """Turn what the database or its driver raises into a RunError that says what to do."""
+    """Turn an error of the database or its driver into a RunError with the remedy."""
     import optuna
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -147,7 +147,7 @@ def storage_errors(url: str) -> Iterator[None]:
 
 
 def shown(url: str) -> str:
-    """The address as people should see it: without credentials, a local file by its path."""
+    """Return the address for people: without credentials, and a local file by its path."""
     if url.startswith("sqlite:///") and url.endswith("?uri=true"):
         from sqlalchemy import make_url
 

@@ -1,8 +1,8 @@
-"""The study: trials in Optuna's storage, asked for and told by any number of processes, any of which may die.
+"""The study: trials in Optuna's storage, which several processes measure at once, and any of them may die.
 
-Optuna's own heartbeat works inside `optimize()` only, and its trials are told from outside here. So each running trial
-carries a lease, a time that its process renews; when it has run out, or when the process is known to be gone, the trial
-is told as failed and its point is put back into the queue.
+Optuna's own heartbeat works only inside `optimize()`, which is not used here. So each running trial has a lease, a time
+that its process renews. When the lease has run out, or the process has ended, the trial is recorded as failed and its
+point is queued again.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ log = logging.getLogger(__name__)
 IDENTITY, ASKED, LEASE, WORKER, ENDED = "identity", "asked", "lease", "worker", "ended"
 _LEASE_S = 60.0
 _RENEW_S = 10.0
-# A point whose process dies again and again may be what kills it.
+# A point may be what kills its process.
 _MOST_RETRIES = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A trial that runs. point: what to measure. kind: why."""
+    """A trial that runs. point: The configuration to measure. kind: The reason for it."""
 
     trial: optuna.Trial
     point: Mapping[str, Value]
@@ -71,9 +71,19 @@ class TuningStudy:
         startup_trials: int = 8,
         seed: int = 0,
     ) -> TuningStudy:
-        """Make the study, or go on with the one of that name. Its first trial is the present configuration.
+        """Make the study, or continue the one of that name. Its first trial is the present configuration.
 
-        Raises RunError when the database cannot be used, or when the study was made for something else.
+        Args:
+            url: Address of the database.
+            name: Of the study.
+            identity: The facts that make trials comparable.
+            problem: The problem that is searched.
+            sampler: As in `tuning.sampler`.
+            startup_trials: Random points before the sampler proposes.
+            seed: Of the sampler.
+
+        Raises:
+            RunError: The database cannot be used, or the study was made for something else.
         """
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         with alone(url), storage_errors(url), warnings.catch_warnings():
@@ -105,7 +115,7 @@ class TuningStudy:
         return self.study.study_name
 
     def ask(self) -> Draft:
-        """The next trial: a point that waits in the queue, else one that the sampler proposes."""
+        """Return the next trial: a point from the queue, else one that the sampler proposes."""
         with storage_errors(self._url):
             self.recover()
             trial = self.study.ask()
@@ -117,13 +127,13 @@ class TuningStudy:
             return Draft(trial, point, kind)
 
     def ask_for(self, point: Mapping[str, Value], kind: TrialKind, **attributes: Any) -> None:
-        """Put a point into the queue."""
+        """Queue a point."""
         with storage_errors(self._url):
             self.study.enqueue_trial(dict(point), user_attrs={"kind": kind, **attributes})
 
     @contextmanager
     def leased(self, draft: Draft) -> Iterator[None]:
-        """Renew the trial's lease for as long as the context lasts."""
+        """Renew the trial's lease while the context lasts."""
         over = threading.Event()
 
         def renew() -> None:
@@ -142,21 +152,21 @@ class TuningStudy:
             thread.join()
 
     def finish(self, draft: Draft, record: TrialRecord) -> None:
-        """Tell how the trial ended; from then on nothing can lose it.
+        """Record the outcome of a trial; from then on it cannot be lost.
 
-        What was not served, and what cannot fit, is told as complete with its violations, since a failed trial would
-        teach the sampler nothing; what says nothing about the configuration is told as failed for the same reason.
+        A configuration that does not serve, or cannot fit, is recorded as complete with its violations, since samplers
+        ignore failed trials. An outcome that says nothing about the configuration is recorded as failed.
         """
         trial = draft.trial
         with storage_errors(self._url), warnings.catch_warnings():
-            # CMA-ES says at each trial that it does not look at the violations; others read them too.
+            # CMA-ES warns at each trial that it ignores the violations; other readers use them.
             warnings.filterwarnings("ignore", message="Constraints have been set, but CmaEsSampler")
             try:
                 for name, violation in record.violations.items():
                     trial.set_constraint(name, violation)
                 trial.set_user_attr(ENDED, _described(record))
                 if record.reason is not None:
-                    trial.set_user_attr("reason", record.reason)  # by itself, for who looks with optuna-dashboard
+                    trial.set_user_attr("reason", record.reason)  # by itself, for optuna-dashboard
                 if record.outcome in ("unmeasurable", "repeated", "lost"):
                     self.study.tell(trial, state=TrialState.FAIL)
                 elif record.outcome == "pruned" and len(self.study.directions) == 1 and record.values is not None:
@@ -167,10 +177,10 @@ class TuningStudy:
             except (optuna.exceptions.UpdateFinishedTrialError, ValueError) as error:
                 if not self._ended(trial.number):
                     raise
-                log.warning("trial %d: another process took it for lost in the meantime (%s)", trial.number, error)
+                log.warning("trial %d: another process recorded it as lost in the meantime (%s)", trial.number, error)
 
     def records(self) -> list[TrialRecord]:
-        """Every trial that has ended, in order."""
+        """Return every trial that has ended, in order."""
         with storage_errors(self._url):
             trials = self.study.get_trials(deepcopy=False)
         for trial in trials:
@@ -179,13 +189,13 @@ class TuningStudy:
         return [self._read[number] for number in sorted(self._read)]
 
     def running_elsewhere(self) -> int:
-        """Trials that other processes are measuring now."""
+        """Return the number of trials that other processes measure now."""
         with storage_errors(self._url):
             running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         return sum(not _is_lost(trial) for trial in running)
 
     def recover(self) -> int:
-        """Put the points of trials whose process is gone back into the queue; returns how many there were."""
+        """Queue the points of trials whose process has ended again; return their number."""
         lost = 0
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if not _is_lost(trial):
@@ -202,17 +212,17 @@ class TuningStudy:
         return lost
 
     def note(self, name: str, value: Any) -> None:
-        """Keep something with the study itself."""
+        """Keep a value with the study."""
         with storage_errors(self._url):
             self.study.set_user_attr(name, value)
 
     def noted(self, name: str) -> Any:
-        """What was kept under this name, None when nothing was."""
+        """Return the value that was kept under this name; None if there is none."""
         with storage_errors(self._url):
             return self.study.user_attrs.get(name)
 
     def measured_points(self) -> dict[str, int]:
-        """Key of each point that was measured or tried, is being measured or waits -> number of its first trial."""
+        """Return the number of the first trial of each point that was measured, is measured now, or waits."""
         with storage_errors(self._url):
             trials = self.study.get_trials(deepcopy=False)
         found: dict[str, int] = {}
@@ -225,7 +235,7 @@ class TuningStudy:
         return found
 
     def _starting(self) -> bool:
-        # Beside the random points the sampler knows the present configuration and its repeat.
+        # Besides the random points the sampler has the present configuration and its repeat.
         told = (TrialState.COMPLETE, TrialState.PRUNED)
         return len(self.study.get_trials(deepcopy=False, states=told)) < self._startup_trials + 2
 
@@ -235,7 +245,7 @@ class TuningStudy:
 
 
 def make_sampler(name: str, startup_trials: int, seed: int) -> optuna.samplers.BaseSampler:
-    """The sampler of that name (as in tuning.sampler)."""
+    """Return the sampler of that name (as in `tuning.sampler`)."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         match name:
@@ -271,7 +281,7 @@ def _is_lost(trial: optuna.trial.FrozenTrial) -> bool:
 
 
 def _seed(seed: int, trials: int, *, shared: bool) -> int:
-    """Processes of one study must not draw the same points, nor one that goes on those that it drew before."""
+    """The seed: processes of one study must not draw the same points, and one that continues must draw new ones."""
     entropy = [seed, trials, *([os.getpid()] if shared else [])]
     return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 

@@ -16,9 +16,10 @@ from muai_lab.settings.lab import LoadSettings
 
 
 class AutomaticEnd:
-    """Looks at windows of growing length until one is enough. Works beside the load, in a thread for each look.
+    """Analyses windows of growing length until one is long enough. Each analysis runs in a thread beside the load.
 
-    open_loop: which headline it is. clock: monotonic nanoseconds. executor: of the looks; None takes the event loop's.
+    open_loop: Selects the headline. clock: Monotonic nanoseconds. executor: For the analyses; None takes the event
+    loop's.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class AutomaticEnd:
         self._measure_ns = measure_ns
 
     def see(self, batch: ObservedBatch) -> None:
-        """See `Ending.see`. Raises what went wrong at the last look."""
+        """See `Ending.see`. Raises the error of the last analysis."""
         self._batches.append(batch)
         now_ns = self._clock()
         if self._looking is not None:
@@ -76,7 +77,7 @@ class AutomaticEnd:
             self._end_ns = now_ns + LEAD_NS
 
     def facts(self) -> Mapping[str, Any]:
-        """For the manifest: the settings, the looks, and if one of them was enough."""
+        """Return facts for the manifest: the settings, the analyses, and if one of them was enough."""
         return {
             "precision": self._precision,
             "longest_s": self._longest_s,

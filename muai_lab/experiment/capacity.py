@@ -1,6 +1,6 @@
 """The capacity study: short probes that search, then long ones at the edge, each a run of its own.
 
-DIRECTORY/capacity.json, report.html    what came of it
+DIRECTORY/capacity.json, report.html    the result
 DIRECTORY/server/                       the log and the optimization.yaml of the server of the search
 DIRECTORY/server-07/, ...               the same of the server that was started for probe 7, a long one
 DIRECTORY/probe-00/, probe-01/, ...     one run directory each
@@ -36,18 +36,18 @@ if TYPE_CHECKING:
     from muai_lab.slo import Slo
 
 RATED_ARRIVALS = ("constant", "poisson", "gamma")
-"""Arrivals that have one rate, which the search can set."""
+"""Kinds of arrivals that have one rate, which the search can set."""
 
 RESULT = "capacity.json"
 SECTION = "capacity"  # of the settings; no probe's run depends on it
-_TRIES = 2  # a probe that the load generator spoilt is made once more: another process may have disturbed it
+_TRIES = 2  # a probe that the load generator made invalid is repeated once: another process may have disturbed it
 
 Resolve = Callable[[Mapping[str, object]], "Resolved"]
 """Resolves the study's settings with further overrides on top."""
 
 
 class CapacityWatcher(RunWatcher, Protocol):
-    """Is told how a study gets on."""
+    """Follows a study."""
 
     def probe(self, number: int, ask: NextProbe) -> None:
         """A probe begins."""
@@ -57,11 +57,22 @@ class CapacityWatcher(RunWatcher, Protocol):
 
 
 def find_capacity(resolve: Resolve, path: Path, watcher: CapacityWatcher) -> CapacityStudy:
-    """Search the capacity in directory `path`; returns the content of `capacity.json`.
+    """Search the capacity in directory `path`.
 
-    Ctrl-C ends the search: what the finished probes say is written, marked as partial, and KeyboardInterrupt goes on.
-    A study that did not finish goes on in its directory: its finished probes are kept.
-    Raises SettingsError without an SLO or with arrivals that have no single rate, and what `run_experiment` raises.
+    Ctrl-C ends the search: the result of the finished probes is written, marked as partial, and KeyboardInterrupt is
+    raised again. A study that did not finish continues in its directory: its finished probes are kept.
+
+    Args:
+        resolve: Resolves the study's settings with overrides.
+        path: Directory of the study.
+        watcher: Follows it.
+
+    Returns:
+        The content of `capacity.json`.
+
+    Raises:
+        SettingsError: There is no SLO, or the arrivals have no single rate.
+        RunError: The directory holds a finished study, or see `run_experiment`.
     """
     settings = resolve({}).settings
     slo = check_settings(settings)
@@ -72,14 +83,14 @@ def find_capacity(resolve: Resolve, path: Path, watcher: CapacityWatcher) -> Cap
 
 
 def check_settings(settings: LabSettings) -> Slo:
-    """The SLO of the study. Raises SettingsError when a capacity search cannot be made with these settings."""
+    """Return the SLO of the study. Raises SettingsError if a capacity search cannot be made with these settings."""
     from muai_lab.slo import slo_of
 
     slo = slo_of(settings.model_dump(mode="json"))
     problems = []
     if slo is None:
         problems.append(
-            "slo: capacity is the highest rate that keeps a promise, and none is set: choose slo=interactive or "
+            "slo: capacity is the highest rate that keeps an SLO, and none is set: choose slo=interactive or "
             "slo=relaxed, or set slo.ttft_ms, slo.tpot_ms or slo.e2e_ms"
         )
     if settings.arrival.kind not in RATED_ARRIVALS:
@@ -97,7 +108,7 @@ def check_settings(settings: LabSettings) -> Slo:
 
 
 def plan_of(settings: LabSettings, quantile: float) -> SearchPlan:
-    """The plan of a search with these settings."""
+    """Return the plan of a search with these settings."""
     capacity, load = settings.capacity, settings.load
     return SearchPlan(
         quantile=quantile,
@@ -135,7 +146,7 @@ class _Study:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Write what is known however the study ends; the error that ended it goes on."""
+        """Write the result so far however the study ends; an error that ends it is raised again."""
         self._path.mkdir(parents=True, exist_ok=True)
         if _is_over(self._path / RESULT):
             raise RunError(
@@ -214,7 +225,7 @@ class _Study:
         self._watcher.judged(probe)
 
     def _offer(self, resolved: Resolved, directory: Path, ask: NextProbe, server: str) -> str | None:
-        """Make a probe's run; returns why it was ended early, None if it was not."""
+        """Make a probe's run; return why it was ended early, None if it was not."""
         system = self._servers.serving(server)
         margin = HOPELESSLY if ask.edge else CLEARLY
         watch = LossWatch(self._slo, ask.rate, start_s=ask.lead_s, length_s=ask.seconds, margin=margin)

@@ -24,7 +24,7 @@ class Limits(Enum):
 
 
 def ending(search: CapacitySearch, limit: Limits | None, settings: CapacitySettings) -> str | None:
-    """The limit that ended the study and how far it had come; None if it ended by itself."""
+    """Return the limit that ended the study, and its progress by then; None if it ended by itself."""
     if limit is None:
         return None
     what = f"the budget of {settings.budget_s:g} s" if limit is Limits.BUDGET else f"capacity.{limit.value}"
@@ -36,7 +36,7 @@ def ending(search: CapacitySearch, limit: Limits | None, settings: CapacitySetti
 def without_interval(
     search: CapacitySearch, limit: Limits | None, settings: CapacitySettings, spent_s: float, start_s: float
 ) -> str:
-    """The reason why the capacity has no interval, and the settings that would do.
+    """Return the reason why the capacity has no interval, and the settings that would give one.
 
     Args:
         search: The search with at least one outcome.
@@ -49,10 +49,10 @@ def without_interval(
         return f"{_missing(search)}; {_raised(search, limit, settings, spent_s, start_s)}"
     low = search.bracket[0]
     if low is None:
-        return f"no rate from {_lowest(search):.3g} requests/s on keeps the promise; capacity.lowest_rate goes lower"
+        return f"no rate from {_lowest(search):.3g} requests/s on keeps the SLO; capacity.lowest_rate goes lower"
     if search.capacity().open:
         return (
-            f"no rate up to {low:.3g} requests/s breaks the promise; capacity.highest_rate, or a load generator with "
+            f"no rate up to {low:.3g} requests/s breaks the SLO; capacity.highest_rate, or a load generator with "
             "more cores, goes higher"
         )
     if settings.repeats < LEAST_EDGES:
@@ -83,9 +83,9 @@ def without_interval(
 def _missing(search: CapacitySearch) -> str:
     low, high = search.bracket
     if low is None:
-        return f"no rate was found yet that keeps the promise, down to {_lowest(search):.3g} requests/s"
+        return f"no rate was found yet that keeps the SLO, down to {_lowest(search):.3g} requests/s"
     if high is None:
-        return f"no rate was found yet that breaks the promise, up to {low:.3g} requests/s"
+        return f"no rate was found yet that breaks the SLO, up to {low:.3g} requests/s"
     return f"no interval: {LEAST_EDGES} long probes are needed, and {len(search.near())} were made at the edge"
 
 

@@ -1,4 +1,4 @@
-"""The share of requests that meet an SLO over the offered rate, and where that curve crosses the promised share.
+"""The share of requests that meet an SLO over the offered rate, and the rate at which it crosses the SLO's quantile.
 
 Two fits. `isotonic` is for the search: the falling curve that is nearest to all probes, each weighted by its requests
 (pool adjacent violators; Ayer et al. 1955). `edge_of` is for the estimate. Near its crossing the curve is a logistic
@@ -41,7 +41,7 @@ _LEAST_SPREAD = 0.02
 _MOST_ABOVE = 2.0
 """Log-odds above the curve up to which misses count."""
 _NEAR = 2.0
-"""Log-odds from the promised share at which a probe weighs 0.6 of one at the crossing."""
+"""Log-odds from the quantile at which a probe weighs 0.6 of one at the crossing."""
 _MOST_ERROR = 0.2  # standard error of the log rate, with which an interval is still worth its name
 _FARTHEST_END = 50.0  # log rate
 _FARTHEST = 0.5  # log rate from the probes to a crossing that is looked for
@@ -52,8 +52,8 @@ _EVEN = 0.5  # misses that are added in all, in clusters: the mean of a logarith
 class ProbeOutcome:
     """One probe: the rate offered, and per block of time the requests due and those that met the SLO.
 
-    seconds: length of the window. memory_s: for how long its state depended on its past, None if not known. edge: True
-    for a long window at the edge, which the estimate uses; False for a short one of the search.
+    seconds: Length of the window. memory_s: Time for which its state depended on its past; None if not known. edge:
+    True for a long window at the edge, which the estimate uses; False for a short one of the search.
     """
 
     rate: float
@@ -65,7 +65,7 @@ class ProbeOutcome:
 
     @property
     def attainment(self) -> float:
-        """Share of the requests that met the SLO; 0 when none was due."""
+        """Share of the requests that met the SLO; 0 if none was due."""
         due = sum(self.due)
         return sum(self.met) / due if due else 0.0
 
@@ -96,9 +96,9 @@ def isotonic(outcomes: Sequence[ProbeOutcome]) -> tuple[Floats, Floats]:
 
 
 def crossing(rates: Floats, levels: Floats, quantile: float) -> float | None:
-    """Where a falling curve crosses the quantile, on a logarithmic scale of rates.
+    """Return the rate at which a falling curve crosses the quantile, on a logarithmic scale of rates.
 
-    None where it lies below from the start; the highest rate where it never does.
+    It is None if the curve lies below from the start, and the highest rate if it never does.
     """
     kept = np.flatnonzero(levels >= quantile - SAME)
     if kept.size == 0:
@@ -112,11 +112,11 @@ def crossing(rates: Floats, levels: Floats, quantile: float) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """Where the curve crosses the promised share.
+    """The crossing of the curve with the quantile.
 
-    rate: requests/s. error: standard error of its logarithm. slope: of the log-odds of a miss over the log rate.
-    cluster: requests that miss the SLO together. between: variance of the relative misses between probes, beyond what
-    clusters explain. probes: how many there are. clusters: clusters of misses that they saw near the crossing.
+    rate: Requests/s. error: Standard error of its logarithm. slope: Of the log-odds of a miss over the log rate.
+    cluster: Requests that miss the SLO together. between: Variance of the relative misses between probes, beyond that
+    of clusters. probes: Their number. clusters: Clusters of misses that they saw near the crossing.
     """
 
     rate: float
@@ -129,11 +129,11 @@ class Edge:
 
     @property
     def found(self) -> bool:
-        """True if the probes tell where the crossing is; False if they missed nothing, for example."""
+        """True if the probes show the crossing; False if they missed nothing, for example."""
         return self.error <= _MOST_ERROR
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
-        """Its ends, by Student's t with three degrees of freedom less than probes."""
+        """Return the ends of its interval, by Student's t with three degrees of freedom less than probes."""
         t = float(stdtrit(max(self.probes - _LOST, 1), 0.5 + confidence / 2.0))
         aside = math.exp(min(t * self.error, _FARTHEST_END))
         return self.rate / aside, self.rate * aside
@@ -161,7 +161,7 @@ class _Fit:
         self._cluster = 1.0
 
     def edge(self) -> Edge:
-        """The curve and the variance between probes, a step of each in turns, until they agree."""
+        """Fit the curve and the variance between probes, in alternating steps, until they agree."""
         covariance = np.eye(_PARAMETERS)
         for _ in range(_STEPS):
             covariance, moved = self._step()
@@ -169,7 +169,7 @@ class _Fit:
             if moved < _CONVERGED and abs(self._between - before) < _CONVERGED:
                 break
         slope = math.exp(self._log_slope)
-        # Misses grow more on bad starts than they shrink on good ones: the typical start is above the mean of misses.
+        # Misses grow more on bad starts than they shrink on good ones: the typical start lies above the mean of misses.
         typical = self._crossing + math.log1p(self._between) / (2.0 * slope)
         error = math.sqrt(float(covariance[0, 0]))
         clusters = float(self._curve().weight @ self._missed) / self._cluster

@@ -1,4 +1,4 @@
-"""One probe of a capacity study, as its run's records say it."""
+"""One probe of a capacity study, by its run's records."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _BLOCKS = 5
 class Probe:
     """One probe.
 
-    verdict: the run's validity. stopped: why it was ended early, None if it went to its end. saturated: the load
-    generator was late, so the figures hold its own delays too. server: directory of the server start that it met.
+    verdict: The run's validity. stopped: The reason why it was ended early; None if it was not. saturated: True if the
+    load generator was late, so that the figures contain its own delays. server: Directory of the server's start.
     """
 
     number: int
@@ -43,15 +43,15 @@ class Probe:
     figures: Mapping[str, float | None] = field(default_factory=dict)
 
     def counts(self, quantile: float) -> bool:
-        """True if the probe says something about the server.
+        """True if the probe counts as a measurement of the server.
 
-        A late load generator makes latencies longer. A promise that the search saw kept all the same was kept; the
-        estimate, however, takes no probe whose misses may be the generator's.
+        A late load generator makes latencies longer. If a probe of the search keeps the SLO all the same, it counts.
+        The estimate takes no probe whose misses may be the generator's.
         """
         return not self.saturated or (not self.ask.edge and self.outcome.attainment >= quantile)
 
     def document(self, quantile: float) -> Mapping[str, Any]:
-        """The probe as it stands in `capacity.json`."""
+        """Return the probe as `capacity.json` has it."""
         due = sum(self.outcome.due)
         return {
             "number": self.number,
@@ -78,9 +78,10 @@ class Probe:
 def judge_probe(
     run: Run, slo: Slo, number: int, ask: NextProbe, *, stopped: str | None = None, server: str = "server"
 ) -> Probe:
-    """The probe by its records. Of one that was stopped only requests count whose fate was decided by then.
+    """Judge a probe by its records.
 
-    Decided are those that ended, and those that were in flight for longer than the SLO allows.
+    In a probe that was stopped, only the requests count whose outcome was decided by then: those that ended, and those
+    that were in flight for longer than the SLO allows.
     """
     from muai_lab.analysis.attainment import met
     from muai_lab.analysis.client_part import doubt_of

@@ -1,13 +1,13 @@
-"""The search for capacity: which rate to try next, for how long, and what all probes together say. Pure.
+"""The search for capacity: the rate and length of the next probe, and the estimate from all of them. Pure.
 
 Capacity is the highest offered rate at which the share of requests that meet the SLO stays at or above its quantile in
 a long run. Two phases:
 
 1. The *search* brackets it by short probes (rates grow by a factor until the SLO is once kept and once not) and halves
-   the bracket on a logarithmic scale. Short windows after an idle server flatter it, so this only says where to look.
+   the bracket on a logarithmic scale. Short windows after an idle server flatter it, so this only shows where to look.
 2. The *edge*: long probes around the crossing, alternating below and above the present estimate, far enough apart to
    show the slope of the curve. Each is as long as the memory of its queue demands, after a lead-in to the stationary
-   queue. Only these make the estimate and its interval (`muai_lab.experiment.capacity_curve.edge_of`).
+   queue. Only these are used for the estimate and its interval (`muai_lab.experiment.capacity_curve.edge_of`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LEAST_CLUSTERS = 3.0
 LEAD_IN = 0.2
 """Length of the lead-in before a long window, relative to it: two memories."""
 _SLACK = 0.7  # the memory scatters from window to window
-_ENOUGH_TO_TELL = 3  # long probes that tell the size of a cluster
+_ENOUGH_TO_TELL = 3  # long probes that show the size of a cluster
 _TOP_PROBES = 2  # long probes at the highest rate, if the search found no end
 _STEP = 0.15  # of the log rate: no long probe lies farther from those before
 _NEAREST, _WIDEST = 0.01, 0.1  # of the log rate: from the crossing to a long probe
@@ -39,7 +39,10 @@ _REFITS = 3
 
 @dataclass(frozen=True, slots=True)
 class SearchPlan:
-    """quantile: share of requests that must meet the SLO. For the others see `CapacitySettings` and `LoadSettings`."""
+    """The limits of a search.
+
+    quantile: Share of requests that must meet the SLO. For the others see `CapacitySettings` and `LoadSettings`.
+    """
 
     quantile: float
     start_rate: float
@@ -68,9 +71,10 @@ class NextProbe:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """rate: None where no probe kept the promise. low, high: its 95 % interval, None without.
+    """The estimate of a search.
 
-    edge: the fit of the long probes, None without any. open: the promise was kept at the highest rate that was tried.
+    rate: None if no probe kept the SLO. low, high: Its 95 % interval; None without one. edge: The fit of the long
+    probes; None without any. open: True if the SLO was kept at the highest rate that was tried.
     """
 
     rate: float | None
@@ -81,7 +85,7 @@ class Capacity:
 
 
 class CapacitySearch:
-    """The state of a search. `next_probe` says what to probe, `add` takes the outcome."""
+    """The state of a search. `next_probe` returns the next probe, `add` takes its outcome."""
 
     def __init__(self, plan: SearchPlan) -> None:
         self.plan = plan
@@ -90,12 +94,12 @@ class CapacitySearch:
         self._fitted: tuple[list[ProbeOutcome], Edge | None] | None = None  # of the probes so far
 
     def add(self, outcome: ProbeOutcome) -> None:
-        """Take the outcome of a probe."""
+        """Add the outcome of a probe."""
         self.outcomes.append(outcome)
         self._fitted = None
 
     def cannot_offer(self, rate: float) -> None:
-        """The load generator cannot offer this rate: nothing at or above it is tried any more."""
+        """Exclude a rate that the load generator cannot offer, and all rates above it."""
         self.ceiling = rate if self.ceiling is None else min(self.ceiling, rate)
 
     @property
@@ -110,14 +114,14 @@ class CapacitySearch:
 
     @property
     def bracket(self) -> tuple[float | None, float | None]:
-        """The highest rate of the search that keeps the promise and the lowest that does not, by the isotonic fit."""
+        """The highest rate of the search that keeps the SLO and the lowest that does not, by the isotonic fit."""
         rates, levels = isotonic(self.searched)
         kept = rates[levels >= self.plan.quantile - SAME]
         lost = rates[levels < self.plan.quantile - SAME]
         return (float(kept.max()) if kept.size else None), (float(lost.min()) if lost.size else None)
 
     def next_probe(self) -> NextProbe | None:
-        """The next probe; None when the search is over."""
+        """Return the next probe; None if the search is over."""
         if len(self.outcomes) >= self.plan.max_probes:
             return None
         rate = self._next_searched()
@@ -130,17 +134,17 @@ class CapacitySearch:
         return NextProbe(rate, max(self.plan.warmup_s, LEAD_IN * seconds), seconds, edge=True)
 
     def search_seconds(self, rate: float) -> float:
-        """Length of a short window: longer than `duration_s` where a low rate would bring too few requests."""
+        """Return the length of a short window: longer than `duration_s` if a low rate would bring too few requests."""
         wanted = max(self.plan.duration_s, self.plan.requests / rate)
         return min(wanted, max(self.plan.longest_s, self.plan.duration_s))
 
     def edge_seconds(self, rate: float) -> float:
-        """Length of a long window, as far as the plan allows."""
+        """Return the length of a long window, as far as the plan allows."""
         wanted = max(self.plan.duration_s, self.plan.requests / rate, self.needed_s())
         return min(wanted, max(self.plan.edge_longest_s, self.plan.duration_s))
 
     def needed_s(self) -> float:
-        """Length of the long windows that the memory of the queue and its clusters of misses demand, in seconds."""
+        """Return the length of the long windows that the queue's memory and its clusters of misses demand, seconds."""
         needed_s = MEMORIES * self.memory_s()
         near, edge = self._near_fit()
         if edge is None or len(near) < _ENOUGH_TO_TELL:
@@ -149,7 +153,7 @@ class CapacitySearch:
         return max(needed_s, LEAST_CLUSTERS * edge.cluster / missed_per_s)
 
     def memory_s(self) -> float:
-        """The memory of the queue at the edge, in seconds; of the search's probes as long as there is no long one."""
+        """Return the memory of the queue at the edge, seconds; of the search's probes if there is no long one yet."""
         seen = [one.memory_s for one in self.near() if one.memory_s is not None]
         if seen:
             return float(np.mean(seen))
@@ -157,7 +161,7 @@ class CapacitySearch:
         return max((one.memory_s for one in kept if one.memory_s is not None), default=0.0)
 
     def near(self) -> list[ProbeOutcome]:
-        """The long probes whose rates are near the crossing. Others only led there."""
+        """Return the long probes whose rates are near the crossing. Others only led there."""
         return self._near_fit()[0]
 
     def _near_fit(self) -> tuple[list[ProbeOutcome], Edge | None]:
@@ -175,7 +179,7 @@ class CapacitySearch:
         return near, fit
 
     def capacity(self) -> Capacity:
-        """What all probes say. Raises ValueError before the first."""
+        """Return the estimate from all probes. Raises ValueError before the first."""
         if not self.outcomes:
             raise ValueError("no probe was made")
         low, high = self.bracket
@@ -191,7 +195,7 @@ class CapacitySearch:
         return Capacity(edge.rate, *edge.interval(), edge=edge)
 
     def long_enough(self) -> bool:
-        """True if the long probes span what the memory of the queue demands, and saw enough clusters of misses."""
+        """True if the long probes span the time that the queue's memory demands, and saw enough clusters of misses."""
         near, edge = self._near_fit()
         spanned_s = sum(one.seconds for one in near)
         demanded_s = max(self.plan.repeats, LEAST_EDGES) * MEMORIES * self.memory_s()
@@ -231,14 +235,14 @@ class CapacitySearch:
         return min(max(fit.rate, min(rates) * math.exp(-_STEP)), max(rates) * math.exp(_STEP))
 
     def _top_lost(self) -> bool:
-        """True if the long probes break the promise at the highest rate, which short ones kept."""
+        """True if the long probes break the SLO at the highest rate, which short ones kept."""
         return len(self.edges) >= _TOP_PROBES and _pooled(self.edges) < self.plan.quantile
 
     def _offerable(self, rate: float) -> float | None:
         """The rate, or a lower one that the load generator may be able to offer, if there is room."""
         if self.ceiling is None or rate < self.ceiling * (1 - SAME):
             return rate
-        if not self.outcomes:  # not even the first rate: shrink, as for a promise that is broken
+        if not self.outcomes:  # not even the first rate: shrink, as for an SLO that is broken
             lower = self.ceiling / self.plan.growth
             return lower if lower >= self.plan.lowest_rate * (1 - SAME) else None
         offered = max(outcome.rate for outcome in self.outcomes)

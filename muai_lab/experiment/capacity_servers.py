@@ -21,9 +21,9 @@ FIRST = "server"
 
 
 class Servers:
-    """The server that probes are offered to. It starts when the first probe needs it, and ends with the context.
+    """The servers of the probes, one at a time. The first starts when a probe needs it; the last ends with the context.
 
-    start_s: how long the last start took.
+    start_s: Duration of the last start, seconds.
     """
 
     def __init__(self, settings: LabSettings, path: Path, watcher: RunWatcher) -> None:
@@ -49,11 +49,11 @@ class Servers:
         return self._settings.capacity.restarts and self._settings.target.kind != "endpoint"
 
     def name_of(self, number: int, *, edge: bool) -> str:
-        """The directory of the server that a probe is offered to."""
+        """Return the directory of the server that a probe is offered to."""
         return f"{FIRST}-{number:02d}" if edge and self.restarts else FIRST
 
     def serving(self, name: str) -> SystemUnderTest:
-        """The server of this name; the one before is stopped. Raises RunError, EngineError, ModelError."""
+        """Return the server of this name; the one before is stopped. Raises RunError, EngineError, ModelError."""
         if self._system is None or self._name != name:
             self._system = None
             self._current.close()

@@ -1,4 +1,4 @@
-"""A run is a directory: written atomically, so that a run that was killed is told from one that is done.
+"""A run is a directory: written atomically, so that a killed run differs from a finished one.
 
 A run that did not finish may be made again in the same directory, which it replaces; a finished one is never touched.
 """
@@ -21,21 +21,21 @@ from muai_lab.files import write_whole
 
 CONFIG, MANIFEST = "config.yaml", "manifest.json"
 
-# `running` is also what a killed run says for ever: nothing but a finished run replaces it by `complete`.
+# A killed run keeps the status `running`: only a finished run replaces it by `complete`.
 RUNNING, COMPLETE, PARTIAL, FAILED = "running", "complete", "partial", "failed"
 
-# What a run writes near its end: of an earlier one, it must not stand beside the new one's beginnings.
+# Files that a run writes near its end. Those of an earlier run must not remain beside the first files of a new one.
 _RESULTS = ("requests.parquet", "server_metrics.parquet", "summary.json", "report.html")
 
 
-# Held back so that a run on a disk that fills up can still say so.
+# Space that is held back, so that a run on a full disk can still record that.
 _RESERVE = ".reserve"
 _RESERVE_BYTES = 32 * 1024  # twice that, in hexadecimal
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def disk_is_full(error: BaseException | None) -> bool:
-    """Whether an error, or what it came from, is that there is no more space to write to."""
+    """True if an error, or one of its causes, is that there is no more space to write to."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:
             return True
@@ -44,15 +44,15 @@ def disk_is_full(error: BaseException | None) -> bool:
 
 
 class RunDirectory:
-    """The files of one run. The manifest's `status` is the last thing that a finished run writes.
+    """The files of one run. A finished run writes the manifest's `status` last.
 
-    replaced: how the run ended that was here before and did not finish; None if there was none.
+    replaced: The end of an unfinished run that was here before; None if there was none.
     """
 
     def __init__(self, path: Path) -> None:
-        """Make the directory, or empty it of a run that did not finish.
+        """Make the directory, or remove the files of a run that did not finish.
 
-        Raises RunError when it cannot be written, holds a finished run, or one that another process is writing.
+        Raises RunError if it cannot be written, or holds a run that is finished or that another process writes.
         """
         self.path = path
         self.replaced: str | None = None
@@ -76,9 +76,9 @@ class RunDirectory:
         return self._manifest
 
     def update_manifest(self, **entries: Any) -> None:
-        """Add or replace entries of the manifest and write it, at need into the space that was held back for that.
+        """Add or replace entries of the manifest and write it, if necessary into the space that was held back.
 
-        Raises RunError when there is no space even so.
+        Raises RunError if there is no space even so.
         """
         self._manifest.update(entries)
         if entries.get("status") == RUNNING:
@@ -94,7 +94,7 @@ class RunDirectory:
             self._give_up_reserve()
 
     def _give_up_reserve(self) -> bool:
-        """Free the space that was held back; False when it was not there any more."""
+        """Free the space that was held back; return False if it was used before."""
         try:
             (self.path / _RESERVE).unlink()
         except OSError:
@@ -106,7 +106,7 @@ class RunDirectory:
         self.write_text(name, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a text file so that a reader sees all of it or none. Raises RunError when it cannot be written."""
+        """Write a text file so that a reader sees all of it or none. Raises RunError if it cannot be written."""
         target = self.path / name
         try:
             write_whole(target, text)
@@ -117,7 +117,7 @@ class RunDirectory:
 
 
 def status_in(path: Path) -> tuple[str | None, Mapping[str, Any]]:
-    """The status of the run in a directory, and its manifest; None without a run."""
+    """Return the status of the run in a directory, and its manifest; None without a run."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -152,7 +152,7 @@ def has_configuration(path: Path, config_yaml: str, *, besides: str | None = Non
 
 
 def unfinished(path: Path) -> str | None:
-    """How the run in the directory ended, if it did not finish; None without a run, or with one that did."""
+    """Return the end of a run that did not finish, in words; None without a run, or with one that finished."""
     status, manifest = status_in(path)
     if status in (None, COMPLETE):
         return None
@@ -160,7 +160,7 @@ def unfinished(path: Path) -> str | None:
 
 
 def _replaceable(path: Path) -> str | None:
-    """How the run ended that may be replaced. Raises RunError if it finished, or if it still goes on."""
+    """The end of a run that may be replaced. Raises RunError if it finished, or if it still runs."""
     status, manifest = status_in(path)
     if status == COMPLETE:
         raise RunError(

@@ -1,8 +1,8 @@
-"""What other servers call the things that ours reports: their metrics under our names.
+"""The metrics of other servers under our names.
 
 The names are from each server's own documentation: vLLM (docs, "Production Metrics", v0.32), Text Generation Inference
 (docs, "Metrics"), SGLang (docs, "Production Metrics"), Triton (docs, "Metrics") and its TensorRT-LLM backend (README,
-"Triton Metrics"). Only what means the same is translated; everything scraped is kept under its own name as well.
+"Triton Metrics"). Only metrics of the same meaning are translated; all are kept under their own names as well.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ OURS = "muai_running_sequences"
 
 @dataclass(frozen=True, slots=True)
 class Translation:
-    """One of a server's samples. labels: those that it must have; scale: ours ÷ theirs."""
+    """One of a server's samples. labels: Labels that it must have. scale: Our unit ÷ theirs."""
 
     theirs: str
     ours: str
@@ -25,7 +25,7 @@ class Translation:
     scale: float = 1.0
 
     def of(self, sample: Sample) -> Sample | None:
-        """The sample under our name, None if it is another one."""
+        """Return the sample under our name; None if it is another one."""
         if sample.name != self.theirs or any(sample.labels.get(key) != value for key, value in self.labels.items()):
             return None
         return Sample(self.ours, sample.labels, sample.value * self.scale)
@@ -33,14 +33,14 @@ class Translation:
 
 @dataclass(frozen=True, slots=True)
 class MetricsDialect:
-    """How one server speaks. mark: a sample name that only it has."""
+    """The metrics of one server. mark: A sample name that only it has."""
 
     server: str
     mark: str
     translations: tuple[Translation, ...]
 
     def translate(self, samples: Iterable[Sample]) -> Iterator[Sample]:
-        """The samples of one page that have a name of ours, under it."""
+        """Yield the samples of one page that have a name of ours, under that name."""
         for sample in samples:
             for translation in self.translations:
                 if (translated := translation.of(sample)) is not None:
@@ -110,6 +110,6 @@ DIALECTS = (
 
 
 def dialect_of(samples: Iterable[Sample]) -> MetricsDialect | None:
-    """Whose metrics these are; None for ours, which need no translation, and for those of servers not known here."""
+    """Return the dialect of a page; None for our own server, which needs no translation, and for unknown servers."""
     names = {sample.name for sample in samples}
     return None if OURS in names else next((dialect for dialect in DIALECTS if dialect.mark in names), None)

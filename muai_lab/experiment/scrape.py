@@ -80,12 +80,12 @@ class MetricsScraper:
         return answer.content if answer.status == HTTPStatus.OK else None
 
     def forget(self) -> None:
-        """Drop what was scraped so far, for the next run against the same server."""
+        """Drop all pages so far, for the next run against the same server."""
         self._pages.clear()
         self.failures = 0
 
     def table(self) -> pa.Table:
-        """Every sample scraped, in long form, and again under our name where the server has another for it."""
+        """Return every sample in long form, and again under our name if the server has another one."""
         rows: dict[str, list[object]] = {name: [] for name in SCHEMA.names}
         dialect: MetricsDialect | None = None
         for t_ns, page in self._pages:
@@ -104,7 +104,7 @@ class MetricsScraper:
 
 
 def samples_of(page: bytes) -> list[Sample] | None:
-    """The samples of a page of Prometheus' text format; None when it is none."""
+    """Return the samples of a page in Prometheus' text format; None if it is another format."""
     try:
         families = list(text_string_to_metric_families(page.decode()))
     except ValueError:  # also what is not UTF-8
@@ -114,7 +114,7 @@ def samples_of(page: bytes) -> list[Sample] | None:
 
 @dataclass(frozen=True, slots=True)
 class FoundMetrics:
-    """What an address answers.
+    """The metrics at an address.
 
     url: The address of the page, behind redirects. dialect: The other server whose metrics they are; None if they are
     ours. missing: The reason why there are no metrics; None if there are.

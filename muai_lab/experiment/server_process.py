@@ -1,4 +1,4 @@
-"""The server under test: the very `serve` that production runs, as a process of its own."""
+"""A `serve` process of our own: the very command that production runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ STOP_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class ServerReady:
-    """What a server says when it is ready. metrics_url is None when metrics are off; models as `serve` prints them."""
+    """The message of a server that is ready. metrics_url: None without metrics. models: As `serve` prints them."""
 
     url: str
     metrics_url: str | None
@@ -36,15 +36,15 @@ class ServerReady:
 
 
 class ServerProcess:
-    """A context manager: the server runs inside it and is gone behind it, however it is left."""
+    """A context manager: the process starts with the context and ends with it, however it is left."""
 
     def __init__(self, arguments: Sequence[str], *, environment: Mapping[str, str], log: Path) -> None:
-        """arguments: of `muai_lab serve`. environment: all of it. log: file for what the server prints."""
+        """arguments: Of `muai_lab serve`. environment: All variables. log: File for the server's messages."""
         self._command = [sys.executable, "-m", "muai_lab", "serve", *arguments]
         self._environment = dict(environment)
         self._log = log
         self._process: subprocess.Popen[str] | None = None
-        self.stopped_cleanly: bool | None = None  # known once it was stopped
+        self.stopped_cleanly: bool | None = None  # None until it was stopped
 
     def __enter__(self) -> ServerProcess:
         with self._log.open("w", encoding="utf-8") as log, _interrupts_held_back():
@@ -72,7 +72,7 @@ class ServerProcess:
         return self._process is not None and self._process.poll() is None
 
     def wait_ready(self, timeout_s: float) -> ServerReady:
-        """Block until the server says that it is ready. Raises RunError with the end of its log if it does not."""
+        """Block until the server reports that it is ready. Raises RunError with the end of its log if it does not."""
         process = self._started()
         lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         threading.Thread(target=_read_lines, args=(process, lines), daemon=True, name="server-stdout").start()
@@ -96,14 +96,14 @@ class ServerProcess:
                 return ready
 
     def failure(self) -> str | None:
-        """Why the server is gone, if it ended by itself; None while it runs."""
+        """Return why the server is gone, if it ended by itself; None while it runs."""
         if self.running:
             return None
         status = self._started().returncode
         return f"the server ended with status {status} during the run{self._end_of_log()}"
 
     def stop(self, *, grace_s: float) -> None:
-        """SIGTERM, then SIGKILL to its whole session after `grace_s` seconds."""
+        """Send SIGTERM, then SIGKILL to its whole session after `grace_s` seconds."""
         process = self._started()
         if process.poll() is None:
             process.terminate()

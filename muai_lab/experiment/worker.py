@@ -1,4 +1,4 @@
-"""Who writes a run or measures a trial, so that another process can find out later if that process has ended."""
+"""The process that writes a run or measures a trial, recorded so that others can see later if it has ended."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import psutil
 
 
 def worker() -> dict[str, Any]:
-    """Who measures: enough to know later whether this process still lives."""
+    """Describe this process, so that another one can find out later if it still lives."""
     return {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
 
 
 def is_gone(who: Mapping[str, Any] | None) -> bool:
-    """Whether a process of this machine has ended; False for one of another machine, of which nothing is known."""
+    """True if a process of this machine has ended; False for one of another machine, of which nothing is known."""
     if not who or who.get("host") != socket.gethostname():
         return False
     try:

@@ -337,15 +337,15 @@ class TestAStudyWithoutInterval:
             self.search(edges=2), repeats=2
         )
 
-    def test_says_so_if_no_rate_keeps_the_promise_or_none_breaks_it(self) -> None:
+    def test_says_so_if_no_rate_keeps_the_slo_or_none_breaks_it(self) -> None:
         lost, kept = CapacitySearch(self.PLAN), CapacitySearch(self.PLAN)
         lost.add(ProbeOutcome(10.0, (100,), (50,)))
         kept.add(ProbeOutcome(10.0, (100,), (100,)))
 
-        assert self.said(lost).startswith("no rate from 10 requests/s on keeps the promise; capacity.lowest_rate")
-        assert self.said(kept).startswith("no rate up to 10 requests/s breaks the promise; capacity.highest_rate")
-        assert "no rate was found yet that keeps the promise" in self.said(lost, Limits.BUDGET, budget_s=9)
-        assert "no rate was found yet that breaks the promise" in self.said(kept, Limits.PROBES, max_probes=1)
+        assert self.said(lost).startswith("no rate from 10 requests/s on keeps the SLO; capacity.lowest_rate")
+        assert self.said(kept).startswith("no rate up to 10 requests/s breaks the SLO; capacity.highest_rate")
+        assert "no rate was found yet that keeps the SLO" in self.said(lost, Limits.BUDGET, budget_s=9)
+        assert "no rate was found yet that breaks the SLO" in self.said(kept, Limits.PROBES, max_probes=1)
 
 
 @pytest.mark.parametrize("changes", [{}, {"capacity_rps": None, "probes": []}, {"engine": None}])

@@ -47,7 +47,7 @@ def outcome(rate: float, attainment: float, due: int = 100, *, edge: bool = Fals
 
 
 def step(at: float) -> Server:
-    """A server that keeps the promise up to a rate and then breaks it."""
+    """A server that keeps the SLO up to a rate and then breaks it."""
     return lambda ask: outcome(ask.rate, 1.0 if ask.rate <= at else 0.2, edge=ask.edge)
 
 
@@ -145,7 +145,7 @@ def test_a_sharp_edge_is_bracketed_to_the_resolution() -> None:
     assert low <= 42.0 < high <= low * 1.05
 
 
-def test_a_server_that_never_breaks_the_promise_has_no_upper_end() -> None:
+def test_a_server_that_never_breaks_the_slo_has_no_upper_end() -> None:
     plan = SearchPlan(quantile=0.99, start_rate=100.0, highest_rate=400.0, repeats=0)
 
     result = searched(step(math.inf), plan).capacity()
@@ -188,8 +188,8 @@ def test_a_first_rate_that_cannot_be_offered_shrinks_by_the_factor_of_growth() -
     assert tried == [100.0, 50.0, 25.0]
 
 
-def test_long_probes_that_break_the_promise_at_the_highest_rate_go_on_below_it() -> None:
-    # Given a server that keeps the promise for some seconds at a rate that it cannot keep for long
+def test_long_probes_that_break_the_slo_at_the_highest_rate_go_on_below_it() -> None:
+    # Given a server that keeps the SLO for some seconds at a rate that it cannot keep for long
     def probe(ask: NextProbe) -> ProbeOutcome:
         return server(90.0, len(search.outcomes))(ask) if ask.edge else outcome(ask.rate, 1.0)
 

@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from muai_lab.errors import RunError
 
@@ -27,12 +26,10 @@ STOP_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class ServerReady:
-    """The message of a server that is ready. metrics_url: None without metrics. models: As `serve` prints them."""
+    """The addresses of a server that is ready. metrics_url: None without metrics."""
 
     url: str
     metrics_url: str | None
-    pid: int
-    models: tuple[Mapping[str, Any], ...]
 
 
 class ServerProcess:
@@ -149,7 +146,7 @@ def _parse_ready(line: str) -> ServerReady | None:
         return None
     if not isinstance(said, dict) or said.get("event") != "ready":
         return None
-    return ServerReady(said["url"], said.get("metrics_url"), said["pid"], tuple(said["models"]))
+    return ServerReady(said["url"], said.get("metrics_url"))
 
 
 @contextmanager

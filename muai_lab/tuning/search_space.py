@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -178,12 +176,6 @@ class SearchSpace:
     def described(self) -> dict[str, Any]:
         """Return the space as plain data, for records and comparison."""
         return {parameter.path: parameter.described() for parameter in self.parameters}
-
-    @property
-    def hash(self) -> str:
-        """Equal spaces have equal hashes."""
-        text = json.dumps(self.described(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
 
     def known(self, optimization: OptimizationSettings) -> dict[str, Any]:
         """Return the configuration's value of every path that the space or a condition names."""

@@ -188,11 +188,6 @@ class TuningStudy:
                 self._read[trial.number] = _record(trial)
         return [self._read[number] for number in sorted(self._read)]
 
-    def running_elsewhere(self) -> int:
-        """Return the number of trials that other processes measure now."""
-        with storage_errors(self._url):
-            running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        return sum(not _is_lost(trial) for trial in running)
 
     def recover(self) -> int:
         """Queue the points of trials whose process has ended again; return their number."""

@@ -94,7 +94,7 @@ def one_run(url: str, seconds: float, busy: int) -> Outcome:
 
 
 def measure(busy: int, runs: int, seconds: float) -> Iterator[Outcome]:
-    """So many runs beside so many busy loops."""
+    """Make `runs` runs beside `busy` busy loops."""
     with reference_server(Case("closed", 5.0, 2.0, None, seconds)) as url, busy_loops(busy):
         for _ in range(runs):
             yield one_run(url, seconds, busy)
@@ -132,7 +132,7 @@ def main() -> int:
         "--results", type=Path, help="file for everything measured, one line of JSON a run; appended to"
     )
     parser.add_argument("--read", type=Path, help="show results of earlier calls instead of measuring")
-    parser.add_argument("--document", type=Path, help="page whose table is to be replaced")
+    parser.add_argument("--document", type=Path, help="page whose table is replaced")
     args = parser.parse_args()
     console, messages = Console(), Console(stderr=True)
     if args.read:

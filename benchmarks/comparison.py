@@ -1,9 +1,9 @@
-"""Does `compare` find what is there, and nothing else? Real runs against the reference server.
+"""Does `compare` find the real differences, and no other? Runs against the reference server.
 
     python -m benchmarks.comparison [TRIES]
 
 Each try makes three groups of repeats over the same schedules, interleaved: A, A again, and a server that is 10 %
-slower. Counted is how often a difference is found between the first two (it should be at most once in 20 tries) and
+slower. The table counts the differences that are found between the first two (at most one in 20 tries is expected) and
 between the first and the third (always), with single runs, which get no verdict, and with all repeats.
 """
 

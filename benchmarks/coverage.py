@@ -1,4 +1,4 @@
-"""Do intervals and verdicts keep what they promise? Simulated systems of known truth, a table for each claim.
+"""Are intervals and verdicts true? Simulated systems of known truth, a table for each claim.
 
     python -m benchmarks.coverage [TABLE ...] [--repeats N] [--seed N] [--document docs/statistics.md]
 

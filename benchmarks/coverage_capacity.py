@@ -114,7 +114,7 @@ class Shares:
 
 
 def shares_of(world: QueueWorld, quantile: float, studies: Sequence[Study]) -> Shares:
-    """How well studies find the capacity of a typical start, or of the one start that they had."""
+    """Compare the results of studies with the capacity of a typical start, or of the one start that they had."""
     capacity = world.capacity(quantile)
     truth = [capacity if study.restarts else capacity * study.speed for study in studies]
     found = [study.search.capacity() for study in studies]

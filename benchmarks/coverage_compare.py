@@ -1,7 +1,7 @@
-"""Comparisons of simulated runs: how often equal configurations differ, and how often a real change is found.
+"""Comparisons of simulated runs: the shares in which equal configurations differ, and in which a real change is found.
 
-The figures of a run are simulated, not its requests: a run's server is faster or slower than usual by a factor of known
-spread, which moves every figure, and each figure has a noise of its own within the run. Then `compare`'s own steps
+The figures of a run are simulated, not its requests. A run's server is faster or slower than usual by a factor of known
+spread, which changes every figure. Each figure also has its own noise within the run. Then `compare`'s own steps
 follow: changes, moderation, choice of the primary figure, gatekeeping.
 """
 

@@ -32,7 +32,7 @@ def estimates(window: ObservedWindow, bound_s: float) -> Mapping[str, Estimate]:
 
 
 def tallies(world: World, requests: int, runs: int, seed: int) -> dict[str, Tally]:
-    """How often each figure's interval is there, and holds the truth."""
+    """Count the intervals of each figure, and those that hold the truth."""
     p90, p95 = world.quantiles((0.9, KEPT))
     truth = {"p90": p90, "p95": p95, "attainment": KEPT, "goodput": KEPT * world.rate}
     found = {figure: Tally() for figure in FIGURES}

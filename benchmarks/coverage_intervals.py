@@ -1,4 +1,4 @@
-"""How often the 95 % intervals of one run hold the truth, and how often there is an interval at all."""
+"""The shares of runs that have 95 % intervals, and whose intervals hold the truth."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def estimates(window: ObservedWindow, span: MeasuredSpan) -> Mapping[str, Estima
 
 
 def simulated(world: World, requests: int, runs: int, seed: int) -> Iterator[ObservedWindow]:
-    """Windows of independent runs of a world in which so many requests are due on average."""
+    """Yield windows of independent runs of a world. requests: Due in a window on average."""
     rng = np.random.default_rng([seed, requests, *world.name.encode()])
     for first in range(0, runs, _AT_ONCE):
         traffic = world.draw(rng, min(_AT_ONCE, runs - first), requests)
@@ -90,7 +90,7 @@ def truth_of(world: World) -> dict[str, float]:
 
 
 def tallies(world: World, requests: int, runs: int, seed: int) -> dict[str, tuple[Tally, Tally]]:
-    """How often each figure's interval is there, and holds the truth: by the earlier rule and now.
+    """Count the intervals of each figure, and those that hold the truth: by the earlier rule and now.
 
     By the earlier rule the memory had no lower bound.
     """

@@ -1,7 +1,7 @@
-"""Which figure should decide a comparison? Signal and noise of each, for a server that is 10 % slower.
+"""The figure that should decide a comparison: signal and noise of each, for a server that is 10 % slower.
 
-Pairs of runs of a server with continuous batching, simulated request by request over the same arrivals; runs of one
-configuration differ by 3 % in speed. The signal is the mean change that the slower server makes, the noise the standard
+Pairs of runs of a server with continuous batching are simulated request by request over the same arrivals. Runs of one
+configuration differ by 3 % in speed. The signal is the mean change of the slower server, the noise is the standard
 deviation of the changes between equal ones.
 """
 

@@ -1,4 +1,4 @@
-"""Which configurations does the bound on greedy agreement accept, and does its lower bound lie below the truth?"""
+"""The configurations that the bound on greedy agreement accepts, and the share of lower bounds below the truth."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Differing:
 def comparisons(
     share: float, correlation: float, repeats: int, seed: int, *, first: float | None = None
 ) -> list[Agreement]:
-    """Compare so many configurations of this kind with fp32."""
+    """Compare `repeats` configurations of this kind with fp32."""
     worlds = (
         Differing(share, correlation, np.random.default_rng((seed, repeat)), first=first) for repeat in range(repeats)
     )
@@ -55,7 +55,7 @@ def comparisons(
 
 
 def accepted_before(share: float, correlation: float, repeats: int, seed: int) -> float:
-    """How often a share of first tokens alone reached the limit."""
+    """Return the share of comparisons in which first tokens alone reached the limit."""
     random = np.random.default_rng(seed)
     if correlation:
         size = (1.0 - correlation) / correlation

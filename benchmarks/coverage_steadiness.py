@@ -1,4 +1,4 @@
-"""How often is a system that is steady called unsteady, and how often is a growing queue found?"""
+"""The share of steady systems that are called unsteady, and of growing queues that are found."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Are confirmed gains real, and are the intervals of confirmations true, given up early or not?"""
+"""Are confirmed gains real, and are the intervals of confirmations true, also of those that end early?"""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ class Notes(dict[str, Any]):
 
 
 def said_to_keep(rho: float, quantile: float, random: np.random.Generator) -> bool:
-    """Whether the tuner would accept this queue: its soak window in the search, and one for each pair after it."""
+    """True if the tuner accepts this queue, by its soak window in the search and one for each pair after it."""
     arena = QueueArena(rho, random)
     problem = TuningProblem(SearchSpace(()), OptimizationSettings(), GOODPUT, Constraints(quantile))
     soaks = Soaks(Notes(), Bench(problem, arena, Switch(), BLOCKS), TuningSettings())

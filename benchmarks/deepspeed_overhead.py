@@ -1,10 +1,10 @@
-"""What our layer over DeepSpeed costs: output tokens/s of the DeepSpeed engine against the PyTorch engine, one rank.
+"""Overhead of our layer over DeepSpeed: output tokens/s of the DeepSpeed engine against the PyTorch engine, one rank.
 
     python -m benchmarks.deepspeed_overhead [--repeats 7] [--streams 32] [--json]
 
 Both engines step the embedded chat model in fp32 through the same ragged load: a sequence that has its tokens leaves,
-and the next prompt takes its slot. They take turns in one process, so that what else runs on the machine meets both;
-the median of the ratios of neighbours is what counts. The bound is 0.95.
+and the next prompt takes its slot. They alternate in one process, so that other work on the machine affects both; the
+result is the median of the ratios of neighbours. The bound is 0.95.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def tokens_per_s(engine: StepEngine, load: list[tuple[list[int], int]]) -> float
 
 
 def main() -> None:
-    """Run both arms in turns and print medians and the ratio."""
+    """Run both arms alternately and print medians and the ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--streams", type=int, default=32)

@@ -1,9 +1,9 @@
-"""What HTTP costs: output tokens/s over HTTP with streaming against the same stack without sockets, 32 streams.
+"""Overhead of HTTP: output tokens/s over HTTP with streaming against the same stack without sockets, 32 streams.
 
     python -m benchmarks.http_overhead [--repeats 3] [--json]
 
-Both arms replay the same frozen schedule in a closed loop, in turns; the ratio of the medians is what counts on a noisy
-machine. Over HTTP the server is a process of its own, so generator and server share the cores as they do in a run.
+Both arms replay the same frozen schedule in a closed loop, alternately. The result is the ratio of the medians, since
+the machine is noisy. Over HTTP the server is a process of its own: generator and server share the cores as in a run.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def tokens_per_s(target: str, *, engine: str, streams: int, seconds: float) -> f
 
 
 def main() -> None:
-    """Run both arms in turns and print the medians and their ratio."""
+    """Run both arms alternately and print the medians and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--streams", type=int, default=32)

@@ -1,10 +1,10 @@
-"""How long one long prompt stalls running streams, with prompts computed in pieces and whole.
+"""The stall of running streams by one long prompt, with prompts computed in pieces and whole.
 
     python -m benchmarks.long_prompt [--engines pytorch,onnx] [--prompt 4096] [--pieces 128,512,8192] [--repeats 5]
 
-Eight streams of the embedded chat model decode; then a prompt of many tokens arrives. Told is the longest gap between
-two tokens of a running stream while that prompt is computed, and how long the prompt itself takes to its first token
-(medians of repeats; the piece sizes take turns).
+Eight streams of the embedded chat model decode; then a prompt of many tokens arrives. The results are the longest gap
+between two tokens of a running stream meanwhile, and the time to the first token of the prompt itself (medians of
+repeats; the piece sizes alternate).
 """
 
 from __future__ import annotations

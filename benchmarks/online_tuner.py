@@ -71,7 +71,7 @@ def cells(verdict: ScenarioVerdict) -> list[str]:
 
 
 def summary(verdicts: Sequence[ScenarioVerdict]) -> str:
-    """How many meet the goals."""
+    """Return the number of scenarios that meet the goals, in words."""
     count = len(verdicts)
     there, safe = sum(map(reaches, verdicts)), sum(map(is_safe, verdicts))
     return (
@@ -102,12 +102,12 @@ def of_variants(others: Sequence[ScenarioVerdict]) -> str:
 
 
 def reaches(verdict: ScenarioVerdict) -> bool:
-    """Whether it comes near enough to the best, soon enough."""
+    """True if it comes near enough to the best, soon enough."""
     return verdict.share >= GOAL_SHARE and verdict.reached is not None and verdict.reached <= ADAPTED
 
 
 def is_safe(verdict: ScenarioVerdict) -> bool:
-    """Whether it never costs much for long."""
+    """True if it never costs much for long."""
     return verdict.below <= GOAL_BELOW
 
 
@@ -172,7 +172,7 @@ def main() -> None:
     parser.add_argument("--only", help="numbers of the scenarios to run, with commas")
     parser.add_argument("--others", default="", help="variants to evaluate besides, with commas")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
-    parser.add_argument("--document", type=Path, help="page whose table is to be replaced")
+    parser.add_argument("--document", type=Path, help="page whose table is replaced")
     parser.add_argument("--picture", type=Path, help="file for the picture of one scenario")
     parser.add_argument("--of", type=int, default=4, help="which one (default 4)")
     parser.add_argument("--json", action="store_true")

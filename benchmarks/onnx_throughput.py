@@ -71,7 +71,7 @@ def tokens_per_s(engine: StepEngine, requests: list[GenerationRequest]) -> float
 
 
 def main() -> None:
-    """Run the arms in turns; print medians and ratios to PyTorch."""
+    """Run the arms alternately; print medians and ratios to PyTorch."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--requests", type=int, default=128)

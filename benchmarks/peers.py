@@ -33,7 +33,7 @@ main(parser.parse_args(sys.argv[1:]))
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What every tool is to offer. rate: requests/s with Poisson arrivals; None: as fast as `concurrency` allows."""
+    """The load that every tool offers. rate: Requests/s, Poisson arrivals; None: as fast as `concurrency` allows."""
 
     name: str
     ttft_ms: float
@@ -47,7 +47,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Reported:
-    """What a tool said. Latencies in milliseconds; lag, share and verdict only where a tool reports such."""
+    """The report of a tool. Latencies in milliseconds; lag, share and verdict only if a tool reports them."""
 
     ttft_p50_ms: float | None
     ttft_p99_ms: float | None
@@ -65,7 +65,7 @@ class Peer(Protocol):
         """As tables call it."""
 
     def available(self) -> bool:
-        """Whether its environment is there."""
+        """True if its environment exists."""
 
     def version(self) -> str:
         """Of the installed package."""

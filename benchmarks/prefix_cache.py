@@ -1,4 +1,4 @@
-"""What the prefix cache brings and what it costs.
+"""Gain and overhead of the prefix cache.
 
     python -m benchmarks.prefix_cache [--engines pytorch,onnx] [--repeats 7]
 
@@ -44,7 +44,7 @@ class _Block:
 
 
 def lookup_us(tokens: int, repeats: int = 200) -> tuple[float, float]:
-    """Microseconds to look up a prompt of so many tokens, all but its last block cached, and to store it."""
+    """Return the microseconds to look up a prompt of `tokens`, all but its last block cached, and to store it."""
     random = np.random.default_rng(0)
     lookups, stores = [], []
     for _ in range(repeats):

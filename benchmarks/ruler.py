@@ -1,4 +1,4 @@
-"""How right is the ruler? Our load generator, and others, against a server that knows its own latencies.
+"""The errors of the ruler: our load generator, and others, against a server that records its own latencies.
 
     python -m benchmarks.ruler [--peers] [--seconds 5] [--repeats 3] [--results FILE] [--document PAGE] [--plot FILE]
     python -m benchmarks.ruler --read FILE [FILE ...] [--document PAGE] [--plot FILE]
@@ -75,7 +75,7 @@ def reference_server(case: Case) -> Iterator[str]:
 
 
 def take_stamps(url: str) -> list[dict[str, Any]]:
-    """What the server stamped since the last call, without the probes of a tool that looks first."""
+    """Return the server's stamps since the last call, without the probes of a tool that looks first."""
     with urllib.request.urlopen(f"{url}/stamps") as response:
         return [stamp for stamp in json.load(response) if stamp["tokens"] > 1]
 
@@ -179,7 +179,7 @@ def _cases(seconds: float) -> list[Case]:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The medians of a tool's repeats on one case; None where a tool does not say, or failed."""
+    """The medians of a tool's repeats on one case; None if a tool does not report it, or failed."""
 
     tool: str
     case: str
@@ -299,7 +299,7 @@ def versions(*, peers: bool) -> dict[str, str]:
 
 
 def about(tools: Mapping[str, str], seconds: float, rows: Sequence[Row]) -> str:
-    """What the figures were measured with, in one paragraph."""
+    """Describe tools, cores, time and repeats of the figures in one paragraph."""
     return (
         f"Measured with {', '.join(f'{name} {version}' for name, version in tools.items())} on "
         f"{len(os.sched_getaffinity(0))} cores that the server shares; {seconds:g} s a case, medians of "

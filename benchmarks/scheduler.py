@@ -1,4 +1,4 @@
-"""What the scheduler itself costs: plan and complete of one step, by running sequences, and the way to observers.
+"""Overhead of the scheduler: plan and complete of one step, by running sequences, and the way to observers.
 
 python -m benchmarks.scheduler
 """

@@ -1,4 +1,4 @@
-"""How well virtual time predicts a real run: the same requests, sent to a real server and to the simulation.
+"""The error of virtual time against a real run: the same requests, sent to a real server and to the simulation.
 
     python -m benchmarks.simulated_run [--engine pytorch] [--fit 24] [--rates 6,18] [--duration 25] [--json]
 
@@ -92,7 +92,7 @@ class StepRecorder:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What a run taught. noise: of a step, relative. beside_s: of a first token, outside the stack."""
+    """A model fitted to a run. noise: Of a step, relative. beside_s: Of a first token, outside the stack."""
 
     step_time: StepTime
     noise: float
@@ -171,14 +171,14 @@ def calibrated(run: Run, record: Path) -> Calibration:
 
 
 def figures(ttft_s: Sequence[float], itl_s: Sequence[float], tokens: int, seconds: float) -> Figures:
-    """What is compared."""
+    """Return the figures that are compared."""
     times = {"TTFT": np.asarray(ttft_s), "ITL": np.asarray(itl_s)}
     quantiles = {f"{name} p{q}, ms": float(np.percentile(s, q) * 1e3) for name, s in times.items() for q in (50, 95)}
     return {"output tokens/s": tokens / seconds, **quantiles}
 
 
 def measured(run: Run) -> Figures:
-    """What the clients of the run saw. Tokens count in the window in which they came."""
+    """Return the figures of the run's clients. Tokens count in the window in which they came."""
     inside = run.requests[run.requests["in_window"] & (run.requests["status"] == "ok")]
     gaps = run.tokens()
     window = run.window
@@ -202,7 +202,7 @@ class TokenTimes:
 
 
 def simulated(run: Run, calibration: Calibration) -> Figures:
-    """What the clients of the simulation see, to which the same is sent as was sent in the run."""
+    """Return the figures of the simulation's clients, which send the same requests as the run."""
     rows = run.requests[run.requests["status"] == "ok"].sort_values("sent_s")
     requests = [
         SimulatedRequest(number, float(sent_s), int(prompt), int(output))

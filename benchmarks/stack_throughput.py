@@ -2,11 +2,11 @@
 
     python -m benchmarks.stack_throughput [--repeats 5] [--requests 128] [--streams 32] [--json]
 
-Ragged load: prompts of 16-256 tokens, outputs of 16-128, embedded chat model, greedy. The stack is asked through its
-event loop, so many requests at a time; `generate` gets the same requests in static batches of the same size,
-left-padded, each batch to its longest output, of which only the tokens that were asked for count. Alone: time per token
-after the first, from one request at a time. Both arms run in one process and in turns: on a machine that does other
-work too, only the ratio of neighbours means something, so the median of those ratios is what is quoted.
+Ragged load: prompts of 16-256 tokens, outputs of 16-128, embedded chat model, greedy. The stack gets its requests
+through its event loop, `--streams` at a time. `generate` gets the same requests in static batches of the same size,
+left-padded, each batch to its longest output, of which only the requested tokens count. Alone: time per token after the
+first, from one request at a time. Both arms alternate in one process: on a machine with other work only the ratio of
+neighbours is meaningful, so the result is the median of those ratios.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Stack:
         self._streams = streams
 
     async def serve(self, requests: Sequence[GenerationRequest]) -> None:
-        """Run the requests to their end, so many at a time."""
+        """Run the requests to their end, a fixed number at a time."""
         queue = iter(requests)
 
         async def stream() -> None:
@@ -120,7 +120,7 @@ async def timed(work: Callable[[], Any]) -> float:
 
 
 def alone(tokens: int) -> list[GenerationRequest]:
-    """One request of so many output tokens."""
+    """Return one request of `tokens` output tokens."""
     return [GenerationRequest("alone", list(range(100, 100 + ALONE_PROMPT)), tokens, ignore_eos=True)]
 
 
@@ -146,7 +146,7 @@ def scheduler_overhead(streams: int) -> float:
 
 
 async def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Both arms in turns."""
+    """Run both arms alternately."""
     stack, generate = Stack(options.streams), Generate(options.streams)
     requests = ragged_requests(options.requests)
     tokens = sum(request.max_tokens for request in requests)

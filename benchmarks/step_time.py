@@ -1,11 +1,11 @@
-"""How long the steps of an engine take, and the step-time model that fits them.
+"""The duration of an engine's steps, and the step-time model that fits them.
 
     python -m benchmarks.step_time [--engine pytorch] [--repeats 5] [--json]
 
 The engine is called directly, without scheduler or server: prompts of several lengths, alone and together, whole and as
 later pieces, then copies to and from the prefix cache, and decoding at several batch sizes and positions. Each kind of
-step is measured so often and its median taken. Prints the coefficients of `muai_lab.simulation.step_time.StepTime`, as
-its presets have them, and how far the model is off.
+step is measured `--repeats` times, and the median counts. Prints the coefficients of
+`muai_lab.simulation.step_time.StepTime`, as its presets have them, and the errors of the model.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""What tuning is worth: the confirmed configuration against the specification's defaults.
+"""The worth of tuning: the confirmed configuration against the specification's defaults.
 
     python -m benchmarks.tuned_against_defaults [--engines onnx,pytorch] [--cases chat,conversations,batch]
                                                 [--results FILE] [--document PAGE]
 
 Each line is one run of `python -m muai_lab tune` with a small budget, from the defaults, on the embedded chat model.
 The gain and its 95 % interval are those of the confirmation: pairs of runs on load that the search has not seen, with
-servers started anew. Where nothing was confirmed the defaults stay, and the reason is told.
+servers started anew. If nothing was confirmed the defaults stay, and the table has the reason.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from muai_lab.settings.catalogue import show
 from muai_lab.tuning.result import read_result
 
 # Closed loops that keep the machine busy: a load that the defaults carry to everybody's content leaves nothing to gain.
-# Nine requests in ten are to keep the promise: of 99 in a hundred no run of a few seconds could tell.
+# Nine requests in ten must meet the SLO: for 99 in a hundred no run of a few seconds is long enough.
 CASES = {
     "chat": (
         "interactive chat, 64 clients",
@@ -54,7 +54,7 @@ BUDGET = (
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Of one tuning. gain, low, high: relative; None where no winner went to the confirmation."""
+    """The outcome of one tuning. gain, low, high: Relative; None if no winner was measured in a confirmation."""
 
     engine: str
     case: str
@@ -110,7 +110,7 @@ def main() -> int:
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--studies", type=Path, help="where the studies are kept; else they are deleted")
     parser.add_argument("--results", type=Path, help="JSON file to read and to add to")
-    parser.add_argument("--document", type=Path, help="page whose table is to be replaced")
+    parser.add_argument("--document", type=Path, help="page whose table is replaced")
     args = parser.parse_args()
     outcomes = kept_outcomes(Outcome, args.results)
     with TemporaryDirectory() as scratch:

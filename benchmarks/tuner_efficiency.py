@@ -1,14 +1,14 @@
-"""How much of the best the tuner finds in a quarter of the time that measuring everything takes.
+"""The share of the best that the tuner finds in a quarter of the time of an exhaustive measurement.
 
     python -m benchmarks.tuner_efficiency [--seeds 5] [--rate 28] [--noise 0.1] [--json]
 
 A space of 60 points is measured exhaustively in virtual time: the stack's own scheduler against step times fitted to
 the embedded chat model, open loop, TTFT 500 ms and TPOT 50 ms for every request. The truth of each point is its goodput
-over many blocks that nobody else sees. Then three searches get a quarter of the blocks that one whole trial of each
-point takes: the tuner (the same code as `tune`), plain TPE (Optuna's defaults, whole trials, fresh load for each, takes
-the best that it saw), and random search the same way. Quoted: the true goodput of what each ends with, relative to the
-best point's. The tuner then confirms its winner against the present configuration, as `tune` does; "exported" is what
-the file has after that: the winner if it was confirmed, else the present configuration.
+over many blocks that no search uses. Then three searches get a quarter of the blocks that one whole trial of each point
+takes: the tuner (the same code as `tune`), plain TPE (Optuna's defaults, whole trials, fresh load for each, takes the
+best that it saw), and random search the same way. The table has the true goodput of each search's result, relative to
+the best point's. The tuner then confirms its winner against the present configuration, as `tune` does; "exported" is
+the configuration of the file after that: the winner if it was confirmed, else the present one.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ OBJECTIVE = objectives_of(LabSettings.model_validate({"slo": asdict(SLO)}))[0]
 PROBLEM = TuningProblem(SPACE, PRESENT, (OBJECTIVE,))
 BLOCK_S, LEAD_IN_S, DRAIN_S = 8.0, 1.0, 10.0
 BLOCKS = 5  # of a whole trial
-RUN_OFF = 4  # whole trials that the search may need after its time is up: the one under way, and the finalists'
+RUN_OFF = 4  # whole trials that the search may need after its time is up: the running one, and the finalists'
 TRUTH = range(5_000_000, 5_000_024)  # blocks that only the truth is measured on
 
 

@@ -1,9 +1,9 @@
-"""How the online tuner does when the workload shifts: against the best fixed configuration, and against none.
+"""Scenarios for the online tuner: the workload shifts. The rivals are the best fixed configuration, and no tuner.
 
 Twenty scenarios, each with one shift: the load doubles, prompts become three times as long, prompts begin to share
 prefixes, or traffic dies away and returns. Everything is a function of the scenario and its seed. Variants of the
-twenty have other traffic, more or less of it, and other configured values, so that a tuner that was fitted to the
-twenty shows.
+twenty have other traffic, more or less of it, and other configured values. They show a tuner that was fitted to the
+twenty.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""How much faster than real time a simulation runs, at 32 running sequences.
+"""The speed of a simulation relative to real time, at 32 running sequences.
 
     python -m benchmarks.virtual_time [--repeats 5] [--json]
 
 The embedded chat model's step times, prompts of 16-256 tokens and outputs of 16-128, always more waiting than run, so
-that every step is a full one; nobody observes. Processor time of this thread is counted, so that a machine that does
-other work too says the same.
+that every step is a full one, and no observer. Processor time of this thread is counted, so that other work on the
+machine does not matter.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""What our layers over vLLM cost: output tokens/s of bare AsyncLLM, of our engine over it, and of the whole stack.
+"""Overhead of our layers over vLLM: output tokens/s of bare AsyncLLM, of our engine over it, and of the whole stack.
 
     python -m benchmarks.vllm_overhead [--repeats 7] [--streams 32] [--json]
 
-Each arm has a vLLM of its own with the same arguments, and an idle one takes no processor time. They take turns in one
-process on the same ragged requests (other prompts every turn, so that no prefix is cached), and the median of the
-ratios of neighbours is what counts on a noisy machine. The bare arm is vLLM at its barest: token ids in and out, no
-tokenizer, no statistics. The bound of either ratio is 0.95.
+Each arm has its own vLLM with the same arguments, and an idle one takes no processor time. They alternate in one
+process on the same ragged requests (other prompts every time, so that no prefix is cached). The result is the median of
+the ratios of neighbours, since the machine is noisy. The bare arm has token ids in and out, no tokenizer, no
+statistics. The bound of either ratio is 0.95.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ async def measure(repeats: int, streams: int, count: int) -> dict[str, list[floa
 
 
 def main() -> None:
-    """Run the arms in turns and print medians and ratios."""
+    """Run the arms alternately and print medians and ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--streams", type=int, default=32)

@@ -38,9 +38,9 @@ IID_RATE, IID_SCALE_S, IID_SHAPE = 20.0, 0.1, 3.0
 
 @dataclass(frozen=True, slots=True)
 class ObservedWindow:
-    """What a client sees of one run: the requests that were due in the window, or still in flight when it began.
+    """A client's view of one run: the requests that were due in the window, or still in flight when it began.
 
-    start_s, length_s: the window. due_s, latency_s, end_s: one entry per request, ordered by due time. A request counts
+    start_s, length_s: The window. due_s, latency_s, end_s: One entry per request, ordered by due time. A request counts
     if it was due in the window.
     """
 
@@ -82,8 +82,8 @@ class World:
     """One simulated system.
 
     rate: offered, which is also the true throughput, requests/s. draw: `draw(rng, runs, requests)` simulates windows in
-    which so many requests are due on average. mean_s, quantile: of the latency's distribution; None takes them from
-    very long runs.
+    which this number of requests is due on average. mean_s, quantile: of the latency's distribution; None takes them
+    from very long runs.
     """
 
     name: str
@@ -126,7 +126,7 @@ def _arrivals(rng: np.random.Generator, rate: float, runs: int, requests: int) -
 
 
 def step_s(batch: Floats | Ints) -> Floats:
-    """Seconds of one step of the batching world with so many sequences."""
+    """Return the seconds of one step of the batching world with `batch` sequences."""
     return np.asarray(STEP_S + STEP_PER_SLOT_S * batch, dtype=np.float64)
 
 

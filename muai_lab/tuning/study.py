@@ -188,7 +188,6 @@ class TuningStudy:
                 self._read[trial.number] = _record(trial)
         return [self._read[number] for number in sorted(self._read)]
 
-
     def recover(self) -> int:
         """Queue the points of trials whose process has ended again; return their number."""
         lost = 0

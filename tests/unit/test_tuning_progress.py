@@ -68,9 +68,7 @@ def test_a_missed_bound_is_in_the_line_of_its_trial_and_of_the_best() -> None:
 
     first, _ = Log().ends(trial(3, met=93), best)
 
-    assert first.startswith(
-        "trial 3: measured to the end 23.2 requests/s, SLO met by 93 %, MISSES A BOUND (SLO)"
-    )
+    assert first.startswith("trial 3: measured to the end 23.2 requests/s, SLO met by 93 %, MISSES A BOUND (SLO)")
     assert "best 24.2 (trial 2, misses a bound)" in first
 
 

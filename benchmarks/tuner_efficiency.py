@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import optuna
 
+from muai_lab.settings.changes import with_values
 from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.simulation.driver import VirtualDriver
@@ -43,7 +44,7 @@ from muai_lab.tuning.confirmation import PairPlan, confirm
 from muai_lab.tuning.objective import objectives_of
 from muai_lab.tuning.problem import TuningProblem
 from muai_lab.tuning.search import Search, SearchBudget
-from muai_lab.tuning.search_space import every_point, with_values
+from muai_lab.tuning.search_space import every_point
 from muai_lab.tuning.space_file import space_of
 from muai_lab.tuning.storage import IN_MEMORY
 from muai_lab.tuning.study import Draft, TuningStudy

@@ -39,28 +39,6 @@ def differs_only_live(one: OptimizationSettings, other: OptimizationSettings) ->
     return one.model_dump(exclude=_live_keys()) == other.model_dump(exclude=_live_keys())
 
 
-def live_changes(optimization: OptimizationSettings) -> dict[str, dict[str, Any]]:
-    """Return every key that can change while serving, in the shape that `changed` takes."""
-    sections: dict[str, dict[str, Any]] = live_view(optimization)
-    for path in _FIXED:
-        _, section, name = path.split(".")
-        del sections[section][name]
-    return sections
-
-
-def differs_only_live(one: OptimizationSettings, other: OptimizationSettings) -> bool:
-    """True if a server that runs `one` can take `other` without a restart."""
-    return _fixed_part(one) == _fixed_part(other)
-
-
-def _fixed_part(optimization: OptimizationSettings) -> dict[str, Any]:
-    """The settings without the keys that can change while serving."""
-    fixed = optimization.model_dump()
-    for section, changes in live_changes(optimization).items():
-        fixed[section] = {name: value for name, value in fixed[section].items() if name not in changes}
-    return fixed
-
-
 @cache
 def _live_keys() -> dict[str, set[str]]:
     """The live keys of each live section."""

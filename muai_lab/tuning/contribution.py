@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from muai_lab.analysis.statistics import Estimate
 from muai_lab.errors import SettingsError
+from muai_lab.settings.changes import with_values
 from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.tuning.arena import ConfigurationFailed
 from muai_lab.tuning.bench import Bench
@@ -25,7 +26,7 @@ from muai_lab.tuning.rounds import (
     log_levels,
     noise_within,
 )
-from muai_lab.tuning.search_space import Point, Value, value_at, with_values
+from muai_lab.tuning.search_space import Point, Value, value_at
 
 ROUNDS = 3
 # Two configurations alone show little of their noise.

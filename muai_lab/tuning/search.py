@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from muai_lab.errors import RunError, SettingsError
+from muai_lab.settings.changes import with_values
 from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.settings.tuning import TuningSettings
 from muai_lab.tuning.agreement import Agreement, not_kept
@@ -18,7 +19,7 @@ from muai_lab.tuning.block_result import BlockResult, attainment
 from muai_lab.tuning.problem import Rejection
 from muai_lab.tuning.pruning import Incumbent, behind, slo_lost
 from muai_lab.tuning.quality import of_outputs
-from muai_lab.tuning.search_space import Point, every_point, with_values
+from muai_lab.tuning.search_space import Point, every_point
 from muai_lab.tuning.slo_proof import Soaks
 from muai_lab.tuning.study import Draft, TuningStudy
 from muai_lab.tuning.trials import (

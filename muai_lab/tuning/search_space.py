@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from muai_lab.settings import section
-from muai_lab.settings.changes import with_values as with_values
 from muai_lab.settings.schema import OptimizationSettings
 
 if TYPE_CHECKING:

@@ -9,12 +9,13 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
+from muai_lab.settings.changes import with_values
 from muai_lab.settings.tuning import TuningSettings
 from muai_lab.tuning.arena import ConfigurationFailed
 from muai_lab.tuning.bench import Bench, Unmeasurable
 from muai_lab.tuning.block_result import BlockResult, attainment
 from muai_lab.tuning.load_blocks import PROBES, SOAK
-from muai_lab.tuning.search_space import Point, with_values
+from muai_lab.tuning.search_space import Point
 from muai_lab.tuning.soak import LOW_TAIL, Soak
 from muai_lab.tuning.trials import Standing, point_key
 

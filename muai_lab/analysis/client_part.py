@@ -21,15 +21,12 @@ _SHOWN = [
 ]
 
 
-def part_of(generator: Mapping[str, Any], column: str) -> ClientPart | None:
-    """Return the generator's part of one latency metric; None if it is not known.
-
-    Args:
-        generator: The section `generator` of the manifest.
-        column: Of the metric.
-    """
-    added = (generator.get("added") or {}).get(column)
-    return None if added is None else ClientPart(may_add_s=dict(added["figures_s"]), marked=tuple(added["marked"]))
+def parts_of(generator: Mapping[str, Any]) -> dict[str, ClientPart]:
+    """Return the generator's part of each latency metric, by column. generator: That section of the manifest."""
+    return {
+        column: ClientPart(may_add_s=dict(added["figures_s"]), marked=tuple(added["marked"]))
+        for column, added in (generator.get("added") or {}).items()
+    }
 
 
 def footnote(generator: Mapping[str, Any], samples: Callable[[str], int]) -> str | None:
@@ -39,9 +36,10 @@ def footnote(generator: Mapping[str, Any], samples: Callable[[str], int]) -> str
         generator: The section `generator` of the manifest.
         samples: The number of samples of a latency column. A quantile of too few has no value, so it has no mark.
     """
+    parts = parts_of(generator)
     notes = []
     for metric in _SHOWN:
-        part = part_of(generator, metric.column)
+        part = parts.get(metric.column)
         if part is None:
             continue
         given = [name for name in part.marked if samples(metric.column) >= _needed(name)]
@@ -83,16 +81,15 @@ def slo_in_doubt(added: Mapping[str, Mapping[str, float]], slo: Slo) -> str | No
 
 def doubt_of(generator: Mapping[str, Any], slo: Slo) -> str | None:
     """`slo_in_doubt` from the section `generator` of a manifest."""
-    added = generator.get("added") or {}
-    return slo_in_doubt({column: one["figures_s"] for column, one in added.items()}, slo)
+    return slo_in_doubt({column: part.may_add_s for column, part in parts_of(generator).items()}, slo)
 
 
 def allowing(generator: Mapping[str, Any], slo: Slo) -> Slo:
     """Return the SLO with each bound wider by the longest delay that the generator can have added."""
-    added = generator.get("added") or {}
+    parts = parts_of(generator)
 
     def wider(metric: str, bound_ms: float | None) -> float | None:
-        part = added.get(f"{metric}_from_intended_s") or added.get(f"{metric}_s")
-        return bound_ms if bound_ms is None or part is None else bound_ms + 1e3 * max(part["figures_s"].values())
+        part = parts.get(f"{metric}_from_intended_s") or parts.get(f"{metric}_s")
+        return bound_ms if bound_ms is None or part is None else bound_ms + 1e3 * max(part.may_add_s.values())
 
     return replace(slo, ttft_ms=wider("ttft", slo.ttft_ms), e2e_ms=wider("e2e", slo.e2e_ms))

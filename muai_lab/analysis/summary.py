@@ -18,7 +18,7 @@ import pandas as pd
 from muai_lab.analysis import server_series
 from muai_lab.analysis.attainment import met, misses
 from muai_lab.analysis.breakdown import breakdown, cached_share
-from muai_lab.analysis.client_part import part_of
+from muai_lab.analysis.client_part import parts_of
 from muai_lab.analysis.dependence import MeasuredSpan
 from muai_lab.analysis.frames import Run
 from muai_lab.analysis.memory import run_span
@@ -182,7 +182,7 @@ def _latency(run: Run, metric: Metric, span: MeasuredSpan | None) -> LatencySumm
         min=found.minimum,
         max=found.maximum,
         merged_share=samples.merged_share,
-        client=part_of(run.manifest.get("generator") or {}, metric.column),
+        client=parts_of(run.manifest.get("generator") or {}).get(metric.column),
     )
 
 

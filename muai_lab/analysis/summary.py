@@ -101,7 +101,7 @@ def _identity(run: Run) -> RunIdentity:
         device=engine.get("device"),
         dtype=engine.get("dtype"),
         engine_details=dict(engine.get("details") or {}),
-        skipped_engines=tuple((str(name), str(reason)) for name, reason in run.manifest.get("skipped_engines") or []),
+        skipped_engines=msgspec.convert(run.manifest.get("skipped_engines") or [], tuple[tuple[str, str], ...]),
         model=load.get("asked_model") or model.get("name"),
         asked_model=load.get("asked_model"),
         prompts=msgspec.convert(prompts, PromptFacts) if prompts else None,

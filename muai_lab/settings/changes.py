@@ -76,6 +76,8 @@ def _checked(path: str, value: object, refusal: Refusal) -> object:
     reason = refusal(path)
     if reason is not None:
         raise ValueError(f"{path} {reason}")
+    if path != key.path:
+        raise ValueError(f"{path}: an entry cannot be changed alone; give {key.path} as a whole")
     try:
         return key.check(value)
     except ValueError as error:

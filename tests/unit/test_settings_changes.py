@@ -60,7 +60,13 @@ def test_all_problems_are_named_with_their_keys() -> None:
     with pytest.raises(SettingsError) as caught:
         with_values(
             OptimizationSettings(),
-            {"optimization.onnx.thread": 2, "cache": {"eviction_policy": "lfu"}, "batcher": 3, "pytorch": None},
+            {
+                "optimization.onnx.thread": 2,
+                "cache": {"eviction_policy": "lfu"},
+                "batcher": 3,
+                "pytorch": None,
+                "models.mine": "here",
+            },
         )
 
     assert [problem.partition(": ")[0] for problem in caught.value.problems] == [
@@ -68,6 +74,7 @@ def test_all_problems_are_named_with_their_keys() -> None:
         'optimization.cache.eviction_policy = "lfu"',
         "optimization.batcher",
         "optimization.pytorch",
+        "optimization.models.mine",
     ]
     assert "did you mean optimization.onnx.threads" in caught.value.problems[0]
 

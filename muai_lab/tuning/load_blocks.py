@@ -10,6 +10,7 @@ from functools import cached_property
 from muai_lab.errors import RunError
 from muai_lab.load.plan import LoadPlan
 from muai_lab.settings.lab import LabSettings
+from muai_lab.settings.section import with_value
 from muai_lab.tuning.objective import has_slo
 from muai_lab.tuning.quality import Ids, prompts_of
 from muai_lab.tuning.soak import LEAD_IN
@@ -30,7 +31,6 @@ _WARMUP = 2_000_000
 # Soak windows of the search, and of the rates that are probed; a trial under open-loop load replays the first.
 SOAK, PROBES = 3_000_000, 4_000_000
 _SLOWEST_ANSWER_S = 5.0
-_STATIONARY = ("closed", "constant", "poisson", "gamma")
 _MOST_BLOCKS_OF_PROMPTS = 100
 _MOST_DRAWS, _NEXT_DRAW = 100, 1_000_000_007
 
@@ -87,7 +87,7 @@ class LoadBlocks:
     @property
     def stationary(self) -> bool:
         """True if the offered rate does not change by itself."""
-        return self._settings.arrival.kind in _STATIONARY
+        return self._settings.arrival.stationary
 
     def soak(self, number: int, seconds: float) -> tuple[Schedule, LoadPlan]:
         """Return the load of one soak window with its lead-in, and its plan. The last one drawn is kept."""
@@ -98,8 +98,7 @@ class LoadBlocks:
 
     def at_rate(self, rate: float) -> LoadBlocks:
         """Return the same kind of load at another rate, in requests per second."""
-        arrival = self._settings.arrival.model_copy(update={"rate": rate})
-        return LoadBlocks(self._settings.model_copy(update={"arrival": arrival}), self._tokenizer, self._context_tokens)
+        return LoadBlocks(with_value(self._settings, "arrival.rate", rate), self._tokenizer, self._context_tokens)
 
     def hash(self) -> str:
         """Return the hash of the load that trials replay: equal hashes are equal loads."""

@@ -16,6 +16,7 @@ from muai_lab.experiment.server_under_test import ServerUnderTest
 from muai_lab.files import write_whole
 from muai_lab.load.generator import LoadResult
 from muai_lab.load.plan import LoadPlan
+from muai_lab.settings.changes import with_values
 from muai_lab.settings.dump import dump_optimization_yaml
 from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.schema import OptimizationSettings
@@ -153,7 +154,7 @@ class ServerArena:
         if self._slots is None:
             return optimization
         slots = max(self._slots, optimization.batcher.max_batch_size)
-        return optimization.model_copy(update={"batcher": optimization.batcher.model_copy(update={"max_slots": slots})})
+        return with_values(optimization, {"batcher": {"max_slots": slots}})
 
     def _start(self, wanted: OptimizationSettings) -> None:
         self.close()

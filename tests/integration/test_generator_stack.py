@@ -8,6 +8,7 @@ from muai_lab.load.generator import LoadResult, generate
 from muai_lab.load.inprocess import InProcessTarget
 from muai_lab.load.plan import LoadPlan
 from muai_lab.settings.lab import LabSettings
+from muai_lab.settings.section import with_value
 from muai_lab.stack.stack import InferenceStack
 from muai_lab.workload.draw import draw_schedule
 from muai_lab.workload.schedule import Schedule
@@ -47,9 +48,7 @@ def test_the_stack_answers_the_schedule_token_for_token() -> None:
 
 
 def test_prompts_have_exactly_the_wanted_tokens_for_the_models_tokenizer() -> None:
-    chat = SETTINGS.model_copy(update={"workload": SETTINGS.workload.model_copy(update={"api": "chat"})})
-    low = chat.workload.prompt_tokens.model_copy(update={"low": 24})
-    chat = chat.model_copy(update={"workload": chat.workload.model_copy(update={"prompt_tokens": low})})
+    chat = with_value(with_value(SETTINGS, "workload.api", "chat"), "workload.prompt_tokens.low", 24)
 
     async def main() -> None:
         stack = await asyncio.to_thread(InferenceStack.open, SETTINGS.optimization, SETTINGS.model.name)

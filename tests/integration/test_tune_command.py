@@ -15,6 +15,7 @@ from started_command import Command
 from muai_lab.__main__ import main
 from muai_lab.models.registry import context_tokens, resolve_model
 from muai_lab.models.tokenizer import load_tokenizer
+from muai_lab.settings.changes import with_values
 from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.resolve import load_settings
 from muai_lab.settings.schema import OptimizationSettings
@@ -142,9 +143,7 @@ def blocks() -> LoadBlocks:
 
 
 def with_batcher(**changes: int) -> OptimizationSettings:
-    return SETTINGS.optimization.model_copy(
-        update={"batcher": SETTINGS.optimization.batcher.model_copy(update=changes)}
-    )
+    return with_values(SETTINGS.optimization, {"batcher": changes})
 
 
 def test_an_arena_changes_live_what_it_can_and_outlives_servers_that_do_not_start_or_die(
@@ -155,7 +154,7 @@ def test_an_arena_changes_live_what_it_can_and_outlives_servers_that_do_not_star
     arena = ServerArena(setup, "server", slots=64, reference=lambda: references.of("search"))
     bench = Bench(PROBLEM, arena, Switch(), 2)
     threads, impossible = (
-        SETTINGS.optimization.model_copy(update={"pytorch": SETTINGS.optimization.pytorch.model_copy(update=changes)})
+        with_values(SETTINGS.optimization, {"pytorch": changes})
         for changes in ({"threads": 2}, {"device": "cpu", "dtype": "fp16"})
     )
     try:

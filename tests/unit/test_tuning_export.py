@@ -16,6 +16,7 @@ from muai_lab.errors import RunError
 from muai_lab.settings.dump import dump_optimization_yaml
 from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.resolve import load_settings
+from muai_lab.settings.section import with_value
 from muai_lab.tuning.agreement import Agreement
 from muai_lab.tuning.bench import Bench, Switch
 from muai_lab.tuning.confirmation import Confirmation, Pair
@@ -264,9 +265,7 @@ class Page(HTMLParser):
 
 @pytest.mark.parametrize("objectives", [("goodput",), ("goodput", "p99")])
 def test_the_report_is_one_page_with_everything_in_it(objectives: tuple[str, ...]) -> None:
-    settings = SETTINGS.model_copy(
-        update={"tuning": SETTINGS.tuning.model_copy(update={"objectives": objectives, "n_trials": 14})}
-    )
+    settings = with_value(with_value(SETTINGS, "tuning.objectives", objectives), "tuning.n_trials", 14)
     wanted = objectives_of(settings)
     space = space_of({SIZE: {"choices": [1, 2, 4, 8, 16, 32]}, "optimization.cache.enabled": {}})
     problem = TuningProblem(space, settings.optimization, wanted, Constraints(min_agreement=0.95))

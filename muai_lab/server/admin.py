@@ -1,6 +1,6 @@
-"""The admin call: look at and change batcher, cache and tuner of a running stack.
+"""The admin call: show and change batcher, cache and tuner of a running stack.
 
-It exists only where the process was given a token, answers only to this machine, and only to who knows the token.
+It exists only if the process was started with a token, and answers only to this machine and to that token.
 """
 
 from __future__ import annotations
@@ -9,21 +9,19 @@ import hmac
 import ipaddress
 from http import HTTPStatus
 from typing import Any
-from urllib.parse import parse_qs
 
 import orjson
-from starlette.types import Receive, Scope, Send
+from starlette.requests import Request
+from starlette.responses import Response
 
 from muai_lab.errors import SettingsError
+from muai_lab.server.admin_call import TOKEN_VARIABLE
 from muai_lab.server.body import read_body
-from muai_lab.server.exchange import send_json
+from muai_lab.server.exchange import json_response
 from muai_lab.server.host import ModelHost
 from muai_lab.server.http_error import HttpError, invalid, shown
 from muai_lab.settings.live import live_view
 from muai_lab.stack.stack import InferenceStack
-
-TOKEN_VARIABLE = "MUAI_ADMIN_TOKEN"
-PATH = "/admin/optimization"
 
 _MAX_BODY_BYTES = 64 * 1024
 
@@ -35,34 +33,35 @@ class AdminEndpoint:
         self._host = host
         self._token = token.encode()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; raises HttpError."""
-        self._check_allowed(scope)
-        if scope["method"] == "PATCH":
-            document = _document(await read_body(scope, receive, _MAX_BODY_BYTES))
+    async def answer(self, request: Request) -> Response:
+        """Answer one request.
+
+        Raises:
+            HttpError: The client may not ask (401, 403), or the request is wrong (400, 404).
+        """
+        self._check_allowed(request)
+        if request.method == "PATCH":
+            document = _document(await read_body(request.scope, request.receive, _MAX_BODY_BYTES))
             name, stack = await self._stack(document.get("model"))
             try:
                 await stack.reconfigure(document["optimization"])
             except SettingsError as error:
                 raise invalid(str(error), "optimization", "invalid_settings") from error
         else:
-            asked = parse_qs(scope["query_string"].decode("latin-1")).get("model", [None])[0]
-            name, stack = await self._stack(asked)
-        answer = {"model": name, "optimization": live_view(stack.optimization)}
-        await send_json(send, orjson.dumps(answer))
+            name, stack = await self._stack(request.query_params.get("model") or None)
+        return json_response({"model": name, "optimization": live_view(stack.optimization)})
 
-    def _check_allowed(self, scope: Scope) -> None:
-        client = scope.get("client")
-        if client is None or not ipaddress.ip_address(client[0]).is_loopback:
+    def _check_allowed(self, request: Request) -> None:
+        if request.client is None or not ipaddress.ip_address(request.client.host).is_loopback:
             message = "the admin call answers only to the machine that it runs on"
             raise HttpError(HTTPStatus.FORBIDDEN, message, kind="permission_error", code="not_local")
-        given = dict(scope["headers"]).get(b"authorization", b"")
+        given = request.headers.get("authorization", "").encode("latin-1")
         if not hmac.compare_digest(given, b"Bearer " + self._token):
             message = f"the header Authorization: Bearer … must hold the token that the server got as {TOKEN_VARIABLE}"
             raise HttpError(HTTPStatus.UNAUTHORIZED, message, kind="authentication_error", code="invalid_token")
 
     async def _stack(self, name: object) -> tuple[str, InferenceStack]:
-        """The stack meant: the named one, or the only one there is."""
+        """Return the named stack, or the only one if there is no name."""
         loaded = list(self._host.stacks)
         if name is None and len(loaded) == 1:
             name = loaded[0]

@@ -104,4 +104,6 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
 
 def _too_large(limit: int) -> HttpError:
     message = f"the body is larger than {limit} bytes"
-    return HttpError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message, code="body_too_large", close=True)
+    return HttpError(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message, code="body_too_large", headers={"connection": "close"}
+    )

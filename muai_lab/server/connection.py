@@ -323,7 +323,8 @@ class Connection(HttpToolsProtocol):
     def _answer_and_linger(self, error: HttpError) -> None:
         body = error.body()
         fields = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-        headers = [*self.server_state.default_headers, *fields, *error.headers(), (b"connection", b"close")]
+        own = [(name.encode(), value.encode()) for name, value in error.headers.items()]
+        headers = [*self.server_state.default_headers, *fields, *own, (b"connection", b"close")]
         lines = [b"%b: %b\r\n" % header for header in headers]
         self.transport.write(b"".join([STATUS_LINE[error.status], *lines, b"\r\n", body]))
         self._linger()

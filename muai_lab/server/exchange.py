@@ -1,14 +1,16 @@
-"""One HTTP exchange on bare ASGI: is it JSON, answering with JSON, noticing that the client has gone."""
+"""One HTTP exchange: the check for JSON, responses in JSON, and the detection of a client that has gone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
-from typing import Protocol
+from typing import Any, Protocol
 
+import orjson
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from muai_lab.server.http_error import Headers, HttpError, shown
+from muai_lab.server.http_error import HttpError, shown
 
 
 class ClientGone(Exception):
@@ -16,17 +18,17 @@ class ClientGone(Exception):
 
 
 class Cancellable(Protocol):
-    """Work that stops when nobody waits for it any more."""
+    """Work that can be cancelled when its client has gone."""
 
     def cancel(self) -> None:
-        """Stop; harmless when it has ended."""
+        """Stop; harmless after the end of the work."""
 
 
 def check_json(scope: Scope) -> None:
-    """Refuse a body that is not said to be JSON.
+    """Refuse a body of another type than JSON.
 
-    A web page of another origin may send text or forms anywhere without asking first, but not JSON; so JSON in disguise
-    is refused. A request without a content type is JSON, unless a browser sends it (they add `Origin`).
+    A web page of another origin can send text and forms to any address without a preflight request, but not JSON.
+    A request without a content type counts as JSON, unless it comes from a browser (browsers add `Origin`).
 
     Raises:
         HttpError: (415) the content type is another one.
@@ -44,23 +46,31 @@ def check_json(scope: Scope) -> None:
     raise HttpError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, message, code="unsupported_media_type")
 
 
-async def send_json(send: Send, body: bytes, *, status: int = HTTPStatus.OK, headers: Headers | None = None) -> None:
-    """A whole answer with a JSON document."""
-    head: Headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *(headers or [])]
-    await send({"type": "http.response.start", "status": int(status), "headers": head})
-    await send({"type": "http.response.body", "body": body})
+def json_response(
+    content: Mapping[str, Any] | bytes, status: int = HTTPStatus.OK, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Return a response with a JSON document; content: the document, or its UTF-8 form."""
+    body = content if isinstance(content, bytes) else orjson.dumps(content)
+    return Response(body, status, headers, media_type="application/json")
 
 
-async def send_error(send: Send, error: HttpError) -> None:
-    """A whole answer that says what went wrong."""
-    await send_json(send, error.body(), status=error.status, headers=error.headers())
+def error_response(error: HttpError) -> Response:
+    """Return the response that reports the error."""
+    return json_response(error.document(), error.status, error.headers)
+
+
+class NoResponse(Response):
+    """The response to a client that has gone: nothing is sent."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send nothing."""
 
 
 class Disconnect:
-    """Watches for the client to go away, and stops the work that is done for it.
+    """Detects that the client has gone, and cancels the work for it.
 
-    One task per exchange: it waits on `receive()`, which returns nothing more once the body has been read, except that
-    the client has gone (or that the answer is complete, when there is nothing left to stop).
+    One task per exchange waits on `receive()`. After the whole body, that call returns only when the client has gone,
+    or when the answer is complete and no work is left to cancel.
     """
 
     def __init__(self, receive: Receive, work: Iterable[Cancellable]) -> None:
@@ -69,7 +79,7 @@ class Disconnect:
         self._work = tuple(work)
 
     async def watch(self) -> None:
-        """Return when the client has gone, its work stopped."""
+        """Wait until the client has gone, then cancel its work."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
         self.gone = True

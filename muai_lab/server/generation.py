@@ -10,10 +10,11 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic
 
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from muai_lab.errors import InvalidRequest, MuaiError, RequestError
-from muai_lab.server.exchange import ClientGone, Disconnect, check_json, send_json
+from muai_lab.server.exchange import Disconnect, check_json, json_response
 from muai_lab.server.frames import (
     DONE,
     AnswerFormat,
@@ -27,7 +28,7 @@ from muai_lab.server.frames import (
     whole,
 )
 from muai_lab.server.host import ModelHost
-from muai_lab.server.http_error import Headers, http_error_of, internal_error
+from muai_lab.server.http_error import http_error_of, internal_error
 from muai_lab.server.protocol import AnyRequest, GenerationFields
 from muai_lab.server.reading import RequestReader
 from muai_lab.stack.request import GenerationRequest
@@ -76,8 +77,8 @@ class GenerationEndpoint(Generic[AnyRequest]):
         """Serve one request.
 
         Raises:
-            HttpError, MuaiError: it cannot be served, and nothing of the answer has been sent.
-            ClientGone: nobody waits for the answer any more.
+            HttpError, MuaiError: The request cannot be served, and nothing of the answer has been sent.
+            ClientGone: The client went away before its request was complete.
         """
         self._host.check_welcome()
         check_json(scope)
@@ -100,11 +101,11 @@ class GenerationEndpoint(Generic[AnyRequest]):
             if request.stream:
                 await _Stream(send, self._shape, answer, _usage_wanted(request)).run(choices, disconnect)
             else:
-                await self._answer_whole(send, answer, choices)
-        except RequestError as error:
-            if disconnect.gone:
-                raise ClientGone from error
-            raise
+                response = await self._whole(answer, choices)
+                await response(scope, receive, send)
+        except RequestError:
+            if not disconnect.gone:  # else no client waits for the error
+                raise
         finally:
             watcher.cancel()
             for choice in choices:
@@ -150,10 +151,10 @@ class GenerationEndpoint(Generic[AnyRequest]):
             raise
         return choices
 
-    async def _answer_whole(self, send: Send, answer: AnswerIdentity, choices: Sequence[Choice]) -> None:
+    async def _whole(self, answer: AnswerIdentity, choices: Sequence[Choice]) -> Response:
         results = await _all([_collect(choice) for choice in choices])
         body = whole(self._shape, answer, results, _total_usage(choices, results))
-        await send_json(send, body, headers=[(b"x-request-id", answer.id.encode())])
+        return json_response(body, headers={"x-request-id": answer.id})
 
 
 class _Stream:
@@ -210,7 +211,7 @@ class _Stream:
     async def _write(self, body: bytes, *, more: bool = True) -> None:
         if not self._started:
             self._started = True
-            headers: Headers = [
+            headers = [
                 (b"content-type", b"text/event-stream; charset=utf-8"),
                 (b"cache-control", b"no-cache"),
                 (b"x-request-id", self._answer.id.encode()),

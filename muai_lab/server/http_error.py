@@ -1,8 +1,9 @@
-"""What the HTTP edge answers when a request cannot be served, in OpenAI's error shape."""
+"""The HTTP errors of the server, in OpenAI's error shape."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -17,19 +18,21 @@ from muai_lab.errors import (
     RequestTimeout,
 )
 
-Headers = list[tuple[bytes, bytes]]
-
 RETRY_SOON_S = 1.0
 LONGEST_MESSAGE = 800  # characters; a message that quotes more of a request than is good for a log is cut here
 LONGEST_SHOWN = 60  # characters of a request that an error or a log line repeats
 
 
 class HttpError(Exception):
-    """One HTTP error answer.
+    """One HTTP error response.
 
-    status: HTTP status. kind: OpenAI's `type`. param: the request field at fault. code: machine-readable reason.
-    retry_after_s: when it makes sense to try again, sent as `Retry-After` in whole seconds. allow: methods that the
-    resource knows. close: the connection cannot be used further.
+    Attributes:
+        status: HTTP status.
+        message: At most `LONGEST_MESSAGE` characters.
+        kind: OpenAI's `type`.
+        param: The request field at fault.
+        code: The machine-readable reason.
+        headers: Headers of the response besides content type and length.
     """
 
     def __init__(
@@ -40,60 +43,49 @@ class HttpError(Exception):
         kind: str = "invalid_request_error",
         param: str | None = None,
         code: str | None = None,
-        retry_after_s: float | None = None,
-        allow: str | None = None,
-        close: bool = False,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         self.status = status
         self.message = message if len(message) <= LONGEST_MESSAGE else message[:LONGEST_MESSAGE] + "..."
         self.kind = kind
         self.param = param
         self.code = code
-        self.retry_after_s = retry_after_s
-        self.allow = allow
-        self.close = close
+        self.headers = headers or {}
         super().__init__(message)
 
     def document(self) -> dict[str, Any]:
-        """The JSON document, `{"error": {...}}`."""
+        """Return the JSON document, `{"error": {...}}`."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
     def body(self) -> bytes:
-        """The document as UTF-8 JSON."""
+        """Return the document as UTF-8 JSON."""
         return orjson.dumps(self.document())
 
-    def headers(self) -> Headers:
-        """Headers that belong to this answer beside its content type and length."""
-        headers: Headers = []
-        if self.retry_after_s is not None:
-            headers.append((b"retry-after", b"%d" % max(1, math.ceil(self.retry_after_s))))
-        if self.allow is not None:
-            headers.append((b"allow", self.allow.encode()))
-        if self.close:
-            headers.append((b"connection", b"close"))
-        return headers
+
+def retry_after(seconds: float) -> dict[str, str]:
+    """Return the header that asks the client to wait; it counts whole seconds, at least one."""
+    return {"retry-after": str(max(1, math.ceil(seconds)))}
 
 
 def invalid(message: str, param: str | None = None, code: str | None = None) -> HttpError:
-    """A 400: the request itself is wrong."""
+    """Return a 400: the request itself is wrong."""
     return HttpError(HTTPStatus.BAD_REQUEST, message, param=param, code=code)
 
 
 def unavailable(message: str, code: str, retry_after_s: float = RETRY_SOON_S) -> HttpError:
-    """A 503: the server cannot take requests at present."""
-    return HttpError(
-        HTTPStatus.SERVICE_UNAVAILABLE, message, kind="server_error", code=code, retry_after_s=retry_after_s
-    )
+    """Return a 503: the server cannot take requests at present."""
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    return HttpError(status, message, kind="server_error", code=code, headers=retry_after(retry_after_s))
 
 
 def internal_error() -> HttpError:
-    """A 500 for a fault of ours; its details are in the log, not in the answer."""
+    """Return a 500 for a fault of the server; its details are in the log, not in the response."""
     status = HTTPStatus.INTERNAL_SERVER_ERROR
     return HttpError(status, "internal error; the server's log has the details", kind="server_error", code="internal")
 
 
 def http_error_of(error: MuaiError) -> HttpError:
-    """The HTTP answer to an error of the stack; see the table in `docs/server.md`."""
+    """Return the HTTP error for an error of the stack; see the table in `docs/server.md`."""
     message = str(error)
     if isinstance(error, InvalidRequest):
         return invalid(message, error.param, error.code)
@@ -105,10 +97,10 @@ def http_error_of(error: MuaiError) -> HttpError:
             message,
             kind="rate_limit_error",
             code="queue_full",
-            retry_after_s=error.retry_after_s,
+            headers=retry_after(error.retry_after_s),
         )
     if isinstance(error, RequestTimeout):
-        # 504, not 408: the request arrived in time, it was this side that did not finish.
+        # 504, not 408: the request arrived in time, the response did not.
         return HttpError(HTTPStatus.GATEWAY_TIMEOUT, message, kind="server_error", code="deadline_exceeded")
     if isinstance(error, RequestCancelled):
         return unavailable(message, "cancelled")
@@ -117,7 +109,7 @@ def http_error_of(error: MuaiError) -> HttpError:
 
 
 def shown(value: Any) -> str:
-    """A value of a request as an error or a log line repeats it: short, on one line, in time that is constant."""
+    """Return a value of a request for an error or a log line: short, on one line, in constant time."""
     if isinstance(value, str):
         text = repr(value[:LONGEST_SHOWN])
         return text if len(value) <= LONGEST_SHOWN else f"{text[:-1]}...{text[-1]}"

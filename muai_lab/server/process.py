@@ -15,7 +15,7 @@ import uvloop
 
 from muai_lab.garbage import collect_briefly
 from muai_lab.scratch import remove_scratch
-from muai_lab.server.admin import TOKEN_VARIABLE
+from muai_lab.server.admin_call import TOKEN_VARIABLE
 from muai_lab.server.service import InferenceService
 from muai_lab.settings.lab import LabSettings
 

@@ -8,7 +8,6 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 import pytest
-from scripted_server import ScriptedServer
 
 from muai_lab.load.event_loop import run_on_fast_loop
 from muai_lab.load.generator import LoadResult, generate
@@ -18,6 +17,7 @@ from muai_lab.load.records import records_table
 from muai_lab.load.reference_server import ReferenceOptions, ReferenceServer
 from muai_lab.request_record import RequestRecord
 from muai_lab.workload.schedule import Schedule, ScheduledRequest
+from tests.integration.scripted_server import ScriptedServer
 
 T = TypeVar("T")
 

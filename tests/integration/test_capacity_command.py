@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from reference_process import reference_server
-from started_command import Command
 
 from muai_lab.analysis import load_run
+from tests.integration.reference_process import reference_server
+from tests.integration.started_command import Command
 
 QUICK = (
     "workload=fixed", "arrival.rate=20", "load.warmup_s=0.2", "load.duration_s=1", "load.drain_s=3",

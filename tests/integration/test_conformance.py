@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from served_engines import SLOTS, Reference, Served, missing_gpu, prompts
 
 from muai_lab.engines.base import Sampling
 from muai_lab.errors import InvalidRequest, RequestCancelled
 from muai_lab.stack.text import StopStrings
+from tests.integration.served_engines import SLOTS, Reference, Served, missing_gpu, prompts
 
 LONG = 150  # tokens: more than one block of any prefix cache, vLLM's on a CPU has blocks of 128
 TIE = 1e-3  # logits that are closer than this may change places between engines

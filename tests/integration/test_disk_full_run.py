@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from reference_process import reference_server
+from tests.integration.reference_process import reference_server
 
 LIMIT_BYTES = 24 * 1024
 WORKER = Path(__file__).parent / "disk_full_worker.py"

@@ -8,9 +8,9 @@ import signal
 from pathlib import Path
 
 import psutil
-from started_command import Command
 
 from muai_lab.analysis import load_run
+from tests.integration.started_command import Command
 
 
 def engine_core(processes: list[psutil.Process]) -> psutil.Process:

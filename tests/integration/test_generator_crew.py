@@ -8,8 +8,6 @@ import signal
 from dataclasses import replace
 
 import pytest
-from http_load import check_sent_when_due, schedule_of
-from scripted_server import ScriptedServer, status
 
 from muai_lab.errors import RunError
 from muai_lab.load.crew import HttpRecipe
@@ -21,6 +19,8 @@ from muai_lab.load.plan import LoadPlan
 from muai_lab.load.reference_server import ReferenceOptions, ReferenceServer
 from muai_lab.settings.lab import LabSettings
 from muai_lab.workload.schedule import Schedule
+from tests.integration.http_load import check_sent_when_due, schedule_of
+from tests.integration.scripted_server import ScriptedServer, status
 
 PLAN = LoadPlan(warmup_s=0.0, duration_s=1.0, drain_s=60.0, request_timeout_s=60.0, concurrency=5)
 

@@ -6,13 +6,13 @@ import asyncio
 from typing import Any
 
 import pytest
-from http_load import closed_plan, run, schedule_of
-from scripted_server import GOOD, HANG_UP, ScriptedServer, status
 
 from muai_lab.errors import RunError
 from muai_lab.load.generator import LoadResult, generate
 from muai_lab.load.openai_http import HttpTarget
 from muai_lab.settings.lab import LabSettings
+from tests.integration.http_load import closed_plan, run, schedule_of
+from tests.integration.scripted_server import GOOD, HANG_UP, ScriptedServer, status
 
 KEY = "sk-very-secret"
 

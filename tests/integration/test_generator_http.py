@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from http_load import against, closed_plan, measure, one_request, open_plan, run, schedule_of
-from scripted_server import GOOD, HANG_UP, SILENCE, ScriptedServer, status, stream, token
 
 from muai_lab.errors import RunError
 from muai_lab.load.generator import LoadProgress, LoadResult, generate
@@ -20,6 +18,8 @@ from muai_lab.load.records import records_table
 from muai_lab.load.reference_server import ReferenceOptions, ReferenceServer
 from muai_lab.request_record import RequestRecord
 from muai_lab.workload.schedule import ScheduledRequest
+from tests.integration.http_load import against, closed_plan, measure, one_request, open_plan, run, schedule_of
+from tests.integration.scripted_server import GOOD, HANG_UP, SILENCE, ScriptedServer, status, stream, token
 
 SETTINGS = {"model": {"name": "reference"}}
 

@@ -10,13 +10,13 @@ import sys
 import urllib.request
 
 import pytest
-from reference_process import SERVER, reference_server
 
 from muai_lab.load.generator import run_load
 from muai_lab.load.openai_http import HttpTarget
 from muai_lab.load.plan import LoadPlan
 from muai_lab.workload.arrival import constant
 from muai_lab.workload.schedule import Schedule, ScheduledRequest
+from tests.integration.reference_process import SERVER, reference_server
 
 INTERRUPTED_LOAD = """
 import json, sys

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 
 import pytest
-from http_load import check_sent_when_due, schedule_of
 
 from muai_lab.errors import RunError
 from muai_lab.load.crew import HttpRecipe
@@ -19,6 +18,7 @@ from muai_lab.load.plan import LoadPlan
 from muai_lab.load.reference_server import ReferenceOptions, ReferenceServer
 from muai_lab.settings.lab import LabSettings
 from muai_lab.workload.schedule import Schedule
+from tests.integration.http_load import check_sent_when_due, schedule_of
 
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed (extra `ray`)")
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import orjson
 import pytest
-from scripted_server import ScriptedServer, status, stream
 
 from muai_lab.load.event_loop import run_on_fast_loop
 from muai_lab.load.generator import LoadResult, generate
@@ -18,6 +17,7 @@ from muai_lab.settings.lab import LabSettings
 from muai_lab.stack.stack import InferenceStack
 from muai_lab.workload.draw import draw_schedule
 from muai_lab.workload.schedule import Schedule, ScheduledRequest
+from tests.integration.scripted_server import ScriptedServer, status, stream
 
 PLAN = LoadPlan(warmup_s=0.0, duration_s=20.0, drain_s=5.0, request_timeout_s=10.0, concurrency=1)
 SYSTEM = '[{"role": "system", "content": "be brief"}, {"role": "user", "content": "one"}]'

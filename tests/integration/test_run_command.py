@@ -12,12 +12,12 @@ from typing import Any
 
 import psutil
 import pytest
-from reference_process import reference_server
-from started_command import Command
 
 from muai_lab.__main__ import main
 from muai_lab.analysis import load_run
 from muai_lab.settings.resolve import load_settings
+from tests.integration.reference_process import reference_server
+from tests.integration.started_command import Command
 
 SHORT = ("engine=pytorch", "load.warmup_s=0.5", "load.duration_s=1.5", "arrival=poisson", "arrival.rate=10")
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import orjson
 import pytest
-from started_command import Command
 
 from muai_lab.load.completion_stream import StreamError
 from muai_lab.load.sse import SseParser
 from muai_lab.load.streamed_answer import StreamedAnswer
 from muai_lab.request_record import RequestRecord
+from tests.integration.started_command import Command
 
 FAILING = (
     b'HTTP/1.1 500 Oops\r\nContent-Type: application/json\r\nContent-Length: 28\r\n\r\n{"error":{"message":"boom"}}'

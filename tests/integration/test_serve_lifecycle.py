@@ -17,7 +17,8 @@ from typing import Any
 import openai
 import psutil
 import pytest
-from serving import STOP_S, Served, command, environment, serving
+
+from tests.integration.serving import STOP_S, Served, command, environment, serving
 
 MODEL = "qwen_chat"
 

@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 import openai
 import psutil
 import pytest
-from serving import Served, serving
+
+from tests.integration.serving import Served, serving
 
 MODEL = "qwen_chat"
 IGNORE_EOS = {"ignore_eos": True}

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from started_command import Command
 
 from muai_lab.__main__ import main
 from muai_lab.models.registry import context_tokens, resolve_model
@@ -29,6 +28,7 @@ from muai_lab.tuning.problem import TuningProblem
 from muai_lab.tuning.result import read_result
 from muai_lab.tuning.search_space import SearchSpace
 from muai_lab.tuning.server_arena import ArenaSetup, ServerArena
+from tests.integration.started_command import Command
 
 SPACE = """\
 parameters:

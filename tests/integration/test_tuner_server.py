@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import openai
-from serving import Served, serving
+
+from tests.integration.serving import Served, serving
 
 MODEL = "qwen_chat"
 CLIENTS = 8

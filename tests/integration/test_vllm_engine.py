@@ -21,7 +21,6 @@ from typing import Any
 import psutil
 import pytest
 from safetensors.torch import load_file, save_file
-from vllm_engines import OUTPUT_TOKENS, PROMPT, SLOTS, Engines, LoopThread, ask, has_open, reports, running, tokens_of
 
 from muai_lab.engines.base import PrefillChunk, Sampling, StreamedTokens
 from muai_lab.engines.pytorch.engine import PyTorchEngine
@@ -31,6 +30,18 @@ from muai_lab.engines.vllm.processes import alive
 from muai_lab.errors import EngineError, InvalidRequest
 from muai_lab.models.registry import ModelSource, resolve_model
 from muai_lab.settings.schema import OptimizationSettings
+from tests.integration.vllm_engines import (
+    OUTPUT_TOKENS,
+    PROMPT,
+    SLOTS,
+    Engines,
+    LoopThread,
+    ask,
+    has_open,
+    reports,
+    running,
+    tokens_of,
+)
 
 BLOCK_TOKENS = 128  # vLLM's on a CPU; prefixes are cached in whole blocks
 

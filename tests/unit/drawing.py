@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from word_tokenizer import WordTokenizer
-
 from muai_lab.settings.lab import LabSettings
 from muai_lab.workload.draw import draw_schedule
 from muai_lab.workload.schedule import Schedule
+from tests.unit.word_tokenizer import WordTokenizer
 
 
 def draw(

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from counting_engine import CountingEngine
-
 from muai_lab.engines.base import PrefillChunk, PromptCompute
+from tests.unit.counting_engine import CountingEngine
 
 
 class HostileEngine(CountingEngine):

@@ -8,8 +8,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
-from counting_engine import DEADLINE_S, CountingEngine
-
 from muai_lab.engines.selection import Candidate, EngineCandidates
 from muai_lab.models.registry import ModelSource
 from muai_lab.settings.schema import BatcherSettings, OptimizationSettings
@@ -17,6 +15,7 @@ from muai_lab.stack.events import Event
 from muai_lab.stack.generation import Generation
 from muai_lab.stack.request import Delta, GenerationRequest
 from muai_lab.stack.stack import InferenceStack
+from tests.unit.counting_engine import DEADLINE_S, CountingEngine
 
 E = TypeVar("E", bound=Event)
 MakeStack = Callable[..., InferenceStack]

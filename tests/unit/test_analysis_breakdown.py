@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from synthetic_run import record, write_run
-
 from muai_lab.analysis import load_run, summarise
 from muai_lab.analysis.summary_schema import Summary
 from muai_lab.report import result_table
+from tests.unit.synthetic_run import record, write_run
 
 
 def summary_of(path: Path, *groups: dict[str, Any]) -> Summary:

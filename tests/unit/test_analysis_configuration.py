@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic_run import record, write_run
 
 from muai_lab.analysis import load_run
 from muai_lab.analysis.configuration import HIDDEN, entries, redacted, short_names, shown
 from muai_lab.analysis.origins import read_origins
+from tests.unit.synthetic_run import record, write_run
 
 ROWS = [record(0, chunks=[0.1, 0.2])]
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from synthetic_run import START_NS, at, record, simulated, write_run
 
 from muai_lab.analysis import find_runs, load_run, load_runs, server_series
 from muai_lab.analysis.frames import in_order
 from muai_lab.errors import RunError
+from tests.unit.synthetic_run import START_NS, at, record, simulated, write_run
 
 
 def test_a_missing_directory_is_named(tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic_run import record, write_run
 
 from muai_lab.analysis import METRICS, load_run
 from muai_lab.analysis.metrics import itl
 from muai_lab.report.reference_tables import with_tables
+from tests.unit.synthetic_run import record, write_run
 
 
 def first_request(path: Path, **fields: Any) -> Any:

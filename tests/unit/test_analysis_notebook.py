@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
-from synthetic_run import simulated
+
+from tests.unit.synthetic_run import simulated
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "analyse_a_run.ipynb"
 

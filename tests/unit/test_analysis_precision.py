@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from synthetic_run import simulated
 
 from muai_lab.analysis import load_run, summarise
 from muai_lab.analysis.precision import rounded_up
 from muai_lab.report import result_table
+from tests.unit.synthetic_run import simulated
 
 
 def test_a_run_of_a_few_memories_shows_its_figures_and_the_length_that_would_do(tmp_path: Path) -> None:

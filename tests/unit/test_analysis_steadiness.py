@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic_run import record, simulated, write_run
 
 from benchmarks.worlds import batching
 from muai_lab.analysis import load_run, server_series
@@ -14,6 +13,7 @@ from muai_lab.analysis.dependence import middles_s
 from muai_lab.analysis.frames import Run
 from muai_lab.analysis.steadiness import Steadiness, steadiness, trend
 from muai_lab.analysis.window import in_flight_at
+from tests.unit.synthetic_run import record, simulated, write_run
 
 
 def judge(run: Run) -> Steadiness:

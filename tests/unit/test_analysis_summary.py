@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from synthetic_run import record, simulated, write_run
 
 from muai_lab.analysis import load_run, summarise
 from muai_lab.analysis.attainment import met, misses
@@ -17,6 +16,7 @@ from muai_lab.analysis.summary_schema import Summary, read_summary
 from muai_lab.errors import RunError
 from muai_lab.report.wording import headline
 from muai_lab.slo import Slo, slo_of
+from tests.unit.synthetic_run import record, simulated, write_run
 
 
 def steady_rows(count: int = 60, *, ttft: float = 0.2) -> list[dict[str, Any]]:

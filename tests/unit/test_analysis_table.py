@@ -8,11 +8,11 @@ from pathlib import Path
 import msgspec
 import pytest
 from rich.console import Console
-from synthetic_run import record, write_run
 
 from muai_lab.analysis import find_runs, load_run, summarise
 from muai_lab.report import comparison_table, result_table
 from muai_lab.wording import duration, number, percent, size
+from tests.unit.synthetic_run import record, write_run
 
 # By hand: requests 0..96 end before 10 s and one of them failed, 96 / 10 s; they and the two tokens of request 97 that
 # came in time are 290 tokens.

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic_run import record, simulated, write_run
 
 from muai_lab.analysis import load_run
 from muai_lab.analysis.frames import Run
 from muai_lab.analysis.views import as_aiperf, as_guidellm, as_vllm
+from tests.unit.synthetic_run import record, simulated, write_run
 
 
 @pytest.fixture(scope="module", params=[1, 4], ids=["a token per chunk", "four tokens per chunk"])

@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_load_generator import TimedTarget, closed_schedule, open_schedule
-from virtual_time import VirtualTimeLoop, run_virtual
 
 from muai_lab.analysis.statistics import Estimate
 from muai_lab.analysis.stopping import FIRST_LOOK_S, GROWTH, Look, Seen, enough, look_at
@@ -31,6 +29,8 @@ from muai_lab.settings.resolve import load_settings
 from muai_lab.window import Window
 from muai_lab.workload.arrival import poisson
 from muai_lab.workload.schedule import Schedule, ScheduledRequest
+from tests.unit.test_load_generator import TimedTarget, closed_schedule, open_schedule
+from tests.unit.virtual_time import VirtualTimeLoop, run_virtual
 
 
 class AtOnce(Executor):

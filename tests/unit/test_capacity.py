@@ -9,8 +9,6 @@ from typing import Any, cast
 
 import msgspec
 import pytest
-from synthetic_run import record, write_run
-from test_report import Page
 
 from muai_lab.analysis import load_run
 from muai_lab.analysis.attainment import met
@@ -29,6 +27,8 @@ from muai_lab.settings.capacity import CapacitySettings
 from muai_lab.settings.lab import LabSettings
 from muai_lab.slo import Slo, longest_s
 from muai_lab.workload.schedule import Schedule, ScheduledRequest
+from tests.unit.synthetic_run import record, write_run
+from tests.unit.test_report import Page
 
 
 def settings(**sections: dict[str, Any]) -> LabSettings:

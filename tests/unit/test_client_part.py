@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_analysis_table import example
 
 from muai_lab.analysis import load_run
 from muai_lab.analysis.client_part import doubt_of, footnote
@@ -16,6 +15,7 @@ from muai_lab.analysis.summary_schema import ClientPart
 from muai_lab.report.run_page import render_report
 from muai_lab.report.run_table import result_table
 from muai_lab.slo import Slo
+from tests.unit.test_analysis_table import example
 
 FIGURES = {"mean": 0.004, "p50": 0.001, "p90": 0.004, "p95": 0.012, "p99": 0.03}
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic_run import record, write_run
 
 from muai_lab.analysis import compare, load_group, load_run
 from muai_lab.analysis.key_figures import FIGURES
@@ -18,6 +17,7 @@ from muai_lab.analysis.regression import parse_condition
 from muai_lab.commands.compare import main
 from muai_lab.errors import MuaiError
 from muai_lab.report import comparison_page
+from tests.unit.synthetic_run import record, write_run
 
 Make = Callable[..., Path]
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic_run import record, write_run
 
 from muai_lab.analysis import load_run
 from muai_lab.analysis.change import BETTER, NO_DIFFERENCE, NOT_COMPARABLE, NOT_TESTED, WORSE, change_of
@@ -25,6 +24,7 @@ from muai_lab.errors import RunError
 from muai_lab.report.comparison_sheet import comparison_sheet, verdict_text
 from muai_lab.report.sweep_table import comparison_table
 from muai_lab.slo import Slo
+from tests.unit.synthetic_run import record, write_run
 
 Make = Callable[..., Run]
 

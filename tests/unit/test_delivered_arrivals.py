@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drawing import draw, written
-from test_load_sessions import Speaker
-from virtual_time import VirtualTimeLoop, run_virtual
 
 from muai_lab.load.generator import LoadResult, generate
 from muai_lab.load.plan import LoadPlan
 from muai_lab.workload.schedule import Schedule
+from tests.unit.drawing import draw, written
+from tests.unit.test_load_sessions import Speaker
+from tests.unit.virtual_time import VirtualTimeLoop, run_virtual
 
 LOAD = {"warmup_s": 5.0, "duration_s": 35.0}
 PLAN = LoadPlan(warmup_s=5.0, duration_s=35.0, drain_s=60.0, request_timeout_s=60.0)

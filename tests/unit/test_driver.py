@@ -7,13 +7,13 @@ import threading
 from collections.abc import Iterator, Sequence
 
 import pytest
-from counting_engine import DEADLINE_S, CountingEngine
 
 from muai_lab.stack.driver import StepDriver
 from muai_lab.stack.events import Event, Failed, Finished, Lost, Queued, Rejected, Token
 from muai_lab.stack.limits import BatchLimits
 from muai_lab.stack.request import GenerationRequest
 from muai_lab.stack.scheduler import Scheduler
+from tests.unit.counting_engine import DEADLINE_S, CountingEngine
 
 FOREVER = 10_000
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import SERVED, built_once, load, prompt
 
 from muai_lab.engines.base import PrefillChunk
 from muai_lab.engines.prefixes import prefix_refusal
@@ -16,6 +15,7 @@ from muai_lab.engines.pytorch import kv_blocks
 from muai_lab.engines.pytorch.engine import PyTorchEngine
 from muai_lab.engines.pytorch.slots import KVRows, KVShape
 from muai_lab.models.registry import ModelSource
+from tests.unit.tiny_models import SERVED, built_once, load, prompt
 
 BLOCK = 8
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from server_fakes import DEADLINE_S, ByteTokenizer, ParrotEngine
 
 from muai_lab.engines.selection import Candidate, EngineCandidates
 from muai_lab.errors import EngineError, RequestCancelled, RequestError, RequestTimeout
@@ -18,6 +17,7 @@ from muai_lab.stack.events import Event, Failed, Finished
 from muai_lab.stack.generation import Generation
 from muai_lab.stack.request import GenerationRequest
 from muai_lab.stack.stack import InferenceStack
+from tests.unit.server_fakes import DEADLINE_S, ByteTokenizer, ParrotEngine
 
 pytestmark = pytest.mark.anyio
 

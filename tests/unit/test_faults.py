@@ -9,10 +9,7 @@ from dataclasses import dataclass
 
 import hypothesis.strategies as st
 import pytest
-from counting_engine import CountingEngine
-from hostile_engine import HostileEngine
 from hypothesis import given, settings
-from stack_on_counting import Recorder, ask, open_stack, stack_on, text_of, until
 
 from muai_lab.engines.base import PromptCompute, SlotFaults
 from muai_lab.errors import RequestError
@@ -23,6 +20,9 @@ from muai_lab.stack.recovery import recover
 from muai_lab.stack.request import GenerationRequest
 from muai_lab.stack.scheduler import Scheduler
 from muai_lab.stack.trial import Trial
+from tests.unit.counting_engine import CountingEngine
+from tests.unit.hostile_engine import HostileEngine
+from tests.unit.stack_on_counting import Recorder, ask, open_stack, stack_on, text_of, until
 
 pytestmark = pytest.mark.anyio
 

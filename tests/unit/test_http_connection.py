@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from virtual_time import run_virtual
 
 from muai_lab.load.http_connection import ConnectionProblem, HttpConnection
+from tests.unit.virtual_time import run_virtual
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 HELLO = CHUNKED + b"5\r\nhello\r\n7\r\n, world\r\n0\r\n\r\n"

@@ -10,13 +10,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from drawing import draw, written
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from word_tokenizer import TEMPLATE_TOKENS
 
 from muai_lab.errors import MuaiError, RunError
 from muai_lab.workload.schedule import Schedule
+from tests.unit.drawing import draw, written
+from tests.unit.word_tokenizer import TEMPLATE_TOKENS
 
 TRACE = {"kind": "trace"}
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens"

@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
-from virtual_time import VirtualTimeLoop, run_virtual
 
 from muai_lab.load.generator import LoadResult, generate
 from muai_lab.load.plan import LoadPlan
 from muai_lab.load.records import records_table
 from muai_lab.request_record import RequestRecord
 from muai_lab.workload.schedule import Schedule, ScheduledRequest
+from tests.unit.virtual_time import VirtualTimeLoop, run_virtual
 
 PLAN = LoadPlan(warmup_s=2.0, duration_s=8.0, drain_s=5.0, request_timeout_s=60.0, concurrency=2)
 MICROSECOND = 1_000

@@ -9,7 +9,6 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import yaml
-from drawing import draw, written
 
 from muai_lab.errors import RunError, SettingsError
 from muai_lab.settings.dump import dump_config_yaml
@@ -17,6 +16,7 @@ from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.origin import Origin
 from muai_lab.settings.resolve import flatten, load_settings
 from muai_lab.workload.schedule import Schedule
+from tests.unit.drawing import draw, written
 
 POISSON = {"kind": "poisson", "rate": 5.0}
 SHORT = {"weight": 3.0, "workload": {"kind": "synthetic", "prompt_tokens": {"distribution": "fixed", "value": 4}}}

@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 from prometheus_client import CollectorRegistry
-from server_fakes import Answer, Call
 
 from muai_lab.monitoring.exposition import metrics_app
 from muai_lab.monitoring.prometheus import ServingMetrics
+from tests.unit.server_fakes import Answer, Call
 
 
 def scrape(path: str, method: str = "GET", accept: str = "") -> Answer:

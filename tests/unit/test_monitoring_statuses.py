@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
-from server_fakes import Bench, Call, ParrotEngine, in_bench
 
 from muai_lab.monitoring.exposition import metrics_app
 from muai_lab.monitoring.prometheus import ServingMetrics
 from muai_lab.request_status import STATUSES
 from muai_lab.settings.monitoring import ServerSettings
+from tests.unit.server_fakes import Bench, Call, ParrotEngine, in_bench
 
 Work = Callable[[Bench], Awaitable[Any]]
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from word_tokenizer import TEMPLATE_TOKENS, WordTokenizer
 
 from muai_lab.settings.lab import LabSettings
 from muai_lab.workload.draw import draw_schedule
 from muai_lab.workload.schedule import Schedule, ScheduledRequest
+from tests.unit.word_tokenizer import TEMPLATE_TOKENS, WordTokenizer
 
 LENGTHS = {
     "prompt_tokens": {"distribution": "fixed", "value": 10},

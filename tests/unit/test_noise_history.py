@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from synthetic_run import record, write_run
 
 from muai_lab.analysis import load_run
 from muai_lab.analysis.frames import Run
 from muai_lab.analysis.moderation import Variance
 from muai_lab.analysis.noise_history import Circumstances, NoiseHistory, key_of
+from tests.unit.synthetic_run import record, write_run
 
 Make = Callable[..., Run]
 KEY = Circumstances("machine", "server pytorch", "open")

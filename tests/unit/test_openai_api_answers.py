@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from server_fakes import Bench, ParrotEngine, in_bench
 
 from muai_lab.engines.base import PrefillChunk, PromptCompute
 from muai_lab.stack.request import Delta, GenerationRequest
+from tests.unit.server_fakes import Bench, ParrotEngine, in_bench
 
 USAGE = {"include_usage": True}
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import orjson
 import pytest
-from server_fakes import CONTEXT, Bench, Call, ParrotEngine, in_bench
 
 from muai_lab.server.body import MAX_BODY_BYTES
 from muai_lab.server.field_values import MAX_STOP_CHARACTERS, MAX_STOP_STRINGS
 from muai_lab.server.protocol import MAX_PROBLEMS, CompletionRequest, parse
 from muai_lab.settings.monitoring import ServerSettings
+from tests.unit.server_fakes import CONTEXT, Bench, Call, ParrotEngine, in_bench
 
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"

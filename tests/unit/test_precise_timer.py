@@ -6,10 +6,10 @@ import asyncio
 import time
 
 import pytest
-from virtual_time import VirtualTimeLoop, run_virtual
 
 from muai_lab.load.event_loop import run_on_fast_loop
 from muai_lab.load.precise_timer import KernelTimer, LoopTimer, PreciseTimer, precise_timer
+from tests.unit.virtual_time import VirtualTimeLoop, run_virtual
 
 MS = 1_000_000
 clock = time.monotonic_ns

@@ -9,14 +9,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from drawing import draw, written
 from hypothesis import given
 from hypothesis import strategies as st
-from word_tokenizer import TEMPLATE_TOKENS
 
 from muai_lab.errors import RunError
 from muai_lab.workload.prompts import Context
 from muai_lab.workload.schedule import Schedule
+from tests.unit.drawing import draw, written
+from tests.unit.word_tokenizer import TEMPLATE_TOKENS
 
 FIXED = {"output_tokens": {"distribution": "fixed", "value": 9}}
 

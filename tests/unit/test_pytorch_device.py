@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import SERVED, build, load
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -24,6 +23,7 @@ from muai_lab.engines.sampling import _pick, _Rules, _SlotState
 from muai_lab.errors import EngineError
 from muai_lab.gpus import Gpu
 from muai_lab.settings.schema import OptimizationSettings
+from tests.unit.tiny_models import SERVED, build, load
 
 GPU = torch.device("cuda", 0)
 H100 = Gpu("0", "NVIDIA H100", 80 * 2**30, "470.1")

@@ -12,7 +12,6 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given
-from tiny_models import CONTEXT, SERVED, VOCABULARY, built_once, load, prompt, reference
 
 from muai_lab.engines.base import GREEDY, PrefillChunk, Sampling
 from muai_lab.engines.pytorch import attention
@@ -22,6 +21,7 @@ from muai_lab.engines.pytorch.linear import PackedLinear, pack_linears, padded_r
 from muai_lab.errors import EngineError
 from muai_lab.models.registry import ModelSource
 from muai_lab.stack.recovery import recover
+from tests.unit.tiny_models import CONTEXT, SERVED, VOCABULARY, built_once, load, prompt, reference
 
 CPU = torch.device("cpu")
 DEVICE = os.environ["MUAI_TEST_DEVICE"]  # conftest.py sees to it

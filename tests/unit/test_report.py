@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from synthetic_run import record, simulated, write_run
 
 from muai_lab.analysis import load_run
 from muai_lab.errors import RunError
 from muai_lab.report import render_report, write_report
 from muai_lab.report.run_plots import mark_quantiles
 from muai_lab.report.svg import new_figure
+from tests.unit.synthetic_run import record, simulated, write_run
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 

@@ -11,7 +11,6 @@ import hypothesis.strategies as st
 import msgspec
 import pytest
 import torch
-from counting_engine import CountingEngine
 from hypothesis import example, given, settings
 
 from muai_lab.engines.base import Sampling
@@ -23,6 +22,7 @@ from muai_lab.server.http_error import HttpError
 from muai_lab.server.protocol import ChatRequest, CompletionRequest, GenerationFields, parse
 from muai_lab.stack.checks import check_request
 from muai_lab.stack.request import GenerationRequest
+from tests.unit.counting_engine import CountingEngine
 
 VOCABULARY = CountingEngine.vocab_size
 HUGE = 1180591620717411303424  # 2^70: the request that ended every engine

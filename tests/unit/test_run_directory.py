@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic_run import record, write_run
 
 from muai_lab.commands import run as run_command
 from muai_lab.errors import RunError
 from muai_lab.experiment import runner
 from muai_lab.experiment.directory import COMPLETE, FAILED, PARTIAL, RUNNING, RunDirectory, is_finished, unfinished
 from muai_lab.experiment.worker import worker
+from tests.unit.synthetic_run import record, write_run
 
 GONE = {**worker(), "started": 0.0}  # the process of that number began at another time
 

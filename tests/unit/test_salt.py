@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from word_tokenizer import WordTokenizer
 
 from muai_lab.workload.salt import new_salt, repeated_share, salted
 from muai_lab.workload.schedule import Schedule, ScheduledRequest
+from tests.unit.word_tokenizer import WordTokenizer
 
 TOKENIZER = WordTokenizer()
 SALT = "0123456789abcdef"

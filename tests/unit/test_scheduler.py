@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from scheduler_steps import END, complete, kinds, request, scheduler
 
 from muai_lab.engines.base import PromptCompute, Sampling
 from muai_lab.stack.events import Admitted, Failed, Finished, LimitMoved, Lost, Queued, Step, Token
 from muai_lab.stack.limits import BatchLimits
 from muai_lab.stack.plan import Plan
 from muai_lab.stack.waiting import AGING_S
+from tests.unit.scheduler_steps import END, complete, kinds, request, scheduler
 
 
 def test_without_work_it_waits_for_ever() -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from scheduler_steps import complete, request, scheduler
 
 from muai_lab.stack.events import Failed
+from tests.unit.scheduler_steps import complete, request, scheduler
 
 
 @pytest.mark.parametrize("running", [True, False])

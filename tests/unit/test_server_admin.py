@@ -7,7 +7,8 @@ from typing import Any
 
 import orjson
 import pytest
-from server_fakes import Answer, Bench, in_bench
+
+from tests.unit.server_fakes import Answer, Bench, in_bench
 
 TOKEN = "open-sesame"
 PATH = "/admin/optimization"

@@ -8,7 +8,6 @@ from typing import Any
 import httptools
 import orjson
 import pytest
-from http_client import Client, with_client
 from uvicorn.server import ServerState
 
 from muai_lab.server.connection import (
@@ -22,6 +21,7 @@ from muai_lab.server.connection import (
     MIN_BODY_BYTES_PER_S,
     SLICE_BYTES,
 )
+from tests.unit.http_client import Client, with_client
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 

@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from http_client import Client
-from server_fakes import Bench, in_bench
-from test_server_connection import GET, echo, post, silent
-from test_server_streams import COMPLETIONS, StepwiseParrot, first_token
+
+from tests.unit.http_client import Client
+from tests.unit.server_fakes import Bench, in_bench
+from tests.unit.test_server_connection import GET, echo, post, silent
+from tests.unit.test_server_streams import COMPLETIONS, StepwiseParrot, first_token
 
 
 @contextmanager

@@ -7,12 +7,12 @@ import threading
 from collections.abc import Awaitable, Callable
 
 import pytest
-from server_fakes import DEADLINE_S, ParrotEngine, parrot_stack
 
 from muai_lab.errors import EngineError
 from muai_lab.server.host import ModelHost, State
 from muai_lab.server.http_error import HttpError
 from muai_lab.stack.stack import InferenceStack
+from tests.unit.server_fakes import DEADLINE_S, ParrotEngine, parrot_stack
 
 
 class Shop:

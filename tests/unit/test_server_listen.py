@@ -9,8 +9,6 @@ import socket
 from typing import Any
 
 import pytest
-from http_client import Client
-from server_fakes import ParrotEngine, parrot_stack
 
 from muai_lab.errors import RunError
 from muai_lab.server.connection import Connection
@@ -25,6 +23,8 @@ from muai_lab.server.listen import (
 )
 from muai_lab.server.service import InferenceService
 from muai_lab.settings.resolve import load_settings
+from tests.unit.http_client import Client
+from tests.unit.server_fakes import ParrotEngine, parrot_stack
 
 KEY = "monitoring.server.port"
 

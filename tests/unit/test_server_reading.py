@@ -11,7 +11,6 @@ from typing import Any
 
 import orjson
 import pytest
-from server_fakes import ByteTokenizer
 
 from muai_lab.errors import InvalidRequest
 from muai_lab.server import parse_process
@@ -22,6 +21,7 @@ from muai_lab.server.http_error import HttpError
 from muai_lab.server.parse_process import ParseProcess
 from muai_lab.server.protocol import MAX_MESSAGES, ChatRequest, CompletionRequest, parse
 from muai_lab.server.reading import SHORT_TEXT, RequestReader
+from tests.unit.server_fakes import ByteTokenizer
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from server_fakes import Bench, Call, ParrotEngine, in_bench
+
+from tests.unit.server_fakes import Bench, Call, ParrotEngine, in_bench
 
 COMPLETIONS = "/v1/completions"
 

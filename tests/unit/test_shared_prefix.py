@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from word_tokenizer import WordTokenizer
 
 from muai_lab.settings.lab import LabSettings
 from muai_lab.workload.draw import draw_schedule
 from muai_lab.workload.schedule import Schedule
 from muai_lab.workload.shared_prefix import popularity_weights
+from tests.unit.word_tokenizer import WordTokenizer
 
 
 def draw(requests: int = 400, context_tokens: int | None = None, **workload: Any) -> Schedule:

@@ -8,8 +8,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 import pytest
-from counting_engine import DEADLINE_S, CountingEngine
-from stack_on_counting import Recorder, stack_on, until
 
 from muai_lab.engines.base import KVBlock
 from muai_lab.errors import EngineError, SettingsError
@@ -18,6 +16,8 @@ from muai_lab.stack.events import CacheLookup, CacheState
 from muai_lab.stack.prefix_cache import BLOCK_TOKENS
 from muai_lab.stack.request import GenerationRequest
 from muai_lab.stack.stack import InferenceStack
+from tests.unit.counting_engine import DEADLINE_S, CountingEngine
+from tests.unit.stack_on_counting import Recorder, stack_on, until
 
 pytestmark = pytest.mark.anyio
 

@@ -7,17 +7,6 @@ import threading
 from collections.abc import AsyncIterator
 
 import pytest
-from counting_engine import DEADLINE_S, CountingEngine
-from stack_on_counting import (
-    FOREVER,
-    MakeStack,
-    Recorder,
-    ask,
-    closed_afterwards,
-    deltas_of,
-    open_stack,
-    text_of,
-)
 
 from muai_lab.errors import (
     EngineError,
@@ -27,6 +16,17 @@ from muai_lab.errors import (
     RequestTimeout,
 )
 from muai_lab.stack.events import Failed, Lost, Rejected
+from tests.unit.counting_engine import DEADLINE_S, CountingEngine
+from tests.unit.stack_on_counting import (
+    FOREVER,
+    MakeStack,
+    Recorder,
+    ask,
+    closed_afterwards,
+    deltas_of,
+    open_stack,
+    text_of,
+)
 
 pytestmark = pytest.mark.anyio
 

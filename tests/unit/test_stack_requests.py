@@ -6,17 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from counting_engine import CountingEngine
-from stack_on_counting import (
-    FOREVER,
-    MakeStack,
-    Recorder,
-    ask,
-    closed_afterwards,
-    deltas_of,
-    text_of,
-    until,
-)
 
 from muai_lab.engines.base import Sampling
 from muai_lab.errors import (
@@ -31,6 +20,17 @@ from muai_lab.errors import (
 from muai_lab.stack.events import Failed, Finished, Rejected
 from muai_lab.stack.request import Delta, GenerationRequest
 from muai_lab.stack.text import StopStrings
+from tests.unit.counting_engine import CountingEngine
+from tests.unit.stack_on_counting import (
+    FOREVER,
+    MakeStack,
+    Recorder,
+    ask,
+    closed_afterwards,
+    deltas_of,
+    text_of,
+    until,
+)
 
 pytestmark = pytest.mark.anyio
 

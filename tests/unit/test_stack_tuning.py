@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from counting_engine import DEADLINE_S, CountingEngine
-from stack_on_counting import Recorder, stack_on, until
 
 from muai_lab.settings.schema import BatcherSettings, OptimizationSettings, TunerSettings
 from muai_lab.stack.events import Tuned
@@ -17,6 +15,8 @@ from muai_lab.stack.online.knobs import Values
 from muai_lab.stack.online.memory import TunerMemory
 from muai_lab.stack.request import GenerationRequest
 from muai_lab.stack.stack import InferenceStack
+from tests.unit.counting_engine import DEADLINE_S, CountingEngine
+from tests.unit.stack_on_counting import Recorder, stack_on, until
 
 pytestmark = pytest.mark.anyio
 

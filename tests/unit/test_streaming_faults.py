@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 import pytest
-from stack_on_counting import NumberTokenizer, ask, text_of
 
 from muai_lab.engines.base import EngineInfo, Sampling, StreamedTokens, StreamingEngine
 from muai_lab.engines.selection import Candidate, EngineCandidates
@@ -14,6 +13,7 @@ from muai_lab.errors import EngineError, InvalidRequest, RequestError
 from muai_lab.models.registry import ModelSource
 from muai_lab.settings.schema import BatcherSettings, OptimizationSettings
 from muai_lab.stack.stack import InferenceStack
+from tests.unit.stack_on_counting import NumberTokenizer, ask, text_of
 
 pytestmark = pytest.mark.anyio
 

@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic_run import record, write_run
-from test_report import Page
 
 from muai_lab.analysis import find_runs, load_run
 from muai_lab.analysis.configurations import compared_rounds, configurations
@@ -19,6 +17,8 @@ from muai_lab.report import comparison_table, save_sweep_picture, write_report, 
 from muai_lab.report.labels import label_points
 from muai_lab.report.svg import new_figure
 from muai_lab.report.sweep_table import against_baseline
+from tests.unit.synthetic_run import record, write_run
+from tests.unit.test_report import Page
 
 
 def measured(

@@ -8,10 +8,10 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from virtual_time import VirtualTimeLoop, run_virtual
 
 from muai_lab.load.precise_timer import LoopTimer
 from muai_lab.load.time_limit import TimeLimit
+from tests.unit.virtual_time import VirtualTimeLoop, run_virtual
 
 LIMIT_S = 2.0
 Ending = tuple[str, float]

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from drawing import draw, written
-from word_tokenizer import WordTokenizer
 
 from muai_lab.errors import RunError
 from muai_lab.workload.schedule import Schedule
+from tests.unit.drawing import draw, written
+from tests.unit.word_tokenizer import WordTokenizer
 
 TRACE = {"kind": "trace"}
 AZURE = (

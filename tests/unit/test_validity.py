@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic_run import record, write_run
 
 from muai_lab.analysis import load_run, summarise
 from muai_lab.analysis.summary_schema import Summary
 from muai_lab.report.wording import headline, verdict_line
+from tests.unit.synthetic_run import record, write_run
 
 
 def answered(count: int, *, takes_s: float = 0.3, first: int = 0, **fields: Any) -> list[dict[str, Any]]:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from test_field_streams import MS, TOKENS, Event, at, chunk, delta, end, measured, recorded, usage
 
 from muai_lab.load.completion_stream import StreamError
 from muai_lab.load.stated_usage import BEYOND_TOTAL
 from muai_lab.load.token_counts import CONTRADICTION
+from tests.unit.test_field_streams import MS, TOKENS, Event, at, chunk, delta, end, measured, recorded, usage
 
 
 def tokens(**more: Any) -> Iterator[Event]:

@@ -86,7 +86,7 @@ SHOW = """
 
 import json, sys
 from pathlib import Path
-from synthetic_run import record, write_run
+from tests.unit.synthetic_run import record, write_run
 from muai_lab.analysis import load_run, summarise
 from muai_lab.analysis.key_figures import FIGURES
 from muai_lab.load.completion_stream import CompletionStream

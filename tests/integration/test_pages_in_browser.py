@@ -22,6 +22,7 @@ from muai_lab.report import render_report
 from muai_lab.report.capacity_page import render_capacity
 from muai_lab.report.comparison_page import render_comparison
 from muai_lab.report.sweep_page import render_sweep_report
+from tests.unit.capacity_document import capacity_document, probe
 
 BROWSER = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
@@ -88,23 +89,11 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     a, b = (
         load_run(made_run(folder / name, slower=by, limit=size)) for name, by, size in (("a", 1, 8), ("b", 1.3, 16))
     )
-    probes = [
-        {
-            "number": number, "rate_rps": rate, "window_s": 10.0, "due": 100, "met": round(100 * share),
-            "attainment": share, "goodput_rps": rate * share, "ttft_p50_s": 0.05, "tpot_p50_s": 0.01,
-            "verdict": "valid", "stopped": None, "counts": True, "edge": number > 2, "directory": f"probe-{number:02d}",
-        }
-        for number, (rate, share) in enumerate([(8.0, 1.0), (16.0, 0.995), (32.0, 0.4), (22.6, 0.97), (17.0, 0.99)])
-    ]  # fmt: skip
-    capacity = {
-        "status": "complete", "ended": None, "no_interval": None, "end_found": True,
-        "interval": {
-            "long_probes": 10, "server_starts": 10, "can_restart": True, "shortest_window_s": 60.0, "memory_s": 2.0,
-        },
-        "slo": {"ttft": 500.0, "tpot": 50.0, "quantile": 0.99},
-        "capacity_rps": {"value": 17.2, "low": 15.0, "high": 20.1}, "bracket_rps": {"kept": 16.0, "lost": 22.6},
-        "engine": {"name": "pytorch"}, "model": "qwen_chat", "workload": "chat", "arrival": "poisson", "probes": probes,
-    }  # fmt: skip
+    shares = [(8.0, 1.0), (16.0, 0.995), (32.0, 0.4), (22.6, 0.97), (17.0, 0.99)]
+    capacity = capacity_document(
+        bracket_rps={"kept": 16.0, "lost": 22.6},
+        probes=[probe(number, rate, share, edge=number > 2) for number, (rate, share) in enumerate(shares)],
+    )
     return {
         "report": render_report(a),
         "sweep": render_sweep_report([a, b], folder),

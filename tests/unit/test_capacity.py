@@ -27,6 +27,7 @@ from muai_lab.settings.capacity import CapacitySettings
 from muai_lab.settings.lab import LabSettings
 from muai_lab.slo import Slo, longest_s
 from muai_lab.workload.schedule import Schedule, ScheduledRequest
+from tests.unit.capacity_document import capacity_document
 from tests.unit.synthetic_run import record, write_run
 from tests.unit.test_report import Page
 
@@ -214,37 +215,7 @@ def test_a_stopped_probe_counts_only_what_was_decided(tmp_path: Path) -> None:
 
 
 def study(**changes: Any) -> CapacityStudy:
-    probes = [
-        {
-            "number": number, "rate_rps": rate, "window_s": 10.0, "due": 100, "met": round(100 * share),
-            "attainment": share, "goodput_rps": None if stopped else rate * share, "ttft_p50_s": 0.05,
-            "tpot_p50_s": 0.01, "verdict": "stopped early" if stopped else "valid", "stopped": stopped, "counts": True,
-            "edge": False, "directory": f"probe-{number:02d}",
-        }
-        for number, (rate, share, stopped) in enumerate([(8.0, 1.0, None), (16.0, 0.995, None), (32.0, 0.4, "over")])
-    ]  # fmt: skip
-    document = {
-        "status": "complete",
-        "ended": None,
-        "no_interval": None,
-        "end_found": True,
-        "interval": {
-            "long_probes": 10,
-            "server_starts": 10,
-            "can_restart": True,
-            "shortest_window_s": 60.0,
-            "memory_s": 2.0,
-        },
-        "slo": {"ttft": 500.0, "tpot": 50.0, "quantile": 0.99},
-        "capacity_rps": {"value": 17.2, "low": 15.0, "high": 20.1},
-        "bracket_rps": {"kept": 16.0, "lost": 32.0},
-        "engine": {"name": "pytorch", "version": "2.13.0", "device": "cpu", "dtype": "fp32"},
-        "model": "qwen_chat",
-        "workload": "chat",
-        "arrival": "poisson",
-        "probes": probes,
-    }
-    return msgspec.convert(document | changes, CapacityStudy)
+    return msgspec.convert(capacity_document(**changes), CapacityStudy)
 
 
 def test_the_sheet_begins_with_the_capacity_and_its_interval() -> None:

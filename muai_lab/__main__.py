@@ -1,6 +1,6 @@
-"""The command line: finds the sub-command, runs it, and turns what went wrong into an exit status.
+"""The command line: runs one command and turns its errors into an exit status.
 
-Only the chosen sub-command is imported, so `--help` and typing mistakes are answered at once. Exit status: 0 done,
+Only the chosen command is imported, so `--help` and typing mistakes are answered at once. Exit status: 0 success,
 2 a mistake in the input (message on stderr), 130 interrupted, 143 terminated.
 """
 
@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from types import FrameType
-from typing import NamedTuple
 
 from muai_lab import __version__
+from muai_lab.commands import summaries
 from muai_lab.errors import MuaiError
 from muai_lab.garbage import collect_rarely
 
@@ -25,38 +25,11 @@ TERMINATED = 128 + signal.SIGTERM
 PIPE_CLOSED = 141  # 128 + SIGPIPE, which is not defined on every system
 
 
-class Subcommand(NamedTuple):
-    """A sub-command: its module has `main(argv) -> int`. summary: one line for the help."""
-
-    module: str
-    summary: str
-
-
-COMMANDS = {
-    "run": Subcommand(
-        "muai_lab.commands.run", "measure a server under load; writes a run directory and prints the result"
-    ),
-    "capacity": Subcommand(
-        "muai_lab.commands.capacity", "find the highest rate that keeps a promised latency, with an interval"
-    ),
-    "compare": Subcommand("muai_lab.commands.compare", "say whether runs differ, with intervals; for CI, too"),
-    "serve": Subcommand("muai_lab.commands.serve", "start the inference server (OpenAI-compatible HTTP)"),
-    "tune": Subcommand("muai_lab.commands.tune", "search a better configuration, confirm it, write optimization.yaml"),
-    "export": Subcommand("muai_lab.commands.export", "write the configuration of a study again"),
-    "engines": Subcommand(
-        "muai_lab.commands.engines", "say which engines can serve here, and what else they would need"
-    ),
-    "reference-server": Subcommand(
-        "muai_lab.commands.reference_server", "start a server of known latency, to test load generators with"
-    ),
-    "config": Subcommand("muai_lab.commands.config", "show, check and document the configuration"),
-}
-
-
 def help_text() -> str:
-    """What `--help` prints."""
-    width = max(len(name) for name in COMMANDS)
-    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    """Return the text of `--help`."""
+    commands = summaries()
+    width = max(map(len, commands))
+    lines = [f"  {name:<{width}}  {summary}" for name, summary in commands.items()]
     return "\n".join(
         [
             "usage: python -m muai_lab COMMAND [ARGUMENTS]",
@@ -67,7 +40,7 @@ def help_text() -> str:
             *lines,
             "",
             "options:",
-            "  --help     show this text; `COMMAND --help` tells more about one command",
+            "  --help     show this text; `COMMAND --help` explains one command",
             "  --version  show the version",
             "",
             "examples:",
@@ -83,17 +56,17 @@ def help_text() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status. argv: arguments after the program's name, None for `sys.argv`."""
+    """Run one command and return the exit status; argv: the arguments, by default those of the process."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # Threads of OpenMP (PyTorch, ONNX Runtime) spin while they wait for each other. Beside a load generator or an event
-    # loop on the same cores that steals the very time they wait for: steps were seen to take 100 times as long. It is
-    # read when the library is loaded, hence here, before any engine is.
+    # Threads of OpenMP (PyTorch, ONNX Runtime) spin while they wait for each other. On cores shared with a load
+    # generator or an event loop, spinning takes the very time they wait for: steps were seen to take 100 times as long.
+    # The library reads the variable when it is loaded, so it is set before any engine is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # oneDNN keeps compiled kernels per shape, 1024 of them by default, and ragged batches have ever new shapes: the
-    # server grew by 600 MiB over 10,000 requests. With 128 it stays flat, at the same speed. Read at the first kernel.
+    # oneDNN caches compiled kernels per shape, 1024 by default, and ragged batches have ever new shapes: the server
+    # grew by 600 MiB over 10,000 requests. With 128 it stays flat, at the same speed. Read at the first kernel.
     for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(cache, "128")
-    collect_rarely()  # a server returns to short pauses when it has loaded
+    collect_rarely()  # the server returns to short pauses after loading
     try:
         with _termination_unwinds():
             status = _dispatch(arguments)
@@ -106,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write("muai-lab: interrupted\n")
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output left (such as `| head`). Python flushes stdout once more at exit: let it go nowhere.
+        # The reader of the output has gone (such as `| head`). Python flushes stdout again at exit: discard that.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
 
@@ -119,18 +92,19 @@ def _dispatch(arguments: list[str]) -> int:
         sys.stdout.write(f"muai-lab {__version__}\n")
         return 0
     name = arguments[0]
-    if name not in COMMANDS:
+    commands = summaries()
+    if name not in commands:
         from muai_lab.settings.nearest import did_you_mean, nearest
 
-        hint = did_you_mean(nearest(name, COMMANDS)) or f"; there are {', '.join(COMMANDS)}"
+        hint = did_you_mean(nearest(name, commands)) or f"; there are {', '.join(commands)}"
         raise MuaiError(f"no such command: {name}{hint} (python -m muai_lab --help)")
-    status = import_module(COMMANDS[name].module).main(arguments[1:])
+    status = import_module(f"muai_lab.commands.{name.replace('-', '_')}").main(arguments[1:])
     return int(status)
 
 
 @contextmanager
 def _termination_unwinds() -> Iterator[None]:
-    """Turn the first SIGTERM into SystemExit, so that every `finally` runs; later ones do not disturb that."""
+    """Turn the first SIGTERM into SystemExit, so that every `finally` runs; later ones are ignored."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from muai_lab.load.generator import LoadProgress
     from muai_lab.settings.resolve import Resolved
 
+SUMMARY = "find the highest rate that meets the SLO, with an interval"
+
 _EPILOG = """\
 The search begins at arrival.rate and needs an SLO. Short probes of load.duration_s find the edge, and end early once
 the promise cannot be kept any more. Then capacity.repeats long probes, each on a server start of its own, make the

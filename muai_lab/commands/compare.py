@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from muai_lab.analysis.noise_history import NoiseHistory
     from muai_lab.analysis.regression import Condition, RegressionOutcome
 
+SUMMARY = "report if runs differ, with intervals; for CI, too"
 REGRESSION = 1
 
 _EPILOG = """\

@@ -18,6 +18,7 @@ from muai_lab.settings.catalogue import plain
 from muai_lab.settings.reference import example_file, reference_page
 from muai_lab.settings.resolve import Resolved, ResolvedSetting, load_settings
 
+SUMMARY = "show, check and document the configuration"
 EXAMPLE_PATH = Path("config/optimization.example.yaml")
 REFERENCE_PATH = Path("docs/configuration.md")
 

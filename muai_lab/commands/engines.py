@@ -21,6 +21,8 @@ from muai_lab.settings.compose import compose
 if TYPE_CHECKING:
     from muai_lab.settings.lab import LabSettings
 
+SUMMARY = "list the engines that can serve here, and the requirements of the others"
+
 _EPILOG = """\
 examples:
   python -m muai_lab engines

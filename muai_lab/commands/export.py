@@ -8,6 +8,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+SUMMARY = "write the configuration of a study again"
+
 _EPILOG = """\
 The file has the present configuration with the changes that earned their place, and says at its top what they rest on.
 

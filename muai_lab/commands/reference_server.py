@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+SUMMARY = "start a server of known latency, to test load generators with"
+
 
 def main(argv: Sequence[str]) -> int:
     """Serve until a signal comes; returns the exit status."""

@@ -27,6 +27,7 @@ from muai_lab.settings.overrides import parse_overrides, quoted, with_open_mappi
 if TYPE_CHECKING:
     from muai_lab.analysis.summary_schema import Validity
 
+SUMMARY = "measure a server under load; writes a run directory and prints the result"
 _PROGRAM = "python -m muai_lab run"
 _FLAGS = ("-m", "--multirun", "-r", "--run")
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from muai_lab.settings.compose import compose
 
+SUMMARY = "start the inference server (OpenAI-compatible HTTP)"
+
 _EPILOG = """\
 When requests are welcome, one line of JSON with the addresses and what really serves goes to stdout; the log goes to
 stderr. SIGTERM and Ctrl-C finish the running requests first; a second signal ends the process at once.

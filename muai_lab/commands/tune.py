@@ -20,6 +20,7 @@ from muai_lab.settings.overrides import quoted
 if TYPE_CHECKING:
     from muai_lab.tuning.bench import Switch
 
+SUMMARY = "search a better configuration, confirm it, write optimization.yaml"
 _INTERRUPTED = 128 + signal.SIGINT
 
 _EPILOG = """\

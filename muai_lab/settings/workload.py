@@ -265,7 +265,7 @@ class ScheduleWorkload(Workload):
             yield Conflict(("path",), "kind schedule needs a file: set workload.path=RUN/schedule.parquet")
 
 
-PartWorkload = Annotated[
+_EndlessWorkload = (
     SyntheticWorkload
     | SharedPrefixWorkload
     | MultiTurnWorkload
@@ -275,9 +275,9 @@ PartWorkload = Annotated[
     | TextWorkload
     | OpenAiJsonlWorkload
     | ShareGptWorkload
-    | TableWorkload,
-    Field(discriminator="kind"),
-]
+    | TableWorkload
+)
+PartWorkload = Annotated[_EndlessWorkload, Field(discriminator="kind")]
 
 _OF_THE_MIX = ("api", "temperature", "ignore_eos", "context_tokens")
 
@@ -315,18 +315,7 @@ def _synthetic_by_default(value: Any) -> Any:
 
 
 WorkloadSettings = Annotated[
-    SyntheticWorkload
-    | SharedPrefixWorkload
-    | MultiTurnWorkload
-    | MixWorkload
-    | AzureWorkload
-    | BurstGptWorkload
-    | MooncakeWorkload
-    | TextWorkload
-    | OpenAiJsonlWorkload
-    | ShareGptWorkload
-    | TableWorkload
-    | ScheduleWorkload,
+    _EndlessWorkload | MixWorkload | ScheduleWorkload,
     Field(discriminator="kind"),
     BeforeValidator(_synthetic_by_default),
 ]

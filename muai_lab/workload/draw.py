@@ -7,21 +7,6 @@ from collections.abc import Iterator
 
 from muai_lab.errors import RunError
 from muai_lab.settings.lab import ArrivalSettings, LabSettings, LoadSettings
-from muai_lab.settings.workload import (
-    AzureWorkload,
-    BurstGptWorkload,
-    MixWorkload,
-    MooncakeWorkload,
-    MultiTurnWorkload,
-    OpenAiJsonlWorkload,
-    ScheduleWorkload,
-    SharedPrefixWorkload,
-    ShareGptWorkload,
-    SyntheticWorkload,
-    TableWorkload,
-    TextWorkload,
-    WorkloadSettings,
-)
 from muai_lab.workload.arrival import (
     DiurnalRate,
     Offsets,
@@ -32,19 +17,12 @@ from muai_lab.workload.arrival import (
     poisson,
     replayed,
 )
-from muai_lab.workload.mix import mix_source
-from muai_lab.workload.multi_turn import multi_turn_units
+from muai_lab.workload.kinds import open_source
 from muai_lab.workload.prompts import Context, PromptMaker, PromptTokenizer
 from muai_lab.workload.randomness import RandomStreams
-from muai_lab.workload.recorded import recorded_source
-from muai_lab.workload.replay import schedule_source
-from muai_lab.workload.row_set import row_set_source
 from muai_lab.workload.rows import ScheduleRows, Unit
 from muai_lab.workload.schedule import Schedule
-from muai_lab.workload.shared_prefix import shared_prefix_units
 from muai_lab.workload.source import Source
-from muai_lab.workload.synthetic import synthetic_units
-from muai_lab.workload.text import text_source
 
 CLOSED_LOOP_ANSWERS_PER_SLOT_S = 8.0
 """A closed loop sends as fast as it is answered. A schedule holds requests for this many answers per slot and second.
@@ -85,27 +63,6 @@ def draw_schedule(settings: LabSettings, tokenizer: PromptTokenizer, context_tok
     if len(rows) == 0:
         raise EmptySchedule(_nothing_due(settings))
     return rows.schedule((*source.notes(), *_time_notes(source, settings.arrival), *context.notes(), *notes))
-
-
-def open_source(workload: WorkloadSettings, streams: RandomStreams, maker: PromptMaker) -> Source:
-    """What arrives, one arrival after another. Raises RunError for a file that cannot be read."""
-    match workload:
-        case SyntheticWorkload():
-            return Source(synthetic_units(workload, streams, maker))
-        case SharedPrefixWorkload():
-            return Source(shared_prefix_units(workload, streams, maker))
-        case MultiTurnWorkload():
-            return Source(multi_turn_units(workload, streams, maker))
-        case MixWorkload():
-            return mix_source(workload, streams, lambda part, below: open_source(part, below, maker))
-        case AzureWorkload() | BurstGptWorkload() | MooncakeWorkload():
-            return recorded_source(workload, streams, maker)
-        case TextWorkload():
-            return text_source(workload, streams, maker)
-        case OpenAiJsonlWorkload() | ShareGptWorkload() | TableWorkload():
-            return row_set_source(workload, streams, maker)
-        case ScheduleWorkload():
-            return schedule_source(workload)
 
 
 def _time_notes(source: Source, arrival: ArrivalSettings) -> tuple[str, ...]:

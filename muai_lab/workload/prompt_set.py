@@ -9,7 +9,6 @@ from muai_lab.errors import InvalidRequest
 from muai_lab.settings.distributions import FixedTime, TimeDistribution
 from muai_lab.settings.workload import PromptSetWorkload
 from muai_lab.workload.lengths import endless_lengths
-from muai_lab.workload.multi_turn import between_turns
 from muai_lab.workload.prompts import PromptMaker
 from muai_lab.workload.randomness import RandomStreams, endless_seeds
 from muai_lab.workload.reading import FileReading, counted
@@ -83,7 +82,7 @@ class Scripts:
     def __init__(self, maker: PromptMaker, name: str) -> None:
         self._maker = maker
         self._name = name
-        self._between = between_turns(maker)
+        self._between = maker.between_turns()
         self._told: set[int] = set()
         self._drawn: set[int] = set()
         self._refused: set[int] = set()

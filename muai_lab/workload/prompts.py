@@ -122,6 +122,12 @@ class PromptMaker:
             return len(self.tokenizer.encode_chat([plain(message) for message in messages]))
         return len(self.tokenizer.encode(conversation_text(messages)))
 
+    def between_turns(self) -> int:
+        """Return the tokens that the template adds with a further turn, besides the answer and the new message."""
+        one = [user("")]
+        two = [user(""), {"role": "assistant", "content": ""}, user("")]
+        return max(0, self.count_conversation(two) - self.count_conversation(one))
+
 
 def plain(message: Message) -> dict[str, str]:
     """Role and text of a message, as a chat template takes it; tool calls are written out as JSON."""

@@ -1,18 +1,17 @@
-"""Recorded requests, asked again: `azure`, `burstgpt` and `mooncake`.
+"""Recorded requests, sent again: what all kinds of traces share.
 
-A trace has lengths, so prompts are made up, each for itself. Blocks that the trace calls equal become equal texts, and
-texts in the trace are asked as they are.
+A trace has lengths, so prompts are made up, each for itself. Texts in the trace are sent as they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import repeat
 
 import numpy as np
 
-from muai_lab.settings.workload import MooncakeWorkload, TraceWorkload
-from muai_lab.workload.mooncake import block_prompts
+from muai_lab.settings.workload import TimeUnit, TraceWorkload
 from muai_lab.workload.prompt_set import Scripts
 from muai_lab.workload.prompts import PromptMaker, user
 from muai_lab.workload.randomness import RandomStreams, endless_seeds
@@ -22,25 +21,42 @@ from muai_lab.workload.schedule import ScheduledRequest
 from muai_lab.workload.source import Passes, Source
 from muai_lab.workload.timestamps import Timestamps, order_notes
 from muai_lab.workload.trace import Trace, turn_of
-from muai_lab.workload.trace_rows import read_trace
+from muai_lab.workload.trace_rows import NumberedTraceRow, read_trace
 from muai_lab.workload.written import Written, WrittenTurn
 
 PromptOf = Callable[[int, int, np.random.Generator], tuple[str, int]]
-"""Makes the prompt of the request at a place of the trace, of so many tokens: text and real count."""
+"""From the place of a request in the trace and the wanted number of tokens to a prompt: its text and real count."""
 
 # Longest usual prompts and answers. Beyond, a length is more likely one of characters or bytes.
 _USUAL_PROMPT, _USUAL_OUTPUT = 262_144, 65_536
 
 
-def recorded_source(workload: TraceWorkload, streams: RandomStreams, maker: PromptMaker) -> Source:
-    """The requests of the trace in the order of time, without end: after the last comes the first again.
+@dataclass(frozen=True, slots=True)
+class TraceFormat:
+    """The format of one kind of trace.
 
-    Raises RunError for a file that is no trace, and for its first bad row.
+    Attributes:
+        rows: Reads the rows of a file, with its times.
+        unit: Usual unit of the recorded times.
+        prompts: Makes the prompts of a trace; None makes each up for itself.
+    """
+
+    rows: Callable[[FileReading, Timestamps], Iterator[NumberedTraceRow]]
+    unit: TimeUnit = "s"
+    prompts: Callable[[Trace], PromptOf] | None = None
+
+
+def recorded_source(workload: TraceWorkload, streams: RandomStreams, maker: PromptMaker, form: TraceFormat) -> Source:
+    """Return the requests of the trace in the order of time, without end: after the last comes the first again.
+
+    Raises:
+        RunError: The file is no trace, or has a bad row (unless `workload.on_error` is skip).
     """
     reading = FileReading.of(workload)
-    clock = Timestamps("ms" if isinstance(workload, MooncakeWorkload) else "s", workload.time_unit)
-    trace = read_trace(reading, workload, clock)
-    replay = _Replay(workload, reading, trace, streams, maker)
+    clock = Timestamps(form.unit, workload.time_unit)
+    trace = read_trace(reading, workload, form.rows(reading, clock))
+    prompt_of = None if form.prompts is None else form.prompts(trace)
+    replay = _Replay(workload, reading, trace, streams, maker, prompt_of)
     times_s = trace.sorted_times_s()
     doubts = tuple(_length_doubts(trace))
     return Source(
@@ -56,16 +72,20 @@ class _Replay:
     """Makes requests of a trace."""
 
     def __init__(
-        self, workload: TraceWorkload, reading: FileReading, trace: Trace, streams: RandomStreams, maker: PromptMaker
+        self,
+        workload: TraceWorkload,
+        reading: FileReading,
+        trace: Trace,
+        streams: RandomStreams,
+        maker: PromptMaker,
+        prompt_of: PromptOf | None,
     ) -> None:
         self._trace = trace
         self._streams = streams
         self._maker = maker
         self._length_scale = workload.length_scale
         self._output_scale = workload.length_scale if workload.output_scale is None else workload.output_scale
-        self._prompt_of: PromptOf = lambda _, length, words: maker.prompt(length, words)
-        if isinstance(workload, MooncakeWorkload):
-            self._prompt_of = block_prompts(trace, workload, streams, maker)
+        self._prompt_of: PromptOf = prompt_of or (lambda _, length, words: maker.prompt(length, words))
         self._scripts = Scripts(maker, reading.path.name)
         self._lengthened: set[int] = set()
         order = trace.in_order()

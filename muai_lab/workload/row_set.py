@@ -1,4 +1,4 @@
-"""Prompts and conversations from rows of a file: `openai_jsonl`, `sharegpt` and `table`."""
+"""Prompts and conversations from rows of a file."""
 
 from __future__ import annotations
 
@@ -18,19 +18,24 @@ from muai_lab.workload.written import USUAL, Form, RowReader, Written
 _SEVERAL = ("payloads", "payload")
 
 
-def row_set_source(
-    workload: ConversationSetWorkload | TableWorkload, streams: RandomStreams, maker: PromptMaker
-) -> Source:
-    """The prompts of the file. Raises RunError for a file without any, and for its first row that makes no sense."""
+def conversations_source(workload: ConversationSetWorkload, streams: RandomStreams, maker: PromptMaker) -> Source:
+    """Return the prompts and conversations of the file.
+
+    Raises:
+        RunError: The file has none, or has a bad row (unless `workload.on_error` is skip).
+    """
     reading = FileReading.of(workload)
-    send = workload.request_fields == "send"
-    if isinstance(workload, TableWorkload):
-        columns = (workload.prompt_column, workload.system_column, workload.output_tokens_column)
-        form = Form(workload.api, send, 1, *columns)
-        _check_columns(reading, form)
-        return prompt_set_source(workload, reading, _written(reading, form), streams, maker)
-    form = Form(workload.api, send, workload.max_turns)
+    form = Form(workload.api, workload.request_fields == "send", workload.max_turns)
     return prompt_set_source(workload, reading, _written(reading, form), streams, maker, workload.think_time)
+
+
+def table_source(workload: TableWorkload, streams: RandomStreams, maker: PromptMaker) -> Source:
+    """Return the prompts of the table; raises as `conversations_source`, and if a named column is missing."""
+    reading = FileReading.of(workload)
+    columns = (workload.prompt_column, workload.system_column, workload.output_tokens_column)
+    form = Form(workload.api, workload.request_fields == "send", 1, *columns)
+    _check_columns(reading, form)
+    return prompt_set_source(workload, reading, _written(reading, form), streams, maker)
 
 
 def _written(reading: FileReading, form: Form) -> Iterator[Written]:

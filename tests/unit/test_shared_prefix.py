@@ -10,8 +10,8 @@ import pytest
 
 from muai_lab.settings.lab import LabSettings
 from muai_lab.workload.draw import draw_schedule
+from muai_lab.workload.kinds.shared_prefix import popularity_weights
 from muai_lab.workload.schedule import Schedule
-from muai_lab.workload.shared_prefix import popularity_weights
 from tests.unit.word_tokenizer import WordTokenizer
 
 

@@ -1,4 +1,4 @@
-"""Conversations: sessions whose later turns carry the earlier ones, with the server's own answers, along."""
+"""`multi_turn`: sessions whose later turns carry the earlier ones along, with the server's own answers."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ from muai_lab.workload.prompts import PromptMaker, user
 from muai_lab.workload.randomness import RandomStreams, endless_seeds
 from muai_lab.workload.rows import Unit
 from muai_lab.workload.schedule import Message, ScheduledRequest
+from muai_lab.workload.source import Source
 from muai_lab.workload.times import endless_times
 
 
-def multi_turn_units(workload: MultiTurnWorkload, streams: RandomStreams, maker: PromptMaker) -> Iterator[Unit]:
-    """Sessions without end.
+def source(workload: MultiTurnWorkload, streams: RandomStreams, maker: PromptMaker) -> Source:
+    """Return sessions without end.
 
-    A turn's `prompt_tokens` is what the whole conversation comes to if every answer before has its full length; the
-    answers themselves are known only once they were given. A session ends before the turn that would not fit into the
-    model's context.
+    The `prompt_tokens` of a turn assume that every earlier answer has its full length; its real length is known only
+    after it was given. A session ends before the first turn that does not fit into the model's context.
     """
+    return Source(_units(workload, streams, maker))
+
+
+def _units(workload: MultiTurnWorkload, streams: RandomStreams, maker: PromptMaker) -> Iterator[Unit]:
     turns = endless_lengths(workload.turns, streams.stream("turns"))
     lengths = endless_lengths(workload.prompt_tokens, streams.stream("prompt lengths"))
     outputs = endless_lengths(workload.output_tokens, streams.stream("output lengths"))
@@ -31,7 +35,7 @@ def multi_turn_units(workload: MultiTurnWorkload, streams: RandomStreams, maker:
     if workload.system_tokens:
         text = maker.text(workload.system_tokens, streams.stream("system prompt"))
         system = [{"role": "system", "content": text}]
-    between = between_turns(maker)
+    between = maker.between_turns()
     around = maker.count_conversation([*system, user("")])
     for count in turns:
         unit: list[ScheduledRequest] = []
@@ -66,10 +70,3 @@ def multi_turn_units(workload: MultiTurnWorkload, streams: RandomStreams, maker:
             )
             known_tokens = tokens + output
         yield unit
-
-
-def between_turns(maker: PromptMaker) -> int:
-    """Tokens that a further turn adds to a conversation besides the answer and what is said: the template's own."""
-    one = [user("")]
-    two = [user(""), {"role": "assistant", "content": ""}, user("")]
-    return max(0, maker.count_conversation(two) - maker.count_conversation(one))

@@ -1,4 +1,4 @@
-"""Made-up requests: prompts of exact token counts for the model's tokenizer, outputs of drawn lengths."""
+"""`synthetic`: made-up requests with prompts of exact token counts and outputs of drawn lengths."""
 
 from __future__ import annotations
 
@@ -10,10 +10,15 @@ from muai_lab.workload.prompts import PromptMaker
 from muai_lab.workload.randomness import RandomStreams, endless_seeds
 from muai_lab.workload.rows import Unit
 from muai_lab.workload.schedule import ScheduledRequest
+from muai_lab.workload.source import Source
 
 
-def synthetic_units(workload: SyntheticWorkload, streams: RandomStreams, maker: PromptMaker) -> Iterator[Unit]:
-    """Requests without end. Raises RunError when a prompt is shorter than the chat template alone."""
+def source(workload: SyntheticWorkload, streams: RandomStreams, maker: PromptMaker) -> Source:
+    """Return requests without end; taking one raises RunError if its prompt is shorter than the chat template."""
+    return Source(_units(workload, streams, maker))
+
+
+def _units(workload: SyntheticWorkload, streams: RandomStreams, maker: PromptMaker) -> Iterator[Unit]:
     prompt_lengths = endless_lengths(workload.prompt_tokens, streams.stream("prompt lengths"))
     output_lengths = endless_lengths(workload.output_tokens, streams.stream("output lengths"))
     seeds = endless_seeds(streams)

@@ -1,4 +1,4 @@
-"""Plain text, a prompt in each line."""
+"""`text`: plain text, a prompt in each line."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from muai_lab.workload.source import Source
 from muai_lab.workload.written import Written, WrittenTurn
 
 _READERS = {".csv": "table", ".tsv": "table", ".json": "openai_jsonl"}
-"""Endings of files whose lines are no prompts, and the kinds that read them."""
+"""Endings of files whose lines are no prompts, and the kinds for them."""
 
 
-def text_source(workload: TextWorkload, streams: RandomStreams, maker: PromptMaker) -> Source:
-    """The lines of the file that are not empty. Raises RunError when there is none."""
+def source(workload: TextWorkload, streams: RandomStreams, maker: PromptMaker) -> Source:
+    """Return the lines of the file that are not empty; raises RunError if there is none."""
     reading = FileReading.of(workload)
     return prompt_set_source(workload, reading, _lines(reading), streams, maker)
 

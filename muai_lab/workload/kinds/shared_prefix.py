@@ -1,4 +1,4 @@
-"""Requests in groups that begin alike: what a cache of prompt prefixes lives on."""
+"""`shared_prefix`: requests in groups that begin alike, which a prefix cache can use."""
 
 from __future__ import annotations
 
@@ -13,17 +13,22 @@ from muai_lab.workload.prompts import PromptMaker
 from muai_lab.workload.randomness import RandomStreams, endless_seeds
 from muai_lab.workload.rows import Unit
 from muai_lab.workload.schedule import ScheduledRequest
+from muai_lab.workload.source import Source
 
 _BLOCK = 4096
 
 
-def shared_prefix_units(workload: SharedPrefixWorkload, streams: RandomStreams, maker: PromptMaker) -> Iterator[Unit]:
-    """Requests without end, each of the group that Zipf's law drew for it.
+def source(workload: SharedPrefixWorkload, streams: RandomStreams, maker: PromptMaker) -> Source:
+    """Return requests without end, each of the group that Zipf's law drew for it.
 
     A prompt is its group's beginning, a line end, and a text of its own. The line end keeps the two apart for the
     tokenizer, so the tokens of the beginning are the same in every prompt of the group; its own tokens count to the
-    second text. Raises RunError when a prompt is shorter than the chat template alone.
+    second text. Taking a request raises RunError if its prompt is shorter than the chat template.
     """
+    return Source(_units(workload, streams, maker))
+
+
+def _units(workload: SharedPrefixWorkload, streams: RandomStreams, maker: PromptMaker) -> Iterator[Unit]:
     prefix_lengths = draw_lengths(workload.prefix_tokens, workload.groups, streams.stream("prefix lengths"))
     prefix_words = streams.stream("prefixes")
     prefixes = [maker.text(length, prefix_words) for length in prefix_lengths.tolist()]

@@ -1,29 +1,29 @@
-"""Several workloads at once."""
+"""`mix`: several workloads at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 
-from muai_lab.settings.workload import MixWorkload, PartWorkload
+from muai_lab.settings.workload import MixWorkload
+from muai_lab.workload.kinds import open_source
+from muai_lab.workload.prompts import PromptMaker
 from muai_lab.workload.randomness import RandomStreams
 from muai_lab.workload.rows import Unit
 from muai_lab.workload.source import Source
 
 _BLOCK = 4096
 
-SourceOf = Callable[[PartWorkload, RandomStreams], Source]
 
+def source(workload: MixWorkload, streams: RandomStreams, maker: PromptMaker) -> Source:
+    """Return arrivals, each of the part that the weights drew for it; requests carry the part's name.
 
-def mix_source(workload: MixWorkload, streams: RandomStreams, source_of: SourceOf) -> Source:
-    """Arrivals, each of the part that the weights drew for it; requests carry the part's name.
-
-    A part's requests do not depend on the other parts: they are the same in every mix. source_of: draws a part.
+    A part's requests do not depend on the other parts: they are the same in every mix.
     """
     names = list(workload.parts)
-    sources = [source_of(part.workload, streams.below(name)) for name, part in workload.parts.items()]
+    sources = [open_source(part.workload, streams.below(name), maker) for name, part in workload.parts.items()]
     weights = np.array([part.weight for part in workload.parts.values()])
 
     def units() -> Iterator[Unit]:
@@ -37,7 +37,7 @@ def mix_source(workload: MixWorkload, streams: RandomStreams, source_of: SourceO
                 ]
 
     def notes() -> tuple[str, ...]:
-        return tuple(f"{name}: {note}" for name, source in zip(names, sources, strict=True) for note in source.notes())
+        return tuple(f"{name}: {note}" for name, part in zip(names, sources, strict=True) for note in part.notes())
 
     return Source(units(), notes=notes)
 

@@ -1,4 +1,4 @@
-"""A saved schedule, asked again."""
+"""`schedule`: a saved schedule, sent again."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ import orjson
 
 from muai_lab.errors import RunError
 from muai_lab.settings.workload import ScheduleWorkload
+from muai_lab.workload.prompts import PromptMaker
+from muai_lab.workload.randomness import RandomStreams
 from muai_lab.workload.rows import Unit
 from muai_lab.workload.schedule import Schedule
 from muai_lab.workload.source import Source
 
 
-def schedule_source(workload: ScheduleWorkload) -> Source:
-    """The requests of the file, as often as they are in it, and their times where it has them.
+def source(workload: ScheduleWorkload, _streams: RandomStreams, _maker: PromptMaker) -> Source:
+    """Return the requests of the file, once, with their times if it has them.
 
-    Raises RunError when the file is missing, damaged, empty, or has turns that stand apart from their session.
+    Raises:
+        RunError: The file is missing, damaged or empty, or has turns apart from their session.
     """
     if workload.path is None:
         raise RunError("workload.kind=schedule needs workload.path=RUN/schedule.parquet")

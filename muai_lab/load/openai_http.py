@@ -15,10 +15,11 @@ from yarl import URL
 from muai_lab import __version__
 from muai_lab.errors import RunError
 from muai_lab.load.completion_stream import StreamError, error_message
+from muai_lab.load.connection_pool import ConnectionPool
 from muai_lab.load.dialect import NOT_ABOUT_FIELDS, Dialect, dialects
 from muai_lab.load.endpoint_access import EndpointAccess
 from muai_lab.load.endpoint_address import EndpointAddress, host_header, redirected
-from muai_lab.load.http_connection import ConnectionPool, ConnectionProblem, Unreachable
+from muai_lab.load.http_connection import ConnectionProblem, Unreachable
 from muai_lab.load.streamed_answer import StreamedAnswer, WholeAnswer
 from muai_lab.request_record import RequestRecord
 from muai_lab.request_status import RequestStatus

@@ -14,21 +14,18 @@ Run it with `python -m muai_lab reference-server --ttft-ms 50 --itl-ms 10`.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import orjson
 
-from muai_lab.errors import RunError
 from muai_lab.load.dialect import UsageSupport
-from muai_lab.load.event_loop import run_on_fast_loop
 from muai_lab.load.reference_answers import MODEL, WORDS, ResponseShape, token_chunks, usage_of, whole_stream
 
 _STAMPS_KEPT = 4_000_000
@@ -298,73 +295,3 @@ async def serve(options: ReferenceOptions, host: str, port: int) -> None:
     sys.stdout.flush()
     await stopped.wait()
     await server.stop()
-
-
-_EPILOG = """\
-One line of JSON on standard output says where it listens: {"event": "ready", "url": "http://127.0.0.1:..."}.
-GET /stamps hands out, and forgets, when each request was read and its first and last token were written, in
-CLOCK_MONOTONIC nanoseconds; request_id is the client's X-Request-Id header. SIGTERM and Ctrl-C end it.
-
-examples:
-  python -m muai_lab reference-server --ttft-ms 50 --itl-ms 10 --port 8123
-  python -m muai_lab run target=endpoint target.url=http://127.0.0.1:8123 arrival.rate=400
-"""
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line of the reference server; returns the exit status. Raises RunError when it cannot listen."""
-    parser = argparse.ArgumentParser(
-        prog="python -m muai_lab reference-server",
-        description="An OpenAI-compatible streaming server that computes nothing and answers after fixed times,\n"
-        "which it stamps: for testing load generators, this one or others.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
-    parser.add_argument("--port", type=_port, default=0, help="0 takes any free port (default)")
-    parser.add_argument("--ttft-ms", type=_time, default=0.0, help="from request to first token (default 0)")
-    parser.add_argument("--itl-ms", type=_time, default=0.0, help="between tokens; 0 sends all at once (default)")
-    parser.add_argument(
-        "--tokens", type=_count, default=16, help="length of an answer whose request has no max_tokens (default 16)"
-    )
-    parser.add_argument(
-        "--usage",
-        choices=get_args(UsageSupport),
-        default="continuous",
-        help="token counts that it knows: in every chunk on request (default), in a final chunk on request, none",
-    )
-    args = parser.parse_args(argv)
-    options = ReferenceOptions(ttft_ms=args.ttft_ms, itl_ms=args.itl_ms, tokens=args.tokens, usage=args.usage)
-    try:
-        run_on_fast_loop(serve(options, args.host, args.port))
-    except OSError as error:
-        reason = error.strerror or error
-        raise RunError(
-            f"cannot listen on {args.host}:{args.port}: {reason}; choose another --port or --host"
-        ) from error
-    return 0
-
-
-def _time(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < 86_400_000:  # NaN fails here too
-        raise argparse.ArgumentTypeError(f"{text} is not a time in milliseconds from 0 to a day")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a count of at least 1")
-    return value
-
-
-def _port(text: str) -> int:
-    value = int(text)
-    if not 0 <= value <= 65535:
-        raise argparse.ArgumentTypeError(f"{text} is not a port from 0 to 65535")
-    return value
-
-
-if __name__ == "__main__":
-    sys.exit(main())

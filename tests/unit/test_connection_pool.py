@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from yarl import URL
 
-from muai_lab.load.http_connection import ConnectionPool, ConnectionProblem, HttpConnection
+from muai_lab.load.connection_pool import ConnectionPool
+from muai_lab.load.http_connection import ConnectionProblem, HttpConnection
 from muai_lab.load.own_limits import GeneratorExhausted
 
 GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

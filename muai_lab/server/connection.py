@@ -1,13 +1,13 @@
-"""One HTTP/1.1 connection: uvicorn's protocol, with bounds on what a client may send and on how long it may take.
+"""One HTTP/1.1 connection: uvicorn's protocol, with limits on the size and the duration of a request.
 
 Differences from uvicorn's `HttpToolsProtocol`:
 
-- The head of a request, its number of headers, its target, and what surrounds the bytes of a chunked body are bounded.
-- Input is parsed in slices, with a turn of the event loop between them, so no client holds the loop for long.
+- The head of a request, its number of headers, its target, and the framing of a chunked body are limited.
+- Input is parsed in slices, with a turn of the event loop between them, so no client blocks the loop for long.
 - A client that is too slow, in the head, in the body or in reading its answer, loses its connection.
 - `Upgrade` is ignored and the request served (RFC 9110, 7.8).
 - HTTP/1.0 clients get no chunks: without a length, the end of the connection ends the answer.
-- Errors of the protocol are answered in OpenAI's shape, and never in the middle of another answer.
+- Errors of the protocol are answered in OpenAI's shape, and never inside another answer.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
-from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
 import httptools
 import uvicorn
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from muai_lab.server.http10 import without_chunks
 from muai_lab.server.http_error import HttpError, invalid, unavailable
+from muai_lab.server.transport import AnswerTransport, BacklogFlow
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ MAX_HEAD_BYTES = 64 * 1024
 MAX_HEADERS = 256
 MAX_TARGET_BYTES = 16 * 1024
 MAX_PIPELINED = 32
-MIN_BODY_BYTES_PER_S = 4096  # a body may take the timeout, and a second for each of so many bytes
+MIN_BODY_BYTES_PER_S = 4096  # a body may take the timeout, and a second for each 4 KiB
 SLICE_BYTES = 16 * 1024
 CHUNK_OVERHEAD = 8  # bytes around each byte of a chunked body: "1\r\na\r\n" has 5
 LATE_BODY_BYTES = 1024 * 1024  # of a request that is answered already: read and dropped, then the connection ends
@@ -44,10 +45,12 @@ KEEP_ALIVE_S = 75
 
 
 class ConnectionConfig(uvicorn.Config):
-    """uvicorn's configuration, and the bounds of a connection that the user sets.
+    """uvicorn's configuration, with the limits of a connection that the user sets.
 
-    client_timeout_s: longest that a client may take to send a head, may stop in a body, or may leave an answer unread.
-    max_connections: most connections that are open at once.
+    Attributes:
+        client_timeout_s: Longest time, in seconds, for sending a head, for a pause in a body, and for leaving an answer
+            unread.
+        max_connections: Most connections that are open at once.
     """
 
     def __init__(self, app: ASGIApp, *, client_timeout_s: float, max_connections: int, **more: Any) -> None:
@@ -57,50 +60,20 @@ class ConnectionConfig(uvicorn.Config):
 
 
 class _Phase(enum.Enum):
-    """Where a connection is in what it receives."""
+    """The part of a request that a connection waits for."""
 
     IDLE = "idle"  # between two requests, or before the first
     HEAD = "head"
     BODY = "body"
-    ENDING = "ending"  # nothing more is taken: what runs is answered, then the connection ends
-
-
-class _Flow(FlowControl):
-    """Flow control that does not read on while received bytes still wait to be parsed."""
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        super().__init__(transport)
-        self.backlog = bytearray()
-
-    def resume_reading(self) -> None:
-        if not self.backlog:
-            super().resume_reading()
-
-
-class _AnswerTransport(asyncio.Transport):
-    """The transport as an answer sees it: its end does not cut off a client that is still sending."""
-
-    def __init__(self, transport: asyncio.Transport, finish: Callable[[], None]) -> None:
-        super().__init__()
-        self._transport = transport
-        self._finish = finish
-        self.write = transport.write  # type: ignore[method-assign]
-        self.is_closing = transport.is_closing  # type: ignore[method-assign]
-
-    def close(self) -> None:
-        self._finish()
-
-    def forget(self) -> None:
-        """Let go of the connection, which is over: a circle would wait for the garbage collector."""
-        self._finish = self._transport.close
+    ENDING = "ending"  # input is discarded; running requests are answered, then the connection ends
 
 
 class Connection(HttpToolsProtocol):
-    """One connection of a client. See the module's description."""
+    """One connection of a client; see the module's description."""
 
     config: ConnectionConfig
-    flow: _Flow
-    _answers: _AnswerTransport
+    flow: BacklogFlow
+    _answers: AnswerTransport
 
     def __init__(
         self,
@@ -115,9 +88,9 @@ class Connection(HttpToolsProtocol):
         self._write_paused_at: float | None = None
         self._closing_since: float | None = None
         self._refusal: HttpError | None = None
-        self._feeding = False  # a turn of the loop is booked for the backlog
+        self._feeding = False  # a turn of the loop is scheduled for the backlog
         self._upgrade_method: bytes | None = None
-        self._received = 0  # bytes of the present request so far, about
+        self._received = 0  # bytes of the present request so far, approximately
         self._head_bytes = 0
         self._body_bytes = 0
         self._late_bytes = 0
@@ -126,8 +99,8 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.flow = _Flow(transport)
-        self._answers = _AnswerTransport(transport, self._finish)
+        self.flow = BacklogFlow(transport)
+        self._answers = AnswerTransport(transport, self._finish)
         self._enter(_Phase.IDLE)
         if len(self.connections) > self.config.max_connections:
             self._make_room()
@@ -152,7 +125,7 @@ class Connection(HttpToolsProtocol):
             return
         self.flow.backlog += data
         self.flow.pause_reading()
-        self._book_feeding()
+        self._schedule_feeding()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -163,7 +136,7 @@ class Connection(HttpToolsProtocol):
         self._write_paused_at = None
 
     def end_if_overdue(self, now: float) -> None:
-        """Close the connection if its client is too slow; called about once a second."""
+        """Close the connection if its client is too slow; called about once a second with the loop's time."""
         timeout_s, waited_s = self.config.client_timeout_s, now - self._phase_since
         if self.transport.is_closing():
             self._closing_since = self._closing_since or now
@@ -179,7 +152,7 @@ class Connection(HttpToolsProtocol):
             if waited_s > KEEP_ALIVE_S and not self._answering:
                 self.transport.close()
         elif self.flow.read_paused:
-            self._phase_since = now - min(waited_s, timeout_s)  # it is not the client that lets others wait
+            self._phase_since = now - min(waited_s, timeout_s)  # reading is paused: the wait is not the client's
         elif self._phase is _Phase.HEAD and waited_s > timeout_s:
             self._refuse(_too_slow("the head of the request"))
         elif self._phase is _Phase.BODY and waited_s > timeout_s + self._body_bytes / MIN_BODY_BYTES_PER_S:
@@ -231,23 +204,23 @@ class Connection(HttpToolsProtocol):
 
     # Feeding the parser
 
-    def _book_feeding(self) -> None:
+    def _schedule_feeding(self) -> None:
         if not self._feeding:
             self._feeding = True
             self.loop.call_soon(self._feed_backlog)
 
     def _feed_backlog(self) -> None:
-        """Parse one slice of what waits, and book another turn for the rest."""
+        """Parse one slice of the backlog, and schedule another turn for the rest."""
         self._feeding = False
         backlog = self.flow.backlog
         if self.transport.is_closing() or self.pipeline:
-            return  # on_response_complete goes on with it
+            return  # on_response_complete continues with it
         if backlog:
             data = bytes(backlog[:SLICE_BYTES])
             del backlog[:SLICE_BYTES]
             self._feed(data)
         if backlog:
-            self._book_feeding()
+            self._schedule_feeding()
         elif not self.pipeline and not (self._answering and len(self.cycle.body) > HIGH_WATER_LIMIT):
             self.flow.resume_reading()
 
@@ -257,7 +230,7 @@ class Connection(HttpToolsProtocol):
             self._enter(_Phase.IDLE)
         if self.flow.backlog:
             self._unset_keepalive_if_required()
-            self._book_feeding()
+            self._schedule_feeding()
 
     def _feed(self, data: bytes) -> None:
         try:
@@ -273,7 +246,7 @@ class Connection(HttpToolsProtocol):
             self._refuse(_head_too_large())
 
     def _ignore_upgrade(self, rest: bytes) -> None:
-        """Read the request again as if it asked for no other protocol. rest: what came after its head."""
+        """Parse the request again as if it asked for no other protocol; rest: the bytes after its head."""
         method, self._upgrade_method = self._upgrade_method, None
         if method is None or method == b"CONNECT":
             self._refuse(HttpError(HTTPStatus.METHOD_NOT_ALLOWED, "this server is no proxy", code="method_not_allowed"))
@@ -286,7 +259,7 @@ class Connection(HttpToolsProtocol):
         self._feed(b"\r\n".join([*head, b"", b""]) + rest)
 
     def _stop_parsing(self, error: HttpError) -> None:
-        """Refuse the request that is being parsed; raises, as the parser stops at an exception only."""
+        """Refuse the request that is being parsed; raises the error, since only an exception stops the parser."""
         self._refusal = error
         raise error
 
@@ -300,7 +273,7 @@ class Connection(HttpToolsProtocol):
         self._phase, self._phase_since = phase, self.loop.time()
 
     def _refuse(self, error: HttpError) -> None:
-        """Take nothing more from this client. It is told why, unless that would break into another answer."""
+        """Stop reading from this client, and send it the reason unless another answer is being sent."""
         in_body = self._phase is _Phase.BODY
         self._enter(_Phase.ENDING)
         self._late_bytes = 0
@@ -340,9 +313,9 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
 
     def _linger(self) -> None:
-        """End our side, and drop what still comes for a moment.
+        """End the server's side, and discard further input for a moment.
 
-        A connection that is closed with unread input is reset, which can destroy the answer on its way (RFC 9112, 9.6).
+        Closing a connection with unread input resets it, which can destroy the answer on its way (RFC 9112, 9.6).
         """
         if self.transport.is_closing():
             return
@@ -351,7 +324,7 @@ class Connection(HttpToolsProtocol):
         self.flow.resume_reading()
 
     def _make_room(self) -> None:
-        """Too many connections: end the one that has waited longest without a request, or else refuse this one."""
+        """End the connection that has waited longest without a request; if it is this one, refuse it."""
         waiting = [other for other in self.connections if isinstance(other, Connection) and other._is_waiting()]
         oldest = min(waiting, key=lambda other: other._phase_since)
         if oldest is not self:
@@ -363,29 +336,8 @@ class Connection(HttpToolsProtocol):
         return self._phase in (_Phase.IDLE, _Phase.HEAD) and not self._answering and not self.transport.is_closing()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGIApp) -> None:  # type: ignore[override]
-        whole = app if cycle.scope["http_version"] != "1.0" else _without_chunks(app, cycle)
+        whole = app if cycle.scope["http_version"] != "1.0" else without_chunks(app, cycle)
         super()._start_asgi_task(cycle, whole)  # type: ignore[arg-type]
-
-
-def _without_chunks(app: ASGIApp, cycle: RequestResponseCycle) -> ASGIApp:
-    """The application for a client that knows no chunks: an answer without a length ends with the connection."""
-
-    async def answering(scope: Scope, receive: Receive, send: Send) -> None:
-        endless = False
-
-        async def sending(message: Message) -> None:
-            nonlocal endless
-            if message["type"] == "http.response.start":
-                endless = all(name.lower() != b"content-length" for name, _ in message.get("headers", ()))
-                if endless:
-                    cycle.chunked_encoding = False
-            elif endless:
-                cycle.expected_content_length = len(message.get("body", b""))
-            await send(message)
-
-        await app(scope, receive, sending)
-
-    return answering
 
 
 def _head_too_large() -> HttpError:

@@ -24,6 +24,10 @@ _ABSOLUTE = 1
 class PreciseTimer(Protocol):
     """Calls back and wakes tasks at times on the load's clock, never before."""
 
+    @property
+    def clock(self) -> Callable[[], int]:
+        """The load's clock, nanoseconds."""
+
     def call_at(self, due_ns: int, callback: Callable[[], None]) -> None:
         """Call at `due_ns`, or as soon after as the loop allows. Nothing is called any more after `close`.
 
@@ -41,23 +45,23 @@ class LoopTimer:
     """The event loop's own timers; right on any clock that the loop follows."""
 
     def __init__(self, clock: Callable[[], int]) -> None:
-        self._clock = clock
+        self.clock = clock
         self._loop = asyncio.get_running_loop()
         self._handles: set[asyncio.TimerHandle] = set()
 
     def call_at(self, due_ns: int, callback: Callable[[], None]) -> None:
         def fire() -> None:
             self._handles.discard(handle)
-            if self._clock() < due_ns:  # uvloop may wake half a millisecond early
+            if self.clock() < due_ns:  # uvloop may wake half a millisecond early
                 self.call_at(due_ns, callback)
             else:
                 callback()
 
-        handle = self._loop.call_later(max(due_ns - self._clock(), 0) * 1e-9, fire)
+        handle = self._loop.call_later(max(due_ns - self.clock(), 0) * 1e-9, fire)
         self._handles.add(handle)
 
     async def sleep_until(self, due_ns: int) -> None:
-        while (left_ns := due_ns - self._clock()) > 0:  # noqa: ASYNC110 (uvloop may wake half a millisecond early)
+        while (left_ns := due_ns - self.clock()) > 0:  # noqa: ASYNC110 (uvloop may wake half a millisecond early)
             await asyncio.sleep(left_ns * 1e-9)
 
     def close(self) -> None:
@@ -71,6 +75,7 @@ class KernelTimer:
 
     def __init__(self, libc: ctypes.CDLL) -> None:
         """Raises OSError when the kernel has no timer left."""
+        self.clock = time.monotonic_ns
         self._libc = libc
         self._file = libc.timerfd_create(_CLOCK_MONOTONIC, _NONBLOCK_CLOEXEC)
         if self._file < 0:

@@ -26,10 +26,9 @@ class Sending:
         target: Target,
         timeout_s: float,
         timer: PreciseTimer,
-        clock: Callable[[], int],
         end_load: Callable[[], object],
     ) -> None:
-        """end_load: called once, when the generator is exhausted."""
+        """timeout_s: limit of each request; end_load: called once, when the generator is exhausted."""
         self.records: list[RequestRecord] = []
         self.ok = 0
         self.failed = 0
@@ -37,8 +36,8 @@ class Sending:
         self.exhausted: str | None = None
         self._target = target
         self._timeout_s = timeout_s
-        self._limit = TimeLimit(timeout_s, timer, clock)
-        self._clock = clock
+        self._limit = TimeLimit(timeout_s, timer, timer.clock)
+        self._clock = timer.clock
         self._end_load = end_load
 
     async def send(self, request: ScheduledRequest, record: RequestRecord) -> None:

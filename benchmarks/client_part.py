@@ -25,7 +25,8 @@ from rich.console import Console
 from benchmarks.document import replace_part
 from benchmarks.peers import Case
 from benchmarks.ruler import reference_server, schedule_of, take_stamps
-from muai_lab.load.generator import run_load
+from muai_lab.load.event_loop import run_on_fast_loop
+from muai_lab.load.generator import generate
 from muai_lab.load.openai_http import HttpTarget
 from muai_lab.load.plan import LoadPlan
 
@@ -72,7 +73,7 @@ def one_run(url: str, seconds: float, busy: int) -> Outcome:
     plan = LoadPlan(warmup_s=0.2, duration_s=seconds, drain_s=20.0, request_timeout_s=20.0, concurrency=SLOTS)
     take_stamps(url)
     schedule = schedule_of(case, seconds / 10)  # requests for the peak of a tenth of that time are plenty
-    result = run_load(schedule, HttpTarget(url, model="reference"), plan)
+    result = run_on_fast_loop(generate(schedule, HttpTarget(url, model="reference"), plan))
     stamps = {int(stamp["request_id"]): stamp for stamp in take_stamps(url)}
     measured = [
         record

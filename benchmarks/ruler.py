@@ -32,7 +32,8 @@ from rich.table import Table
 from benchmarks.document import replace_part
 from benchmarks.peers import PEERS, Case, Reported
 from muai_lab import __version__
-from muai_lab.load.generator import run_load
+from muai_lab.load.event_loop import run_on_fast_loop
+from muai_lab.load.generator import generate
 from muai_lab.load.openai_http import HttpTarget
 from muai_lab.load.plan import LoadPlan
 from muai_lab.models.registry import resolve_model
@@ -96,7 +97,7 @@ def measure_ours(url: str, case: Case) -> Reported:
     plan = LoadPlan(
         warmup_s=0.0, duration_s=case.seconds, drain_s=20.0, request_timeout_s=20.0, concurrency=case.concurrency
     )
-    result = run_load(schedule_of(case, case.seconds), HttpTarget(url, model="reference"), plan)
+    result = run_on_fast_loop(generate(schedule_of(case, case.seconds), HttpTarget(url, model="reference"), plan))
     ok = [record for record in result.records if record.status == "ok"]
     ttft = np.array([record.first_content_ns - record.sent_ns for record in ok]) / 1e6
     tpot = np.array([record.last_token_ns - record.first_content_ns for record in ok]) / 1e6 / (case.tokens - 1)

@@ -11,7 +11,8 @@ import urllib.request
 
 import pytest
 
-from muai_lab.load.generator import run_load
+from muai_lab.load.event_loop import run_on_fast_loop
+from muai_lab.load.generator import generate
 from muai_lab.load.openai_http import HttpTarget
 from muai_lab.load.plan import LoadPlan
 from muai_lab.workload.arrival import constant
@@ -20,7 +21,8 @@ from tests.integration.reference_process import SERVER, reference_server
 
 INTERRUPTED_LOAD = """
 import json, sys
-from muai_lab.load.generator import run_load
+from muai_lab.load.event_loop import run_on_fast_loop
+from muai_lab.load.generator import generate
 from muai_lab.load.plan import LoadPlan
 from muai_lab.load.openai_http import HttpTarget
 from muai_lab.load.records import records_table
@@ -35,7 +37,7 @@ def progress(moment):
         told.append(True)
         print("running", flush=True)
 
-result = run_load(schedule, HttpTarget(sys.argv[1], model="reference"), plan, progress=progress)
+result = run_on_fast_loop(generate(schedule, HttpTarget(sys.argv[1], model="reference"), plan, progress=progress))
 statuses = records_table(result.records, result.window)["status"].to_pylist()
 print(json.dumps({"interrupted": result.interrupted, "statuses": sorted(set(statuses)), "rows": len(statuses)}))
 """
@@ -66,7 +68,7 @@ def test_times_of_two_processes_are_on_one_clock() -> None:
     schedule = Schedule.of([ScheduledRequest(i, t, "one two", None, 2, 4) for i, t in enumerate(times)])
     plan = LoadPlan(warmup_s=0.0, duration_s=0.5, drain_s=60.0, request_timeout_s=60.0)
     with reference_server("--ttft-ms", "10", "--itl-ms", "2") as (url, _):
-        result = run_load(schedule, HttpTarget(url, model="reference"), plan)
+        result = run_on_fast_loop(generate(schedule, HttpTarget(url, model="reference"), plan))
         with urllib.request.urlopen(f"{url}/stamps", timeout=100) as response:
             stamps = {stamp["request_id"]: stamp for stamp in json.load(response)}
 

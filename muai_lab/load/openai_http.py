@@ -20,6 +20,7 @@ from muai_lab.load.dialect import NOT_ABOUT_FIELDS, Dialect, dialects
 from muai_lab.load.endpoint_access import EndpointAccess
 from muai_lab.load.endpoint_address import EndpointAddress, host_header, redirected
 from muai_lab.load.http_connection import ConnectionProblem, Unreachable
+from muai_lab.load.request_body import RequestBodies
 from muai_lab.load.streamed_answer import StreamedAnswer, WholeAnswer
 from muai_lab.request_record import RequestRecord
 from muai_lab.request_status import RequestStatus
@@ -91,9 +92,7 @@ class HttpTarget:
         self._keeps_texts = False
         self._give_up_ns = 0  # when waiting for the server ends
         self._refused = False  # the last failure was that no connection could be made
-        self._head: dict[str, Any] = {}
-        self._body_head = b""
-        self._limit = b""
+        self._bodies: RequestBodies | None = None
 
     @classmethod
     def of(
@@ -162,7 +161,8 @@ class HttpTarget:
 
     async def _exchange(self, request: ScheduledRequest, record: RequestRecord, answer: StreamedAnswer) -> None:
         assert self._pool is not None, "open() comes first"
-        body = self._encode(request)
+        assert self._bodies is not None, "open() comes first"
+        body = self._bodies.render(request)
         head = b"%bX-Request-Id: %d\r\nContent-Length: %d\r\n\r\n" % (self._post_head, request.index, len(body))
         try:
             await self._pool.exchange(head + body, answer)
@@ -183,29 +183,11 @@ class HttpTarget:
             self._pool_notes = pool.notes
             await pool.close()
 
-    def _encode(self, request: ScheduledRequest) -> bytes:
-        """The request as JSON; what all requests share is rendered once."""
-        if self._api == "chat":
-            prompt = b'"messages":' + orjson.dumps(request.conversation())
-        elif request.prompt_ids is not None:
-            prompt = b'"prompt":' + orjson.dumps(request.prompt_ids, option=orjson.OPT_SERIALIZE_NUMPY)
-        else:
-            prompt = b'"prompt":' + orjson.dumps(request.text())
-        head, temperature = self._body_head, self._temperature
-        extra = {} if request.extra is None else orjson.loads(request.extra)
-        if extra:
-            head = orjson.dumps({**self._head, **extra})[:-1]
-            temperature = extra.get("temperature", temperature)
-        drawn = None if temperature == 0 or "seed" in extra else request.seed
-        seed = b"" if drawn is None else b',"seed":%d' % drawn
-        return b"%b,%b,%b%d%b}" % (head, prompt, self._limit, request.max_tokens, seed)
-
     def _speak(self, dialect: Dialect) -> None:
         self._dialect = dialect
-        head = {"model": self._model, "stream": True, "temperature": self._temperature, **self._extra_body}
-        self._head = head | dialect.fields(self._cache_salt)
-        self._body_head = orjson.dumps(self._head)[:-1]
-        self._limit = f'"{dialect.limit}":'.encode()
+        own = {"model": self._model, "stream": True, "temperature": self._temperature}
+        fields = {**own, **self._extra_body, **dialect.fields(self._cache_salt)}
+        self._bodies = RequestBodies(self._api, fields, dialect.limit, self._temperature)
 
     async def _find_server(self) -> None:
         assert self._pool is not None

@@ -1,4 +1,4 @@
-"""`capacity`: how much load can it carry within a promised latency?"""
+"""`capacity`: the highest load that a configuration carries within the SLO."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ SUMMARY = "find the highest rate that meets the SLO, with an interval"
 
 _EPILOG = """\
 The search begins at arrival.rate and needs an SLO. Short probes of load.duration_s find the edge, and end early once
-the promise cannot be kept any more. Then capacity.repeats long probes, each on a server start of its own, make the
-figure and its interval; they last as long as the memory of the queue demands. docs/capacity.md says more about both.
+the SLO cannot be met any more. Then capacity.repeats long probes, each on a server start of its own, give the figure
+and its interval; they last as long as the memory of the queue demands. docs/capacity.md explains both.
 
-exit status: 0 a capacity was found, 1 no rate that was tried keeps the promise or none could be judged, 2 an error
+exit status: 0 a capacity was found, 1 no probed rate meets the SLO or none could be judged, 2 an error
 
 examples:
   python -m muai_lab capacity engine=pytorch slo=interactive
@@ -38,12 +38,11 @@ examples:
   python -m muai_lab capacity target=endpoint target.url=http://localhost:8000/v1 slo=relaxed slo.quantile=0.95
 """
 
-
 NO_CAPACITY = 1
 
 
 def main(argv: Sequence[str]) -> int:
-    """Search, print the result and where its report is; returns the exit status."""
+    """Search, print the result and the path of its report; returns the exit status."""
     args = _parser().parse_intermixed_args(argv)
 
     def resolve(more: Mapping[str, object]) -> Resolved:
@@ -71,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 class _Watcher:
-    """Shows the stages and the load of each probe as a run does, and one line when it is over."""
+    """Shows the stages and the load of each probe as a run does, and one line at its end."""
 
     def __init__(self, console: Console, runs: RunWatcher) -> None:
         self._console = console
@@ -91,7 +90,7 @@ class _Watcher:
         self._say(f"probe {number}: {ask.rate:.3g} requests/s for {ask.seconds:.3g} s{lead_in}")
 
     def judged(self, probe: Probe) -> None:
-        """Say what came of it."""
+        """Report the outcome of the probe."""
         outcome = f"{probe.outcome.attainment:.1%} of {sum(probe.outcome.due)} requests met the SLO"
         self._say(f"probe {probe.number}: {probe.stopped or outcome} ({probe.verdict})")
 
@@ -110,7 +109,7 @@ def _watching(console: Console) -> Iterator[CapacityWatcher]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m muai_lab capacity",
-        description="Find the highest offered rate that keeps the SLO, with an interval and the curve.",
+        description="Find the highest offered rate that meets the SLO, with an interval and the curve.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -119,5 +118,5 @@ def _parser() -> argparse.ArgumentParser:
         "overrides", nargs="*", metavar="GROUP=OPTION | KEY=VALUE", help="choices and overrides as for `run`"
     )
     parser.add_argument("--dir", type=Path, metavar="DIRECTORY", help="default: runs/DATE/TIME-capacity")
-    parser.add_argument("--json", action="store_true", help="print what capacity.json says")
+    parser.add_argument("--json", action="store_true", help="print capacity.json")
     return parser

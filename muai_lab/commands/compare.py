@@ -1,4 +1,4 @@
-"""`compare`: does B differ from A? Of one sweep: how do its configurations differ?"""
+"""`compare`: differences between A and B, or between the configurations of a sweep."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ A and B are run directories, directories that hold repeats of one configuration,
 Invalid runs are left out. --include-invalid shows their figures, marked, and no verdict that rests on them.
 
 One run of each side gives the changes and no verdict; --fail-on then needs the noise between runs from elsewhere:
-this machine's history (kept in MUAI_CACHE_DIR), or --noise.
+the history of this machine (kept in MUAI_CACHE_DIR), or from --noise.
 
 exit status: 0 no regression; 1 a regression: a broken condition of --fail-on, or without --fail-on any figure
 that is worse; 2 a mistake, runs that cannot be compared, or a condition that cannot be judged
@@ -49,7 +49,7 @@ examples:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Compare two runs or groups of repeats, or the configurations of a sweep; returns the exit status."""
+    """Compare two runs or groups of repeats, or the configurations of a sweep; return the exit status."""
     args = _parser().parse_args(argv)
     return _show_sweep(args) if args.b is None else _show_comparison(args)
 
@@ -120,8 +120,8 @@ def _compare(args: argparse.Namespace, conditions: Sequence[Condition]) -> Compa
     history = _history(args)
     a, b = (load_group(_places(pattern), pattern) for pattern in (args.a, args.b))
     asked = [condition.figure.name for condition in conditions]
-    promised = any(run.slo for run in (a.runs[0], b.runs[0]))
-    usual = [name for name in COMPARED if promised or name not in NEEDS_SLO]
+    with_slo = any(run.slo for run in (a.runs[0], b.runs[0]))
+    usual = [name for name in COMPARED if with_slo or name not in NEEDS_SLO]
     found = compare(
         a,
         b,
@@ -143,7 +143,7 @@ def _history(args: argparse.Namespace) -> NoiseHistory:
 
 
 def _places(pattern: str) -> list[Path]:
-    """The directories that an argument names: one, or all that a pattern matches."""
+    """Return the directories that an argument names: one, or all that a pattern matches."""
     if Path(pattern).exists():
         return [Path(pattern)]
     found = [Path(match) for match in sorted(glob.glob(pattern)) if Path(match).is_dir()]
@@ -173,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("a", metavar="A", help="the baseline")
-    parser.add_argument("b", metavar="B", nargs="?", help="what is compared with it; left out: A is a sweep")
+    parser.add_argument("b", metavar="B", nargs="?", help="the runs to compare with it; without B, A is a sweep")
     parser.add_argument(
         "--fail-on", action="append", default=[], metavar="CONDITION", help="a regression that counts; may be repeated"
     )
@@ -202,7 +202,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--no-history",
         action="store_true",
-        help="neither use nor extend what earlier comparisons tell of the noise between runs on this machine",
+        help="neither use nor extend the history of noise between runs on this machine",
     )
     parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the comparison as a page, too")

@@ -24,7 +24,7 @@ REFERENCE_PATH = Path("docs/configuration.md")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run `config show`, `check`, `example` or `reference`; returns the exit status."""
+    """Run `config show`, `check`, `example` or `reference` and return the exit status."""
     args = _parser().parse_args(argv)
     console = Console(highlight=False, soft_wrap=True)
     if args.action == "show":

@@ -1,4 +1,4 @@
-"""`engines`: which engines can serve here, which models, and what each setting becomes in them."""
+"""`engines`: the engines that can serve here, their models, and the meaning of each setting in them."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ examples:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What one engine says. models: by name, why it cannot serve it, None when it can."""
+    """The report on one engine. models: by name, the reason why it cannot serve the model, None if it can."""
 
     kind: EngineKind
     availability: Availability
     models: dict[str, str | None]
 
     def document(self) -> dict[str, Any]:
-        """The report as JSON."""
+        """Return the report as JSON."""
         found = self.availability
         return {
             "engine": self.kind.name,
@@ -55,7 +55,7 @@ class Report:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print what every engine says, in the order of preference; returns the exit status."""
+    """Print the report on every engine, in the order of preference; return the exit status."""
     args = _parser().parse_args(argv)
     settings = compose(args.overrides).settings
     reports = _reports(settings)
@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
-    parser.add_argument("--keys", action="store_true", help="print what each setting becomes in the engine, too")
+    parser.add_argument("--keys", action="store_true", help="also print the meaning of each setting in the engine")
     parser.add_argument("overrides", nargs="*", metavar="GROUP=OPTION | KEY=VALUE", help="as for `run`")
     return parser
 
@@ -97,7 +97,7 @@ def _reports(settings: LabSettings) -> list[Report]:
 
 
 def _models(settings: LabSettings) -> dict[str, ModelSource | str]:
-    """Every configured model, or why its files cannot be used."""
+    """Return every configured model, or the reason why its files cannot be used."""
     checkpoints = dict(settings.optimization.models)
     if settings.model.checkpoint is not None:
         checkpoints[settings.model.name] = settings.model.checkpoint

@@ -11,7 +11,7 @@ from rich.console import Console
 SUMMARY = "write the configuration of a study again"
 
 _EPILOG = """\
-The file has the present configuration with the changes that earned their place, and says at its top what they rest on.
+The file has the present configuration with the changes that were kept, and begins with the evidence for them.
 
 examples:
   python -m muai_lab export studies/chat
@@ -21,7 +21,7 @@ examples:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write the file; returns the exit status."""
+    """Write the file and return the exit status."""
     args = _parser().parse_args(argv)
     from muai_lab.tuning.export import export_study
 
@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--unconfirmed",
         action="store_true",
-        help="write the best that was found although nothing confirmed it (a search that was stopped, a winner that "
-        "was refused), by default as optimization.unconfirmed.yaml; its first line says so",
+        help="write the best configuration found although it was not confirmed (the search was stopped, or the winner "
+        "was refused), by default as optimization.unconfirmed.yaml; its first line warns of that",
     )
     return parser

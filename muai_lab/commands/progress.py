@@ -1,4 +1,4 @@
-"""How a run gets on, on the terminal: a live line there, one line a stage in a log."""
+"""The progress of a run: a live line on a terminal, one line per stage in a log."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from muai_lab.load.generator import LoadProgress
 
 
 class PlainWatcher:
-    """One line a stage and a phase: for logs and pipes."""
+    """One line per stage and phase, for logs and pipes."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -23,7 +23,7 @@ class PlainWatcher:
         self._console.print(f"{what} …", markup=False, highlight=False)
 
     def load(self, progress: LoadProgress) -> None:
-        """Say each phase once."""
+        """Report each phase once."""
         if progress.phase != self._phase:
             self._phase = progress.phase
             self._console.print(f"{_PHASES[progress.phase]}: {_counts(progress)}", markup=False, highlight=False)
@@ -56,12 +56,12 @@ _PHASES = {"warmup": "warming up", "measure": "measuring", "drain": "waiting for
 
 def _counts(progress: LoadProgress) -> str:
     failed = f", {progress.failed} failed" if progress.failed else ""
-    return f"{progress.sent} sent, {progress.ok} done{failed}, {progress.outstanding} under way"
+    return f"{progress.sent} sent, {progress.ok} done{failed}, {progress.outstanding} in flight"
 
 
 @contextmanager
 def watching(console: Console) -> Iterator[PlainWatcher | LiveWatcher]:
-    """The watcher that suits the console, for the time of one run."""
+    """Yield the watcher that suits the console, for the time of one run."""
     if not console.is_terminal:
         yield PlainWatcher(console)
         return

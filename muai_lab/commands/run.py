@@ -33,7 +33,7 @@ _FLAGS = ("-m", "--multirun", "-r", "--run")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Check the whole invocation, then let Hydra run its job or jobs; returns the exit status."""
+    """Check the whole invocation, then let Hydra run its job or jobs; return the exit status."""
     arguments = _flags_first(argv)
     with _as_program(arguments):
         args = get_args_parser().parse_args(arguments)
@@ -57,14 +57,14 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _flags_first(argv: Sequence[str]) -> list[str]:
-    """The arguments with the choice of run or sweep in front: Hydra takes no flag between overrides."""
+    """Return the arguments with the choice of run or sweep in front: Hydra accepts no flag between overrides."""
     return sorted(argv, key=lambda argument: argument not in _FLAGS)
 
 
 def _rounds(arguments: Sequence[str], jobs: Jobs) -> Iterator[list[str]]:
-    """The arguments of each round of a sweep: every round makes one run of each configuration.
+    """Yield the arguments of each round of a sweep: every round makes one run of each configuration.
 
-    Every other round goes backwards, so that what changes slowly (a machine that warms up) hits all alike.
+    Every other round runs backwards, so that slow changes (a machine that warms up) affect all configurations alike.
     """
     asked = next((argument for argument in arguments if argument.startswith("hydra.sweep.subdir=")), None)
     kept = [argument for argument in arguments if not argument.startswith(("hydra.sweep.subdir=", "hydra.sweep.dir="))]
@@ -86,7 +86,7 @@ def _rounds(arguments: Sequence[str], jobs: Jobs) -> Iterator[list[str]]:
 
 
 def _folder(jobs: Jobs) -> str:
-    """The folder of a configuration below that of the sweep: what differs between them, or the job's number."""
+    """Return the folder of a configuration below that of the sweep: its differences, or the job's number."""
     if jobs.named:
         return "${hydra.job.override_dirname}" if jobs.repeats > 1 else "${hydra.job.num}-${hydra.job.override_dirname}"
     return "" if jobs.repeats == 1 or jobs.combinations == 1 else "${hydra.job.num}"
@@ -101,7 +101,7 @@ def _value(line: str) -> str:
 
 
 def _run_one(cfg: DictConfig) -> None:
-    """One job of the invocation. Hydra calls it once for a run and once for each job of a sweep."""
+    """Run one job of the invocation. Hydra calls it once for a run and once for each job of a sweep."""
     from muai_lab.commands.progress import watching
     from muai_lab.experiment.directory import is_finished, unfinished
     from muai_lab.experiment.runner import run_experiment
@@ -125,7 +125,7 @@ def _run_one(cfg: DictConfig) -> None:
     except MuaiError as error:
         if not sweeping:
             raise
-        # One job that fails does not take the rest of the sweep with it; end_sweep counts it.
+        # A job that fails does not end the sweep; end_sweep counts it.
         message = f"muai-lab: {directory.name}: {error}"
         messages.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
         return
@@ -136,7 +136,7 @@ def _run_one(cfg: DictConfig) -> None:
 
 
 def _check_answered(validity: Validity) -> None:
-    """Raise RequestsFailed for a run whose requests failed: the result was shown, and the command fails."""
+    """Raise RequestsFailed if the requests of the run failed: the result was shown, and the command fails."""
     from muai_lab.analysis.validity import UNANSWERED
 
     if validity.verdict in UNANSWERED:
@@ -144,7 +144,7 @@ def _check_answered(validity: Validity) -> None:
 
 
 def end_sweep(sweep: Path) -> None:
-    """Print one table of all runs and write the sweep's report. Raises RunError with their number when runs failed."""
+    """Print one table of all runs and write the report of the sweep; raises RunError if runs failed."""
     from muai_lab.analysis import find_runs, load_run
     from muai_lab.analysis.configurations import record_sweep_noise
     from muai_lab.analysis.frames import in_order
@@ -171,7 +171,7 @@ def _say(line: str) -> None:
 
 
 def _short(path: Path) -> Path:
-    """Relative to the current folder where it lies below it."""
+    """Return the path relative to the current folder if it lies below it."""
     path = path.resolve()
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
@@ -185,7 +185,7 @@ class _TaskFailed(BaseException):
 
 
 class _Task:
-    """The task function as Hydra gets it; a module-level class, so that launchers can send it to other processes."""
+    """The task function for Hydra; a module-level class, so that launchers can send it to other processes."""
 
     def __init__(self, run_one: Callable[[DictConfig], None]) -> None:
         self._run_one = run_one
@@ -198,7 +198,7 @@ class _Task:
 
 
 def _launch(run_one: Callable[[DictConfig], None], arguments: list[str]) -> None:
-    """Run the jobs under Hydra; errors come out as they are, Hydra's own as ours."""
+    """Run the jobs under Hydra; errors of a job are raised unchanged, Hydra's own as SettingsError or RunError."""
     with _as_program(arguments), _hydra_raises():
         try:
             hydra.main(version_base="1.3", config_path=str(groups_folder()), config_name=PRIMARY)(_Task(run_one))()
@@ -212,7 +212,7 @@ def _launch(run_one: Callable[[DictConfig], None], arguments: list[str]) -> None
 
 @contextmanager
 def _as_program(arguments: list[str]) -> Iterator[None]:
-    """Hydra reads `sys.argv`."""
+    """Set `sys.argv`, which Hydra reads."""
     before = sys.argv
     sys.argv = [_PROGRAM, *arguments]
     try:
@@ -223,7 +223,7 @@ def _as_program(arguments: list[str]) -> Iterator[None]:
 
 @contextmanager
 def _hydra_raises() -> Iterator[None]:
-    """Hydra raises its errors, where it would else print them and end the process with status 1."""
+    """Make Hydra raise its errors instead of printing them and ending the process with status 1."""
     name = "HYDRA_FULL_ERROR"
     before = os.environ.get(name)
     os.environ[name] = "1"

@@ -14,8 +14,8 @@ from muai_lab.settings.compose import compose
 SUMMARY = "start the inference server (OpenAI-compatible HTTP)"
 
 _EPILOG = """\
-When requests are welcome, one line of JSON with the addresses and what really serves goes to stdout; the log goes to
-stderr. SIGTERM and Ctrl-C finish the running requests first; a second signal ends the process at once.
+Once the server accepts requests, it prints one line of JSON with its addresses, models and engines to stdout; the log
+goes to stderr. SIGTERM and Ctrl-C finish the running requests first; a second signal ends the process at once.
 
 examples:
   python -m muai_lab serve
@@ -26,7 +26,7 @@ examples:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Serve until a signal comes; returns the exit status (0 after SIGTERM, 130 after Ctrl-C)."""
+    """Serve until a signal comes and return the exit status (0 after SIGTERM, 130 after Ctrl-C)."""
     args = _parser().parse_args(argv)
     settings = compose(args.overrides).settings
     _log_to_stderr()
@@ -46,8 +46,8 @@ def _parser() -> argparse.ArgumentParser:
         "overrides",
         nargs="*",
         metavar="GROUP=OPTION | KEY=VALUE",
-        help="choices and overrides as for `run`, among them config_file=PATH; model.name is what is loaded at start, "
-        "unless monitoring.server.preload_models names others",
+        help="choices and overrides as for `run`, among them config_file=PATH; model.name is loaded at start, unless "
+        "monitoring.server.preload_models names others",
     )
     return parser
 

@@ -1,4 +1,4 @@
-"""`run --cfg`: the configurations that an invocation would measure, and Hydra's own, without running anything."""
+"""`run --cfg`: the configurations that an invocation would measure, and Hydra's own, without a run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from muai_lab.settings.resolve import Resolved
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Raise SettingsError for options of `run` that do not go together, which Hydra answers with a traceback."""
+    """Raise SettingsError for options of `run` that exclude each other: Hydra would print a traceback."""
     problems = []
     chosen = [
         name
@@ -50,7 +50,7 @@ def check_options(args: argparse.Namespace) -> None:
 
 
 def show_composed(args: argparse.Namespace) -> None:
-    """Print what `--cfg job`, `hydra` or `all` asks for, one YAML document for each configuration of a sweep.
+    """Print the output of `--cfg job`, `hydra` or `all`, one YAML document for each configuration of a sweep.
 
     Each value of the job has its origin as a comment. Raises SettingsError for a package that does not exist.
     """
@@ -76,7 +76,7 @@ def _hydra_yaml(overrides: list[str], *, resolve: bool) -> str:
 
 
 def _resolved(node: DictConfig) -> dict[str, Any]:
-    """Plain values with interpolations resolved, but for those that only a running job could (its number)."""
+    """Return plain values with interpolations resolved, except those that need a running job (its number)."""
     written: Any = OmegaConf.to_container(node, resolve=False, enum_to_str=True)
     values = {}
     for name, raw in written.items():
@@ -91,7 +91,7 @@ def _resolved(node: DictConfig) -> dict[str, Any]:
 
 
 def _below(text: str, package: str) -> Iterator[str]:
-    """The lines of the section at the dotted path, its own line left out, with the comments."""
+    """Yield the lines of the section at the dotted path, without its own line, with the comments."""
     root: Any = yaml.compose(text, Loader=yaml.SafeLoader)
     for name in package.split("."):
         entries = {key.value: value for key, value in root.value} if isinstance(root, yaml.MappingNode) else {}

@@ -25,8 +25,8 @@ _INTERRUPTED = 128 + signal.SIGINT
 
 _EPILOG = """\
 The configuration that runs today (config_file, environment, choices and overrides, as for `run`) is measured first, and
-is what the winner is confirmed against. Ctrl-C stops after the block under way and keeps the study; the same command
-with tuning.study=DIRECTORY goes on with it. A second Ctrl-C ends at once.
+is what the winner is confirmed against. Ctrl-C stops after the running block and keeps the study; the same command
+with tuning.study=DIRECTORY continues it. A second Ctrl-C ends at once.
 
 examples:
   python -m muai_lab tune engine=onnx workload=chat slo=interactive tuning.n_trials=40
@@ -38,7 +38,7 @@ examples:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Tune; returns the exit status: 0 at the end, 130 when it was interrupted (the study is kept)."""
+    """Tune and return the exit status: 0 at the end, 130 if interrupted (the study is kept)."""
     args = _parser().parse_intermixed_args(argv)
     baseline = [] if args.baseline is None else [f"config_file={quoted(str(args.baseline))}"]
     resolved = compose([*args.overrides, *baseline])
@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
 
 @contextmanager
 def _stopped_by_interrupt(switch: Switch, messages: Console) -> Iterator[None]:
-    """The first Ctrl-C asks to stop after the block under way, the second interrupts at once."""
+    """Stop after the running block at the first Ctrl-C, and at once at the second."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may have signal handlers
         return

@@ -1,4 +1,4 @@
-"""How a tuning gets on, one line for each thing that happened, and how long it may still take."""
+"""The progress of a tuning, one line per event, with an estimate of the time left."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _KINDS = {"present": "present configuration", "random": "random", "search": "pro
 
 
 class TuneProgress:
-    """Prints to a console; see `TuneWatcher`. Raises RunError for goodput without a promise.
+    """Prints to a console; see `TuneWatcher`. Raises RunError for goodput without an SLO.
 
     clock: monotonic seconds.
     """
@@ -34,15 +34,15 @@ class TuneProgress:
         self._console = console
         self._tuning = settings.tuning
         self._objective = objectives_of(settings)[0]
-        self._promised = has_slo(settings.slo)
+        self._has_slo = has_slo(settings.slo)
         self._forecast = Forecast(settings.tuning, soaked=is_soaked(settings))
         self._clock = clock
-        self._began = self._mark = clock()  # of the whole, and of what is measured now
-        self._searching: float | None = None  # since when, on the present engine
+        self._began = self._mark = clock()  # of the whole, and of the present measurement
+        self._searching: float | None = None  # start of the search on the present engine
 
     @property
     def elapsed(self) -> str:
-        """The time since the beginning."""
+        """Time since the start, as text."""
         return about(self._clock() - self._began)
 
     def stage(self, what: str) -> None:
@@ -59,7 +59,7 @@ class TuneProgress:
             return
         value = f" {number(record.values[0])} {self._objective.unit}" if record.blocks and record.values else ""
         told = f"trial {record.number}: {OUTCOMES[record.outcome]}{value}"
-        if self._promised and record.blocks:
+        if self._has_slo and record.blocks:
             told += f", SLO met by {percent(attainment(record.blocks))}"
         if record.agreement is not None:
             told += f", agreement {record.agreement.share:.1%} (at least {record.agreement.low:.1%})"
@@ -84,7 +84,7 @@ class TuneProgress:
 
     def agreed(self, agreement: Agreement) -> None:
         self._say(f"the winner: {agreement}")
-        self._mark = self._clock()  # it is no part of a pair
+        self._mark = self._clock()  # the check is no part of a pair
 
     def compared(self, number: int, of: int, pair: Pair) -> None:
         now = self._clock()
@@ -99,7 +99,7 @@ class TuneProgress:
         self._say(told)
 
     def _say_what_is_left(self, done: int) -> None:
-        """The time that the rest may take, corrected by what the trials so far took."""
+        """Print the time that the rest may take, corrected by the durations of the trials so far."""
         left = self._tuning.n_trials - done
         if left <= 0:
             return

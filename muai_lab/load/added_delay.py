@@ -1,12 +1,12 @@
-"""By how much the load generator can have moved each figure that a run reports.
+"""Upper bounds of the load generator's part in each metric of a run.
 
-Let T = S + D be a time as it is recorded, S the server's and D the generator's own delay, of which the beat of its loop
-gives the distribution. If D does not depend on S, P(T <= s + d) >= P(S <= s) P(D <= d) for all s and d; so for every
-share p the quantile q of S is no less than the quantile q p of T minus the quantile p of D, and
+Let T = S + D be a recorded time, S the server's and D the generator's own delay. The heartbeat of its loop gives the
+distribution of D. If D does not depend on S, P(T <= s + d) >= P(S <= s) P(D <= d) for all s and d. So for every share
+p, the quantile q of S is at least the quantile q p of T minus the quantile p of D:
 
     Q_T(q) - Q_S(q)  <=  min over p of  Q_D(p) + Q_T(q) - Q_T(q p).
 
-Nothing is assumed about the shape of either. A mean is moved by exactly the mean of D.
+The shapes of the distributions are arbitrary. A mean is moved by exactly the mean of D.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from muai_lab.visible import TOLERATED_S, tolerated
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 _STEPS = 200
-_BELOW = 1.0 - 1e-9  # a share that rounding lifts above a step of the distribution would make the bound too small
-_MOST_GAPS_OF = 2_000  # requests whose chunks are looked at
+_BELOW = 1.0 - 1e-9  # rounding must not lift a share above a step of the distribution: the bound would be too small
+_MOST_GAPS_OF = 2_000  # requests whose chunks are examined
 
 
 @dataclass(frozen=True, slots=True)
 class AddedDelay:
-    """The most that the generator can have added to each figure of one metric.
+    """The most that the generator can have added to each statistic of one metric.
 
-    figures_s: by `mean`, `p50`, `p90`, `p95`, `p99`. marked: those of which that is more than is tolerated.
+    figures_s: by `mean`, `p50`, `p90`, `p95`, `p99`. marked: the statistics with more than the tolerated share.
     """
 
     figures_s: Mapping[str, float]
@@ -38,7 +38,7 @@ class AddedDelay:
 
 
 def most_added(times_s: Floats, delays_s: Floats, floor_s: float = TOLERATED_S) -> AddedDelay:
-    """The bound for a sample of recorded times, and one of the delays within each; neither may be empty."""
+    """Return the bound for a sample of recorded times and a sample of the delays in them; neither may be empty."""
     shares = np.arange(1, _STEPS + 1) / _STEPS
     delay = _quantile(delays_s, shares)
     found = {"mean": float(np.abs(delays_s).mean()) if (delays_s < 0).any() else float(delays_s.mean())}
@@ -53,7 +53,7 @@ def most_added(times_s: Floats, delays_s: Floats, floor_s: float = TOLERATED_S) 
 
 
 def added_delays(answered: Sequence[RequestRecord], lateness_s: Floats, *, open_loop: bool) -> dict[str, AddedDelay]:
-    """The bound of each latency metric, by its column; empty without answers or beats.
+    """Return the bound of each latency metric by its column; empty without answers or beats.
 
     answered: successful requests of the window that have content.
     """
@@ -64,8 +64,8 @@ def added_delays(answered: Sequence[RequestRecord], lateness_s: Floats, *, open_
     last = np.array([record.chunk_t_ns[-1] for record in answered], dtype=np.int64)
     chunks = np.array([len(record.chunk_t_ns) for record in answered], dtype=np.int64)
     once = _thinned(lateness_s)
-    # Twice: from the stamp until the request is out and read, and from the answer's bytes until they are. A server on
-    # the same machine waits for a processor as its client does.
+    # Twice: from the stamp until the request is written and read, and from the answer's bytes until they are read. A
+    # server on the same machine waits for a processor as its client does.
     twice = _thinned(np.add.outer(once, once).ravel())
     ttft_s, e2e_s = (first - sent) / 1e9, (last - sent) / 1e9
     found = {"ttft_s": most_added(ttft_s, twice), "e2e_s": most_added(e2e_s, twice)}
@@ -76,7 +76,7 @@ def added_delays(answered: Sequence[RequestRecord], lateness_s: Floats, *, open_
         found["ttft_from_intended_s"] = most_added((first - due) / 1e9, late)
         found["e2e_from_intended_s"] = most_added((last - due) / 1e9, late)
     if (several := chunks > 1).any():
-        between = np.subtract.outer(once, once).ravel()  # of two reads, one is late by more than the other
+        between = np.subtract.outer(once, once).ravel()  # of two reads, each is late by an amount of its own
         count = (chunks - 1)[several]
         per_gap = float(np.median(count))
         found["tpot_s"] = most_added((last - first)[several] / 1e9 / count, between / per_gap, TOLERATED_S / per_gap)
@@ -85,9 +85,9 @@ def added_delays(answered: Sequence[RequestRecord], lateness_s: Floats, *, open_
 
 
 def share_of_cycles(closed: Sequence[RequestRecord], lateness_s: Floats) -> float | None:
-    """The generator's share of a slot's time from one request to the next, and so of the closed loop's throughput.
+    """Return the generator's share of the time of a slot's cycle, and so of the throughput of a closed loop.
 
-    A beat counts for half a cycle at most: a slot stands still through a long stall once, however many beats it holds.
+    A beat counts for half a cycle at most: a long stall stops a slot once, however many beats it spans.
     """
     if not closed or not len(lateness_s):
         return None
@@ -102,12 +102,12 @@ def share_of_cycles(closed: Sequence[RequestRecord], lateness_s: Floats) -> floa
 
 
 def _quantile(values: Floats, shares: Floats) -> Floats:
-    """Steps of the distribution, never a value between two: the bound is proved for those."""
+    """Return steps of the distribution, never a value between two: the bound is proved for steps."""
     return np.quantile(values, shares, method="inverted_cdf").astype(np.float64)
 
 
 def _thinned(values: Floats) -> Floats:
-    """At most `_STEPS` values of the same distribution, the largest among them."""
+    """Return at most `_STEPS` values of the same distribution, with the largest."""
     if len(values) <= _STEPS:
         return values
     return _quantile(values, np.arange(1, _STEPS + 1) / _STEPS)

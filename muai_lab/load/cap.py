@@ -1,4 +1,4 @@
-"""A bound on the requests in flight of an open loop."""
+"""A limit of the requests in flight of an open loop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from muai_lab.workload.schedule import Schedule, ScheduledRequest
 
 
 class CappedTarget:
-    """A target that takes at most `places` requests at a time; further ones wait, first come first served.
+    """A target that accepts at most `places` requests at a time; further ones wait in order.
 
     The wait is the user's choice, not the client's delay: `released_ns` records its end. Times from the intended time
     include it.
@@ -26,7 +26,7 @@ class CappedTarget:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """See `Target`; and how many requests waited."""
+        """See `Target`; and the number of requests that waited."""
         if not self._waited:
             return self._target.notes
         waited = (

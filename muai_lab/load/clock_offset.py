@@ -1,8 +1,8 @@
-"""How far another machine's monotonic clock is from ours, by asking it the time.
+"""The offset between the monotonic clock of another machine and the local one, measured by requests for its time.
 
-Cristian's algorithm (F. Cristian, "Probabilistic clock synchronization", Distributed Computing 3, 1989; NTP does the
-same): the answer is taken for the middle of the round trip, which is wrong by at most half of it; of several round
-trips the shortest counts. Asked before and after the load, it also tells how the two clocks drift apart meanwhile.
+Cristian's algorithm (F. Cristian, "Probabilistic clock synchronization", Distributed Computing 3, 1989), as in NTP: the
+answer is assigned to the middle of the round trip, with an error of at most half of it. The shortest of several round
+trips counts. Measurements before and after the load also give the drift between the clocks.
 """
 
 from __future__ import annotations
@@ -15,9 +15,13 @@ ROUND_TRIPS = 25
 
 @dataclass(frozen=True, slots=True)
 class ClockOffset:
-    """Theirs minus ours, nanoseconds, at `at_ns` of their clock; error_ns: at most so far off.
+    """The remote clock minus the local one.
 
-    drift: by how much theirs gains on ours, per unit of time.
+    Attributes:
+        offset_ns: Nanoseconds, at `at_ns`.
+        error_ns: Largest error of the offset.
+        at_ns: Time of the measurement on the remote clock.
+        drift: Gain of the remote clock per unit of time.
     """
 
     offset_ns: int = 0
@@ -26,15 +30,15 @@ class ClockOffset:
     drift: float = 0.0
 
     def ours(self, theirs_ns: int) -> int:
-        """A time of theirs on our clock."""
+        """Return a time of the remote clock on the local one."""
         return theirs_ns - self.offset_ns - round(self.drift * (theirs_ns - self.at_ns))
 
     def theirs(self, ours_ns: int) -> int:
-        """A time of ours on their clock, without regard to the drift since the offset was measured."""
+        """Return a time of the local clock on the remote one, without the drift since the measurement."""
         return ours_ns + self.offset_ns
 
     def and_later(self, later: ClockOffset) -> ClockOffset:
-        """This offset with the drift that a later measurement shows, the error being the larger of both."""
+        """Return this offset with the drift that a later measurement shows, and the larger error of both."""
         passed_ns = later.at_ns - self.at_ns
         drift = (later.offset_ns - self.offset_ns) / passed_ns if passed_ns > 0 else 0.0
         return ClockOffset(self.offset_ns, max(self.error_ns, later.error_ns), self.at_ns, drift)
@@ -44,7 +48,7 @@ SAME_CLOCK = ClockOffset()
 
 
 async def measure_offset(ask: Callable[[], Awaitable[int]], clock: Callable[[], int]) -> ClockOffset:
-    """Ask the other side for its time again and again; the quickest answer counts. ask, clock: nanoseconds."""
+    """Ask the remote side for its time repeatedly; the quickest answer counts. ask, clock: nanoseconds."""
     best: ClockOffset | None = None
     for _ in range(ROUND_TRIPS):
         before_ns = clock()

@@ -1,8 +1,8 @@
-"""Whether the clocks went evenly during a load: suspended machines, stepped wall clocks, stalled event loops.
+"""Disturbances of the clocks during a load: suspended machines, stepped wall clocks, stalled event loops.
 
-All times of a load are `CLOCK_MONOTONIC`, which nobody can set. It stands still while a machine is suspended, though,
-and every request that was under way then looks faster than it was; `CLOCK_BOOTTIME` goes on and gives that away. A step
-of the wall clock spoils nothing here, but logs of other machines no longer line up with the run.
+All times of a load are `CLOCK_MONOTONIC`, which cannot be set. It stops while a machine is suspended, so a request in
+flight then looks faster than it was. `CLOCK_BOOTTIME` continues and reveals that. A step of the wall clock changes no
+time measured here, but logs of other machines no longer line up with the run.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-# Shorter than any suspend, longer than the time between two readings and than what NTP slews in a run.
+# Shorter than any suspend, longer than the time between two readings and than the slew of NTP in a run.
 _SUSPEND_LIMIT_NS = 100_000_000
 _STEP_LIMIT_NS = 500_000_000
-# A loop that stands still this long has certainly stamped times too late; below it, the send lag tells.
+# A loop that stops for this long has certainly stamped times too late; below it, the send lag shows the delay.
 _STALL_LIMIT_NS = 100_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class ClockReading:
-    """The clocks of one moment, nanoseconds. boottime_ns: None where the system has no such clock."""
+    """The clocks at one moment, nanoseconds. boottime_ns: None if the system has no such clock."""
 
     monotonic_ns: int
     wall_ns: int
@@ -28,13 +28,13 @@ class ClockReading:
 
 
 def read_clocks() -> ClockReading:
-    """Read them one right after the other."""
+    """Read all clocks, one right after the other."""
     boottime = time.clock_gettime_ns(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else None
     return ClockReading(time.monotonic_ns(), time.time_ns(), boottime)
 
 
 class ClockWatch:
-    """Is told when a task was to wake and sees how late it did; compares the clocks from its making to `notes`."""
+    """Measures the lateness of a task's wake-ups, and compares the clocks between its creation and `notes`."""
 
     def __init__(self, clock: Callable[[], int], read: Callable[[], ClockReading] = read_clocks) -> None:
         """clock: the load's, in nanoseconds."""
@@ -45,15 +45,15 @@ class ClockWatch:
 
     @property
     def longest_stall_s(self) -> float:
-        """The longest time for which the event loop did not come to a task that was due."""
+        """The longest time for which the event loop did not run a task that was due."""
         return self._stall_ns / 1e9
 
     def woke(self, due_ns: int) -> None:
-        """A task that was due at `due_ns` runs now."""
+        """Record that a task that was due at `due_ns` runs now."""
         self._stall_ns = max(self._stall_ns, self._clock() - due_ns)
 
     def notes(self) -> tuple[str, ...]:
-        """What a reader of the results must know about the clocks."""
+        """Return facts about the clocks that a reader of the results must know."""
         begin, end = self._begin, self._read()
         passed_ns = end.monotonic_ns - begin.monotonic_ns
         suspended_ns = 0
@@ -63,8 +63,8 @@ class ClockWatch:
         notes = []
         if suspended_ns > _SUSPEND_LIMIT_NS:
             notes.append(
-                f"the machine was suspended for {suspended_ns / 1e9:.1f} s during the load: what was under way then is "
-                "measured too short; repeat the run"
+                f"the machine was suspended for {suspended_ns / 1e9:.1f} s during the load: requests in flight then "
+                "are measured too short; repeat the run"
             )
         if abs(stepped_ns) > _STEP_LIMIT_NS:
             notes.append(
@@ -73,7 +73,7 @@ class ClockWatch:
             )
         if self._stall_ns > _STALL_LIMIT_NS:
             notes.append(
-                f"the load generator stood still for {self._stall_ns / 1e6:.0f} ms: what arrived then is stamped too "
-                "late; give it a core of its own"
+                f"the load generator stalled for {self._stall_ns / 1e6:.0f} ms: bytes of that time are stamped "
+                "too late; give it a core of its own"
             )
         return tuple(notes)

@@ -1,4 +1,4 @@
-"""The meaning of an OpenAI completion stream: from SSE payloads to the record of a request."""
+"""From the SSE payloads of an OpenAI completion stream to the record of a request."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from muai_lab.load.token_counts import TokenCounts, infer_counts
 from muai_lab.load.usual_events import NotUsual, decode_usual
 from muai_lab.request_record import RequestRecord
 
-# Fields of a chat delta that carry generated tokens; reasoning models stream their thoughts in the latter ones.
+# Fields of a chat delta that carry generated tokens; reasoning models stream their reasoning in some of them.
 _DELTA_CONTENT = ("content", "reasoning_content", "reasoning", "tool_calls", "function_call", "refusal", "audio")
 _DELTA_SILENT = frozenset({"role", "name", "id", "type", "annotations", "provider_specific_fields", *_DELTA_CONTENT})
 _ERRORS = ("error", "errors", "detail", "message", "error_message", "error_msg", "fault", "exception")
-# Parts of finish reasons by which servers report that an answer is not what the model would have said.
+# Parts of finish reasons by which servers report that an answer is not the model's own.
 _FAILED_ENDINGS = (
     "error", "abort", "cancel", "fail", "filter", "timeout", "timed_out", "overload", "unavailable", "insufficient",
     "sensitive", "safety", "recitation", "malformed", "blocklist", "prohibited", "spii", "interrupt", "disconnect",
 )  # fmt: skip
-_NO_REASONS = ("null", "none")  # an absent reason that a server turned into text
+_NO_REASONS = ("null", "none")  # an absent reason as text
 _USUAL_ENDINGS = frozenset({"stop", "length", "tool_calls", "eos_token"})
 _LENGTH_ENDINGS = ("length", "max_tokens", "max_output_tokens", "model_length")
 
@@ -72,7 +72,7 @@ class CompletionStream:
         self._record = record
         self._keeps_text = record.answer is not None or record.texts is not None
         self._usage: dict[str, Any] | None = None  # the latest, or else:
-        self._counted: bytes | None = None  # the payload of the usual event that holds it
+        self._counted: bytes | None = None  # the payload of the usual event with it
         self._claims: list[int] = []  # the server's count that came with each arrival
         self._silent: list[int] = []  # the arrivals without content: only the count grew
         self._final: int | None = None  # a count that came after the last arrival
@@ -86,7 +86,7 @@ class CompletionStream:
         self._text = ""  # of the event at hand
 
     def take(self, payloads: Iterable[bytes], at_ns: int) -> None:
-        """Take in the events that one read brought at `at_ns`; raises StreamError."""
+        """Process the events of one read at `at_ns`; raises StreamError."""
         append_claim = self._claims.append
         usual, counted = 0, None
         for payload in payloads:
@@ -113,7 +113,7 @@ class CompletionStream:
         self._note_usual(usual, counted, at_ns)
 
     def _note_usual(self, arrived: int, counted: bytes | None, at_ns: int) -> None:
-        """Account for the last arrivals, which were usual events; counted: the last of them with a count."""
+        """Record the last arrivals, which were usual events; counted: the last of them with a count."""
         if not arrived:
             return
         self._events += arrived
@@ -156,7 +156,7 @@ class CompletionStream:
             self._highest = claim
 
     def _take_count(self, claim: int, at_ns: int, *, seen: bool) -> None:
-        """A count without content. seen: it came with a chunk of its own, not with the end of the answer."""
+        """Record a count without content. seen: it came with a chunk of its own, not with the end of the answer."""
         grew = claim > self._highest
         if grew and seen:
             self._silent.append(len(self._claims))
@@ -177,7 +177,7 @@ class CompletionStream:
         return claim
 
     def _take_choices(self, event: dict[str, Any], payload: bytes) -> tuple[bool, bool]:
-        """Whether the event has content, and whether it belongs to the end of the answer."""
+        """Return two flags: the event has content, and it belongs to the end of the answer."""
         choices = event.get("choices")
         if not choices:
             self._take_other(event)
@@ -208,7 +208,7 @@ class CompletionStream:
         self._index = index  # a server that numbers its events with it
 
     def _content(self, choice: dict[str, Any]) -> bool:
-        """Whether the choice carries generated tokens; its text goes to the record if that keeps it."""
+        """True if the choice carries generated tokens; its text goes to the record if that keeps texts."""
         delta = choice.get("delta")
         if delta is None:
             if text := choice.get("text"):
@@ -245,7 +245,7 @@ class CompletionStream:
             self._record.note = f"the stream has a field that is not known: delta.{unknown[0][:40]}"
 
     def _take_other(self, event: dict[str, Any]) -> None:
-        """An event without a choice: our server's phases, a final usage, a ping, or an error."""
+        """Process an event without a choice: the phases of our server, a final usage, a ping, or an error."""
         phases = event.get("x_muai")
         if type(phases) is dict:
             self._record.server_queue_ns = nanoseconds(phases.get("queue_ms"))
@@ -271,7 +271,7 @@ class CompletionStream:
         return bool(self._claims) and NO_CLAIM not in self._claims
 
     def finish(self) -> None:
-        """The response has ended; fills in the token counts. Raises StreamError for an answer that is no success."""
+        """Fill in the token counts at the end of the response; raises StreamError if the answer is no success."""
         record = self._record
         if not self._events and not self._done:
             raise StreamError("the answer holds no event of a stream")
@@ -285,7 +285,7 @@ class CompletionStream:
             raise StreamError(self._nothing_came())
 
     def settle(self) -> None:
-        """Fill in the token counts, as far as the events so far tell them; a second call changes nothing."""
+        """Fill in the token counts, as far as the events so far give them; a second call changes nothing."""
         if self._settled:
             return
         self._settled = True
@@ -296,7 +296,7 @@ class CompletionStream:
             self._drop_silent(self._premature())
         found = self._infer()
         if self._silent and (found.per_chunk is None or NO_CLAIM in self._claims):
-            self._drop_silent(self._silent)  # the counts that made them arrivals are not believed
+            self._drop_silent(self._silent)  # the counts that made them arrivals are not used
             found = self._infer()
         record.output_tokens = found.total
         if found.total is not None and exceeds_its_parts(usage):
@@ -321,7 +321,7 @@ class CompletionStream:
         )
 
     def _premature(self) -> list[int]:
-        """The arrivals without content whose count did not grow with the content that followed: that brought it."""
+        """Return the arrivals without content whose count was that of the next content: it did not grow with it."""
         claims = self._claims
         return [at for at in self._silent if at + 1 < len(claims) and claims[at + 1] == claims[at]]
 
@@ -349,7 +349,7 @@ class CompletionStream:
 
 
 def error_message(body: Any) -> str:
-    """The message inside OpenAI's error object (`{"error": {"message": ...}}`) or one of its common variants."""
+    """Return the message inside OpenAI's error object (`{"error": {"message": ...}}`) or one of its common variants."""
     error: Any = body
     if isinstance(error, dict):
         error = next((error[name] for name in ("error", "errors", "fault") if error.get(name)), error)

@@ -25,14 +25,14 @@ _IDLE_CONNECTION_NS = 4_000_000_000
 
 
 class ConnectionPool:
-    """Connections to one server: one that idles is used again, the last one first; else a new one is opened.
+    """Connections to one server.
 
-    A name with several addresses has its new connections spread over them in turn. An address that refuses while
-    another one answers is left out from then on.
+    New connections to a name with several addresses are spread over these. An address that refuses while another one
+    answers is left out from then on.
     """
 
     def __init__(self, url: URL, clock: Callable[[], int], tls: ssl.SSLContext | None = None) -> None:
-        """tls: how certificates are checked; None for plain HTTP."""
+        """tls: the check of certificates; None for plain HTTP."""
         assert url.host is not None, "an http address has a host"
         assert url.port is not None, "and a port, its scheme's if no other"
         self._host, self._port = url.host, url.port
@@ -48,7 +48,7 @@ class ConnectionPool:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Where requests went, and which were sent twice, as far as a reader of the results must know."""
+        """The addresses of the requests, and the requests that were sent twice, for readers of the results."""
         notes = []
         if len(self._addresses) > 1 and not all(ip_address(address).is_loopback for address in self._addresses):
             shares = ", ".join(f"{address} ({self._opened[address]:,})" for address in self._addresses)
@@ -63,7 +63,7 @@ class ConnectionPool:
         return tuple(notes)
 
     async def open(self) -> None:
-        """Look the host's name up, once for the whole load; raises ConnectionProblem."""
+        """Look up the host's name, once for the whole load; raises ConnectionProblem."""
         raise_open_files_limit()
         try:
             found = await asyncio.get_running_loop().getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
@@ -75,8 +75,13 @@ class ConnectionPool:
     async def exchange(self, request: bytes, answer: ResponseSink) -> None:
         """Send one request and read its answer.
 
-        A reused connection that closes before the first byte has most likely idled too long for the server: the request
-        is sent once more, on a new one. Raises ConnectionProblem, GeneratorExhausted or what the answer raised.
+        A reused connection that closes before the first byte was most likely idle for too long: the request is sent
+        again on a new one.
+
+        Raises:
+            ConnectionProblem: There is no answer, or only a part of one.
+            GeneratorExhausted: The generator ran out of connections.
+            Exception: Any error of `answer`.
         """
         if (reused := self._take()) is not None:
             try:
@@ -142,7 +147,7 @@ class ConnectionPool:
         raise kind(f"cannot connect: {_why_not(problem)}") from problem
 
     def _in_turn(self) -> list[str]:
-        """All addresses: the next one first, those that refused last time at the end."""
+        """Return all addresses: the next one first, those that refused last time at the end."""
         used = [address for address in self._addresses if address not in self._left_out]
         first = self._opened.total() % len(used) if used else 0
         return [*used[first:], *used[:first], *self._left_out]
@@ -158,7 +163,7 @@ class ConnectionPool:
         return connection
 
     def _check_own_limits(self, error: OSError, address: str) -> None:
-        """Raise GeneratorExhausted if the reason lies on this side."""
+        """Raise GeneratorExhausted if the generator itself is the reason."""
         if error.errno == errno.EADDRNOTAVAIL and not self._opened[address]:
             return  # not reachable from here at all, as IPv6 on a machine without it
         if (exhausted := exhausted_by(error, len(self._busy) + len(self._idle) + self._connecting)) is not None:

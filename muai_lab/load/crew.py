@@ -1,6 +1,6 @@
-"""Several generators that share one load: they get ready, start at one moment, and their results are merged.
+"""Several generators that share one load: they get ready, start at the same time, and their results are merged.
 
-How a generator runs (a process here, an actor of Ray elsewhere) is behind `Worker`.
+`Worker` hides the kind of generator: a process on this machine, or a Ray actor on another.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ from muai_lab.load.plan import LoadPlan
 from muai_lab.settings.lab import LabSettings
 from muai_lab.workload.schedule import Schedule
 
-# From telling everybody when to start to the start: every message has arrived by then, across machines too.
+# From the start message to the start: every message has arrived by then, also across machines.
 _LEAD_NS = 300_000_000
 _REPORT_INTERVAL_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class HttpRecipe:
-    """From what a generator elsewhere makes its own target. url: as for `HttpTarget.of`."""
+    """The settings from which a generator elsewhere makes its own target. url: as for `HttpTarget.of`."""
 
     settings: LabSettings
     url: str | None
 
     def target(self, environ: Mapping[str, str]) -> HttpTarget:
-        """A target of one's own."""
+        """Return a new target."""
         return HttpTarget.of(self.settings, self.url, environ)
 
     def variables(self, environ: Mapping[str, str]) -> dict[str, str]:
-        """Those of the environment that the target needs: the ones with the endpoint's secrets."""
+        """Return the environment variables that the target needs: those with the secrets of the endpoint."""
         return {name: environ[name] for name in secret_variables(self.settings.target) if name in environ}
 
 
 @dataclass(frozen=True, slots=True)
 class GeneratorJob:
-    """What one generator of several does."""
+    """The part of one generator of several."""
 
     name: str
     recipe: HttpRecipe
@@ -54,58 +54,65 @@ class GeneratorJob:
 
 
 class WorkerLost(Exception):
-    """A generator is gone without a result; str() says which and how."""
+    """A generator ended without a result; str() names it and the reason."""
 
 
 class Worker(Protocol):
-    """One generator of several, seen from the one who leads them."""
+    """One generator of several, as the coordinator sees it."""
 
     @property
     def name(self) -> str:
-        """As reports call it."""
+        """Its name in reports."""
 
     @property
     def progress(self) -> LoadProgress | None:
-        """The last that was heard of its load."""
+        """Its last report of progress."""
 
     async def ready(self) -> None:
-        """Its target is open. Raises RunError when it cannot be, WorkerLost when the generator is gone."""
+        """Wait until its target is open; raises RunError if that fails, WorkerLost if the generator has ended."""
 
     async def clock(self) -> ClockOffset:
-        """Its clock against ours, measured now. Raises WorkerLost."""
+        """Measure the offset of its clock; raises WorkerLost."""
 
     def start(self, start_ns: int) -> None:
-        """Let the load start at this time of the worker's own clock."""
+        """Start the load at this time of the worker's own clock."""
 
     def seen(self) -> Sequence[ObservedBatch]:
-        """What its generator saw since this was last asked; nothing unless its plan is watched."""
+        """Return the observations of its generator since the last call; empty unless its plan is watched."""
 
     def end_at(self, end_ns: int) -> None:
-        """Let the window end at this time of the worker's own clock."""
+        """End the window at this time of the worker's own clock."""
 
     def stop(self) -> None:
-        """End the load; what was recorded still comes as its result."""
+        """End the load; `result` still returns the records so far."""
 
     async def result(self) -> LoadResult:
-        """Wait for the end. Raises RunError for what ended the load there, WorkerLost when the generator is gone."""
+        """Wait for the end; raises RunError if an error ended the load, WorkerLost if the generator has ended."""
 
     async def close(self) -> None:
-        """Let the generator go, however far it got."""
+        """Release the generator, at any stage."""
 
 
-async def lead(
+async def coordinate(
     workers: Sequence[Worker],
     *,
     warmup_s: float = 0.0,
     progress: Callable[[LoadProgress], None] | None = None,
     ending: Ending | None = None,
 ) -> LoadResult:
-    """Run one load with all of them, and merge what they bring.
+    """Run one load with all workers, and merge their results.
 
-    warmup_s: of their plans. ending: decides when the windows of all of them end.
+    Cancelling the task ends the load early, as in `generate`; cancelled again, it drops the workers. The result's
+    `lost` names workers that died during the load.
 
-    Cancelling the task ends the load early, as in `generate`; cancelled again, it drops the workers. A worker that dies
-    under way is named in the result's `lost`; RunError is raised when none brings anything, or one cannot start.
+    Args:
+        workers: The generators.
+        warmup_s: Warm-up of their plans, seconds.
+        progress: Called several times a second with the progress of all.
+        ending: Decides when the windows of all end.
+
+    Raises:
+        RunError: A worker cannot start, or none has a result.
     """
     beside: list[asyncio.Task[None]] = []
     try:
@@ -125,7 +132,7 @@ async def lead(
         results = await _results(workers)
         for task in beside:
             if task.done():
-                task.result()  # a fault of ours while the load ran
+                task.result()  # raises a fault of the coordinator during the load
         parts = [
             Part(worker.name, result, await _clock_after(worker, offset))
             for worker, result, offset in zip(workers, results, offsets, strict=True)
@@ -142,7 +149,7 @@ async def lead(
 
 
 async def _results(workers: Sequence[Worker]) -> list[LoadResult | WorkerLost]:
-    """What each worker brings. When we are cancelled, the loads are ended and their results still awaited."""
+    """Return the result of each worker. If this task is cancelled, the loads end, and their results are awaited."""
     outcomes = asyncio.gather(*(_outcome(worker) for worker in workers))
     stopped = False
     while True:
@@ -167,7 +174,7 @@ async def _outcome(worker: Worker) -> LoadResult | WorkerLost:
 
 
 async def _clock_after(worker: Worker, before: ClockOffset) -> ClockOffset:
-    """The offset with the drift since; a worker that is gone by now told what it had."""
+    """Return the offset with the drift since, or unchanged if the worker has ended."""
     try:
         return before.and_later(await worker.clock())
     except WorkerLost:
@@ -183,7 +190,7 @@ async def _report(workers: Sequence[Worker], progress: Callable[[LoadProgress], 
 
 
 async def _watch(workers: Sequence[Worker], offsets: Sequence[ClockOffset], ending: Ending) -> None:
-    """Hand over what all of them see until the end is decided, and tell them."""
+    """Pass on the observations of all workers until the end is decided, then send it to them."""
     while ending.end_ns is None:
         for worker, offset in zip(workers, offsets, strict=True):
             for batch in worker.seen():

@@ -1,4 +1,4 @@
-"""The dialects of the OpenAI API that servers speak, and the search for the richest one that a server accepts."""
+"""The dialects of the OpenAI API, and their order in the search for the richest one that a server accepts."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ _STREAM_OPTIONS: dict[UsageSupport, dict[str, bool] | None] = {
     "final": {"include_usage": True},
     "none": None,
 }
-# A plainer dialect may help against all refusals of a request's content. These are about something else: the key, the
+# A plainer dialect may help against every refusal of a request's content. These have another reason: the key, the
 # address, the load.
 NOT_ABOUT_FIELDS = frozenset({401, 402, 403, 404, 405, 407, 429})
 
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """Which extensions of the OpenAI API a request uses.
+    """The extensions of the OpenAI API that a request uses.
 
-    usage: token counts with every chunk, at the end, or never. ignore_eos: the answer goes on to its limit.
-    limit: the name of the field that bounds the answer's length. salted: the request carries `cache_salt`.
+    Attributes:
+        usage: Token counts with every chunk, at the end, or never.
+        ignore_eos: The answer continues to its limit.
+        limit: Name of the field that limits the length of the answer.
+        salted: The request carries `cache_salt`.
     """
 
     usage: UsageSupport = "continuous"
@@ -34,7 +37,7 @@ class Dialect:
     salted: bool = False
 
     def fields(self, cache_salt: str | None) -> dict[str, Any]:
-        """The fields of a request's body that belong to the dialect, but for the length limit."""
+        """Return the fields of a request's body that belong to the dialect, except the length limit."""
         fields: dict[str, Any] = {}
         if (stream_options := _STREAM_OPTIONS[self.usage]) is not None:
             fields["stream_options"] = stream_options
@@ -45,9 +48,9 @@ class Dialect:
         return fields
 
     def notes(self, wanted: Dialect) -> Iterator[str]:
-        """What the server lacks of the dialect that was wanted, and what follows for the results."""
+        """Yield the differences from the wanted dialect, with their consequences for the results."""
         if self.usage == "final":
-            yield "the server does not report usage per chunk: tokens per chunk are known only where each is one"
+            yield "the server does not report usage per chunk: tokens per chunk are known only if each has one"
         if self.usage == "none":
             yield (
                 "the server refuses stream_options: it reports no usage, so tokens are counted only with a tokenizer "
@@ -60,7 +63,7 @@ class Dialect:
 
 
 def dialects(wanted: Dialect) -> list[Dialect]:
-    """The dialects to try, from the one wanted to the plainest; those with fewer losses come first."""
+    """Return the dialects to try, from the one wanted to the plainest; those with fewer losses come first."""
     usages: tuple[UsageSupport, ...] = ("continuous", "final", "none")
     limits: tuple[LimitField, ...] = ("max_tokens", "max_completion_tokens")
     eos = (True, False) if wanted.ignore_eos else (False,)

@@ -1,7 +1,7 @@
-"""The end of a window that is decided while the load runs, from what the generators have seen so far.
+"""The end of a window that is decided while the load runs, from the generators' observations so far.
 
-A generator hands over what it saw in batches, and asks for the end at the same occasions. Who decides may be in the
-same process, or lead generators elsewhere (`Relay`).
+A generator passes on its observations in batches, and asks for the end at the same times. The decision is made in the
+same process, or by a coordinator elsewhere (`Relay`).
 """
 
 from __future__ import annotations
@@ -17,16 +17,20 @@ from muai_lab.load.clock_offset import ClockOffset
 from muai_lab.request_record import RequestRecord
 
 LEAD_NS = 700_000_000
-"""From the decision to the end: every generator has asked for it by then, also one that is asked itself."""
+"""From the decision to the end: by then it has reached every generator, also one in another process."""
 
 
 @dataclass(frozen=True, slots=True)
 class ObservedBatch:
-    """What a generator saw since its last batch; monotonic nanoseconds of one clock.
+    """The observations of a generator since its last batch; monotonic nanoseconds of one clock.
 
-    sent_ns: when the requests that were sent were due. due_ns, over_ns: of the requests that ended. ttft_s, tpot_s,
-    e2e_s, tokens: of the same requests; NaN if missing or if the request failed. Latencies count from the due time in
-    an open loop, from sending in a closed one.
+    Latencies count from the due time in an open loop, from sending in a closed one.
+
+    Attributes:
+        sent_ns: Due times of the requests that were sent, `[sent]`.
+        due_ns: Due times of the requests that ended, `[ended]`.
+        over_ns: Times of their ends, `[ended]`.
+        ttft_s, tpot_s, e2e_s, tokens: Of the same requests, `[ended]`; NaN if missing or if the request failed.
     """
 
     sent_ns: Ints
@@ -38,7 +42,7 @@ class ObservedBatch:
     tokens: Floats
 
     def on(self, clock: ClockOffset) -> ObservedBatch:
-        """The same batch with the times of another clock put on ours."""
+        """Return the batch with its times, which are of another clock, on the local clock."""
         if not clock.offset_ns:
             return self
         sent_ns, due_ns, over_ns = (each - clock.offset_ns for each in (self.sent_ns, self.due_ns, self.over_ns))
@@ -46,7 +50,7 @@ class ObservedBatch:
 
 
 def joined(batches: Sequence[ObservedBatch]) -> ObservedBatch:
-    """Several batches, at least one, as one."""
+    """Return the concatenation of the batches, at least one."""
     return ObservedBatch(
         *(np.concatenate([getattr(batch, name) for batch in batches]) for name in ObservedBatch.__slots__)
     )
@@ -56,25 +60,25 @@ class Ending(Protocol):
     """Decides when the measurement window ends."""
 
     def begin(self, measure_ns: int) -> None:
-        """The window begins at this time of the generator's clock."""
+        """Begin the window at this time of the generator's clock."""
 
     def see(self, batch: ObservedBatch) -> None:
-        """Take in what was seen since the last call."""
+        """Process the observations since the last call."""
 
     @property
     def end_ns(self) -> int | None:
-        """When the window ends, on the generator's clock; None as long as that is not decided."""
+        """End of the window on the generator's clock; None until it is decided."""
 
 
 class Sightings:
-    """Finds in a generator's growing list of records what is new since the last time."""
+    """Finds the new entries in a generator's growing list of records."""
 
     def __init__(self) -> None:
         self._taken = 0
         self._in_flight: list[RequestRecord] = []
 
     def batch(self, records: Sequence[RequestRecord]) -> ObservedBatch:
-        """What was sent and what ended since the last call. records: all of the load, in order of sending."""
+        """Return the requests that were sent or ended since the last call; records: all so far, in order of sending."""
         sent = records[self._taken :]
         self._taken = len(records)
         known = [*self._in_flight, *sent]
@@ -94,24 +98,24 @@ def _figures(record: RequestRecord) -> tuple[float | None, ...]:
 
 
 class Relay:
-    """The ending of a generator that is led from elsewhere: passes batches on, and is told the end."""
+    """The ending of a generator with a coordinator elsewhere: passes batches on, and receives the end."""
 
     def __init__(self, pass_on: Callable[[ObservedBatch], None]) -> None:
         self._pass_on = pass_on
         self._end_ns: int | None = None
 
     def begin(self, measure_ns: int) -> None:
-        """The leader knows when the window begins."""
+        """Do nothing: the coordinator knows the start of the window."""
 
     def see(self, batch: ObservedBatch) -> None:
-        """Pass it on."""
+        """Pass the batch on."""
         self._pass_on(batch)
 
     @property
     def end_ns(self) -> int | None:
-        """As it was told."""
+        """The end that was received."""
         return self._end_ns
 
     def end_at(self, end_ns: int) -> None:
-        """The leader has decided."""
+        """Set the end, which the coordinator has decided."""
         self._end_ns = end_ns

@@ -1,4 +1,4 @@
-"""What a server wants of its clients besides the request: key, further headers, certificates."""
+"""A server's requirements of its clients besides the request: key, further headers, certificates."""
 
 from __future__ import annotations
 
@@ -14,10 +14,15 @@ from muai_lab.settings.target import TargetSettings
 
 @dataclass(frozen=True, slots=True)
 class EndpointAccess:
-    """Key and headers of every request, and the authorities that may have signed the server's certificate.
+    """Key and headers of every request, and the authorities for the server's certificate.
 
-    api_key: sent as a bearer token. headers, secret_headers: further ones by name. ca_file: PEM file of authorities
-    that are trusted besides the system's. Neither key nor secret headers are recorded or shown.
+    Neither key nor secret headers are recorded or shown.
+
+    Attributes:
+        api_key: Sent as a bearer token.
+        headers: Further headers by name.
+        secret_headers: Further headers with secret values.
+        ca_file: PEM file of trusted authorities besides those of the system.
     """
 
     api_key: str | None = None
@@ -36,7 +41,7 @@ class EndpointAccess:
 
     @classmethod
     def of(cls, target: TargetSettings, environ: Mapping[str, str] = os.environ) -> EndpointAccess:
-        """What the settings say; raises RunError if `environ` lacks a variable that should hold a secret."""
+        """Return the access of the settings; raises RunError if `environ` lacks a variable with a secret."""
         return cls(
             api_key=None
             if target.api_key_env is None
@@ -50,21 +55,21 @@ class EndpointAccess:
         )
 
     def lines(self) -> Iterator[str]:
-        """The header lines of a request."""
+        """Yield the header lines of a request."""
         given = {**self.headers, **self.secret_headers}
         if self.api_key is not None and "authorization" not in {name.lower() for name in given}:
             yield f"Authorization: Bearer {self.api_key}"
         yield from (f"{name}: {value}" for name, value in given.items())
 
     def without_secrets(self, text: str) -> str:
-        """The text without the key and the secret headers' values."""
+        """Return the text without the key and the secret headers' values."""
         for secret in (self.api_key, *self.secret_headers.values()):
             if secret:
                 text = text.replace(secret, "***")
         return text
 
     def tls(self) -> ssl.SSLContext:
-        """How the server's certificate is checked; raises RunError if `ca_file` cannot be read."""
+        """Return the check of the server's certificate; raises RunError if `ca_file` cannot be read."""
         context = ssl.create_default_context()
         if self.ca_file is not None:
             try:
@@ -76,7 +81,7 @@ class EndpointAccess:
 
 
 def secret_variables(target: TargetSettings) -> list[str]:
-    """Names of the variables that hold the secrets of an endpoint."""
+    """Return the names of the variables that hold the secrets of an endpoint."""
     return [name for name in (target.api_key_env, *target.headers_env.values()) if name is not None]
 
 

@@ -1,4 +1,4 @@
-"""The addresses of an OpenAI-compatible API, from the one that a user writes down."""
+"""The addresses of an OpenAI-compatible API, from the one in the settings."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _PATHS: dict[Api, str] = {"completions": "completions", "chat": "chat/completion
 
 @dataclass(frozen=True, slots=True)
 class EndpointAddress:
-    """Where an API answers.
+    """The address of an API.
 
-    base: the address below which the API's paths are. Its query (`api-version=2024-10-21`) goes with every path.
+    base: the common beginning of the API's addresses. Its query (`api-version=2024-10-21`) belongs to every path.
     """
 
     base: URL
@@ -25,8 +25,8 @@ class EndpointAddress:
     def of(cls, written: str, api: Api) -> EndpointAddress:
         """Read `target.url`.
 
-        `/v1` is added unless the path ends in it. An address that ends in `/completions` is one of the API's own paths
-        and is used as it stands. Raises RunError for an address that is none or belongs to another API than `api`.
+        `/v1` is added unless the path ends in it. An address that ends in `/completions` is a path of the API itself
+        and is used unchanged. Raises RunError if it is no address, or one of another API than `api`.
         """
         try:
             url = URL(written).with_fragment(None)
@@ -50,11 +50,11 @@ class EndpointAddress:
         return cls(url.with_path(path, encoded=True, keep_query=True))
 
     def completions(self, api: Api) -> URL:
-        """Where completions are asked for."""
+        """Return the address of completions."""
         return self.path(_PATHS[api])
 
     def path(self, below: str) -> URL:
-        """The address of a path of the API."""
+        """Return the address of a path of the API."""
         return self.base.with_path(f"{self.base.raw_path}/{below}", encoded=True, keep_query=True)
 
 
@@ -63,14 +63,14 @@ def _not_an_address(written: str, why: str) -> RunError:
 
 
 def host_header(url: URL) -> str:
-    """The value of `Host`: an IPv6 address in brackets, a port only if it is not the scheme's own (RFC 9110, 7.2)."""
+    """Return the value of `Host`: IPv6 in brackets, a port unless it is the scheme's default (RFC 9110, 7.2)."""
     host = url.host_subcomponent
     assert host is not None, "an http address has a host"
     return host if url.is_default_port() else f"{host}:{url.port}"
 
 
 def redirected(url: URL, location: str) -> str:
-    """Where a redirect of `url` leads, in full as far as the header makes sense."""
+    """Return the absolute target of a redirect of `url`, or the header's text if it is no address."""
     try:
         return str(url.join(URL(location)))
     except ValueError:

@@ -1,4 +1,4 @@
-"""The event loop of the load generator: uvloop where it exists, asyncio's own elsewhere."""
+"""The event loop of the load generator: uvloop if it exists, else asyncio's own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def run_on_fast_loop(main: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end on a loop of its own; Ctrl-C cancels it once, as `asyncio.Runner` does."""
+    """Run a coroutine to its end on a new loop; Ctrl-C cancels it once, as in `asyncio.Runner`."""
     try:
         import uvloop
     except ImportError:  # uvloop does not exist on Windows; asyncio's loop does the same, more slowly
@@ -28,10 +28,10 @@ def run_on_fast_loop(main: Coroutine[Any, Any, T]) -> T:
 def signals_end(
     load: asyncio.Future[Any], numbers: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM)
 ) -> Iterator[list[BaseException]]:
-    """Cancel a load when the process's handler of a signal raises; gives the list that then holds what it raised.
+    """Cancel a load when the process's handler of a signal raises; yields the list that receives the exception.
 
     Inside the block the loop calls the handlers, between its callbacks. A handler that raises within a callback ends
-    that callback alone: uvloop logs it as a fault of the connection, and the load goes on.
+    only that callback: uvloop logs it as a fault of the connection, and the load continues.
     """
     raised: list[BaseException] = []
     if threading.current_thread() is not threading.main_thread():
@@ -42,7 +42,7 @@ def signals_end(
 
     def call(number: signal.Signals) -> None:
         handler = handlers[number]
-        signal.signal(number, handler)  # which a handler may replace by what is to follow it
+        signal.signal(number, handler)  # the handler may replace itself by its successor
         try:
             if callable(handler):
                 handler(number, None)

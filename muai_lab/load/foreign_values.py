@@ -1,4 +1,4 @@
-"""Values that a server sent, checked where they enter: nothing behind this module meets a foreign type or range."""
+"""Values from servers, checked on entry: other modules get no foreign type or range."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _LABELS = frozenset({"type", "id", "index", "role", "object"})
 
 
 def parse_object(payload: bytes) -> dict[str, Any] | None:
-    """The JSON object in `payload`; None if it is no JSON or no object.
+    """Return the JSON object in `payload`, None if it is no JSON or no object.
 
-    Tolerates what servers in the field send beyond the standard: half of a surrogate pair, from a text that is cut into
-    UTF-16 units, becomes a question mark; NaN and Infinity become null.
+    Accepts deviations of real servers from the standard: half of a surrogate pair, from a text that is cut into UTF-16
+    units, becomes a question mark; NaN and Infinity become null.
     """
     try:
         value = orjson.loads(payload)
@@ -36,7 +36,7 @@ def _parse_leniently(payload: bytes) -> Any:
 
 
 def count(value: Any) -> int | None:
-    """A number of tokens; None if `value` is none: another type, negative, fractional, or too large."""
+    """Return a number of tokens, None if `value` is of another type, negative, fractional, or too large."""
     if type(value) is int:
         return value if 0 <= value <= COUNT_LIMIT else None
     if isinstance(value, float) and value.is_integer():
@@ -45,7 +45,7 @@ def count(value: Any) -> int | None:
 
 
 def nanoseconds(value_ms: Any) -> int | None:
-    """A duration given in milliseconds; None if `value_ms` is none."""
+    """Return a duration, given in milliseconds; None if `value_ms` is no duration."""
     if isinstance(value_ms, bool) or not isinstance(value_ms, int | float):
         return None
     if not math.isfinite(value_ms) or not 0 <= value_ms <= COUNT_LIMIT:
@@ -54,7 +54,7 @@ def nanoseconds(value_ms: Any) -> int | None:
 
 
 def says_something(value: Any) -> bool:
-    """True if a field of a delta holds any text; its labels alone (`type`, `id`, `index`) say nothing."""
+    """True if a field of a delta holds any text; its labels (`type`, `id`, `index`) do not count."""
     if isinstance(value, list):
         return any(map(says_something, value))
     if isinstance(value, dict):
@@ -63,7 +63,7 @@ def says_something(value: Any) -> bool:
 
 
 def word(value: Any) -> str | None:
-    """A short text such as a finish reason; anything else as JSON. None for what is empty."""
+    """Return a short text such as a finish reason, other values as JSON; None for an empty value."""
     if not value:
         return None
     text = value if isinstance(value, str) else json.dumps(value)

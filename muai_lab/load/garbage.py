@@ -1,4 +1,4 @@
-"""Python's cyclic garbage collector, kept out of a measurement and watched in it."""
+"""Python's cyclic garbage collector, mostly kept out of a measurement, and its pauses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 
 class GarbagePauses:
-    """How long the collector held this process up.
+    """The pauses of this process by the collector.
 
     total_s, longest_s: of all collections so far.
     """
@@ -21,7 +21,7 @@ class GarbagePauses:
         self._began_s = 0.0
 
     def collecting(self, phase: Literal["start", "stop"], info: dict[str, Any]) -> None:
-        """Take in one end of a collection, as `gc.callbacks` gives it."""
+        """Record the start or the end of a collection; a function for `gc.callbacks`."""
         if phase == "start":
             self._began_s = time.perf_counter()
             return
@@ -32,11 +32,11 @@ class GarbagePauses:
 
 @contextmanager
 def rare_garbage_collection() -> Iterator[GarbagePauses]:
-    """Collect all garbage now, and little of it within.
+    """Collect all garbage now, and rarely within the context.
 
-    A full collection walks every live object: 70 to 100 ms on entry, so enter before a start time is fixed.
-    What lives already is set aside; young generations are still collected, only less often, and a full collection does
-    not come up in a run of ordinary length.
+    A full collection traverses every live object: 70 to 100 ms on entry, so enter before a start time is fixed. Live
+    objects are set aside. Young generations are collected less often, and a full collection does not occur in a run of
+    ordinary length.
     """
     thresholds = gc.get_threshold()
     gc.collect()

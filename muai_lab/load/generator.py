@@ -249,7 +249,7 @@ class _Load:
             left_s = drain_s - (self._timer.clock() - self._span.end_ns) / 1e9
             await asyncio.wait(self._tasks, timeout=max(left_s, 0.0))
         # Due in the window and not answered by now: a miss, like a request that exceeded its own timeout.
-        self._sending.giving_up = ("timeout", f"no end within drain_s = {drain_s:g} s after the window")
+        self._sending.on_cancel = ("timeout", f"no end within drain_s = {drain_s:g} s after the window")
 
     async def _cancel_rest(self, watching: asyncio.Task[None]) -> None:
         """Cancel the requests in flight, and wait until they are recorded."""

@@ -1,12 +1,12 @@
-"""The load generator's own lateness, felt by a beat of its event loop.
+"""The load generator's own lateness, measured by a beat of its event loop.
 
-A beat is due every 5 ms. By how much it is late is by how much the bytes of an answer, had they come at that moment,
-would have been read too late: it waits for a processor like them, behind the same work, the same garbage collection.
+A beat is due every 5 ms. Bytes of an answer that arrived at its due time would have been read as late as the beat runs:
+both wait for a processor, for the same work, and for the same garbage collection.
 
-A stall over several beats counts once for each, and with its whole length each time: answers come in step with the
-generator, which sends, is interrupted, and leaves the bytes lying from the beginning of the stall on. The later beats
-are noted when the loop has read what came before them: a thread that lacks a processor is interrupted between two reads
-as well.
+A stall over several beats counts once for each, with its whole length each time. Answers come in step with the
+generator: it sends, is interrupted, and leaves their bytes unread from the beginning of the stall. The later beats are
+recorded after the loop has read the bytes that came before them: a thread without a processor is also interrupted
+between two reads.
 """
 
 from __future__ import annotations
@@ -27,11 +27,14 @@ INTERVAL_NS = 5_000_000
 
 @dataclass(frozen=True, slots=True)
 class LoopTiming:
-    """The loop's thread in the measurement window.
+    """The thread of the loop in the measurement window.
 
-    lateness_s: of every beat. cpu_share, wait_share: time on a processor, and time waiting for one, of the window.
-    waited_share: of all lateness, the share in which the thread waited for a processor instead of working; None if the
-    system does not tell, or no beat was late.
+    Attributes:
+        lateness_s: Of every beat, `[beats]`.
+        cpu_share: Time on a processor, as a share of the window.
+        wait_share: Time waiting for a processor, as a share of the window; None if the system does not count it.
+        waited_share: Share of the lateness in which the thread waited for a processor; None if the system does not
+            count it, or no beat was late.
     """
 
     lateness_s: NDArray[np.float64]
@@ -44,10 +47,10 @@ NO_TIMING = LoopTiming(np.zeros(0))
 
 
 class RunQueueClock:
-    """Nanoseconds for which the thread that made it was ready to run and waited for a processor (Linux)."""
+    """Nanoseconds for which the creating thread was ready to run and waited for a processor (Linux)."""
 
     def __init__(self, path: str = "/proc/thread-self/schedstat") -> None:
-        """Raises OSError where the system does not count this."""
+        """Raises OSError if the system does not count this."""
         self._file = os.open(path, os.O_RDONLY)
         if not self._fields()[0]:  # a kernel without scheduling statistics shows zeros
             self.close()
@@ -57,7 +60,7 @@ class RunQueueClock:
         return self._fields()[1]
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         os.close(self._file)
 
     def _fields(self) -> tuple[int, int]:
@@ -67,7 +70,7 @@ class RunQueueClock:
 
 @contextmanager
 def waiting_clock() -> Iterator[Callable[[], int] | None]:
-    """The calling thread's `RunQueueClock`, None where there is none."""
+    """Yield the calling thread's `RunQueueClock`, None if there is none."""
     try:
         clock = RunQueueClock()
     except OSError:
@@ -78,7 +81,7 @@ def waiting_clock() -> Iterator[Callable[[], int] | None]:
 
 
 class Heartbeat:
-    """Beats from `begin` to `end`, both called on the loop's thread."""
+    """Beats from `begin` to `end`; both are called on the thread of the loop."""
 
     def __init__(
         self,
@@ -87,7 +90,7 @@ class Heartbeat:
         cpu_clock: Callable[[], int],
         wait_clock: Callable[[], int] | None,
     ) -> None:
-        """clock, cpu_clock, wait_clock: nanoseconds; time, time of this thread on a processor, and waiting for one."""
+        """clock, cpu_clock, wait_clock: nanoseconds of time, of this thread on a processor, and waiting for one."""
         self._timer = timer
         self._clock = clock
         self._cpu_clock = cpu_clock
@@ -100,18 +103,18 @@ class Heartbeat:
         self._ended = False
 
     def begin(self, at_ns: int) -> None:
-        """Beat from then on."""
+        """Beat from this time on."""
         self._due_ns = at_ns
         self._timer.call_at(at_ns, self._beat)
 
     def end(self) -> None:
-        """Take what is overdue into account, and stop; a second call changes nothing."""
+        """Record the overdue beats and stop; a second call changes nothing."""
         if not self._ended and self._first is not None:
             self._take()
         self._ended = True
 
     def timing(self) -> LoopTiming:
-        """The lateness and the shares of the time from `begin` to `end`."""
+        """Return the lateness and the shares of the time from `begin` to `end`."""
         if self._first is None or self._last[0] <= self._first[0]:
             return NO_TIMING
         passed, ran, waited = (last - first for last, first in zip(self._last, self._first, strict=True))
@@ -123,7 +126,7 @@ class Heartbeat:
         )
 
     def _beat(self) -> None:
-        """Note the beat that woke the loop. Those that are due by now stand behind the bytes that came before them."""
+        """Record the beat that woke the loop; others that are due now wait until earlier bytes are read."""
         if not self._ended:
             self._take(1)
             more = self._due_ns <= self._last[0]
@@ -135,7 +138,7 @@ class Heartbeat:
             self._timer.call_at(self._due_ns, self._beat)
 
     def _take(self, most: int | None = None) -> None:
-        """Note how late the beats are that are due (at most so many), and why."""
+        """Record the lateness of the due beats, at most `most` of them, and its reason."""
         now_ns = self._clock()
         moment = (now_ns, self._cpu_clock(), 0 if self._wait_clock is None else self._wait_clock())
         if self._first is None:

@@ -15,12 +15,12 @@ import httptools
 
 from muai_lab.load.own_limits import exhausted_by
 
-# Servers send a few hundred bytes of headers; what is sent without end must not fill the client's memory.
+# Servers send a few hundred bytes of headers; endless ones must not fill the client's memory.
 _HEAD_BYTES = 256 << 10
 
 
 class ConnectionProblem(Exception):
-    """There is no answer, or only a part of one; str() says why in words for a reader of the results."""
+    """There is no answer, or only a part of one; str() gives the reason for a reader of the results."""
 
 
 class Unanswered(ConnectionProblem):
@@ -32,26 +32,26 @@ class Unreachable(ConnectionProblem):
 
 
 class ResponseSink(Protocol):
-    """Takes in one response as it arrives. What a method raises ends the exchange with that error."""
+    """Receives one response as it arrives. An exception of a method ends the exchange with that error."""
 
     def connected(self, took_ns: int) -> None:
-        """A new connection was made for this request."""
+        """Record that a new connection was made for this request."""
 
     def sent(self, at_ns: int) -> None:
-        """A connection is there, and the request is about to be written; again if it is sent a second time."""
+        """Record that the request is about to be written; called again if it is sent a second time."""
 
     def head(self, status: int, content_type: str, location: str) -> None:
-        """The status line and the headers are there; a header that the server does not send is `""`."""
+        """Receive the status and the headers; a header that the server does not send is `""`."""
 
     def body(self, data: bytes, at_ns: int) -> None:
-        """A piece of the body, without HTTP's own framing; at_ns: when it was read."""
+        """Receive a piece of the body, without HTTP's own framing; at_ns: time of the read."""
 
     def end(self, at_ns: int) -> None:
-        """The response is complete."""
+        """Record that the response is complete."""
 
 
 class HttpConnection(asyncio.Protocol):
-    """A connection that is used by one exchange at a time and kept alive between them."""
+    """A connection for one exchange at a time, kept alive between them."""
 
     def __init__(self, clock: Callable[[], int]) -> None:
         self.idle_since_ns = 0
@@ -73,13 +73,16 @@ class HttpConnection(asyncio.Protocol):
 
     @property
     def usable(self) -> bool:
-        """Whether the connection can take another request."""
+        """True if the connection can take another request."""
         return self._transport is not None and not self._transport.is_closing()
 
     def exchange(self, request: bytes, answer: ResponseSink) -> asyncio.Future[None]:
-        """Write a request; the future is done when its response is, or raises ConnectionProblem or the answer's error.
+        """Write a request.
 
-        Whoever cancels the future closes the connection: what is left of the response would spoil the next one.
+        A caller that cancels the future must close the connection: the rest of the response would corrupt the next.
+
+        Returns:
+            A future that is done when the response is complete, or raises ConnectionProblem or an error of `answer`.
         """
         assert self._transport is not None, "the connection is open"
         assert self._done is None, "one exchange at a time"
@@ -99,7 +102,7 @@ class HttpConnection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
-    # What asyncio calls.
+    # Calls of asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's transports do not inherit from asyncio's
@@ -107,7 +110,7 @@ class HttpConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         at_ns = self._clock()
         if self._done is None:
-            self.close()  # bytes that nobody asked for: no further answer on this connection can be trusted
+            self.close()  # bytes without a request: no further answer on this connection can be trusted
             return
         self._bytes_came = True
         if not self._started:
@@ -119,7 +122,7 @@ class HttpConnection(asyncio.Protocol):
             try:
                 self._parser.feed_data(data)
             finally:
-                self._hand_on(at_ns)  # what came before a fault counts
+                self._hand_on(at_ns)  # bytes before a fault count
             if self._complete:
                 self._end(at_ns)
         except httptools.HttpParserError as error:
@@ -145,7 +148,7 @@ class HttpConnection(asyncio.Protocol):
         else:
             self._fail(Unanswered("the server closed the connection without an answer"))
 
-    # What the parser calls, besides `on_body`.
+    # Calls of the parser, besides `on_body`
 
     def on_header(self, name: bytes, value: bytes) -> None:
         match name.lower():
@@ -171,7 +174,7 @@ class HttpConnection(asyncio.Protocol):
             self._keep_alive = self._framed and self._parser.should_keep_alive()
 
     def _hand_on(self, at_ns: int) -> None:
-        """Give the answer what one read brought: one call, however many chunks of HTTP it held."""
+        """Pass the bytes of one read to the answer: one call, for any number of HTTP chunks."""
         answer, pieces = self._answer, self._pieces
         assert answer is not None
         if self._head is not None:

@@ -1,4 +1,4 @@
-"""A target without sockets: the inference stack in the generator's own process."""
+"""A target without sockets: the inference stack in the process of the generator."""
 
 from __future__ import annotations
 
@@ -26,8 +26,14 @@ _PASSED_ON = frozenset({"temperature", "top_p", "top_k", "seed", "stop", "ignore
 class InProcessTarget:
     """Sends to an open stack on the same event loop; the stack's owner opens and closes it.
 
-    chat: prompts are a user's message in a conversation instead of plain text. The prompt is tokenized inside `send`,
-    after `sent` is stamped: a server does so too, and the client waits for it. clock: monotonic nanoseconds.
+    The prompt is tokenised inside `send`, after `sent` is stamped: as with a server, the client waits for it.
+
+    Args:
+        stack: The open stack.
+        chat: Prompts are messages of a user instead of plain text.
+        temperature: Of requests without one of their own.
+        ignore_eos: Of requests without one of their own.
+        clock: Monotonic nanoseconds.
     """
 
     def __init__(
@@ -48,7 +54,7 @@ class InProcessTarget:
 
     @classmethod
     def of(cls, settings: LabSettings, stack: InferenceStack) -> InProcessTarget:
-        """The target of the settings over an open stack."""
+        """Return the target of the settings over an open stack."""
         workload = settings.workload
         return cls(stack, chat=workload.api == "chat", temperature=workload.temperature, ignore_eos=workload.ignore_eos)
 
@@ -58,14 +64,14 @@ class InProcessTarget:
         return ("target=inprocess: no sockets, and the stack shares the load generator's event loop", *self._not_sent)
 
     async def open(self, schedule: Schedule) -> None:
-        """Look for fields that only a server takes; the stack itself is open."""
+        """Look for fields that only a server accepts; the stack itself is open."""
         counts = Counter(key for text in schedule.table["extra"].drop_null() for key in json.loads(text.as_py()))
         left_out = [f"{key} ({count:,})" for key, count in sorted(counts.items()) if key not in _PASSED_ON]
         if left_out:
             self._not_sent = (f"target=inprocess does not pass on these fields of requests: {', '.join(left_out)}",)
 
     async def send(self, request: ScheduledRequest, record: RequestRecord) -> None:
-        """Submit one request and read its deltas; gives its slot up when cancelled."""
+        """Submit one request and read its deltas; frees its slot if cancelled."""
         record.sent_ns = self._clock()
         generation = None
         unseen = 0  # tokens whose text is not complete yet: the next text carries them
@@ -84,7 +90,7 @@ class InProcessTarget:
                 record.cached_prompt_tokens = delta.cached_tokens
                 record.finish_reason = delta.finish_reason
         except (InvalidRequest, EngineError) as error:
-            # An invalid request is a fault of the schedule, not load that was refused; over HTTP it is a 400.
+            # An invalid request is a fault of the schedule, not refused load; over HTTP it is a 400.
             record.end("error", self._clock(), str(error))
         except RequestError as error:
             record.end(error.status, self._clock(), str(error))
@@ -99,7 +105,7 @@ class InProcessTarget:
                 generation.cancel()
 
     async def close(self) -> None:
-        """Nothing to do: the stack's owner closes it."""
+        """Do nothing: the stack's owner closes it."""
 
     def _request(self, request: ScheduledRequest) -> GenerationRequest:
         tokenizer = self._stack.tokenizer

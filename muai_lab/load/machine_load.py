@@ -1,4 +1,4 @@
-"""The other programs that keep this machine's processors busy during a load."""
+"""The other programs that use this machine's processors during a load."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WORTH_NAMING = 0.05  # of a core
 
 @dataclass(frozen=True, slots=True)
 class ProcessTime:
-    """One process of this machine. cpu_s: its processor time so far. parent: process id."""
+    """One process of this machine. parent: process id. cpu_s: processor time so far."""
 
     name: str
     parent: int
@@ -26,7 +26,7 @@ class ProcessTime:
 
 @dataclass(frozen=True, slots=True)
 class ProcessTable:
-    """All processes of a moment by process id and time of creation. at_s, busy_s: time, and that of all processors."""
+    """All processes at one moment by process id and creation time. at_s, busy_s: time, and that of all processors."""
 
     at_s: float
     busy_s: float
@@ -37,8 +37,12 @@ class ProcessTable:
 class MachineLoad:
     """Processor use during a load, in cores.
 
-    own: this generator's process. run: the other processes of this run, above all the server that it started. others:
-    everything else; named: the largest of them.
+    Attributes:
+        cores: Cores of this machine that the process may use.
+        own: The process of this generator.
+        run: The other processes of the run, above all the server that it started.
+        others: All other processes.
+        named: The largest of the others by name.
     """
 
     cores: int
@@ -49,7 +53,7 @@ class MachineLoad:
 
 
 def read_processes() -> ProcessTable:
-    """All processes that can be seen from here."""
+    """Return all visible processes."""
     times = psutil.cpu_times()
     busy_s = sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)
     found = {}
@@ -62,9 +66,9 @@ def read_processes() -> ProcessTable:
 
 
 def load_between(before: ProcessTable, after: ProcessTable, own: int, root: int) -> MachineLoad:
-    """Who used the processors between two moments.
+    """Return the use of the processors between two moments.
 
-    own: id of this process. root: id of the process that leads the run; what descends from it belongs to the run.
+    own: id of this process. root: id of the process of the run; its descendants belong to the run.
     """
     passed_s = max(after.at_s - before.at_s, 1e-3)
     parents = {pid: process.parent for (pid, _), process in after.processes.items()}
@@ -87,7 +91,7 @@ def load_between(before: ProcessTable, after: ProcessTable, own: int, root: int)
 
 
 def load_since(before: ProcessTable) -> MachineLoad:
-    """`load_between` that moment and now, for the calling process."""
+    """Return the `load_between` that moment and now, for the calling process."""
     leader = multiprocessing.parent_process()
     own = os.getpid()
     root = own if leader is None or leader.pid is None else leader.pid
@@ -95,7 +99,7 @@ def load_since(before: ProcessTable) -> MachineLoad:
 
 
 def described(load: MachineLoad) -> tuple[str | None, str]:
-    """The programs that used the processors, and what can be done, in words."""
+    """Return the programs that used the processors, and the remedy, as text."""
     said = []
     if load.others >= _WORTH_NAMING:
         named = ", ".join(f"{name} {cores:.1f}" for name, cores in load.named)
@@ -119,7 +123,7 @@ def _descends(pid: int, root: int, parents: Mapping[int, int]) -> bool:
 
 
 def _with_commands(table: ProcessTable, before: ProcessTable) -> ProcessTable:
-    """The busy interpreters called by their program: `python` alone names nobody."""
+    """Return the table with busy interpreters named after their program: `python` alone identifies none."""
     named = dict(table.processes)
     for key, process in table.processes.items():
         since_s = before.processes[key].cpu_s if key in before.processes else 0.0
@@ -130,7 +134,7 @@ def _with_commands(table: ProcessTable, before: ProcessTable) -> ProcessTable:
 
 
 def _program(pid: int, name: str) -> str:
-    """`python -m module` or `python script.py`; further arguments stay out of the results."""
+    """Return `python -m module` or `python script.py`; further arguments are not recorded."""
     try:
         words = psutil.Process(pid).cmdline()[1:]
     except psutil.Error:

@@ -1,4 +1,4 @@
-"""The results of several generators made into one, on one clock."""
+"""The merged result of several generators, on one clock."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from muai_lab.window import Window
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one generator brought, with its times on its own clock."""
+    """The result of one generator, with its times on its own clock."""
 
     name: str
     result: LoadResult
@@ -21,9 +21,13 @@ class Part:
 
 
 def merge(parts: Sequence[Part], lost: Sequence[str] = ()) -> LoadResult:
-    """One result of at least one part, on our clock. lost: why others brought nothing.
+    """Return one result of at least one part, on the local clock.
 
-    The window ends where the first of them ended its own: from there on less than the whole load was offered.
+    The window ends at the first end of a part: from then on less than the whole load was offered.
+
+    Args:
+        parts: The results of the generators.
+        lost: Reasons why others have none.
     """
     for part in parts:
         if part.clock != SAME_CLOCK:

@@ -1,4 +1,4 @@
-"""Who generates the load: this process, several, or other machines."""
+"""The choice of the load generators: this process, several, or other machines."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pyarrow.compute as pc
 
-from muai_lab.load.crew import GeneratorJob, HttpRecipe, lead
+from muai_lab.load.crew import GeneratorJob, HttpRecipe, coordinate
 from muai_lab.load.ending import Ending
 from muai_lab.load.generator import LoadProgress, LoadResult, generate
 from muai_lab.load.partition import partition, share
@@ -17,7 +17,7 @@ from muai_lab.load.target import Target
 from muai_lab.settings.lab import LoadSettings
 from muai_lab.workload.schedule import Schedule
 
-# What one process carries without strain, about a third of what it can do at most on a slow core (see docs/ruler.md).
+# The load of one process: about a third of its peak on a slow core (see docs/ruler.md).
 REQUESTS_PER_S = 1_500.0
 CHUNKS_PER_S = 25_000.0
 
@@ -32,10 +32,16 @@ async def offer(
     progress: Callable[[LoadProgress], None] | None = None,
     ending: Ending | None = None,
 ) -> LoadResult:
-    """Offer the load as the settings ask for it; as `generate` otherwise.
+    """Offer the load with the generators of the settings; otherwise as `generate`.
 
-    recipe: how others reach the target; None where only this process can, which then is the only generator. ending: of
-    a plan that is watched.
+    Args:
+        schedule: The requests.
+        target: The target of this process.
+        recipe: Makes the targets of other processes; None if only this process can generate.
+        plan: Durations and number of slots.
+        settings: Number and kind of the generators.
+        progress: Called several times a second.
+        ending: Decides the end of the window, for a plan that is watched.
     """
     count = settings.processes or processes_for(schedule, plan)
     count = min(count, plan.concurrency if not schedule.open_loop else len(schedule))
@@ -51,19 +57,19 @@ async def offer(
 
         workers, let_go = ray_workers(jobs, recipe.variables(os.environ))
         try:
-            return await lead(workers, warmup_s=plan.warmup_s, progress=progress, ending=ending)
+            return await coordinate(workers, warmup_s=plan.warmup_s, progress=progress, ending=ending)
         finally:
             let_go()
     from muai_lab.load.processes import ProcessWorker
 
     processes = [ProcessWorker(job) for job in jobs]
-    return await lead(processes, warmup_s=plan.warmup_s, progress=progress, ending=ending)
+    return await coordinate(processes, warmup_s=plan.warmup_s, progress=progress, ending=ending)
 
 
 def processes_for(schedule: Schedule, plan: LoadPlan, cores: int | None = None) -> int:
-    """How many processes an open loop of this rate needs; at most half of the cores, the rest being for the server.
+    """Return the number of processes for an open loop of this rate; at most half of the cores, the rest for the server.
 
-    A closed loop gets one: its rate is the server's, and not known before.
+    A closed loop gets one: the server determines its rate, which is not known before.
     """
     if not schedule.open_loop:
         return 1

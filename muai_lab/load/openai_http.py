@@ -29,8 +29,8 @@ from muai_lab.settings.workload import Api
 from muai_lab.workload.schedule import Schedule, ScheduledRequest
 
 _REJECTED = frozenset({429, 503})
-# A server that starts up refuses connections, or answers so (a gateway before it, the server itself); so does one whose
-# limit of requests was just used up.
+# A server that starts up refuses connections or answers with one of these, as does a gateway before it, and a server
+# whose request limit was just used up.
 _NOT_READY = frozenset({429, 502, 503, 504})
 _CHECK_KEY = "check the key that target.api_key_env or target.headers_env names"
 _CHECKS = {
@@ -46,11 +46,20 @@ _READY_INTERVAL_S = 0.5
 class HttpTarget:
     """`POST {base_url}/v1/completions` or `/v1/chat/completions`, one streamed answer per request.
 
-    base_url: as `EndpointAddress.of` takes it. model: None asks the server and takes its only one. access: key, headers
-    and certificates. extra_body: further fields of every request's body. cache_salt: requests with another one share no
-    cached prefix with these; for servers that know it. ready_timeout_s, probe_timeout_s: how long `open` waits for a
-    server that starts up, and for the answer to one small request. keep_texts: keep the text of each chunk if the
-    server does not count its tokens. waiting: called with the reason when `open` waits. clock: monotonic nanoseconds.
+    Args:
+        base_url: The address, in a form that `EndpointAddress.of` accepts.
+        api: The endpoint.
+        model: Name of the model; None takes the server's only one.
+        temperature: Of requests without one of their own.
+        ignore_eos: Answers continue to their limit, if the server supports that.
+        access: Key, headers and certificates.
+        extra_body: Further fields of every request's body.
+        cache_salt: Requests with another salt share no cached prefix with these, if the server supports that.
+        ready_timeout_s: Longest time that `open` waits for a server that starts up.
+        probe_timeout_s: Longest time for the answer to one small request.
+        keep_texts: Keep the text of each chunk if the server does not count its tokens.
+        waiting: Called with the reason when `open` waits.
+        clock: Monotonic nanoseconds.
     """
 
     def __init__(
@@ -90,7 +99,7 @@ class HttpTarget:
         self._wanted = Dialect(ignore_eos=ignore_eos, salted=cache_salt is not None)
         self._dialect = self._wanted
         self._keeps_texts = False
-        self._give_up_ns = 0  # when waiting for the server ends
+        self._ready_by_ns = 0  # end of the wait for the server
         self._refused = False  # the last failure was that no connection could be made
         self._bodies: RequestBodies | None = None
 
@@ -103,9 +112,9 @@ class HttpTarget:
         *,
         cache_salt: str | None = None,
     ) -> HttpTarget:
-        """The target of the settings; url: address of the server that the run started, None for `target.url`.
+        """Return the target of the settings; url: address of the server that the run started, None for `target.url`.
 
-        Raises RunError when `environ` lacks the variable that should hold the key.
+        Raises RunError if `environ` lacks the variable that should hold the key.
         """
         target, workload = settings.target, settings.workload
         base_url = url or target.url
@@ -128,22 +137,22 @@ class HttpTarget:
 
     @property
     def model(self) -> str | None:
-        """Name of the model that is asked for; known once the target is open."""
+        """Name of the requested model; known once the target is open."""
         return self._model
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the server lacks, and what follows for the results."""
+        """The features that the server lacks, with their consequences for the results."""
         pool_notes = self._pool_notes if self._pool is None else self._pool.notes
         return (*self._dialect.notes(self._wanted), *pool_notes)
 
     async def open(self, schedule: Schedule) -> None:
-        """Look the server up and send probes of one token until its dialect is known.
+        """Look up the server, and send probes of one token until its dialect is known.
 
-        Raises RunError when the server cannot be reached or refuses even the plain request.
+        Raises RunError if the server cannot be reached or refuses even the plain request.
         """
         self._pool = ConnectionPool(self.url, self._clock, self._tls)
-        self._give_up_ns = self._clock() + round(self._ready_timeout_s * 1e9)
+        self._ready_by_ns = self._clock() + round(self._ready_timeout_s * 1e9)
         try:
             await self._find_server()
             if self._model is None:
@@ -154,7 +163,7 @@ class HttpTarget:
             raise
 
     def send(self, request: ScheduledRequest, record: RequestRecord) -> Coroutine[Any, Any, None]:
-        """One request over a kept-alive connection."""
+        """Send one request over a kept-alive connection; see `Target.send`."""
         if self._keeps_texts:
             record.texts = []
         return self._exchange(request, record, StreamedAnswer(record))
@@ -198,14 +207,14 @@ class HttpTarget:
 
     async def _may_wait(self, reason: str) -> bool:
         """Wait a moment for the server to become ready; False once `ready_timeout_s` is over."""
-        if self._clock() >= self._give_up_ns:
+        if self._clock() >= self._ready_by_ns:
             return False
         self.waiting(reason)
         await asyncio.sleep(_READY_INTERVAL_S)
         return True
 
     async def _ask(self, url: URL) -> WholeAnswer:
-        """The answer to a GET; waits for a server that refuses connections, as long as that may take."""
+        """Return the answer to a GET; waits for a server that refuses connections, until `ready_timeout_s` is over."""
         assert self._pool is not None, "open() made it"
         while True:
             answer = WholeAnswer()
@@ -259,7 +268,7 @@ class HttpTarget:
         raise RunError(f"{self.url} cannot be measured: {refusal}; {check}")
 
     async def _probe(self, request: ScheduledRequest) -> tuple[RequestRecord, bool]:
-        """Ask for one token of a short prompt. The flag is True if the server counted the tokens of the chunk."""
+        """Request one token for a short prompt; the flag is True if the server counted the tokens of the chunk."""
         if request.prompt_ids is not None:
             request = replace(request, prompt_ids=request.prompt_ids[:1])
         else:
@@ -275,7 +284,7 @@ class HttpTarget:
         return record, record.status == "ok" and answer.usage_per_chunk
 
     def _error_of(self, status: int, answer: StreamedAnswer | WholeAnswer) -> str:
-        """What a response other than 200 says, in one line without the key."""
+        """Return the reason of a response other than 200, in one line without the key."""
         body = answer.content
         content_type = answer.content_type
         if answer.location and 300 <= status < 400:
@@ -289,13 +298,13 @@ class HttpTarget:
         return self._access.without_secrets(f"HTTP {status}: {detail}")
 
     def _request_head(self, method: str, url: URL) -> bytes:
-        """Request line and the headers that all requests share, without the empty line that ends them."""
+        """Return the request line and the headers of all requests, without the empty line after them."""
         lines = [
             f"{method} {url.raw_path_qs} HTTP/1.1",
             f"Host: {host_header(url)}",
             f"User-Agent: muai-lab/{__version__}",
             "Accept: text/event-stream, application/json",
-            "Accept-Encoding: identity",  # without it a proxy may compress, and so hold tokens back
+            "Accept-Encoding: identity",  # otherwise a proxy may compress, and so delay tokens
         ]
         if method == "POST":
             lines.append("Content-Type: application/json")

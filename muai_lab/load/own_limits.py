@@ -1,4 +1,4 @@
-"""The load generator's own limits: open files, ports, memory. Reaching one is no fault of the server."""
+"""The load generator's own limits: open files, ports, memory. To reach one is no fault of the server."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from muai_lab.errors import RunError
 
 
 class GeneratorExhausted(RunError):
-    """The load generator cannot send on; str() says what ran out and what to raise."""
+    """The load generator cannot continue; str() names the resource that ran out and the remedy."""
 
 
 def raise_open_files_limit() -> None:
@@ -23,11 +23,11 @@ def raise_open_files_limit() -> None:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         except (OSError, ValueError):
-            return  # macOS refuses "unlimited"; what there is has to do
+            return  # macOS refuses "unlimited": keep the present limit
 
 
 def open_files_limit() -> int | None:
-    """The soft limit of open files of this process; None if the system has none."""
+    """Return the soft limit of open files of this process, None if the system has none."""
     if sys.platform == "win32":
         return None
     import resource
@@ -37,10 +37,10 @@ def open_files_limit() -> int | None:
 
 
 def exhausted_by(error: OSError, connections: int) -> GeneratorExhausted | None:
-    """What ran out here if that is the reason for `error`, else None.
+    """Return the exhausted resource if that is the reason for `error`, else None.
 
-    connections: open now. `EADDRNOTAVAIL` is for the caller to judge first: an address that this machine cannot reach
-    at all (IPv6 without any) gives it as well.
+    The caller must first check `EADDRNOTAVAIL`: an address that this machine cannot reach at all (IPv6 without an
+    interface) gives it as well. connections: open now.
     """
     ran_out = {
         errno.EMFILE: (

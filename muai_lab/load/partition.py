@@ -1,4 +1,4 @@
-"""One schedule for several generators: who sends what."""
+"""One schedule divided among several generators."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from muai_lab.workload.schedule import Schedule
 
 
 def partition(schedule: Schedule, count: int) -> list[Schedule]:
-    """Deal the requests out in turn; a session stays with one generator: a later turn waits for the one before.
+    """Deal out the requests round robin; a session stays with one generator: a later turn waits for the one before.
 
-    Keeps times and indices, so that the parts together are the schedule. Gives fewer when there is less to deal out.
+    Times and indices are kept, so that the parts together are the schedule. Returns fewer than `count` parts if there
+    are fewer requests and sessions.
     """
     rows: list[list[int]] = [[] for _ in range(count)]
     for number, start in enumerate(schedule.starts):
@@ -22,7 +23,7 @@ def partition(schedule: Schedule, count: int) -> list[Schedule]:
 
 
 def share(plan: LoadPlan, part: int, count: int) -> LoadPlan:
-    """The plan of one of `count` generators: the same times, and its share of the slots and places."""
+    """Return the plan of one of `count` generators: the same times, and its share of the slots and places."""
     places = plan.max_in_flight
     return replace(
         plan,

@@ -1,4 +1,4 @@
-"""How a schedule is offered: for how long, in how many slots."""
+"""The plan of a load: its durations and the number of its slots."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ from muai_lab.settings.lab import LabSettings
 
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
-    """How long load is offered, and how long answers are awaited; seconds.
+    """The durations of a load, in seconds, and its limits.
 
-    duration_s: of the measurement window; the longest, if its end is decided while the load runs (`watched`).
-    concurrency: slots of the closed loop; not used in the open loop, where the schedule has the times. max_in_flight:
-    most requests in flight in the open loop; None does not bound them.
+    Attributes:
+        warmup_s: Load before the measurement window.
+        duration_s: The measurement window; the longest one if `watched`.
+        drain_s: Time for answers after the window.
+        request_timeout_s: Limit of one request.
+        concurrency: Slots of the closed loop; unused in the open loop, whose times are in the schedule.
+        max_in_flight: Most requests in flight in the open loop; None sets no limit.
+        watched: The end of the window is decided while the load runs.
     """
 
     warmup_s: float
@@ -26,7 +31,7 @@ class LoadPlan:
 
     @classmethod
     def of(cls, settings: LabSettings) -> LoadPlan:
-        """The plan that the settings ask for."""
+        """Return the plan of the settings."""
         load = settings.load
         return cls(
             warmup_s=load.warmup_s,

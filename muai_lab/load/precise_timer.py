@@ -1,7 +1,7 @@
-"""Waking at a nanosecond time: by a timer of the kernel where there is one, else by the event loop's.
+"""Wake-ups at a nanosecond time: by a timer of the kernel if there is one, else by the event loop's.
 
-uvloop rounds its timers to whole milliseconds, which makes every request late by 0.5 ms on average. A timerfd (Linux)
-fires within microseconds and comes in as a readable file: the very way in which the bytes of an answer come in.
+uvloop rounds its timers to whole milliseconds, so every request would be late by 0.5 ms on average. A timerfd (Linux)
+fires within microseconds. It is a readable file for the loop, exactly like the socket of an answer.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ class PreciseTimer(Protocol):
         """The load's clock, nanoseconds."""
 
     def call_at(self, due_ns: int, callback: Callable[[], None]) -> None:
-        """Call at `due_ns`, or as soon after as the loop allows. Nothing is called any more after `close`.
+        """Call at `due_ns`, or as soon after as the loop allows; never after `close`.
 
-        A time that is past by now comes after what the loop finds ready, also if a callback asks for it.
+        A time in the past is called after everything that the loop finds ready, also if a callback requests it.
         """
 
     async def sleep_until(self, due_ns: int) -> None:
-        """Return at `due_ns` or as soon after as the loop allows; past it, without yielding."""
+        """Return at `due_ns`, or as soon after as the loop allows; without a yield if it is past."""
 
     def close(self) -> None:
-        """Let go of the timer."""
+        """Release the timer."""
 
 
 class LoopTimer:
-    """The event loop's own timers; right on any clock that the loop follows."""
+    """The event loop's own timers; correct on any clock that the loop follows."""
 
     def __init__(self, clock: Callable[[], int]) -> None:
         self.clock = clock
@@ -74,7 +74,7 @@ class KernelTimer:
     """One timerfd for all waits, armed for the earliest. Its clock is `time.monotonic_ns`."""
 
     def __init__(self, libc: ctypes.CDLL) -> None:
-        """Raises OSError when the kernel has no timer left."""
+        """Raises OSError if the kernel has no timer left."""
         self.clock = time.monotonic_ns
         self._libc = libc
         self._file = libc.timerfd_create(_CLOCK_MONOTONIC, _NONBLOCK_CLOEXEC)
@@ -115,7 +115,7 @@ class KernelTimer:
         try:
             os.read(self._file, 8)
         except BlockingIOError:
-            return  # armed anew in the meantime
+            return  # armed again in the meantime
         self._armed_ns = None
         now_ns, due = time.monotonic_ns(), []
         while self._waits and self._waits[0][0] <= now_ns:
@@ -141,17 +141,17 @@ class _Spec(ctypes.Structure):
 
 
 def precise_timer(clock: Callable[[], int]) -> PreciseTimer:
-    """The best timer for a clock, nanoseconds; on a running loop. The caller closes it."""
+    """Return the best timer for a clock in nanoseconds; needs a running loop. The caller closes it."""
     if clock is time.monotonic_ns and (libc := _libc()) is not None:
         try:
             return KernelTimer(libc)
         except OSError:
-            pass  # no file left for it; connections will say so
+            pass  # no open file is left; connections will report that
     return LoopTimer(clock)
 
 
 def _libc() -> ctypes.CDLL | None:
-    """The C library with its timerfd functions declared, None if it has none."""
+    """Return the C library with its timerfd functions declared, None if it has none."""
     if sys.platform != "linux":
         return None
     libc: Any = ctypes.CDLL(None, use_errno=True)

@@ -1,4 +1,4 @@
-"""Generators in processes of their own on this machine, for loads that one event loop cannot carry."""
+"""Generators in processes of their own on this machine, for loads beyond one event loop."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from muai_lab.load.ending import ObservedBatch, Relay
 from muai_lab.load.event_loop import run_on_fast_loop
 from muai_lab.load.generator import LoadProgress, LoadResult, generate
 
-# How long a worker that was let go may take to end by itself.
+# Longest time for a released worker to end by itself.
 _GRACE_S = 5.0
 
-# What a worker says: `ready`, then `progress` and (if its plan is watched) `seen` again and again, then `result`; or
-# `refused` (a RunError's text) or `crashed` (a traceback) instead of any of them. What it is told: (`start`, its time),
-# (`end`, the time of the window's end), (`stop`, None).
+# Messages of a worker: `ready`, then repeatedly `progress` and (if its plan is watched) `seen`, then `result`; or
+# `refused` (the text of a RunError) or `crashed` (a traceback) instead of any of them. Messages to it: (`start`, time),
+# (`end`, end of the window), (`stop`, None).
 _Said = tuple[Literal["ready", "progress", "seen", "result", "refused", "crashed", "gone"], Any]
 
 
 class ProcessWorker:
-    """A spawned process with one generator, and the pipe to it. Both ends of the pipe see when the other is gone."""
+    """A spawned process with one generator, and the pipe to it. Each end of the pipe detects the end of the other."""
 
     def __init__(self, job: GeneratorJob) -> None:
         """Start the process; must be called on a running event loop."""
-        context = multiprocessing.get_context("spawn")  # forking a process with threads and an event loop is no use
+        context = multiprocessing.get_context("spawn")  # a process with threads and an event loop cannot be forked
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_work, args=(theirs, job), name=job.name, daemon=True)
         self._process.start()
@@ -58,7 +58,7 @@ class ProcessWorker:
         await self._next("ready")
 
     async def clock(self) -> ClockOffset:
-        """The processes of one machine share a monotonic clock."""
+        """Return no offset: the processes of one machine share a monotonic clock."""
         return SAME_CLOCK
 
     def start(self, start_ns: int) -> None:
@@ -79,7 +79,7 @@ class ProcessWorker:
         return result
 
     async def close(self) -> None:
-        """Stop it and wait for its end; a process that does not end by itself is killed."""
+        """Stop the process and wait for its end; it is killed if it does not end by itself."""
         self.stop()
         await asyncio.to_thread(self._process.join, _GRACE_S)
         if self._process.is_alive():
@@ -105,11 +105,11 @@ class ProcessWorker:
                     raise WorkerLost(f"{self._name} {_how_it_ended(self._process.exitcode)}")
 
     def _tell(self, what: Literal["start", "end", "stop"], content: int | None) -> None:
-        with contextlib.suppress(OSError):  # it is gone, which `result` tells
+        with contextlib.suppress(OSError):  # the process has ended, which `result` reports
             self._pipe.send((what, content))
 
     def _listen(self) -> None:
-        """Pass on what the worker says, from a thread of its own: a result of many records takes long to read."""
+        """Pass on the worker's messages, in a thread of its own: a result of many records takes long to read."""
         said: _Said = ("gone", None)
         while True:
             try:
@@ -119,7 +119,7 @@ class ProcessWorker:
             try:
                 self._loop.call_soon_threadsafe(self._heard.put_nowait, said)
             except RuntimeError:
-                return  # the loop is closed: nobody listens any more
+                return  # the loop is closed
             if said[0] == "gone":
                 self._pipe.close()
                 return
@@ -132,8 +132,8 @@ def _how_it_ended(status: int | None) -> str:
 
 
 def _work(pipe: Connection, job: GeneratorJob) -> None:
-    """What the spawned process runs."""
-    # Ctrl-C in a terminal reaches every process of the group. The leader answers it, and tells us.
+    """Run one generator; the main function of the spawned process."""
+    # Ctrl-C in a terminal reaches every process of the group. The coordinator handles it, and sends a message.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         result = run_on_fast_loop(_generate(pipe, job))
@@ -141,7 +141,7 @@ def _work(pipe: Connection, job: GeneratorJob) -> None:
     except RunError as error:
         _say(pipe, ("refused", str(error)))
     except asyncio.CancelledError:
-        pass  # stopped before the load began: nothing to say
+        pass  # stopped before the load began: there is no result
     except BaseException:
         _say(pipe, ("crashed", traceback.format_exc()))
         raise
@@ -157,7 +157,7 @@ async def _generate(pipe: Connection, job: GeneratorJob) -> LoadResult:
 
     def stop() -> None:
         nonlocal stopped
-        if not stopped:  # a second one would cut off the saving of what was recorded
+        if not stopped:  # a second one would interrupt the saving of the records
             stopped = True
             main.cancel()
 
@@ -166,7 +166,7 @@ async def _generate(pipe: Connection, job: GeneratorJob) -> LoadResult:
             what, content = pipe.recv()
         except (EOFError, OSError):
             loop.remove_reader(pipe.fileno())
-            what, content = "stop", None  # the leader is gone: nobody wants the result
+            what, content = "stop", None  # the coordinator has ended, so the result is not needed
         if what == "start":
             start.set_result(content)
         elif what == "end" and relay is not None:
@@ -179,7 +179,7 @@ async def _generate(pipe: Connection, job: GeneratorJob) -> LoadResult:
         return await start
 
     loop.add_reader(pipe.fileno(), obey)
-    # libuv makes what it watches non-blocking, and a result that is larger than the pipe's buffer would be cut off.
+    # libuv makes its files non-blocking, and a result larger than the pipe's buffer would be cut off.
     os.set_blocking(pipe.fileno(), True)
     loop.add_signal_handler(signal.SIGTERM, stop)
     try:
@@ -196,5 +196,5 @@ async def _generate(pipe: Connection, job: GeneratorJob) -> LoadResult:
 
 
 def _say(pipe: Connection, said: _Said) -> None:
-    with contextlib.suppress(OSError):  # the leader is gone; the pipe tells us to stop
+    with contextlib.suppress(OSError):  # the coordinator has ended; the closed pipe stops the load
         pipe.send(said)

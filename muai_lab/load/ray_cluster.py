@@ -1,7 +1,7 @@
-"""Generators on the machines of a Ray cluster, for loads that one machine cannot carry.
+"""Generators on the machines of a Ray cluster, for loads beyond one machine.
 
-Every machine needs muai_lab installed and must reach the endpoint. Which cluster is Ray's own affair (`RAY_ADDRESS`);
-without one a local Ray is started.
+Every machine needs muai_lab installed and must reach the endpoint. `RAY_ADDRESS` chooses the cluster; without it, a
+local Ray is started.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ T = TypeVar("T")
 _LOOK_INTERVAL_S = 0.25
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
-# Outcomes cross machines as plain values: a cluster's own exceptions would wrap ours beyond recognition.
+# Outcomes cross machines as plain values: Ray's exceptions would hide the original ones.
 _Outcome = tuple[Literal["ok", "refused", "crashed"], Any]
 
 
 class RemoteGenerator:
-    """The actor: one generator in a thread of its own, beside the thread in which Ray calls these methods.
+    """The actor: one generator in a thread of its own, besides the thread in which Ray calls these methods.
 
-    None of them waits: a call that blocks in an actor was seen to keep Ray from delivering the others.
+    No method waits: a call that blocks in an actor was seen to keep Ray from delivering others.
     """
 
     def __init__(self, job: GeneratorJob, environ: Mapping[str, str]) -> None:
@@ -54,19 +54,19 @@ class RemoteGenerator:
         threading.Thread(target=self._work, name=job.name, daemon=True).start()
 
     def ready(self) -> _Outcome | None:
-        """Whether the target is open or cannot be; None while it opens."""
+        """Return the outcome of opening the target, None while it opens."""
         return self._ready
 
     def clock(self) -> int:
-        """The monotonic clock of this machine, nanoseconds."""
+        """Return the monotonic clock of this machine, nanoseconds."""
         return time.monotonic_ns()
 
     def machine(self) -> str:
-        """Equal on actors of one machine, whose clocks are one."""
+        """Return an id that is equal on all actors of one machine, which share a clock."""
         return machine_id()
 
     def start(self, start_ns: int) -> None:
-        """Let the load start at this time."""
+        """Start the load at this time."""
         assert self._loop is not None, "ready() comes first"
         assert self._start is not None, "ready() comes first"
         self._loop.call_soon_threadsafe(self._start.set_result, start_ns)
@@ -78,17 +78,17 @@ class RemoteGenerator:
             self._loop.call_soon_threadsafe(self._main.cancel)
 
     def end_at(self, end_ns: int) -> None:
-        """Let the window end at this time."""
+        """End the window at this time."""
         if self._relay is not None:
             self._relay.end_at(end_ns)
 
     def look(self) -> tuple[LoadProgress | None, list[ObservedBatch], bool]:
-        """The latest progress, what was seen since the last call, and whether the load has ended."""
+        """Return the latest progress, the observations since the last call, and True if the load has ended."""
         seen, self._seen = self._seen, []
         return self._progress, seen, self._result is not None
 
     def result(self) -> _Outcome | None:
-        """What came of the load; None before its end."""
+        """Return the outcome of the load, None before its end."""
         return self._result
 
     def _work(self) -> None:
@@ -99,7 +99,7 @@ class RemoteGenerator:
             outcome = ("refused", str(error))
         except asyncio.CancelledError:
             outcome = ("refused", "it was stopped before the load began")
-        except Exception:  # noqa: BLE001 (a thread's error would be lost; the leader raises it)
+        except Exception:  # noqa: BLE001 (a thread's error would be lost; the coordinator raises it)
             outcome = ("crashed", traceback.format_exc())
         self._ready = self._ready or outcome
         self._result = outcome
@@ -123,12 +123,12 @@ class RemoteGenerator:
 
 
 def machine_id() -> str:
-    """Of the running kernel: what shares it, containers too, shares its monotonic clock."""
+    """Return the id of the running kernel: everything on it, also containers, shares its monotonic clock."""
     return _BOOT_ID.read_text() if _BOOT_ID.exists() else f"{os.uname().nodename}"
 
 
 class RayWorker:
-    """One actor, seen from the one who leads."""
+    """One actor, as the coordinator sees it."""
 
     def __init__(self, name: str, actor: Any) -> None:
         self._name = name
@@ -150,7 +150,7 @@ class RayWorker:
         self._open(outcome)
 
     async def clock(self) -> ClockOffset:
-        """By asking, unless the actor runs on this very machine."""
+        """Measure the offset, unless the actor runs on this machine."""
         if await self._of(self._actor.machine.remote()) == machine_id():
             return SAME_CLOCK
         return await measure_offset(lambda: self._of(self._actor.clock.remote()), time.monotonic_ns)
@@ -217,11 +217,11 @@ def _first_line(error: Exception) -> str:
 def ray_workers(
     jobs: Sequence[GeneratorJob], environ: Mapping[str, str]
 ) -> tuple[Sequence[RayWorker], Callable[[], None]]:
-    """One actor for each job, spread over the cluster's machines, and a function that lets go of Ray.
+    """Return one actor for each job, spread over the cluster's machines, and a function that releases Ray.
 
-    Raises RunError when Ray is not installed, cannot be reached, or has fewer CPUs than there are jobs.
+    Raises RunError if Ray is not installed, cannot be reached, or has fewer CPUs than there are jobs.
     """
-    # Ray reports its use to its makers unless told otherwise; a benchmark is nobody else's business.
+    # By default Ray reports its use to its makers, which a benchmark must not do.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray

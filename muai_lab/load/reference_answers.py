@@ -65,7 +65,7 @@ def http_chunk(data: bytes) -> bytes:
 
 @lru_cache(maxsize=4096)
 def token_chunks(shape: ResponseShape) -> tuple[bytes, ...]:
-    """Rendered bytes per token; the stream's opening and closing bytes ride on the first and the last token."""
+    """Return the rendered bytes per token; those of the first and the last include the stream's beginning and end."""
     chunks = []
     for k in range(shape.tokens):
         usage = usage_of(shape, k + 1) if shape.continuous_usage else None

@@ -1,13 +1,13 @@
-"""An OpenAI-compatible streaming server of known latency: the ruler's own test piece.
+"""An OpenAI-compatible streaming server of known latency, for measuring load generators.
 
-It computes nothing. The first token leaves `ttft_ms` after the request was read, each further token `itl_ms` later,
-always from absolute time, so that one late timer does not move the next. What it really did is stamped
-(`CLOCK_MONOTONIC`, the clock of the load generator on the same machine) just before the bytes are written, and
-`GET /stamps` hands the stamps out, so that a client's error is known request by request:
+It computes nothing. The first token is due `ttft_ms` after the request was read, each further token `itl_ms` later,
+always in absolute time, so that one late timer does not move the next. The real times are stamped just before the
+bytes are written (`CLOCK_MONOTONIC`, the clock of the load generator on the same machine). `GET /stamps` returns the
+stamps, so that a client's error is known request by request:
 
     [{"request_id": "7", "received_ns": ..., "first_token_ns": ..., "last_token_ns": ..., "tokens": 16}, ...]
 
-`request_id` is the client's `X-Request-Id` header. Stamps handed out are forgotten.
+`request_id` is the client's `X-Request-Id` header. Each stamp is returned once.
 
 Run it with `python -m muai_lab reference-server --ttft-ms 50 --itl-ms 10`.
 """
@@ -33,11 +33,14 @@ _STAMPS_KEPT = 4_000_000
 
 @dataclass(frozen=True, slots=True)
 class ReferenceOptions:
-    """What the server pretends to be.
+    """The behaviour of the server.
 
-    ttft_ms: from the request read to the first token written. itl_ms: between tokens; 0 writes all tokens at once.
-    usage: `continuous` knows vLLM's `continuous_usage_stats`, `final` only OpenAI's `include_usage`, `none` neither;
-    what is not known is answered with 400, as strict servers do. tokens: length of an answer if its request is silent.
+    Attributes:
+        ttft_ms: From the request read to the first token written.
+        itl_ms: Between tokens; 0 writes all tokens at once.
+        tokens: Length of an answer whose request has no limit.
+        usage: `continuous` supports vLLM's `continuous_usage_stats`, `final` only OpenAI's `include_usage`, `none`
+            neither; unsupported options are answered with 400, as by strict servers.
     """
 
     ttft_ms: float = 0.0
@@ -48,7 +51,7 @@ class ReferenceOptions:
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """What the server did for one request; monotonic nanoseconds."""
+    """The real times of one request; monotonic nanoseconds."""
 
     request_id: str
     received_ns: int
@@ -58,11 +61,11 @@ class Stamp:
 
 
 class _BadRequestError(Exception):
-    """The request body cannot be served; the message goes into OpenAI's error shape."""
+    """The request body cannot be served; the message is sent in OpenAI's error shape."""
 
 
 class ReferenceServer:
-    """The server's state: options, stamps, open connections. Not thread-safe; lives on one event loop."""
+    """The server's state: options, stamps, open connections. Not thread-safe; belongs to one event loop."""
 
     def __init__(self, options: ReferenceOptions) -> None:
         self.options = options
@@ -71,14 +74,14 @@ class ReferenceServer:
         self._server: asyncio.AbstractServer | None = None
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> str:
-        """Listen; returns the base address such as `http://127.0.0.1:43211`. Port 0 takes any free port."""
+        """Listen and return the base address, such as `http://127.0.0.1:43211`; port 0 takes any free port."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(lambda: _Connection(self, loop), host, port, backlog=4096)
         bound = self._server.sockets[0].getsockname()[1]
         return f"http://{host}:{bound}"
 
     async def stop(self) -> None:
-        """Stop listening and drop what is open."""
+        """Stop listening and drop open connections."""
         if self._server is None:
             return
         self._server.close()
@@ -88,13 +91,13 @@ class ReferenceServer:
         self._server = None
 
     def take_stamps(self) -> list[Stamp]:
-        """Hand out the stamps since the last call, oldest first."""
+        """Return the stamps since the last call, oldest first."""
         taken = list(self.stamps)
         self.stamps.clear()
         return taken
 
     def shape_of(self, body: bytes, *, chat: bool) -> tuple[ResponseShape, bool]:
-        """Read an OpenAI request; returns the response's shape and whether it is streamed."""
+        """Return the shape of the response to an OpenAI request, and True if it is streamed."""
         try:
             request = orjson.loads(body)
         except orjson.JSONDecodeError as error:
@@ -202,7 +205,7 @@ class _Connection(asyncio.Protocol):
             self._at(self._due_ns(), self._write_due_tokens)
 
     def _at(self, due_ns: int, call: Callable[[], None]) -> None:
-        """Call at a monotonic time; at once when it has passed."""
+        """Call at a monotonic time, at once if it has passed."""
 
         def fire() -> None:
             self._timer = None
@@ -270,7 +273,7 @@ def _error(message: str) -> dict[str, Any]:
 
 
 def _header(head: bytes, name: bytes) -> str:
-    """Value of a header in a raw request head, `""` when it is absent; name in lower case."""
+    """Return the value of a header in a raw request head, `""` if it is absent; name in lower case."""
     start = head.lower().find(b"\r\n" + name + b":")
     if start < 0:
         return ""

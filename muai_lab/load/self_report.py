@@ -1,4 +1,4 @@
-"""The load generator's report on itself: its own part of each figure, the reason for it, and the verdict."""
+"""The load generator's report on itself: its own part of each metric, the reason, and the verdict."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from muai_lab.window import Window
 
 ClientVerdict = Literal["ok", "machine_busy", "client_saturated"]
 
-# The loop runs on one thread: near one full core it has no reserve, and queues form in the client.
+# The loop has one thread: near one full core it has no reserve, and queues form in the client.
 CPU_SHARE_LIMIT = 0.9
 _MOSTLY = 0.5
 _MORE_PROCESSES = "raise load.processes, or lower the load"
 _OWN_CORES = "run the load generator on cores or a machine of its own"
-# Of a core: below it, delays are no work of the generator, and more processes would not shorten them.
+# Of a core: below it, delays do not come from the generator's work, and more processes would not shorten them.
 _LITTLE_WORK = 0.25
 _BUSY_SHARE = 0.5  # of the cores, used by others
 _LATE_WAKE_UPS = "run the load generator on a machine of its own; it has little work, and more processes would not help"
@@ -33,15 +33,22 @@ _WORST: dict[ClientVerdict, int] = {"ok": 0, "machine_busy": 1, "client_saturate
 class GeneratorReport:
     """The generator in the measurement window.
 
-    cpu_share: CPU time of the loop's thread divided by wall time, None when there was no window. send_lag_*_s: `sent`
-    minus due time over the requests due in the window, None when none was sent. longest_stall_s: the longest time for
-    which the event loop did not turn although it should have. wait_share: time for which the thread waited for a
-    processor, divided by wall time. lateness_*_s: of the beat of the event loop. garbage_s: the longest garbage
-    collection. added: by metric column, the most that the generator's own delays can have added to each figure.
-    cycle_share: the most of a closed loop's throughput that they can have cost. machine: the programs that used the
-    processors; read only if the generator was late. advice: the next step for the user unless the verdict is `ok`.
-    workers: one report for each, when several processes or machines shared the load; the worst one's values are then
-    the values, and its verdict is the verdict.
+    Attributes:
+        cpu_share: CPU time of the loop's thread divided by wall time, None if there was no window.
+        send_lag_p50_s, send_lag_p99_s, send_lag_max_s: `sent` minus due time over the requests due in the window, None
+            if none was sent.
+        verdict: `ok` if the generator was fast enough for the headline.
+        reason: The facts behind another verdict than `ok`.
+        longest_stall_s: The longest time for which the event loop did not run a task that was due.
+        workers: One report for each, if several processes or machines shared the load; the values and the verdict above
+            are then those of the worst.
+        wait_share: Time for which the thread waited for a processor, divided by wall time.
+        lateness_p50_s, lateness_p99_s: Of the beat of the event loop.
+        garbage_s: The longest garbage collection.
+        added: By metric column, the most that the generator's delays can have added to each statistic.
+        cycle_share: The most of a closed loop's throughput that they can have cost.
+        machine: The programs that used the processors; read only if the generator was late.
+        advice: The next step for the user unless the verdict is `ok`.
     """
 
     cpu_share: float | None
@@ -66,8 +73,8 @@ class GeneratorReport:
 class WorkerReport:
     """One of several generators; the values are those of its own `GeneratorReport`.
 
-    clock_offset_s: its monotonic clock minus ours, taken off its times; clock_error_s: by how much that may be wrong.
-    Both are 0 on one machine, whose processes share a clock.
+    clock_offset_s: its monotonic clock minus the local one, subtracted from its times; clock_error_s: largest error of
+    that. Both are 0 on one machine, whose processes share a clock.
     """
 
     name: str
@@ -92,13 +99,22 @@ def report_on_generator(
     garbage_s: float | None = None,
     machine: Callable[[], MachineLoad] | None = None,
 ) -> GeneratorReport:
-    """Judge the generator by its records and the beat of its loop.
+    """Return the judgement of a generator by its records and the beat of its loop.
 
-    Not `ok` if its own delays can explain more than is tolerated of the headline: the median time to first token, or
-    the throughput of a closed loop. `machine_busy`: most of them were waiting for a processor that others used;
-    `client_saturated`: most were its own work, or its thread used more than `CPU_SHARE_LIMIT` of a core. machine: asked
-    who used the processors, if something is to be explained. A generator with little work on a machine that others keep
-    busy is called `machine_busy` too: its thread need not wait for a processor to be woken late.
+    The verdict is not `ok` if the generator's own delays can explain more than the tolerated part of the headline: the
+    median time to first token, or the throughput of a closed loop. `machine_busy`: most of the delays were waits for a
+    processor that others used. `client_saturated`: most were its own work, or its thread used more than
+    `CPU_SHARE_LIMIT` of a core. A generator with little work on a machine that others keep busy is `machine_busy` too:
+    its thread can be woken late without waiting for a processor.
+
+    Args:
+        records: All requests of the load.
+        window: Its phases.
+        timing: The beat of the loop.
+        open_loop: True for an open loop.
+        stall_s: The longest stall of the loop.
+        garbage_s: The longest garbage collection.
+        machine: Reads the use of the processors; called only if there is a delay to explain.
     """
     due = [record for record in records if window.phase(record.due_ns) == "measure" and record.sent_ns is not None]
     answered = [record for record in due if record.status == "ok" and record.chunk_t_ns]
@@ -159,7 +175,7 @@ def _judged(
 
 
 def _headline(report: GeneratorReport, *, open_loop: bool) -> list[str]:
-    """The headline's figures of which the generator can explain more than is tolerated."""
+    """Return the metrics of the headline of which the generator can explain more than the tolerated part."""
     found = []
     added = report.added.get("ttft_from_intended_s" if open_loop else "ttft_s")
     if added is not None and "p50" in added.marked:
@@ -170,7 +186,7 @@ def _headline(report: GeneratorReport, *, open_loop: bool) -> list[str]:
 
 
 def _connecting(answered: Sequence[RequestRecord]) -> tuple[str, str] | None:
-    """The fact and the remedy if most of the time from due to sent went into making connections."""
+    """Return the fact and the remedy if most of the time from due to sent went into making connections."""
     took_ns = [record.connect_ns for record in answered if record.connect_ns is not None]
     lag_ns = sum((record.sent_ns or 0) - record.sendable_ns for record in answered)
     if 2 * len(took_ns) < len(answered) or 2 * sum(took_ns) < lag_ns or not took_ns:
@@ -183,7 +199,7 @@ def _connecting(answered: Sequence[RequestRecord]) -> tuple[str, str] | None:
 def report_on_generators(
     records: Sequence[RequestRecord], window: Window, workers: Sequence[tuple[WorkerReport, GeneratorReport]]
 ) -> GeneratorReport:
-    """Several generators together: lag over all records, all else of the worst of them."""
+    """Return the report on several generators: the lag over all records, other values of the worst of them."""
     reports = [own for _, own in workers]
     lags = report_on_generator(records, window, open_loop=True)
     worst = max(reports, key=lambda own: _WORST[own.verdict])

@@ -1,4 +1,4 @@
-"""The requests of a load on their way: each is recorded, sent, bounded in time and counted."""
+"""The requests of a load: each is recorded, sent, limited in time and counted."""
 
 from __future__ import annotations
 
@@ -17,8 +17,12 @@ from muai_lab.workload.schedule import ScheduledRequest
 class Sending:
     """Sends requests to a target.
 
-    records: of all requests so far, in order of sending. ok, failed: those that ended. giving_up: how a request ends
-    whose task is cancelled. exhausted: what the generator ran out of; None if nothing.
+    Attributes:
+        records: All requests so far, in order of sending.
+        ok: Requests that succeeded.
+        failed: Requests that ended otherwise.
+        on_cancel: Status and reason of a request whose task is cancelled.
+        exhausted: The resource that the generator ran out of, None if none.
     """
 
     def __init__(
@@ -32,7 +36,7 @@ class Sending:
         self.records: list[RequestRecord] = []
         self.ok = 0
         self.failed = 0
-        self.giving_up: tuple[RequestStatus, str] = ("cancelled", "the run was interrupted")
+        self.on_cancel: tuple[RequestStatus, str] = ("cancelled", "the run was interrupted")
         self.exhausted: str | None = None
         self._target = target
         self._timeout_s = timeout_s
@@ -41,7 +45,7 @@ class Sending:
         self._end_load = end_load
 
     async def send(self, request: ScheduledRequest, record: RequestRecord) -> None:
-        """Send one request and wait for its end, whatever that is."""
+        """Send one request and wait for its end, of any kind."""
         self.records.append(record)
         try:
             with self._limit:
@@ -52,7 +56,7 @@ class Sending:
             record.end("cancelled", self._clock(), str(limit))
             self._exhaust(str(limit))
         except asyncio.CancelledError:
-            status, why = self.giving_up
+            status, why = self.on_cancel
             record.end(status, self._clock(), why)
             raise
         finally:
@@ -62,8 +66,8 @@ class Sending:
                 self.failed += 1
 
     def _exhaust(self, limit: str) -> None:
-        """End the load: what could not be sent any more says nothing about the server."""
+        """End the load: requests that could not be sent are no result of the server."""
         if self.exhausted is None:
             self.exhausted = limit
-            self.giving_up = ("cancelled", limit)
+            self.on_cancel = ("cancelled", limit)
             self._end_load()

@@ -1,7 +1,7 @@
-"""Server-sent events: bytes in, payloads out.
+"""The payloads of server-sent events, from the bytes of a stream.
 
-Follows the WHATWG HTML standard, section "Server-sent events" (event stream interpretation), for what an LLM stream
-uses: the `data` field. Other fields and comments are read and dropped.
+Follows the WHATWG HTML standard, section "Server-sent events" (event stream interpretation), for the `data` field,
+which LLM streams use. Other fields and comments are read and dropped.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class SseParser:
         self.overlong = False
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """Take in the next bytes; returns the payloads of all events that they complete, in order."""
+        """Process the next bytes and return the payloads of all events that they complete, in order."""
         # Nearly every chunk of an LLM stream is a run of whole `data: {...}\n\n` events: no state, no lines.
         if (
             chunk.startswith(b"data: ")
@@ -58,9 +58,9 @@ class SseParser:
         return payloads
 
     def rest(self) -> bytes | None:
-        """The payload of an event whose end is missing, once the stream is over; None if there is none.
+        """Return the payload of an event whose end is missing, once the stream is over; None if there is none.
 
-        The standard drops such an event. Servers in the field leave the last line ends out.
+        The standard drops such an event, but real servers omit the last line ends.
         """
         if not (self._line or self._data):
             return None

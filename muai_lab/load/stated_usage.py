@@ -1,4 +1,4 @@
-"""The token counts that a server states about an answer, wherever in an event it puts them."""
+"""The token counts that a server states about an answer, in any place of an event."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from muai_lab.load.foreign_values import COUNT_LIMIT, count
 
 NO_CLAIM = -1
-"""Stands for a count of output tokens that an event does not state."""
+"""The value for a count of output tokens that an event does not state."""
 
 BEYOND_TOTAL = (
     "usage.total_tokens exceeds prompt_tokens + completion_tokens: the answer cost tokens that are not counted here, "
@@ -16,7 +16,7 @@ BEYOND_TOTAL = (
 
 
 def usage_of(event: dict[str, Any]) -> dict[str, Any] | None:
-    """The usage object of an event; None if it has none.
+    """Return the usage object of an event, None if it has none.
 
     Its places: OpenAI's own, that of Groq (`x_groq.usage`), of Moonshot (beside the choice), and the timings of
     llama.cpp.
@@ -38,26 +38,26 @@ def _elsewhere(event: dict[str, Any]) -> Any:
 
 
 def claimed_tokens(usage: dict[str, Any]) -> int:
-    """The output tokens that a usage states; `NO_CLAIM` if none."""
+    """Return the output tokens that a usage states, `NO_CLAIM` if none."""
     if type(claimed := usage.get("completion_tokens")) is int and 0 < claimed <= COUNT_LIMIT:
         return claimed  # of every chunk of most servers
     return _first_count(usage, "completion_tokens", "output_tokens", otherwise=NO_CLAIM)
 
 
 def prompt_tokens(usage: dict[str, Any]) -> int | None:
-    """The prompt tokens that a usage states. No prompt is empty: a count of 0 is a placeholder."""
+    """Return the prompt tokens that a usage states; 0 is a placeholder, since no prompt is empty."""
     return _first_count(usage, "prompt_tokens", "input_tokens", otherwise=0) or None
 
 
 def cached_tokens(usage: dict[str, Any]) -> int | None:
-    """The prompt tokens that the server found in its cache; None if it does not say."""
+    """Return the prompt tokens from the server's cache, None if it states none."""
     details = usage.get("prompt_tokens_details")
     found = count(details.get("cached_tokens")) if type(details) is dict else None
     return found if found is not None else count(usage.get("prompt_cache_hit_tokens"))
 
 
 def reasoning_tokens(usage: dict[str, Any]) -> int:
-    """The reasoning tokens that a usage states; 0 if none."""
+    """Return the reasoning tokens that a usage states, 0 if none."""
     details = usage.get("completion_tokens_details")
     return (count(details.get("reasoning_tokens")) or 0) if type(details) is dict else 0
 

@@ -1,4 +1,4 @@
-"""Responses as they arrive: the streamed answer of a measured request, and the whole answer of a question."""
+"""Responses as they arrive: the streamed answer to a measured request, and the whole answer to a query."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class StreamedAnswer:
         self._stream = CompletionStream(record)
         self._error_body: bytes | None = None
         self._read_ns = 0
-        self._other: bytes | None = None  # the first bytes of an answer that does not say that it is a stream
+        self._other: bytes | None = None  # the first bytes of an answer with another content type than that of a stream
 
     @property
     def content(self) -> bytes:
@@ -72,14 +72,14 @@ class StreamedAnswer:
         self._record.end("ok", at_ns)
 
     def _said(self) -> str:
-        """What an answer that is no stream says, for an error message."""
+        """Return the text of an answer that is no stream, for an error message."""
         body = self._other or b""
         found = parse_object(body)
         said = body.decode("utf-8", "replace") if found is None or "choices" in found else error_message(found)
         return f": {' '.join(said.split())[:160]}" if body and not body.startswith(b"data:") else ""
 
     def settle(self) -> None:
-        """Count the tokens that came; also of an answer that was cut short."""
+        """Count the tokens that arrived, also of an answer that was cut short."""
         self._stream.settle()
 
     @property
@@ -89,7 +89,7 @@ class StreamedAnswer:
 
 
 class WholeAnswer:
-    """Keeps one response, for the few questions that are not measured."""
+    """Keeps one response, for the few queries that are not measured."""
 
     def __init__(self) -> None:
         self.status = 0

@@ -1,4 +1,4 @@
-"""What a load is sent to."""
+"""The system that a load is sent to."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ class Target(Protocol):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader of the results must know about this target, known once it is open."""
+        """Facts about this target that a reader of the results must know; known once it is open."""
 
     async def open(self, schedule: Schedule) -> None:
-        """Connect and find out what the other side supports; raises RunError when it cannot serve this schedule."""
+        """Connect and detect the supported features; raises RunError if the target cannot serve this schedule."""
 
     async def send(self, request: ScheduledRequest, record: RequestRecord) -> None:
         """Send one request and read its answer to the end, filling in `record`.
 
         Ends the record with `ok`, `error` or `rejected`, and raises nothing for a request that fails. Timeouts and
-        cancellation come from outside, as `asyncio.CancelledError`; whoever cancels ends the record.
+        cancellation come from outside, as `asyncio.CancelledError`; the code that cancels ends the record.
         """
 
     async def close(self) -> None:
-        """Let go of connections; harmless when called twice or before `open`."""
+        """Close connections; harmless if called twice or before `open`."""

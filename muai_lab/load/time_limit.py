@@ -1,4 +1,4 @@
-"""One time limit for the requests of a load, at the price of one timer for all of them."""
+"""One time limit for all requests of a load, with a single timer."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from muai_lab.load.precise_timer import PreciseTimer
 class TimeLimit:
     """`asyncio.timeout` for many tasks that share one limit: `with limit:` raises TimeoutError if its body exceeds it.
 
-    All limits are equally long, so they run out in the order in which they began. The timer looks at the oldest alone.
-    A task has one body at a time, and nothing has cancelled it before.
+    All limits are equally long, so they expire in the order in which they began. The timer checks only the oldest.
+    A task has one body at a time, and must not have been cancelled before.
     """
 
     def __init__(self, limit_s: float, timer: PreciseTimer, clock: Callable[[], int]) -> None:
@@ -34,7 +34,7 @@ class TimeLimit:
         task = _this_task()
         if self._due_ns.pop(task, None) is not None:
             return
-        # The timer cancelled the task. If something else did so too, that is its end: it is not only late.
+        # The timer cancelled the task. If other code cancelled it too, it is not only late.
         if task.uncancel() == 0 and kind is asyncio.CancelledError:
             raise TimeoutError from error
 

@@ -1,7 +1,7 @@
-"""Token counts by a local tokenizer, for servers that do not count or do not say what a chunk carries.
+"""Token counts by a local tokenizer, for servers that count no tokens, or not those of each chunk.
 
-Text that is tokenized again can give other tokens than the model made, so these counts are an estimate. They stand in
-`client_output_tokens`, never in the place of the server's own count.
+Text that is tokenised again can give other tokens than the model's, so these counts are an estimate. They are kept in
+`client_output_tokens`, and never replace the server's own count.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ COUNTED_HERE = "tokens counted by the client's tokenizer"
 
 
 class OffsetTokenizer(Protocol):
-    """A tokenizer that gives the place of each token in a text."""
+    """A tokenizer that returns the position of each token in a text."""
 
     def token_ends(self, texts: list[str]) -> list[list[int]]:
-        """For each text the end of each of its tokens, in characters."""
+        """Return, for each text, the end of each of its tokens in characters."""
 
 
 def count_tokens(records: Sequence[RequestRecord], tokenizer: OffsetTokenizer) -> None:
-    """Fill in the tokens of the successful records that kept their texts, as far as the server left them open."""
+    """Fill in the missing token counts of the successful records that kept their texts."""
     open_ones = [record for record in records if awaits_count(record)]
     ends = tokenizer.token_ends(["".join(record.texts or ()) for record in open_ones])
     for record, found in zip(open_ones, ends, strict=True):
@@ -32,7 +32,7 @@ def count_tokens(records: Sequence[RequestRecord], tokenizer: OffsetTokenizer) -
         if record.output_tokens is None:
             record.client_output_tokens = len(found)
             record.note = COUNTED_HERE
-        if len(found) == record.total_tokens:  # else the text falls into other tokens than the model made
+        if len(found) == record.total_tokens:  # otherwise the text has other tokens than the model's
             record.fill_chunks(per_chunk)
     for record in records:
         record.texts = None
@@ -45,7 +45,7 @@ def awaits_count(record: RequestRecord) -> bool:
 
 
 def _tokens_per_chunk(texts: list[str], token_ends: list[int]) -> list[int]:
-    """Tokens of each chunk; a token belongs to the chunk that brings its last character."""
+    """Return the number of tokens of each chunk; a token belongs to the chunk with its last character."""
     chunk_ends = list(accumulate(map(len, texts)))
     counts = [0] * len(texts)
     for end in token_ends:

@@ -1,8 +1,8 @@
-"""The number of tokens that each chunk of a streamed answer carries, inferred from what the server counts.
+"""The number of tokens that each chunk of a streamed answer carries, inferred from the server's counts.
 
 One invariant decides: the counts of the chunks must sum to the count of the whole answer, else the counts per chunk are
-unknown. They are never believed in part. Servers fill `usage.completion_tokens` in four ways: with the count so far
-(vLLM's `continuous_usage_stats`), with the count of each chunk alone, only at the end, or not at all.
+unknown, all of them. Servers fill `usage.completion_tokens` in four ways: with the count so far (vLLM's
+`continuous_usage_stats`), with the count of each chunk alone, only at the end, or not at all.
 """
 
 from __future__ import annotations
@@ -28,8 +28,11 @@ CONTRADICTION = "the server's token counts contradict the chunks of the answer a
 class TokenCounts:
     """The tokens of one answer.
 
-    total: None if unknown. per_chunk: tokens of each chunk, None if unknown. unseen: tokens that no chunk carried and
-    only a later count revealed; `total` includes them. note: the inference in words, None if the server was explicit.
+    Attributes:
+        total: None if unknown.
+        per_chunk: Tokens of each chunk, None if unknown.
+        unseen: Tokens that no chunk carried and only a later count revealed; `total` includes them.
+        note: The inference as text, None if the server was explicit.
     """
 
     total: int | None
@@ -56,7 +59,7 @@ def infer_counts(
         final: `completion_tokens` that came after the last chunk, None if none did.
         ended_by_stop: True if the answer ended by itself, not by its length limit.
         reasoning: `reasoning_tokens` of the final usage; 0 if not given.
-        limit: tokens that were asked for; counts of single chunks that exceed it together were none.
+        limit: requested tokens; counts of single chunks whose sum exceeds it are not counts.
     """
     chunks = len(claims)
     if not chunks:
@@ -82,7 +85,7 @@ def _is_placeholder(total: int, chunks: int) -> bool:
 
 
 def _each_alone(claims: Sequence[int], final: int | None, limit: int) -> TokenCounts | None:
-    """The counts if each claim is that of its chunk alone."""
+    """Return the counts if each claim is that of its chunk alone."""
     if len(claims) < 2 or min(claims) < 1 or sum(claims) > COUNT_LIMIT:
         return None
     if final is None:
@@ -92,7 +95,7 @@ def _each_alone(claims: Sequence[int], final: int | None, limit: int) -> TokenCo
 
 
 def _so_far(claims: Sequence[int], final: int | None, limit: int) -> TokenCounts | None:
-    """The counts if each claim is that of the answer so far."""
+    """Return the counts if each claim is that of the answer so far."""
     if final is None and len(set(claims)) < len(claims) and min(claims) > 0 and sum(claims) <= limit:
         return None  # counts of chunks that happen not to fall, such as 1, 3, 4, 4, look the same
     total = claims[-1] if final is None else final
@@ -111,7 +114,7 @@ def _grows(claims: Sequence[int]) -> bool:
 
 
 def _one_each(chunks: int, total: int, ended_by_stop: bool, reasoning: int) -> TokenCounts:
-    """The counts if each chunk carries one token and that explains the total; else only the total is known."""
+    """Return the counts if each chunk carries one token and that explains the total; else only the total is known."""
     hidden: list[tuple[int, str | None]] = [(0, None)]
     if 0 < reasoning < total:
         hidden.append((reasoning, HIDDEN_REASONING))

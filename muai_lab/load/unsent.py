@@ -1,4 +1,4 @@
-"""Turns of the schedule that were not sent, and the end of a schedule that ran out."""
+"""Turns of the schedule that were not sent, and the note on a schedule that ran out."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from muai_lab.window import Window
 class Unsent:
     """Counts of turns.
 
-    after_failure: of sessions in which an earlier turn failed. without_text: of sessions in which an earlier answer had
-    no text. at_end: not due before the load ended.
+    Attributes:
+        after_failure: Turns of sessions in which an earlier turn failed.
+        without_text: Turns of sessions in which an earlier answer had no text.
+        at_end: Turns that were not due before the load ended.
     """
 
     after_failure: int = 0
@@ -20,7 +22,7 @@ class Unsent:
     at_end: int = 0
 
     def notes(self) -> tuple[str, ...]:
-        """The counts for a reader of the results."""
+        """Return the counts as notes for a reader of the results."""
         because = (
             (self.after_failure, "an earlier turn of theirs failed"),
             (self.without_text, "the answer before them had no text (reasoning or a tool call only)"),
@@ -29,7 +31,7 @@ class Unsent:
         return tuple(f"turns not sent because {reason}: {count:,}" for count, reason in because if count)
 
     def ran_out(self, window: Window, scheduled: int) -> str:
-        """The note for a schedule of so many requests that ended before the window."""
+        """Return the note on a schedule of `scheduled` requests that ended before the window."""
         after_s = (window.measure_end_ns - window.load_start_ns) / 1e9
         any_left = self.after_failure + self.without_text + self.at_end
         all_sent = f"all {scheduled} requests of the schedule were sent"

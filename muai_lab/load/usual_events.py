@@ -1,7 +1,7 @@
-"""The events of which nearly every stream consists, as types: decoding one is also the check that it is usual.
+"""Types of the events that nearly every stream consists of: decoding one is also the check that it is usual.
 
-A usual event carries a piece of text, perhaps a count of tokens or the end, and nothing else that has a meaning. A
-field of type None must be absent or null: with any other value the event means more, and is not decoded here.
+A usual event carries a piece of text, perhaps a count of tokens or the end, and no other field with a meaning. A field
+of type None must be absent or null: with any other value the event has a further meaning, and is not decoded here.
 """
 
 from __future__ import annotations

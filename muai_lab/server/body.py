@@ -1,7 +1,7 @@
-"""Bodies of requests: received within bounds, and weighed before they are parsed.
+"""Bodies of requests: received within limits, and weighed before they are parsed.
 
-A JSON parser holds the interpreter for as long as it parses, in a thread too: 16 MiB of empty lists take seconds. So a
-body is weighed while it comes, and only a light one is parsed in this process.
+A JSON parser holds the interpreter lock while it parses, also in a thread: 16 MiB of empty lists take seconds. So a
+body is weighed while it arrives, and only a light one is parsed in this process.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _COST_NS = {b"[": 700, b"{": 700, b",": 160, b":": 160, b"\\": 14}
 
 @dataclass(slots=True)
 class Body:
-    """The body of one request. cost_ns: about how long parsing it takes, in nanoseconds, never much too low."""
+    """The body of one request. cost_ns: estimated parsing time in nanoseconds, never much too low."""
 
     parts: list[bytes] = field(default_factory=list)
     size: int = 0
     cost_ns: float = 0.0
 
     def add(self, part: bytes) -> None:
-        """Take in one more part. A body that is heavy already is not weighed further."""
+        """Append a part. A body that is already heavy is not weighed further."""
         self.parts.append(part)
         self.size += len(part)
         self.cost_ns += len(part)
@@ -48,12 +48,12 @@ class Body:
         return self.size <= SMALL_BODY_BYTES or self.cost_ns <= LIGHT_BODY_NS
 
     def joined(self) -> bytes:
-        """All of it in one piece."""
+        """Return the whole body in one piece."""
         return self.parts[0] if len(self.parts) == 1 else b"".join(self.parts)
 
 
 class Bodies:
-    """Receives bodies; the memory that all of them take at once is bounded."""
+    """Receives bodies; the memory of all of them together is limited."""
 
     def __init__(self, most_held: int = MAX_HELD_BYTES) -> None:
         self.held = 0
@@ -61,7 +61,7 @@ class Bodies:
 
     @contextmanager
     def hold(self) -> Iterator[Body]:
-        """A body that counts until the end of the block."""
+        """Yield a body that counts until the end of the block."""
         body = Body()
         try:
             yield body
@@ -73,8 +73,8 @@ class Bodies:
         """Receive the whole body of the request, at most `limit` bytes.
 
         Raises:
-            HttpError: (413) it is longer; (503) too much is being received at once.
-            ClientGone: the client went away before the body was complete.
+            HttpError: (413) The body is longer; (503) too much is being received at once.
+            ClientGone: The client went away before the body was complete.
         """
         for name, value in scope["headers"]:
             if name == b"content-length" and int(value) > limit:  # the HTTP parser has checked that it is a number
@@ -95,7 +95,7 @@ class Bodies:
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
-    """The whole body of one request; raises as `Bodies.receive`."""
+    """Return the whole body of one request; raises as `Bodies.receive`."""
     bodies = Bodies()
     with bodies.hold() as body:
         await bodies.receive(body, scope, receive, limit)

@@ -1,4 +1,4 @@
-"""What a loaded model says about who serves it: in the ready line and in `/v1/models`."""
+"""The description of a loaded model, for the ready line and for `/v1/models`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def describe_model(name: str, stack: InferenceStack) -> dict[str, Any]:
-    """The engine that serves at this moment, those that were skipped or have died, and the model's source."""
+    """Return the engine that serves at this moment, those that were skipped or have died, and the model's source."""
     info = stack.info
     return {
         "name": name,

@@ -45,7 +45,7 @@ def prompts(value: Any) -> list[Prompt]:
 
 
 def begun_output(value: Any) -> list[int]:
-    """The token ids of an output that has begun, perhaps none."""
+    """Return the token ids of an output that has begun, perhaps none."""
     if value is None or value == []:
         return []
     if isinstance(value, list) and len(value) > MAX_TOKEN_IDS:
@@ -57,7 +57,7 @@ def begun_output(value: Any) -> list[int]:
 
 
 def stop_strings(value: Any) -> tuple[str, ...]:
-    """The stop strings of a request: one, several or none."""
+    """Return the stop strings of a request: one, several or none."""
     if value is None:
         return ()
     strings = [value] if isinstance(value, str) else value

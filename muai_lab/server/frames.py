@@ -1,7 +1,7 @@
 """The bytes of an answer: server-sent events of a stream, and the document of a whole answer.
 
-A stream sends one event per token, so everything that does not change from event to event is encoded once per choice,
-and an event is a concatenation around the JSON form of its text.
+A stream sends one event per token. So the constant parts of its events are encoded once per choice, and an event is a
+concatenation around the JSON form of its text.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ DONE = b"data: [DONE]\n\n"
 
 
 class Usage(enum.Enum):
-    """How much a stream says about tokens: nothing; a last event; or (vLLM's extension) every event as well."""
+    """The events of a stream that report token counts: none; a last event; or (vLLM's extension) every event."""
 
     NONE = "none"
     FINAL = "final"
@@ -26,7 +26,7 @@ class Usage(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class AnswerIdentity:
-    """What every event of one answer repeats."""
+    """The fields that every event of one answer repeats."""
 
     id: str
     model: str
@@ -63,11 +63,17 @@ def usage_document(prompt_tokens: int, output_tokens: int, cached_tokens: int | 
 
 @dataclass(frozen=True, slots=True)
 class AnswerFormat:
-    """What differs between the answers of the two endpoints.
+    """The differences between the answers of the two endpoints.
 
-    before_text, after_text: what stands around the JSON text in an event's choice. opening: choice of the event that
-    opens a stream, if there is one. ending: choice of an event of its own that tells why the stream ended; None where
-    the event with the last text tells it.
+    Attributes:
+        id_prefix: Beginning of an answer's id.
+        chunk_object: `object` of an event.
+        whole_object: `object` of an answer that is not streamed.
+        before_text: Bytes before the JSON text in an event's choice.
+        after_text: Bytes after it.
+        opening: Choice of the event that opens a stream, None if there is none.
+        ending: Choice of the separate event with the finish reason; None if the event with the last text has it.
+        content: The part of a choice that holds the text, for an answer that is not streamed.
     """
 
     id_prefix: str
@@ -105,7 +111,7 @@ CHAT = AnswerFormat(
 class Frames:
     """The events of one choice of a stream.
 
-    prompt_tokens: of this choice's prompt; with `Usage.CONTINUOUS` every event tells the usage of its own choice.
+    prompt_tokens: of this choice's prompt; with `Usage.CONTINUOUS` every event reports the usage of its own choice.
     """
 
     def __init__(
@@ -121,16 +127,16 @@ class Frames:
         self._counted = b',"usage":{"prompt_tokens":%d,"completion_tokens":%%d,"total_tokens":%%d}}\n\n' % prompt_tokens
 
     def opening(self) -> bytes:
-        """What is sent before anything else of the choice; may be empty."""
+        """Return the bytes that are sent before all else of the choice; may be empty."""
         opening = self._shape.opening
         return self._start + opening + _reason(None) + self._end(0) if opening else b""
 
     def text(self, text: str, output_tokens: int) -> bytes:
-        """The event that carries `text`; output_tokens: tokens of this choice so far."""
+        """Return the event that carries `text`; output_tokens: tokens of this choice so far."""
         return self._head + orjson.dumps(text) + self._middle + (self._tail or self._end(output_tokens))
 
     def ending(self, text: str, reason: str, output_tokens: int) -> bytes:
-        """The event or events that carry the last text and the reason why the choice ended."""
+        """Return the event or events that carry the last text and the finish reason."""
         if self._shape.ending is None:
             choice = self._head + orjson.dumps(text) + self._shape.after_text
             return choice + _reason(reason) + self._end(output_tokens)
@@ -142,7 +148,7 @@ class Frames:
 
 
 def whole(shape: AnswerFormat, answer: AnswerIdentity, results: Sequence[Result], usage: dict[str, Any]) -> bytes:
-    """The document of an answer that is not streamed."""
+    """Return the document of an answer that is not streamed."""
     choices = [
         {
             "index": index,
@@ -160,16 +166,16 @@ def whole(shape: AnswerFormat, answer: AnswerIdentity, results: Sequence[Result]
 def usage_event(
     shape: AnswerFormat, answer: AnswerIdentity, usage: dict[str, Any], phases: dict[str, float] | None = None
 ) -> bytes:
-    """The last event before `[DONE]` of a stream that was asked for usage.
+    """Return the last event before `[DONE]` of a stream that was asked for usage.
 
-    phases: where the time until the first token went, as the extension `x_muai`; None where that is not known.
+    phases: milliseconds of the phases until the first token, as the extension `x_muai`; None if unknown.
     """
     extension = b"" if phases is None else b',"x_muai":' + orjson.dumps(phases)
     return _head(shape, answer) + b'[],"usage":' + orjson.dumps(usage) + extension + b"}\n\n"
 
 
 def error_event(document: dict[str, Any]) -> bytes:
-    """The event that ends a stream which failed after it had begun."""
+    """Return the event that ends a stream which failed after its first event."""
     return b"data: " + orjson.dumps(document) + b"\n\n"
 
 

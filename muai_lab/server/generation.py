@@ -1,4 +1,4 @@
-"""The two endpoints that generate: from a request's bytes to an answer, streamed or whole."""
+"""The two endpoints that generate: from the bytes of a request to its answer, streamed or whole."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TOKENS_PER_TURN = 32 * 1024  # prompt tokens that are submitted before others have their turn of the event loop
+TOKENS_PER_TURN = 32 * 1024  # prompt tokens that are submitted within one turn of the event loop
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One sequence under way for a request. index: its place among the request's choices."""
+    """One running sequence of a request. index: its place among the choices of the request."""
 
     index: int
     prompt_index: int
@@ -56,7 +56,7 @@ class Choice:
 class GenerationEndpoint(Generic[AnyRequest]):
     """`/v1/completions` or `/v1/chat/completions`, as an ASGI application for POST requests.
 
-    request_timeout_s: longest that one request may take in the stack, None for no limit.
+    request_timeout_s: longest time of one request in the stack, None for no limit.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class GenerationEndpoint(Generic[AnyRequest]):
     async def _submit(
         self, stack: InferenceStack, request: AnyRequest, prompts: Sequence[Sequence[int]], answer_id: str
     ) -> list[Choice]:
-        """All sequences of the request, or none: one that is refused takes the others along."""
+        """Submit all sequences of the request or none: if one is refused, the others are cancelled."""
         choices: list[Choice] = []
         total = len(prompts) * request.choices
         stop = StopStrings(request.stop)
@@ -158,7 +158,7 @@ class GenerationEndpoint(Generic[AnyRequest]):
 
 
 class _Stream:
-    """One streamed answer: every piece of output is sent as soon as the engine has made it.
+    """One streamed answer: every piece of output is sent as soon as the engine has produced it.
 
     The status line waits for the first output, so that a request that fails while it is queued gets its true status.
     """
@@ -171,10 +171,10 @@ class _Stream:
         self._started = False
 
     async def run(self, choices: Sequence[Choice], disconnect: Disconnect) -> None:
-        """Send everything.
+        """Send the whole stream.
 
         Raises:
-            RequestError: the request failed before anything was sent, or the client has gone.
+            RequestError: The request failed before anything was sent, or the client has gone.
         """
         try:
             results = await _all([self._pump(choice) for choice in choices])
@@ -237,7 +237,7 @@ async def _collect(choice: Choice) -> Result:
 
 
 async def _all(work: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
-    """Results in the order given; the first failure ends the rest and is raised."""
+    """Return the results in the given order; the first failure cancels the rest and is raised."""
     if len(work) == 1:  # nearly always: no task needed
         return [await work[0]]
     tasks = [asyncio.create_task(item) for item in work]
@@ -260,7 +260,7 @@ def _usage_wanted(request: GenerationFields) -> Usage:
 
 
 def _phases(choices: Sequence[Choice]) -> dict[str, float] | None:
-    """Milliseconds that the only choice waited in the queue, and from there to its first token."""
+    """Return the milliseconds that the only choice waited in the queue, and from there to its first token."""
     generation = choices[0].generation
     if len(choices) > 1 or generation.queue_s is None or generation.prefill_s is None:
         return None
@@ -268,7 +268,7 @@ def _phases(choices: Sequence[Choice]) -> dict[str, float] | None:
 
 
 def _total_usage(choices: Sequence[Choice], results: Sequence[Result]) -> dict[str, Any]:
-    """A prompt counts once, however many choices were made of it."""
+    """Return the usage of the whole answer; a prompt counts once, whatever the number of its choices."""
     first = {choice.prompt_index: result for choice, result in reversed(list(zip(choices, results, strict=True)))}
     cached = [result.cached_tokens for result in first.values() if result.cached_tokens is not None]
     return usage_document(

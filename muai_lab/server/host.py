@@ -1,4 +1,4 @@
-"""The models that one server offers: which there are, which are loaded, and whether requests are welcome."""
+"""The models that one server offers: their names, the loaded ones, and the state of the server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DRAINING_RETRY_S = 5.0
 
 
 class State(enum.Enum):
-    """Where the server is in its life."""
+    """The phase of the server's life."""
 
     LOADING = "loading"
     READY = "ready"
@@ -32,9 +32,9 @@ class State(enum.Enum):
 class ModelHost:
     """Stacks by model name, opened at start or at their first request.
 
-    names: the models that may be asked for. open_stack: opens one of them; it blocks for seconds, so it is called in a
-    thread, once per model however many requests wait for it. A failed load is an error for those that wait for it; the
-    next request tries again. Everything here is used from one event loop.
+    `open_stack` blocks for seconds, so it is called in a thread, once per model whatever the number of requests that
+    wait for it. A failed load is an error for the waiting requests; the next request tries again. All methods belong to
+    one event loop.
     """
 
     def __init__(self, names: Iterable[str], open_stack: Callable[[str], InferenceStack]) -> None:
@@ -51,14 +51,14 @@ class ModelHost:
 
     @property
     def loading(self) -> bool:
-        """Whether a load is under way; the thread that does it cannot be interrupted."""
+        """True while a model is being loaded; the loading thread cannot be interrupted."""
         return bool(self._loading)
 
     async def preload(self, names: Sequence[str]) -> None:
-        """Load these models one after the other, then welcome requests.
+        """Load these models one after the other, then accept requests.
 
         Raises:
-            MuaiError: a model cannot be loaded; the message names it.
+            MuaiError: A model cannot be loaded; the message names it.
         """
         for name in names:
             await self._load(name)
@@ -66,11 +66,11 @@ class ModelHost:
             self.state = State.READY
 
     async def stack(self, name: str) -> InferenceStack:
-        """The stack that serves `name`, loaded now if it is not yet.
+        """Return the stack that serves `name`, loaded now if necessary.
 
         Raises:
-            HttpError: the model is unknown (404), or requests are not welcome (503).
-            MuaiError: the model cannot be loaded.
+            HttpError: The model is unknown (404), or the server does not accept requests (503).
+            MuaiError: The model cannot be loaded.
         """
         self.check_welcome()
         self.check_known(name)
@@ -78,14 +78,14 @@ class ModelHost:
         return stack if stack is not None else await self._load(name)
 
     def check_welcome(self) -> None:
-        """Raise the 503 that tells a client to come back later, unless the server is ready."""
+        """Raise a 503 with `Retry-After` unless the server is ready."""
         if self.state is State.LOADING:
             raise unavailable("the server is still loading its models", "loading", LOADING_RETRY_S)
         if self.state is State.DRAINING:
             raise unavailable("the server is shutting down", "draining", DRAINING_RETRY_S)
 
     def check_known(self, name: str) -> None:
-        """Raise a 404 unless `name` is one of the models offered."""
+        """Raise a 404 unless the server offers `name`."""
         if name not in self.names:
             offered = ", ".join(f"'{known}'" for known in self.names)
             raise HttpError(
@@ -96,16 +96,16 @@ class ModelHost:
             )
 
     def unhealthy(self) -> list[str]:
-        """Loaded models whose engine does not work any more."""
+        """Return the names of the loaded models whose engine has failed."""
         return [name for name, stack in self._stacks.items() if not stack.healthy()]
 
     async def drain(self, timeout_s: float) -> None:
-        """Refuse new requests; wait for the running ones, at most `timeout_s` seconds, then cancel what is left."""
+        """Refuse new requests, wait for the running ones for at most `timeout_s` seconds, then cancel the rest."""
         self.state = State.DRAINING
         await asyncio.gather(*(stack.drain(timeout_s) for stack in self._stacks.values()))
 
     async def close(self) -> None:
-        """Close every engine, whatever one of them says about it."""
+        """Close every engine, also if closing one of them fails."""
         self.state = State.DRAINING
         results = await asyncio.gather(*(stack.close() for stack in self._stacks.values()), return_exceptions=True)
         for name, result in zip(self._stacks, results, strict=True):
@@ -119,7 +119,7 @@ class ModelHost:
             task = asyncio.create_task(asyncio.to_thread(self._open_stack, name), name=f"load {name}")
             self._loading[name] = task
             task.add_done_callback(lambda done: self._loaded(name, done))
-        # Others wait for the same load: one client that goes away must not end it.
+        # Others wait for the same load: a client that goes away must not end it.
         return await asyncio.shield(task)
 
     def _loaded(self, name: str, task: asyncio.Task[InferenceStack]) -> None:

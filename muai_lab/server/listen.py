@@ -1,4 +1,4 @@
-"""Listening sockets and HTTP servers on them; see `muai_lab.server.connection` for what a client may do."""
+"""Listening sockets and HTTP servers on them; for the limits of a client see `muai_lab.server.connection`."""
 
 from __future__ import annotations
 
@@ -22,13 +22,17 @@ SPARE_DESCRIPTORS = 128  # for model files, pipes, and what else the process has
 
 
 def listen(host: str, port: int, key: str) -> socket.socket:
-    """A socket that listens on `host`:`port`; port 0 takes any free one. key: the setting that holds the port.
+    """Return a listening socket.
 
-    The socket listens at once, so that of two servers that start together one is told so now, and not after it has
-    loaded its models.
+    It listens at once: of two servers that start together, one fails now and not after loading its models.
+
+    Args:
+        host: Name or address of this machine.
+        port: 0 takes any free port.
+        key: The setting that holds the port, for messages.
 
     Raises:
-        RunError: the port is in use, or the address is not one of this machine's.
+        RunError: The port is in use, or the address is not one of this machine.
     """
     where = f"{host}:{port}"
     try:
@@ -56,7 +60,7 @@ def listen(host: str, port: int, key: str) -> socket.socket:
 
 
 def url_of(listener: socket.socket, path: str = "") -> str:
-    """An address under which this machine reaches the socket (the loopback where it listens everywhere)."""
+    """Return a URL under which this machine reaches the socket (the loopback if it listens on all addresses)."""
     host, port = listener.getsockname()[:2]
     address = ipaddress.ip_address(host)
     if address.is_unspecified:
@@ -65,12 +69,12 @@ def url_of(listener: socket.socket, path: str = "") -> str:
 
 
 def is_exposed(listener: socket.socket) -> bool:
-    """Whether other machines can reach the socket."""
+    """True if other machines can reach the socket."""
     return not ipaddress.ip_address(listener.getsockname()[0]).is_loopback
 
 
 def connections_allowed(wanted: int) -> int:
-    """Most connections that the process may have open: as many as wanted, if the system lets it have the descriptors.
+    """Return the limit of open connections: the wanted number, or fewer if the system grants fewer descriptors.
 
     The soft limit of open files is raised as far as the hard one allows.
     """
@@ -83,7 +87,7 @@ def connections_allowed(wanted: int) -> int:
 
 
 class HttpServer(uvicorn.Server):
-    """uvicorn on a socket and a loop of ours; signals are ours as well."""
+    """uvicorn on a given socket and the running loop, without its signal handlers."""
 
     def __init__(
         self,
@@ -94,7 +98,7 @@ class HttpServer(uvicorn.Server):
         client_timeout_s: float = 30.0,
         max_connections: int = 256,
     ) -> None:
-        """flush_s: longest that `stop` waits for answers that are still being read. Others: see `ConnectionConfig`."""
+        """flush_s: longest time that `stop` waits for answers being read; others: see `ConnectionConfig`."""
         super().__init__(
             ConnectionConfig(
                 app,
@@ -119,12 +123,12 @@ class HttpServer(uvicorn.Server):
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Return once requests are answered."""
+        """Start, and return once requests are answered."""
         self._task = asyncio.create_task(self.serve(sockets=[self._listener]))
         await self._up.wait()
 
     async def stop(self) -> None:
-        """Close the socket and idle connections at once, the others when their answer is complete or time is up."""
+        """Close the socket and idle connections at once, the others when their answer is complete or time is over."""
         self.should_exit = True
         if self._task is not None:
             await self._task
@@ -135,9 +139,9 @@ class HttpServer(uvicorn.Server):
         return await super().on_tick(counter)
 
     def sweep(self, tick: int, now: float) -> None:
-        """Close connections whose clients are too slow; each is looked at once in `TICKS_PER_SWEEP` ticks.
+        """Close connections whose clients are too slow; each is checked once in `TICKS_PER_SWEEP` ticks.
 
-        now: time of the loop.
+        now: time of the loop, seconds.
         """
         for connection in list(self.server_state.connections):
             if hash(connection) % TICKS_PER_SWEEP == tick % TICKS_PER_SWEEP and isinstance(connection, Connection):

@@ -1,9 +1,9 @@
-"""Parses heavy bodies in a process of its own, where the parser holds nobody up.
+"""Parses heavy bodies in a process of its own, where the parser blocks no other request.
 
     python -m muai_lab.server.parse_process
 
-reads requests from stdin and writes what became of them to stdout, until stdin ends. The server starts it at the first
-heavy body.
+reads requests from stdin and writes the results to stdout, until stdin ends. The server starts it at the first heavy
+body.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ from muai_lab.server.protocol import AnyRequest, ChatRequest, CompletionRequest,
 log = logging.getLogger(__name__)
 
 PARSE_LIMIT_S = 20.0
-MAX_RESIDENT_KIB = 300 * 1024  # a process that has grown beyond ends: what it freed may never go back to the system
+MAX_RESIDENT_KIB = 300 * 1024  # a larger process ends: its freed memory may never return to the system
 _KINDS: tuple[type[GenerationFields], ...] = (CompletionRequest, ChatRequest)
 _ASKED = struct.Struct(">BQ")  # kind, bytes of the body that follows
 _ANSWERED = struct.Struct(">Q")  # bytes of the pickle that follows
 
 
 class ParseProcess:
-    """The process, as the server sees it: started when it is needed, one body at a time."""
+    """The server's side of the process: started at the first use, one body at a time."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._one_at_a_time = threading.Lock()
 
     def parse(self, kind: type[AnyRequest], parts: Sequence[bytes]) -> AnyRequest:
-        """The request whose body these parts form; blocks, so call it in a thread.
+        """Return the request whose body consists of these parts; blocks, so call it in a thread.
 
         Raises:
-            HttpError: (400) as `muai_lab.server.protocol.parse`; (413) it takes too long; (503) the process failed.
+            HttpError: (400) As `muai_lab.server.protocol.parse`; (413) it takes too long; (503) the process failed.
         """
         with self._one_at_a_time:
             try:
                 outcome = self._exchange(kind, parts)
-            except OSError:  # it has ended: it had grown too large, or somebody killed it
+            except OSError:  # the process has ended: it had grown too large, or was killed
                 self.close()
                 try:
                     outcome = self._exchange(kind, parts)
@@ -72,7 +72,7 @@ class ParseProcess:
             process.wait()
             for pipe in (process.stdin, process.stdout):
                 if pipe is not None:
-                    with contextlib.suppress(OSError):  # what was written last never arrived
+                    with contextlib.suppress(OSError):  # the last write never arrived
                         pipe.close()
 
     def _exchange(self, kind: type[AnyRequest], parts: Sequence[bytes]) -> object:
@@ -81,11 +81,11 @@ class ParseProcess:
         assert process.stdout is not None
         late = threading.Event()
 
-        def give_up() -> None:
+        def abort() -> None:
             late.set()
             process.kill()
 
-        timer = threading.Timer(PARSE_LIMIT_S, give_up)
+        timer = threading.Timer(PARSE_LIMIT_S, abort)
         timer.start()
         try:
             process.stdin.write(_ASKED.pack(_KINDS.index(kind), sum(map(len, parts))))
@@ -117,13 +117,13 @@ def _read(pipe: IO[bytes], size: int) -> bytes:
 
 
 def _outcome(kind: type[GenerationFields], body: bytes) -> object:
-    """The request, or what `invalid` takes if it is refused."""
+    """Return the request, or the arguments of `invalid` if it is refused."""
     try:
         request = parse(kind, body)
     except HttpError as error:
         return error.message, error.param, error.code
     if isinstance(request, CompletionRequest):
-        # As arrays, ids reach the process that serves without being made there one by one.
+        # As arrays, ids reach the serving process without being created there one by one.
         packed = [array("i", prompt) if isinstance(prompt, list) else prompt for prompt in request.prompt]
         return request.model_copy(update={"prompt": packed})
     return request
@@ -131,8 +131,8 @@ def _outcome(kind: type[GenerationFields], body: bytes) -> object:
 
 def main() -> None:
     """Answer until stdin ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # from the terminal it goes to all; the server ends this process
-    gc.disable()  # what JSON makes has no cycles, and looking for them takes half of the time
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the server ends this one
+    gc.disable()  # values from JSON have no cycles, and the search for them takes half of the time
     stdin, stdout = sys.stdin.buffer, sys.stdout.buffer
     while head := stdin.read(_ASKED.size):
         kind, size = _ASKED.unpack(head)

@@ -1,4 +1,4 @@
-"""The server as a process of its own: signals, and an end that leaves nothing behind."""
+"""The server as a process of its own: signals, and an end without remains."""
 
 from __future__ import annotations
 
@@ -26,14 +26,17 @@ EXIT_STATUS = {signal.SIGTERM: 0, signal.SIGINT: 130}
 
 
 def serve(settings: LabSettings, announce: Callable[[dict[str, Any]], None]) -> int:
-    """Serve until SIGTERM or SIGINT; returns the exit status: 0 for SIGTERM, 130 for SIGINT.
+    """Serve until SIGTERM or SIGINT and return the exit status: 0 for SIGTERM, 130 for SIGINT.
 
-    announce: called once with `InferenceService.describe()`, when requests are welcome. The first signal drains; a
-    second one ends the process at once, as does the first while models are still being loaded (a load cannot be
-    interrupted, and nobody is being served). The environment variable MUAI_ADMIN_TOKEN switches the admin call on.
+    The first signal drains, and a second one ends the process at once. So does the first while models are being loaded:
+    a load cannot be interrupted. The environment variable MUAI_ADMIN_TOKEN enables the admin call.
+
+    Args:
+        settings: All settings.
+        announce: Called once with `InferenceService.describe()`, when the server accepts requests.
 
     Raises:
-        MuaiError: a port is in use, a model cannot be loaded.
+        MuaiError: A port is in use, or a model cannot be loaded.
     """
     service = InferenceService(settings, admin_token=os.environ.get(TOKEN_VARIABLE) or None)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -54,7 +57,7 @@ async def _serve(service: InferenceService, announce: Callable[[dict[str, Any]],
         announce(service.describe())
         log.info("ready")
         signum = await stopping
-        log.info("%s: finishing what runs, refusing what comes", signum.name)
+        log.info("%s: finishing running requests, refusing new ones", signum.name)
     finally:
         stopping.cancel()
         await service.stop()
@@ -65,7 +68,7 @@ async def _serve(service: InferenceService, announce: Callable[[dict[str, Any]],
 
 
 class _StopSignals:
-    """The first SIGTERM or SIGINT is reported, the second ends the process."""
+    """Reports the first SIGTERM or SIGINT; the second ends the process."""
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
@@ -80,16 +83,16 @@ class _StopSignals:
         if not self._first.done():
             self._first.set_result(signum)
         else:
-            log.warning("second signal: leaving at once")
+            log.warning("second signal: ending at once")
             leave_at_once(128 + signum)
 
 
 def leave_at_once(status: int) -> NoReturn:
-    """End the process without waiting for threads, and with it its children and its temporary folders."""
+    """End the process without waiting for threads, together with its children and its temporary folders."""
     children = psutil.Process().children(recursive=True)
     for child in children:
         child.kill()
-    psutil.wait_procs(children, timeout=KILL_WAIT_S)  # else they may write to what is removed now
+    psutil.wait_procs(children, timeout=KILL_WAIT_S)  # else they may write into the folders that are removed now
     remove_scratch()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,9 +1,9 @@
 """Requests of the OpenAI API, validated.
 
 Unknown fields are ignored, since clients send many (`user`, `metadata`, ...). Known fields that would change the answer
-and are not honoured are refused (see `muai_lab.server.unsupported`). JSON types are strict: `"16"` is not a number.
+and are not supported are refused (see `muai_lab.server.unsupported`). JSON types are strict: `"16"` is not a number.
 
-The time that a request takes to read grows no faster than its body, and an error reports the first few problems only.
+The time to read a request grows no faster than its body, and an error reports only the first few problems.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ UNSUPPORTED = "unsupported_parameter"
 
 
 def _within(numbers: TokenRange) -> Any:
-    """The constraint of a field that holds one of these numbers; infinity and NaN are never among them."""
+    """Return the constraint of a field that holds one of these numbers; infinity and NaN are never among them."""
     if numbers.above:
         return Field(gt=numbers.least, le=numbers.most)
     return Field(ge=numbers.least, le=numbers.most)
 
 
 def _text(value: Any) -> str:
-    """The text of a message: a string, or parts of which all are text."""
+    """Return the text of a message: a string, or parts that are all text."""
     if isinstance(value, str):
         return value
     if isinstance(value, list) and value:
@@ -79,7 +79,7 @@ def _text(value: Any) -> str:
 
 
 def _nothing(value: Any) -> None:
-    """Accept a field of a message that is not supported only if it asks for nothing."""
+    """Accept a message field that is not supported only if its value is neutral."""
     if not is_neutral(value, (None, False, [], {})):
         raise PydanticCustomError(UNSUPPORTED, "is not supported by this server: leave it out")
 
@@ -88,7 +88,7 @@ Unsupported = Annotated[None, PlainValidator(_nothing)]
 
 
 class StreamOptions(BaseModel):
-    """What a stream carries beside text; `continuous_usage_stats` is vLLM's: usage so far in every chunk."""
+    """Additions to a stream's text; `continuous_usage_stats` is vLLM's: usage so far in every chunk."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
 
@@ -97,7 +97,7 @@ class StreamOptions(BaseModel):
 
 
 class GenerationFields(BaseModel, ABC):
-    """What both kinds of request share; null means the default everywhere.
+    """The fields that both kinds of request share; null means the default everywhere.
 
     Extensions, as vLLM has them: `top_k`, `ignore_eos`, `priority` (lower goes first), `cache_salt` (requests share
     cached prefixes only with requests of the same salt) and `return_token_ids` (of whole answers only).
@@ -126,7 +126,7 @@ class GenerationFields(BaseModel, ABC):
 
     @property
     def begun(self) -> Sequence[int]:
-        """Token ids that the output has already."""
+        """Token ids that the output already has."""
         return ()
 
     @property
@@ -140,7 +140,7 @@ class GenerationFields(BaseModel, ABC):
         return self.choices
 
     def sampling(self, choice: int) -> Sampling:
-        """Sampling of one choice; choices of one seeded request differ, and each can be had again."""
+        """Return the sampling of one choice; choices of one seeded request differ, and each can be reproduced."""
         seed = None if self.seed is None else (self.seed + choice) & INT64_MAX
         return Sampling(
             temperature=1.0 if self.temperature is None else self.temperature,
@@ -150,7 +150,7 @@ class GenerationFields(BaseModel, ABC):
         )
 
     def token_limit(self) -> int | None:
-        """Most output tokens, None for as many as the context holds."""
+        """Return the limit of output tokens, None for as many as the context holds."""
         return self.max_tokens
 
     @property
@@ -160,17 +160,17 @@ class GenerationFields(BaseModel, ABC):
 
     @abstractmethod
     def fewest_tokens(self, tokenizer: ModelTokenizer) -> int:
-        """Lower bound of the tokens of the longest prompt, in no time."""
+        """Return a lower bound of the tokens of the longest prompt, without tokenising it."""
 
     @abstractmethod
     def token_ids(self, tokenizer: ModelTokenizer) -> Sequence[list[int]]:
-        """The request's prompts, as the model reads them."""
+        """Return the request's prompts, as the model reads them."""
 
     def check(self) -> None:
-        """Refuse what the fields' types cannot rule out.
+        """Refuse combinations that the types of the fields cannot exclude.
 
         Raises:
-            HttpError: (400) a combination makes no sense, or a known field cannot be honoured.
+            HttpError: (400) A combination makes no sense, or a known field is not supported.
         """
         if self.stream_options is not None and not self.stream:
             raise invalid("'stream_options' is only allowed when 'stream' is true", "stream_options")
@@ -183,14 +183,14 @@ class GenerationFields(BaseModel, ABC):
         name = first_unsupported(extra, self.unsupported)
         if name is not None:
             raise invalid(f"'{name}' is not supported by this server: leave it out", name, UNSUPPORTED)
-        extra.clear()  # may be megabytes, and the request lives as long as its answer
+        extra.clear()  # perhaps megabytes, and the request lives as long as its answer
 
 
 class CompletionRequest(GenerationFields):
     """POST /v1/completions.
 
-    Extension of this server: `x_muai_output`, token ids that the output of an encoder-decoder model has already. The
-    answer goes on behind them.
+    Extension of this server: `x_muai_output`, token ids that the output of an encoder-decoder model already has. The
+    answer continues after them.
     """
 
     unsupported = COMPLETION_FIELDS
@@ -210,11 +210,11 @@ class CompletionRequest(GenerationFields):
         return len(self.prompt) * self.choices
 
     def token_limit(self) -> int | None:
-        """OpenAI's default for this endpoint is 16."""
+        """See `GenerationFields.token_limit`; OpenAI's default for this endpoint is 16."""
         return self.max_tokens or DEFAULT_COMPLETION_TOKENS
 
     def token_ids(self, tokenizer: ModelTokenizer) -> Sequence[list[int]]:
-        """Text is tokenised, ids are taken as they are."""
+        """Return the ids of each prompt; text is tokenised, ids are unchanged."""
         return [tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt) for prompt in self.prompt]
 
     @property
@@ -237,10 +237,10 @@ class ChatMessage(BaseModel):
     tool_calls: Unsupported = None
     function_call: Unsupported = None
     audio: Unsupported = None
-    prefix: Unsupported = None  # other servers: begin the answer with this message
+    prefix: Unsupported = None  # of other servers: begin the answer with this message
 
     def plain(self) -> dict[str, str]:
-        """The form that chat templates take."""
+        """Return the form that chat templates take."""
         return {"role": "system" if self.role == "developer" else self.role, "content": self.content}
 
 
@@ -259,7 +259,7 @@ Conversation = Annotated[list[dict[str, str]], GetPydanticSchema(_conversation)]
 
 
 class ChatRequest(GenerationFields):
-    """POST /v1/chat/completions. `max_completion_tokens` goes before its deprecated elder `max_tokens`."""
+    """POST /v1/chat/completions. `max_completion_tokens` has precedence over the deprecated `max_tokens`."""
 
     unsupported = CHAT_FIELDS
     prompt_field = "messages"
@@ -268,19 +268,19 @@ class ChatRequest(GenerationFields):
     max_completion_tokens: Annotated[int, _within(MAX_TOKENS)] | None = None
 
     def token_limit(self) -> int | None:
-        """As many as the context holds, unless said otherwise."""
+        """See `GenerationFields.token_limit`."""
         return self.max_completion_tokens or self.max_tokens
 
     def token_ids(self, tokenizer: ModelTokenizer) -> Sequence[list[int]]:
-        """One prompt: the conversation in the form of the model's chat template."""
+        """Return one prompt: the conversation in the form of the model's chat template."""
         try:
             return [tokenizer.encode_chat(self.messages)]
-        except TemplateError as error:  # the template of some models wants roles to alternate, or knows no system role
+        except TemplateError as error:  # some models' templates require alternating roles, or have no system role
             raise invalid(f"the model's chat template refuses these messages: {error}", "messages") from error
 
     @property
     def characters(self) -> int:
-        """See `GenerationFields.characters`; a message's template counts for some."""
+        """See `GenerationFields.characters`; the template of each message counts as well."""
         return sum(len(message["content"]) + TEMPLATE_CHARACTERS for message in self.messages)
 
     def fewest_tokens(self, tokenizer: ModelTokenizer) -> int:
@@ -288,7 +288,7 @@ class ChatRequest(GenerationFields):
         return sum(tokenizer.at_least(message["content"]) for message in self.messages)
 
     def check(self) -> None:
-        """As for every request; and a conversation has at least one message."""
+        """See `GenerationFields.check`; a conversation must have at least one message."""
         super().check()
         if not self.messages:
             raise invalid("'messages' must hold at least one message", "messages")
@@ -298,11 +298,11 @@ AnyRequest = TypeVar("AnyRequest", bound=GenerationFields)
 
 
 def parse(kind: type[AnyRequest], body: bytes) -> AnyRequest:
-    """The request in `body`, a JSON document.
+    """Return the request in `body`, a JSON document.
 
     Raises:
-        HttpError: (400) malformed JSON, with its position; or a field that is missing, of a wrong type, out of range or
-            not supported, with its name; further fields at fault are named in the message.
+        HttpError: (400) Malformed JSON, with its position; or a field that is missing, of a wrong type, out of range or
+            not supported, with its name; the message names further fields at fault.
     """
     try:
         request = kind.model_validate_json(body)

@@ -1,7 +1,7 @@
-"""From the bytes of a request to the token ids of its prompts, without holding up the event loop.
+"""From the bytes of a request to the token ids of its prompts, without blocking the event loop.
 
-What is light is done at once. A heavy body is parsed in a process of its own, and long texts are tokenised in threads:
-the tokenizer, other than the JSON parser, lets go of the interpreter while it works.
+Light work is done at once. A heavy body is parsed in a process of its own, and long texts are tokenised in threads: the
+tokenizer, unlike the JSON parser, releases the interpreter lock while it works.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from muai_lab.server.protocol import AnyRequest, GenerationFields, parse
 if TYPE_CHECKING:
     from muai_lab.models.tokenizer import ModelTokenizer
 
-SHORT_TEXT = 4096  # characters that are tokenised on the event loop, which takes at most a few milliseconds
+SHORT_TEXT = 4096  # characters that are tokenised on the event loop, in at most a few milliseconds
 TOKENIZE_THREADS = 2
 
 
@@ -36,7 +36,7 @@ class RequestReader:
         self._tokenizing = ThreadPoolExecutor(TOKENIZE_THREADS, "tokenize")
 
     def hold(self) -> AbstractContextManager[Body]:
-        """The body of one request, for as long as it is needed; see `Bodies.hold`."""
+        """Return a context that holds the body of one request; see `Bodies.hold`."""
         return self._bodies.hold()
 
     async def parse(self, kind: type[AnyRequest], body: Body, scope: Scope, receive: Receive) -> AnyRequest:
@@ -50,11 +50,11 @@ class RequestReader:
     async def tokenize(
         self, request: GenerationFields, tokenizer: ModelTokenizer, most_tokens: int
     ) -> Sequence[list[int]]:
-        """Token ids of the prompts of a request.
+        """Return token ids of the prompts of a request.
 
         Raises:
-            InvalidRequest: a prompt has surely more than `most_tokens` tokens; it is not tokenised then.
-            HttpError: the model's chat template refuses the conversation.
+            InvalidRequest: A prompt certainly has more than `most_tokens` tokens; it is then not tokenised.
+            HttpError: The model's chat template refuses the conversation.
         """
         tokens = request.fewest_tokens(tokenizer)
         if tokens > most_tokens:
@@ -68,7 +68,7 @@ class RequestReader:
         return await asyncio.get_running_loop().run_in_executor(self._tokenizing, request.token_ids, tokenizer)
 
     def close(self) -> None:
-        """End the threads and the process; nothing is read any more."""
+        """End the threads and the process; no request can be read afterwards."""
         self._tokenizing.shutdown(wait=False, cancel_futures=True)
         self._parsing.shutdown(wait=False, cancel_futures=True)
         self._parser.close()

@@ -30,7 +30,7 @@ OpenStack = Callable[[LabSettings, str, MakeObservers], InferenceStack]
 
 
 def open_stack(settings: LabSettings, name: str, observers: MakeObservers) -> InferenceStack:
-    """The stack that the settings ask for under this model name; blocks for seconds."""
+    """Return the stack of the settings for this model name; blocks for seconds."""
     return InferenceStack.open(
         settings.optimization,
         name,
@@ -43,11 +43,15 @@ def open_stack(settings: LabSettings, name: str, observers: MakeObservers) -> In
 class InferenceService:
     """The HTTP API and the metrics of one process.
 
-    Making it binds both sockets, before any model is loaded. open_stack: how a model is opened; tests bring their own.
-    admin_token: what the admin call asks for; None: there is no admin call.
+    The constructor binds both sockets, before any model is loaded.
+
+    Args:
+        settings: All settings.
+        open_stack: Opens a model; replaceable for tests.
+        admin_token: Token of the admin call; None for no admin call.
 
     Raises:
-        RunError: a socket cannot be bound.
+        RunError: A socket cannot be bound.
     """
 
     def __init__(
@@ -78,10 +82,10 @@ class InferenceService:
         self._reader = RequestReader()
 
     async def start(self) -> None:
-        """Answer health checks now, and requests once the models are loaded.
+        """Answer health checks at once, and requests after the models are loaded.
 
         Raises:
-            MuaiError: a model cannot be loaded.
+            MuaiError: A model cannot be loaded.
         """
         monitoring = self._settings.monitoring
         created = int(time.time())
@@ -100,13 +104,13 @@ class InferenceService:
             self._servers.append(HttpServer(metrics, self._metrics_listener, flush_s=METRICS_FLUSH_S))
         for server in self._servers:
             await server.start()
-        self._tell_addresses()
+        self._log_addresses()
         await self.host.preload(self.preloaded)
 
     async def stop(self) -> None:
-        """Refuse new requests, finish the running ones within the configured time, then end everything.
+        """Refuse new requests, finish the running ones within the configured time, then close everything.
 
-        Metrics are served until the last, so that the drain can be watched.
+        Metrics are served until the end, so that the drain can be observed.
         """
         await self.host.drain(self._settings.monitoring.server.graceful_shutdown_timeout)
         for server in self._servers:
@@ -118,7 +122,7 @@ class InferenceService:
             self._metrics_listener.close()
 
     def describe(self) -> dict[str, Any]:
-        """What serves and where, for whoever started the process."""
+        """Return the content of the ready line: addresses, models and engines."""
         return {
             "event": "ready",
             "url": self.url,
@@ -137,12 +141,12 @@ class InferenceService:
             *(name, engine.name, engine.version, engine.device, engine.dtype),
             *(engine.max_model_len, time.monotonic() - began),
         )
-        # What was loaded stays: a full collection would look through all of it, and hold every request up meanwhile.
+        # The loaded objects stay: a full collection would traverse all of them, and block every request meanwhile.
         gc.collect()
         gc.freeze()
         return stack
 
-    def _tell_addresses(self) -> None:
+    def _log_addresses(self) -> None:
         log.info("listening on %s, OpenAI API at %s/v1", self.url, self.url)
         if self.metrics_url is not None:
             log.info("metrics at %s", self.metrics_url)

@@ -1,7 +1,7 @@
-"""Request fields that would change the answer and that this server does not honour.
+"""Request fields that would change the answer and that this server does not support.
 
-The names come from the request schemas of OpenAI, vLLM, SGLang, TGI and llama.cpp. A field counts as absent if it holds
-a neutral value: one for which a server that knows the field answers as one that does not.
+The names come from the request schemas of OpenAI, vLLM, SGLang, TGI and llama.cpp. A field counts as absent if its
+value is neutral: a server that supports the field then answers like one that does not.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ _BOTH: Mapping[str, Neutral] = {
     **_FORM_OF_ANSWER,
     **_WRAPPERS,
 }
-# Each endpoint refuses what the other one takes: ignored, it would change the length of the answer, or what is asked.
+# Each endpoint refuses the fields of the other one: ignored, they would change the prompt or the length of the answer.
 COMPLETION_FIELDS: Mapping[str, Neutral] = {
     **_BOTH,
     "add_special_tokens": _YES,
@@ -143,7 +143,7 @@ CHAT_FIELDS: Mapping[str, Neutral] = {**_BOTH, "add_special_tokens": NOTHING, "p
 
 
 def first_unsupported(given: Mapping[str, Any], fields: Mapping[str, Neutral]) -> str | None:
-    """The first of the given fields that asks for something which `fields` lists as unsupported."""
+    """Return the first of the given fields that `fields` lists as unsupported and whose value is not neutral."""
     for name, value in given.items():
         neutral = fields.get(name)
         if neutral is not None and not is_neutral(value, neutral):

@@ -31,7 +31,7 @@ def constant(rate: float, horizon_s: float) -> Offsets:
 
 
 def poisson(rate: float, horizon_s: float, rng: np.random.Generator) -> Offsets:
-    """A Poisson process on `[0, horizon_s)`: independent exponential gaps with mean 1/rate, the first from 0."""
+    """Return a Poisson process on `[0, horizon_s)`: independent exponential gaps with mean 1/rate, the first from 0."""
     return _renewals(lambda count: rng.exponential(1.0 / rate, count), horizon_s)
 
 
@@ -51,11 +51,11 @@ class Rate(Protocol):
         """How many arrivals it expects in `[0, until_s)`."""
 
     def time_of(self, expected: Offsets) -> Offsets:
-        """The times at which that many arrivals are expected; the inverse of `expected`."""
+        """Return the times at which that many arrivals are expected; the inverse of `expected`."""
 
 
 def modulated(rate: Rate, horizon_s: float, rng: np.random.Generator) -> Offsets:
-    """A Poisson process on `[0, horizon_s)` whose rate changes with time."""
+    """Return a Poisson process on `[0, horizon_s)` whose rate changes with time."""
     offsets = rate.time_of(poisson(1.0, rate.expected(horizon_s), rng))
     return offsets[offsets < horizon_s]
 
@@ -77,7 +77,7 @@ class PiecewiseRate:
 
     @classmethod
     def steps(cls, rates: Sequence[float], step_s: float) -> PiecewiseRate:
-        """Each rate for `step_s` seconds, and the last one from then on."""
+        """Return each rate for `step_s` seconds, and the last one from then on."""
         borders = np.arange(len(rates) + 1, dtype=np.float64) * step_s
         return cls(np.stack([borders[:-1], borders[1:]], axis=1).ravel(), np.repeat(np.asarray(rates, np.float64), 2))
 
@@ -98,7 +98,7 @@ class PiecewiseRate:
         return np.asarray(self.times_s[knot] + since_s)
 
     def _reached(self) -> Offsets:
-        """Arrivals expected until each knot."""
+        """Return arrivals expected until each knot."""
         return np.concatenate([[0.0], np.cumsum(np.diff(self.times_s) * (self.rates[:-1] + self.rates[1:]) / 2)])
 
     def _slopes(self) -> Offsets:
@@ -145,7 +145,7 @@ def replayed(times_s: Offsets, speed: float, horizon_s: float) -> Offsets:
 
 
 def _renewals(draw: Callable[[int], Offsets], horizon_s: float) -> Offsets:
-    """Arrivals on `[0, horizon_s)` with the gaps that `draw` gives, block by block."""
+    """Return arrivals on `[0, horizon_s)` with the gaps that `draw` gives, block by block."""
     gaps: list[Offsets] = []
     reached_s = 0.0
     while reached_s < horizon_s:

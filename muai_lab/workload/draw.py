@@ -43,7 +43,7 @@ def draw_schedule(settings: LabSettings, tokenizer: PromptTokenizer, context_tok
     """Draw the schedule of a run: the same settings, files, seed and tokenizer give the same schedule.
 
     context_tokens: of the model, prompt and output together, where the workload does not set it; what does not fit is
-    cut, and `Schedule.notes` says how much. None cuts nothing. Raises RunError when nothing is due in the given time,
+    cut, and `Schedule.notes` says how much. None cuts nothing. Raises RunError if nothing is due in the given time,
     when prompts of the wanted lengths cannot be made, or when a file cannot be read.
     """
     check_size(settings.arrival, settings.load)
@@ -76,7 +76,7 @@ def _time_notes(source: Source, arrival: ArrivalSettings) -> tuple[str, ...]:
 def draw_arrivals(
     arrival: ArrivalSettings, load: LoadSettings, streams: RandomStreams, times_s: Offsets | None = None
 ) -> Offsets | None:
-    """Offsets in seconds over warm-up and measurement; None in the closed loop.
+    """Return offsets in seconds over warm-up and measurement; None in the closed loop.
 
     times_s: those that the workload was recorded with. Raises RunError where they are wanted and there are none.
     """
@@ -107,7 +107,7 @@ def draw_arrivals(
 
 
 def arrival_rate(settings: LabSettings, schedule: Schedule) -> float | None:
-    """Arrivals per second: the wanted rate where there is one, else the mean over the load; None in the closed loop."""
+    """Return arrivals per second: the wanted rate where there is one, else the mean over the load; None in the closed loop."""
     arrival, load = settings.arrival, settings.load
     match arrival.kind:
         case "closed":
@@ -163,7 +163,7 @@ def _fill_closed_loop(rows: ScheduleRows, units: Iterator[Unit], most: int) -> N
 def _fill_open_loop(
     rows: ScheduleRows, units: Iterator[Unit], offsets: Offsets, settings: LabSettings, recorded: int | None
 ) -> tuple[str, ...]:
-    """A unit at each time; says so when there are fewer units than times, or when a trace ends before the load.
+    """Return a unit at each time; says so when there are fewer units than times, or when a trace ends before the load.
 
     recorded: arrivals of the trace.
     """

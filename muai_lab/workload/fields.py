@@ -61,34 +61,34 @@ class Row:
         return name in self._fields
 
     def names(self) -> list[str]:
-        """Names of all fields."""
+        """Return names of all fields."""
         return [str(name) for name in self._fields]
 
     def listed(self) -> str:
-        """The names of the first fields, for a message."""
+        """Return the names of the first fields, for a message."""
         names = list(islice(self._fields, _SHOWN))
         return ", ".join(str(name)[:40] for name in names) + (", …" if len(self._fields) > _SHOWN else "") or "none"
 
     def named(self, name: str) -> str:
-        """The name as messages show it."""
+        """Return the name as messages show it."""
         return f"{self._prefix}{name}"
 
     def take(self, name: str) -> Any:
-        """The value of the field of exactly this name, None if it is missing; it counts as used."""
+        """Return the value of the field of exactly this name, None if it is missing; it counts as used."""
         self._used.add(name)
         value = self._fields.get(name)
         return None if isinstance(value, str) and not value else value
 
     def peek(self, name: str) -> Any:
-        """The value of the field of exactly this name, which does not count as used by that."""
+        """Return the value of the field of exactly this name, which does not count as used by that."""
         return self._fields.get(name)
 
     def known_as(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        """The fields known under one of these names (see above), in the order of `names`, with or without values."""
+        """Return the fields known under one of these names (see above), in the order of `names`, with or without values."""
         return self._layout.known_as(names)
 
     def inner(self, name: str) -> Row | None:
-        """The object in a field, as fields whose use counts for themselves; None if there is no object."""
+        """Return the object in a field, as fields whose use counts for themselves; None if there is no object."""
         if self._inner is None or name not in self._inner:
             value = self._fields.get(name)
             if not isinstance(value, dict):
@@ -99,13 +99,13 @@ class Row:
         return self._inner[name]
 
     def element(self, name: str, value: Mapping[str, Any]) -> Row:
-        """An object in the list that a field holds, as fields whose use counts for themselves."""
+        """Return an object in the list that a field holds, as fields whose use counts for themselves."""
         self._elements = self._elements or []
         self._elements.append(Row(value, name=name, prefix=f"{self._prefix}{name}[]."))
         return self._elements[-1]
 
     def unused(self) -> Iterator[str]:
-        """Names of the fields that hold something and were not used."""
+        """Yield names of the fields that hold something and were not used."""
         used, prefix = self._used, self._prefix
         for name, value in self._fields.items():
             if name not in used and value is not None and value != "":
@@ -116,11 +116,11 @@ class Row:
             yield from element.unused()
 
     def among(self, names: frozenset[str]) -> tuple[str, ...]:
-        """The fields of exactly these names, with or without values."""
+        """Return the fields of exactly these names, with or without values."""
         return self._layout.among(names)
 
     def left(self) -> Iterator[tuple[str, Any]]:
-        """Fields that were not used yet, without those of inner objects."""
+        """Yield fields that were not used yet, without those of inner objects."""
         for name, value in self._fields.items():
             if name not in self._used and value is not None and value != "":
                 yield name, value
@@ -133,7 +133,7 @@ def name_unused(reading: FileReading, row: Row) -> None:
 
 
 def length(row: Row, names: tuple[str, ...]) -> int | None:
-    """A number of tokens known under one of these names, None if there is none; -1, "no limit", is none.
+    """Return a number of tokens known under one of these names, None if there is none; -1, "no limit", is none.
 
     Raises ValueError for what is no number, and for two names with different numbers.
     """
@@ -149,19 +149,19 @@ def length(row: Row, names: tuple[str, ...]) -> int | None:
 
 
 def limit(value: Any, name: str) -> int | None:
-    """A number of tokens; None for null and for -1, which means no limit. Raises ValueError for anything else."""
+    """Return a number of tokens; None for null and for -1, which means no limit. Raises ValueError for anything else."""
     return None if value is None or value in _NO_LIMIT else tokens(value, name)
 
 
 def text(value: Any, name: str) -> str:
-    """A text that is not blank; raises ValueError otherwise."""
+    """Return a text that is not blank; raises ValueError otherwise."""
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{name} is {shown(value)}, expected a text")
     return value
 
 
 def squeezed(name: str) -> str:
-    """A name as the lists above spell it."""
+    """Return a name as the lists above spell it."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
@@ -177,13 +177,13 @@ class _Layout:
         self._among: dict[frozenset[str], tuple[str, ...]] = {}
 
     def known_as(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        """Fields whose squeezed names are among these, in their order."""
+        """Return fields whose squeezed names are among these, in their order."""
         if names not in self._known:
             self._known[names] = tuple(self._squeezed[name] for name in names if name in self._squeezed)
         return self._known[names]
 
     def among(self, names: frozenset[str]) -> tuple[str, ...]:
-        """Fields of exactly these names."""
+        """Return fields of exactly these names."""
         if names not in self._among:
             self._among[names] = tuple(name for name in self._names if name in names)
         return self._among[names]

@@ -21,7 +21,7 @@ JsonEntry = tuple[int, Any]
 
 
 def json_entries(reading: FileReading) -> Iterator[JsonEntry]:
-    """The values of the file, one after another.
+    """Yield the values of the file, one after another.
 
     A list gives its elements. An object that is alone in the file and holds a list as `data` (or `requests`, `rows`,
     `entries`) gives the elements of that list. A list that breaks off gives what it has.
@@ -79,7 +79,7 @@ def _whole(line: str) -> bool:
 
 
 def _value(line: str) -> Any:
-    """The value on a line; raises ValueError for what is no JSON. NaN is read as Python and JavaScript write it."""
+    """Return the value on a line; raises ValueError for what is no JSON. NaN is read as Python and JavaScript write it."""
     try:
         return orjson.loads(line)
     except orjson.JSONDecodeError as error:
@@ -91,7 +91,7 @@ def _value(line: str) -> Any:
 
 
 def _sound(value: Any, text: str) -> Any:
-    """The value itself; raises ValueError if a text in it has half of a surrogate pair, which no UTF-8 can hold."""
+    """Return the value itself; raises ValueError if a text in it has half of a surrogate pair, which no UTF-8 can hold."""
     if _SURROGATE.search(text):
         try:
             json.dumps(value, ensure_ascii=False).encode()
@@ -101,7 +101,7 @@ def _sound(value: Any, text: str) -> Any:
 
 
 def _document(reading: FileReading, lines: Iterator[tuple[int, str]]) -> Iterator[JsonEntry]:
-    """The elements of a list, or the objects that follow each other, with the numbers of their first lines."""
+    """Yield the elements of a list, or the objects that follow each other, with the numbers of their first lines."""
     numbers: list[int] = []
     texts: list[str] = []
     for number, line in lines:
@@ -156,7 +156,7 @@ def _unwrapped(reading: FileReading, entry: JsonEntry) -> Iterator[JsonEntry]:
 
 
 def row_of(entry: Any) -> dict[str, Any]:
-    """An entry that is an object; raises ValueError otherwise."""
+    """Return an entry that is an object; raises ValueError otherwise."""
     if not isinstance(entry, dict):
         raise ValueError(f"expected a JSON object, found {shown(entry)}")
     return entry

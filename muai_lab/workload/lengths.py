@@ -46,7 +46,7 @@ def draw_lengths(distribution: LengthDistribution, count: int, rng: np.random.Ge
 
 
 def _observed(distribution: EmpiricalLength) -> tuple[Lengths, npt.NDArray[np.float64]]:
-    """Lengths and how often each was seen. Raises RunError for a file that does not hold that."""
+    """Return lengths and how often each was seen. Raises RunError for a file that does not hold that."""
     if distribution.path is None:
         values = np.array(distribution.values, dtype=np.int64)
         return values, np.array(distribution.weights or np.ones(len(values)), dtype=np.float64)
@@ -67,7 +67,7 @@ def _observed(distribution: EmpiricalLength) -> tuple[Lengths, npt.NDArray[np.fl
 
 
 def endless_lengths(distribution: LengthDistribution, rng: np.random.Generator) -> Iterator[int]:
-    """Lengths without end, drawn block by block: how many are taken changes none of them."""
+    """Yield lengths without end, drawn block by block: how many are taken changes none of them."""
     while True:
         yield from draw_lengths(distribution, _BLOCK, rng).tolist()
 

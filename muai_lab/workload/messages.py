@@ -18,7 +18,7 @@ _SENT = frozenset({"name", "tool_calls", "tool_call_id", "function_call", "reaso
 
 
 def message_of(value: Any, reading: FileReading, name: str) -> Message:
-    """A message with `role` and `content`; other roles' names (human, gpt) become those of the chat API.
+    """Return a message with `role` and `content`; other roles' names (human, gpt) become those of the chat API.
 
     The content is a text, or a list of parts, or null beside tool calls. name: of the field that holds the messages.
     Raises ValueError for a message without role or content.
@@ -44,7 +44,7 @@ def message_of(value: Any, reading: FileReading, name: str) -> Message:
 
 
 def _content(parts: list[Any], message: Any, reading: FileReading) -> str | list[Any]:
-    """The text of parts that are nothing but texts, else the parts."""
+    """Return the text of parts that are nothing but texts, else the parts."""
     if not parts or not all(isinstance(part, dict) for part in parts):
         raise ValueError(f"message {shown(message)} has no role or no text")
     if not all(isinstance(part.get("text"), str) for part in parts):

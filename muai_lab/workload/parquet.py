@@ -13,7 +13,7 @@ from muai_lab.files import replacing
 
 
 def write_parquet(table: pa.Table, path: Path) -> None:
-    """Write a table; raises RunError when the file cannot be written (directory missing, no rights, disk full)."""
+    """Write a table; raises RunError if the file cannot be written (directory missing, no rights, disk full)."""
     try:
         with replacing(path) as draft:
             pq.write_table(table, draft, compression="zstd")

@@ -30,10 +30,10 @@ def prompt_set_source(
     maker: PromptMaker,
     think_time: TimeDistribution | None = None,
 ) -> Source:
-    """The prompts in the wanted order, without end: after the last comes the first again.
+    """Return the prompts in the wanted order, without end: after the last comes the first again.
 
     Prompts that do not fit into the model's context are left out and counted: cut, they would ask something else.
-    Raises RunError when there is no prompt; taking units does when none fits.
+    Raises RunError if there is no prompt; taking units does when none fits.
     """
     chosen = _chosen(workload, written)
     if not chosen:
@@ -96,7 +96,7 @@ class Scripts:
     def unit(
         self, entry: Written, number: int, outputs: Iterator[int], pauses: Iterator[float], seeds: Iterator[int]
     ) -> Unit:
-        """The requests of an entry, up to the first later turn that does not fit.
+        """Return the requests of an entry, up to the first later turn that does not fit.
 
         outputs, pauses (seconds): taken where the file does not say them; each turn takes one of each.
         """
@@ -133,7 +133,7 @@ class Scripts:
         return unit
 
     def notes(self) -> tuple[str, ...]:
-        """Lengths that are drawn although other rows have theirs, and lengths that are estimates."""
+        """Return lengths that are drawn although other rows have theirs, and lengths that are estimates."""
         notes = []
         if self._told and self._drawn:
             rows = counted(len(self._drawn), "row")
@@ -158,7 +158,7 @@ class Scripts:
         return wanted
 
     def _tokens(self, turn: WrittenTurn, number: int) -> int:
-        """Tokens of the messages of a turn, and of its tools."""
+        """Return tokens of the messages of a turn, and of its tools."""
         extra = {} if turn.extra is None else json.loads(turn.extra)
         tools = [extra[name] for name in _PROMPT_TOOLS if extra.get(name)]
         if tools:
@@ -176,7 +176,7 @@ class Scripts:
 
 
 def _columns(messages: Sequence[Message], *, chat: bool) -> tuple[str | None, str | None]:
-    """The columns prompt and messages of a schedule, of which one is None."""
+    """Return the columns prompt and messages of a schedule, of which one is None."""
     first = messages[0]
     plain = set(first) == {"role", "content"} and isinstance(first["content"], str)
     if len(messages) == 1 and plain and (not chat or first["role"] == "user"):

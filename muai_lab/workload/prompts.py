@@ -21,20 +21,20 @@ class PromptTokenizer(Protocol):
     """What making up prompts needs of a tokenizer; `muai_lab.models.tokenizer.ModelTokenizer` has it."""
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a plain text."""
+        """Return token ids of a plain text."""
 
     def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """Token ids of a conversation, ready for the answer."""
+        """Return token ids of a conversation, ready for the answer."""
 
     def prompt_of(self, n_tokens: int, rng: np.random.Generator) -> tuple[str, list[int]]:
-        """A made-up text of exactly `n_tokens` tokens, and these tokens."""
+        """Return a made-up text of exactly `n_tokens` tokens, and these tokens."""
 
 
 @dataclass
 class Context:
     """The model's context, and a count of what did not fit into it.
 
-    tokens: prompt and output together; None where it is not known. A prompt that does not fit is cut, and an output
+    tokens: prompt and output together; None if it is not known. A prompt that does not fit is cut, and an output
     that leaves no room for any prompt too.
     """
 
@@ -45,7 +45,7 @@ class Context:
     prompts_dropped: int = 0
 
     def fit(self, prompt: int, output: int, least_prompt: int = 1) -> tuple[int, int]:
-        """The lengths that a request gets; least_prompt: of the shortest prompt that makes sense."""
+        """Return the lengths that a request gets; least_prompt: of the shortest prompt that makes sense."""
         if self.tokens is None or prompt + output <= self.tokens:
             return prompt, output
         fitting = max(1, min(output, self.tokens - least_prompt))
@@ -83,17 +83,17 @@ class PromptMaker:
         self.template_tokens = len(self.tokenizer.encode_chat([user("")])) if self.api == "chat" else 0
 
     def text(self, n_tokens: int, rng: np.random.Generator) -> str:
-        """A text of exactly `n_tokens` tokens by itself; empty for none."""
+        """Return a text of exactly `n_tokens` tokens by itself; empty for none."""
         return self.tokenizer.prompt_of(n_tokens, rng)[0] if n_tokens > 0 else ""
 
     def prompt(
         self, wanted: int, rng: np.random.Generator, *, head: str = "", head_tokens: int | None = None
     ) -> tuple[str, int]:
-        """A prompt of `wanted` tokens that begins with the text `head`, chat template included; and its real count.
+        """Return a prompt of `wanted` tokens that begins with the text `head`, chat template included; and its real count.
 
         A template may trim the message or merge with its ends, and so may the head, so the count is checked and the
         length corrected; where that does not settle, the count that was reached is the one that is recorded.
-        head_tokens: count of the head, where the caller knows it. Raises RunError when the template alone is longer.
+        head_tokens: count of the head, where the caller knows it. Raises RunError if the template alone is longer.
         """
         if not head and self.api != "chat":
             return self.text(wanted, rng), wanted
@@ -113,11 +113,11 @@ class PromptMaker:
         return text, reached
 
     def count(self, text: str) -> int:
-        """Tokens of a prompt, chat template included."""
+        """Return tokens of a prompt, chat template included."""
         return len(self.tokenizer.encode_chat([user(text)]) if self.api == "chat" else self.tokenizer.encode(text))
 
     def count_conversation(self, messages: Sequence[Message]) -> int:
-        """Tokens of a conversation, as it is sent."""
+        """Return tokens of a conversation, as it is sent."""
         if self.api == "chat":
             return len(self.tokenizer.encode_chat([plain(message) for message in messages]))
         return len(self.tokenizer.encode(conversation_text(messages)))
@@ -138,5 +138,5 @@ def plain(message: Message) -> dict[str, str]:
 
 
 def user(content: str) -> dict[str, str]:
-    """A message of the user."""
+    """Return a message of the user."""
     return {"role": "user", "content": content}

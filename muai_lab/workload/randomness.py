@@ -26,17 +26,17 @@ class RandomStreams:
     prefix: str = ""
 
     def stream(self, name: str) -> np.random.Generator:
-        """A fresh generator at the beginning of the named stream."""
+        """Return a fresh generator at the beginning of the named stream."""
         sequence = np.random.SeedSequence(entropy=self.seed, spawn_key=tuple(f"{self.prefix}{name}".encode()))
         return np.random.Generator(np.random.PCG64(sequence))
 
     def below(self, name: str) -> RandomStreams:
-        """The streams of a part that has a name of its own: its numbers do not depend on what other parts draw."""
+        """Return the streams of a part that has a name of its own: its numbers do not depend on what other parts draw."""
         return RandomStreams(self.seed, f"{self.prefix}{name}/")
 
 
 def endless_seeds(streams: RandomStreams) -> Iterator[int]:
-    """Seeds for the sampling of each request."""
+    """Yield seeds for the sampling of each request."""
     rng = streams.stream("sampling seeds")
     while True:
         yield from rng.integers(2**31, size=_BLOCK).tolist()

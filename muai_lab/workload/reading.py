@@ -53,13 +53,13 @@ class FileReading:
 
     @classmethod
     def of(cls, workload: FileWorkload) -> FileReading:
-        """The file of the workload."""
+        """Return the file of the workload."""
         if workload.path is None:
             raise RunError(f"workload {workload.name} needs a file: set workload.path=FILE")
         return cls(Path(workload.path).expanduser(), workload.on_error)
 
     def bad(self, line: int, problem: str) -> None:
-        """A line (from 1) cannot be read: raises RunError, or counts it."""
+        """Return a line (from 1) cannot be read: raises RunError, or counts it."""
         if self._on_error == "fail":
             raise RunError(f"{self.path}:{line}: {problem}; {self._remedy}")
         self._bad += 1
@@ -78,7 +78,7 @@ class FileReading:
         self._ignored[field] += 1
 
     def notes(self) -> tuple[str, ...]:
-        """All that was left out, used otherwise or ignored; no content."""
+        """Return all that was left out, used otherwise or ignored; no content."""
         name = self.path.name
         notes = []
         if self._bad:
@@ -91,7 +91,7 @@ class FileReading:
         return tuple(notes)
 
     def head(self, size: int) -> bytes:
-        """The first bytes of the content, decompressed. Raises RunError without the file."""
+        """Return the first bytes of the content, decompressed. Raises RunError without the file."""
         try:
             with self._open() as file:
                 return file.read(size)
@@ -99,7 +99,7 @@ class FileReading:
             raise self.unreadable(error) from error
 
     def lines(self) -> Iterator[tuple[int, str]]:
-        """Number and text of every line, without its end; what is no UTF-8 is bad. Raises RunError without the file."""
+        """Yield number and text of every line, without its end; what is no UTF-8 is bad. Raises RunError without the file."""
         number = 0
         try:
             with self._open() as file:
@@ -116,19 +116,19 @@ class FileReading:
             raise self.unreadable(error) from error
 
     def unreadable(self, error: Exception) -> RunError:
-        """The error for a file that cannot be opened."""
+        """Return the error for a file that cannot be opened."""
         reason = getattr(error, "strerror", None) or error
         return RunError(f"cannot read {self.path}: {reason}; check workload.path")
 
     def wrong_columns(self, missing: Sequence[str], there: Sequence[str]) -> RunError:
-        """The error for a table without the columns that are needed."""
+        """Return the error for a table without the columns that are needed."""
         return RunError(
             f"{self.path} has no column {' and no column '.join(missing)}, but {', '.join(there)}: check workload.path "
             "and workload.kind, or name the columns"
         )
 
     def nothing(self, what: str) -> RunError:
-        """The error for a file without anything to use."""
+        """Return the error for a file without anything to use."""
         left_out = "; ".join(self.notes())
         return RunError(f"{self.path} holds no {what}{f' ({left_out})' if left_out else ''}: check workload.path")
 
@@ -159,7 +159,7 @@ class _Gunzipped(gzip.GzipFile):
 
 
 def tokens(value: Any, name: str) -> int:
-    """A count of tokens from a field; 472.0 is 472. Raises ValueError that names what is wrong with it."""
+    """Return a count of tokens from a field; 472.0 is 472. Raises ValueError that names what is wrong with it."""
     try:
         count = _whole(value)
     except (ValueError, OverflowError):
@@ -185,7 +185,7 @@ def _whole(value: Any) -> int:
 
 
 def number(value: Any, name: str) -> float:
-    """A finite number from a field; raises ValueError that names what is wrong with it."""
+    """Return a finite number from a field; raises ValueError that names what is wrong with it."""
     try:
         parsed = float(value)
     except (TypeError, ValueError, OverflowError):
@@ -196,7 +196,7 @@ def number(value: Any, name: str) -> float:
 
 
 def shown(value: Any) -> str:
-    """A value as an error message quotes it."""
+    """Return a value as an error message quotes it."""
     try:
         text = repr(value)
     except ValueError:  # an integer of more digits than Python writes
@@ -205,7 +205,7 @@ def shown(value: Any) -> str:
 
 
 def exact(value: Any, name: str) -> Any:
-    """The value itself.
+    """Return the value itself.
 
     Raises ValueError for NaN, infinity, and an integer of more than 64 bits, which JSON readers round to a float.
     """

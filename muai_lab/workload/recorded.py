@@ -100,7 +100,7 @@ class _Replay:
             reading.remark("among others have a written prompt, whose length workload.length_scale does not change")
 
     def units(self) -> Iterator[Unit]:
-        """Requests and sessions without end."""
+        """Yield requests and sessions without end."""
         words, seeds = self._streams.stream("prompts"), endless_seeds(self._streams)
         trace = self._trace
         for number in self._rounds.places():
@@ -131,7 +131,7 @@ class _Replay:
         return written is None or self._scripts.fits(written, place)
 
     def _fitted(self, place: int) -> tuple[int, int]:
-        """Lengths of prompt and answer of a made-up request."""
+        """Return lengths of prompt and answer of a made-up request."""
         least = self._maker.template_tokens + 1
         wanted = scaled(self._trace.prompt_tokens[place], self._length_scale)
         if wanted < least:
@@ -140,7 +140,7 @@ class _Replay:
         return self._maker.context.fit(max(wanted, least), output, least)
 
     def _script(self, first: int, words: np.random.Generator) -> Written:
-        """The turns of a session, or a written prompt."""
+        """Return the turns of a session, or a written prompt."""
         turns: list[WrittenTurn] = []
         for place in (first, *self._trace.later.get(first, ())):
             written = self._trace.written.get(place)
@@ -171,5 +171,5 @@ def _length_doubts(trace: Trace) -> Iterator[str]:
 
 
 def scaled(length: int, scale: float) -> int:
-    """A recorded length, scaled, and at least one token."""
+    """Return a recorded length, scaled, and at least one token."""
     return max(1, round(length * scale))

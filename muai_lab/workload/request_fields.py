@@ -87,7 +87,7 @@ def _is_sent(name: str, api: Api, *, whole: bool) -> bool:
 
 
 def _parsed(name: str, value: Any) -> Any:
-    """A field of a CSV file as the value that its text stands for."""
+    """Return a field of a CSV file as the value that its text stands for."""
     if not isinstance(value, str) or (name in _TEXTS and value.lstrip()[:1] not in ("{", "[")):
         return value
     try:

@@ -28,7 +28,7 @@ NumberedRow = tuple[int, dict[str, Any]]
 
 
 def rows_of(reading: FileReading) -> Iterator[NumberedRow]:
-    """The rows of the file, one after another; its name's ending decides on the format, else its beginning.
+    """Yield the rows of the file, one after another; its name's ending decides on the format, else its beginning.
 
     Raises RunError for a file that cannot be opened or has no such format, and for its first bad row unless
     `workload.on_error` is skip.
@@ -121,7 +121,7 @@ class _Lines:
 
 
 def _names(header: Sequence[str]) -> list[str]:
-    """The columns' names up to the last that is not empty; a nameless one before it, such as an index, is numbered."""
+    """Return the columns' names up to the last that is not empty; a nameless one before it, such as an index, is numbered."""
     names = [name.strip() for name in header]
     while names and not names[-1]:
         names.pop()

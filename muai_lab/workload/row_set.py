@@ -66,7 +66,7 @@ def _check_columns(reading: FileReading, form: Form) -> None:
 
 
 def _requests(fields: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The requests of a row: one, unless it holds a list of whole bodies (inputs.json of aiperf and GenAI-Perf)."""
+    """Yield the requests of a row: one, unless it holds a list of whole bodies (inputs.json of aiperf and GenAI-Perf)."""
     several = next((name for name in _SEVERAL if isinstance(fields.get(name), list)), None)
     if several is None:
         yield fields

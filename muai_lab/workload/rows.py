@@ -43,7 +43,7 @@ class ScheduleRows:
             self._close_block()
 
     def schedule(self, notes: tuple[str, ...] = ()) -> Schedule:
-        """Everything that was added."""
+        """Return everything that was added."""
         self._close_block()
         return Schedule(pa.Table.from_batches(self._blocks, schema=SCHEDULE_SCHEMA), notes)
 

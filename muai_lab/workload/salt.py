@@ -29,7 +29,7 @@ class SaltTokenizer(Protocol):
     """What the salt needs of a tokenizer."""
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text."""
+        """Return token ids of a text."""
 
     @property
     def ordinary_token_ids(self) -> list[int]:
@@ -47,7 +47,7 @@ class SaltedSchedule:
 
 
 def new_salt() -> str:
-    """A salt that no other run has: 16 hexadecimal digits."""
+    """Return a salt that no other run has: 16 hexadecimal digits."""
     return secrets.token_hex(8)
 
 
@@ -60,7 +60,7 @@ def salted(schedule: Schedule, salt: str, tokenizer: SaltTokenizer) -> SaltedSch
 
 
 def repeated_share(schedule: Schedule) -> float:
-    """Most of the prompt text that a server's prefix cache can know from earlier prompts of the same run; 0 to 1.
+    """Return most of the prompt text that a server's prefix cache can know from earlier prompts of the same run; 0 to 1.
 
     Each prompt is compared with its neighbours in sorted order, of which one shares its longest prefix.
     """
@@ -71,7 +71,7 @@ def repeated_share(schedule: Schedule) -> float:
 
 
 def _shared_characters(a: str, b: str) -> int:
-    """Length of the longest common prefix, by bisection: comparing slices is fast."""
+    """Return length of the longest common prefix, by bisection: comparing slices is fast."""
     low, high = 0, min(len(a), len(b))
     while low < high:
         middle = (low + high + 1) // 2
@@ -96,7 +96,7 @@ class _Salt:
         self._ids = self._rng.choice(np.asarray(ordinary, dtype=np.int32), size=_TOKENS)
 
     def changed(self, request: ScheduledRequest) -> ScheduledRequest:
-        """The request with another beginning."""
+        """Return the request with another beginning."""
         if request.prompt_ids is not None:
             ids = request.prompt_ids.copy()
             ids[:_TOKENS] = self._ids[: len(ids)]
@@ -149,6 +149,6 @@ def _text_of(request: ScheduledRequest) -> str | None:
 
 
 def _whole(request: ScheduledRequest) -> str:
-    """The prompt as text that can be compared; token ids as one character each."""
+    """Return the prompt as text that can be compared; token ids as one character each."""
     ids: Any = request.prompt_ids
     return request.text() if ids is None else "".join(chr(int(token) % 0x10000 + 0x10000) for token in ids)

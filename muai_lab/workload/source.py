@@ -15,7 +15,7 @@ class Source:
     """What arrives.
 
     units: endless, or what there is. times_s: when each of them was due where they come from, in seconds, ascending;
-    None where they have no times. notes: what a reader of the results must know, asked when all units were taken.
+    None if they have no times. notes: what a reader of the results must know, asked when all units were taken.
     time_notes: the same of the times, if they are used. unit_doubts: reasons to think that their unit is another.
     """
 

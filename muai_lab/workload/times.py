@@ -26,6 +26,6 @@ def draw_times(distribution: TimeDistribution, count: int, rng: np.random.Genera
 
 
 def endless_times(distribution: TimeDistribution, rng: np.random.Generator) -> Iterator[float]:
-    """Times without end, drawn block by block: how many are taken changes none of them."""
+    """Yield times without end, drawn block by block: how many are taken changes none of them."""
     while True:
         yield from draw_times(distribution, _BLOCK, rng).tolist()

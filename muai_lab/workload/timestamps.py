@@ -37,7 +37,7 @@ class Timestamps:
         self._clocks: frozenset[str] = _ANY_CLOCK
 
     def seconds(self, value: Any, name: str) -> float:
-        """Seconds of a number, a date and time (UTC if it does not say otherwise), or either as a text.
+        """Return seconds of a number, a date and time (UTC if it does not say otherwise), or either as a text.
 
         Raises ValueError for anything else, and for a time of another origin than those before it.
         """
@@ -56,7 +56,7 @@ class Timestamps:
         return seconds
 
     def _counted(self, value: Any, name: str) -> float:
-        """Seconds of a number; the first one decides on the unit."""
+        """Return seconds of a number; the first one decides on the unit."""
         try:
             count = number(value, name)
         except ValueError:
@@ -91,7 +91,7 @@ class Timestamps:
 
 
 def _neighbour(unit: TimeUnit, *, coarser: bool) -> TimeUnit | None:
-    """The next unit, None if there is none."""
+    """Return the next unit, None if there is none."""
     units = list(PER_SECOND)
     place = units.index(unit) + (-1 if coarser else 1)
     return units[place] if 0 <= place < len(units) else None
@@ -109,7 +109,7 @@ def order_notes(times_s: npt.NDArray[np.float64], where: str) -> tuple[str, ...]
 
 
 def _date(text: str) -> datetime | None:
-    """A date with or without a time of day; digits alone are a number, not a date."""
+    """Return a date with or without a time of day; digits alone are a number, not a date."""
     try:
         return None if text.strip().isdecimal() else datetime.fromisoformat(text.strip())
     except ValueError:
@@ -117,7 +117,7 @@ def _date(text: str) -> datetime | None:
 
 
 def _clocks_of(date: datetime) -> frozenset[str]:
-    """The clocks that a date may be of: without a zone it is taken for UTC, and goes together with no other zone."""
+    """Return the clocks that a date may be of: without a zone it is taken for UTC, and goes together with no other zone."""
     if date.tzinfo is None:
         return _ZONELESS
     return _ZONED if date.utcoffset() else _ZONED | _ZONELESS

@@ -21,7 +21,7 @@ class TraceRow:
     """One recorded request.
 
     time_s: seconds, of any origin; None if the row has no time. prompt_tokens: 0 for a written prompt. blocks: ids of
-    the blocks that the prompt is made of, None where the format has none. session: its name. pause_s: seconds from the
+    the blocks that the prompt is made of, None if the format has none. session: its name. pause_s: seconds from the
     answer before it in its session. written: its prompt or conversation. new_only: the prompt holds only what is new in
     its session; otherwise a written prompt holds the session from its beginning. follows: the prompt makes no sense
     without the turns before it. extra: as in `WrittenTurn`.
@@ -85,11 +85,11 @@ class Trace:
         return order
 
     def sorted_times_s(self) -> Offsets | None:
-        """The times of the starts, ascending; None if they have none."""
+        """Return the times of the starts, ascending; None if they have none."""
         return np.sort(np.array(self.times_s)) if self.timed else None
 
     def _first_of(self, row: TraceRow) -> int | None:
-        """The place of the first turn of the session that the row goes on with; None for a request of its own."""
+        """Return the place of the first turn of the session that the row goes on with; None for a request of its own."""
         first = None if row.session is None else self._sessions.get(row.session)
         if first is None or row.follows or row.time_s is None or row.pause_s is not None:
             return first
@@ -125,7 +125,7 @@ class Trace:
         self.pauses_s[place] = row.pause_s or 0.0
 
     def _new_in(self, written: Written, session: str) -> Written:
-        """The turn without the messages that the turns before it held; the recorded answer goes with them."""
+        """Return the turn without the messages that the turns before it held; the recorded answer goes with them."""
         messages = list(written[0].messages)
         before = self._said[session]
         if len(messages) <= len(before) or not _alike(messages[: len(before)], before):
@@ -158,6 +158,6 @@ def _alike(messages: Sequence[Message], before: Iterable[Message]) -> bool:
 
 
 def turn_of(trace: Trace, place: int, messages: tuple[Message, ...], output_tokens: int) -> WrittenTurn:
-    """A turn with a made-up prompt and what the trace says of it."""
+    """Return a turn with a made-up prompt and what the trace says of it."""
     pause_s = trace.pauses_s.get(place)
     return WrittenTurn(messages, output_tokens, think_s=pause_s, extra=trace.extra.get(place))

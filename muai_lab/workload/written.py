@@ -33,8 +33,8 @@ USUAL = (*_PROMPTS, *_NESTED, *_CONVERSATIONS, "messages", "turns")
 class WrittenTurn:
     """What is asked in one turn.
 
-    messages: what is new in it, at least one. output_tokens: length of its answer, None where the file does not say;
-    answer: a recorded answer, which only lends its length. think_s: seconds from the answer before, None where the file
+    messages: what is new in it, at least one. output_tokens: length of its answer, None if the file does not say;
+    answer: a recorded answer, which only lends its length. think_s: seconds from the answer before, None if the file
     does not say. extra: further fields of the request's body, as JSON.
     """
 
@@ -96,7 +96,7 @@ class RowReader:
         return turns
 
     def _check_endpoint(self, row: Row) -> None:
-        """The endpoint and method of a line of a batch file; raises ValueError for another endpoint."""
+        """Return the endpoint and method of a line of a batch file; raises ValueError for another endpoint."""
         url, method = row.take("url"), row.take("method")
         if method is not None and str(method).upper() != "POST":
             raise ValueError(f"method is {shown(method)}, expected POST")
@@ -152,7 +152,7 @@ class RowReader:
         return (WrittenTurn((*system, user(asked)), answer=self._answer(row)),)
 
     def _answer(self, row: Row) -> str | None:
-        """A recorded answer; one beside a recorded length is no use."""
+        """Return a recorded answer; one beside a recorded length is no use."""
         for name in _ANSWERS:
             if name in row and isinstance(value := row.take(name), str):
                 return value
@@ -175,7 +175,7 @@ class RowReader:
         return [message_of(value, self._reading, row.named(name)) for value in _list(row, name)]
 
     def _dialogue(self, row: Row, name: str, system: list[Message]) -> Written | None:
-        """A conversation that goes on with the answers of the server: recorded answers only lend their lengths."""
+        """Return a conversation that goes on with the answers of the server: recorded answers only lend their lengths."""
         turns: list[WrittenTurn] = []
         before = list(system)
         for message in self._messages(row, name):
@@ -234,7 +234,7 @@ class RowReader:
         return tuple(turns)
 
     def _output(self, rows: Sequence[Row]) -> int | None:
-        """Length of the answer: a recorded one, else a limit."""
+        """Return length of the answer: a recorded one, else a limit."""
         if self._form.output is not None:
             return limit(rows[0].take(self._form.output), self._form.output)
         places = list(_with_parameters(rows))
@@ -252,14 +252,14 @@ def _says_something(message: Message) -> bool:
 
 
 def pause_s(value: Any, name: str) -> float:
-    """Seconds of a pause in milliseconds; raises ValueError for what is none."""
+    """Return seconds of a pause in milliseconds; raises ValueError for what is none."""
     if (pause := number(value, name)) < 0:
         raise ValueError(f"{name} is {shown(value)}, expected a time from 0")
     return pause / _MILLISECONDS
 
 
 def _nested(row: Row) -> list[Row]:
-    """The row, and the objects in it that may hold its request."""
+    """Return the row, and the objects in it that may hold its request."""
     rows = [row]
     for outer in rows:
         rows += [inner for name in _NESTED if len(rows) < 4 and (inner := outer.inner(name)) is not None]

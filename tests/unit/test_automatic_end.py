@@ -18,7 +18,7 @@ from muai_lab.arrays import Floats
 from muai_lab.errors import SettingsError
 from muai_lab.experiment.automatic_end import AutomaticEnd
 from muai_lab.load.clock_offset import ClockOffset
-from muai_lab.load.crew import lead
+from muai_lab.load.crew import coordinate
 from muai_lab.load.ending import ObservedBatch, Relay, Sightings
 from muai_lab.load.generator import LoadResult, generate
 from muai_lab.load.plan import LoadPlan
@@ -158,7 +158,7 @@ def test_generators_that_are_led_end_at_one_moment(monkeypatch: pytest.MonkeyPat
 
     async def main() -> list[LedWorker]:
         workers = [LedWorker("one", 0), LedWorker("two", 7_000)]
-        await lead(workers, warmup_s=1.0, ending=Together(3.0))
+        await coordinate(workers, warmup_s=1.0, ending=Together(3.0))
         return workers
 
     workers = asyncio.run(main())

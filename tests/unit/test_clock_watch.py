@@ -61,5 +61,5 @@ def test_the_longest_stall_of_the_loop_is_kept_and_a_long_one_is_told() -> None:
 
     assert watch.longest_stall_s == 0.15
     assert watch.notes() == (
-        "the load generator stood still for 150 ms: what arrived then is stamped too late; give it a core of its own",
+        "the load generator stalled for 150 ms: bytes of that time are stamped too late; give it a core of its own",
     )

@@ -43,5 +43,5 @@ def source(workload: MixWorkload, streams: RandomStreams, maker: PromptMaker) ->
 
 
 def _apart(group: int | None, part: int, parts: int) -> int | None:
-    """A group's number that no other part has."""
+    """Return a group's number that no other part has."""
     return None if group is None else group * parts + part

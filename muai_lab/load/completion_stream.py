@@ -37,15 +37,15 @@ _LENGTH_ENDINGS = ("length", "max_tokens", "max_output_tokens", "model_length")
 
 
 class StreamError(Exception):
-    """The stream is not what an OpenAI-compatible server sends, or carries the server's error; str() says what."""
+    """The stream is no OpenAI-compatible one, or carries the server's error; str() gives the reason."""
 
 
 class CompletionStream:
     """Reads the events of one response into its record; `/v1/completions` and `/v1/chat/completions` alike.
 
-    An event is an arrival of tokens if it has content, or if the server's count of tokens grew with it (tokens in a
-    field that the client does not know). `token_counts` infers how many each carried. What only a later count reveals,
-    without a chunk, is kept apart: the client did not see those tokens arrive.
+    An event is an arrival of tokens if it has content, or if the server's token count grew with it: its tokens are then
+    in a field that the client does not know. `token_counts` infers the number of tokens of each. Tokens that only a
+    later count reveals, without a chunk, are kept apart: the client did not see them arrive.
     """
 
     __slots__ = (

@@ -1,10 +1,10 @@
-"""When requests are due: offsets in seconds from the start of the load, in the open loop.
+"""Due times of requests in the open loop: offsets in seconds from the start of the load.
 
-In the closed loop a request is due when a slot becomes free, so there is nothing to draw. Every process here is drawn
-from one generator front to back: a longer horizon begins with the same arrivals as a shorter one.
+In the closed loop a request is due when a slot becomes free, so nothing is drawn. Every process is drawn from one
+generator front to back: a longer horizon begins with the same arrivals as a shorter one.
 
-Rates that change with time come from time rescaling: where `A(t)` is how many arrivals a rate expects until `t`, the
-points of a Poisson process of rate 1, each put at the time at which `A` reaches it, are a Poisson process of that rate
+Rates that change with time use time rescaling. Let `A(t)` be the expected number of arrivals until `t`. The points of a
+Poisson process of rate 1, each moved to the time at which `A` reaches it, are a Poisson process of the wanted rate
 (Çinlar, Introduction to Stochastic Processes, 1975, section 4.7).
 """
 
@@ -24,7 +24,7 @@ _HALVINGS = 60  # of an interval of days: to less than a femtosecond
 
 
 def constant(rate: float, horizon_s: float) -> Offsets:
-    """Evenly spaced arrivals: 0, 1/rate, 2/rate, ... below `horizon_s`. rate: requests per second."""
+    """Return evenly spaced arrivals: 0, 1/rate, 2/rate, ... below `horizon_s`. rate: requests per second."""
     count = int(np.ceil(rate * horizon_s))
     offsets = np.arange(count, dtype=np.float64) / rate
     return offsets[offsets < horizon_s]
@@ -36,9 +36,9 @@ def poisson(rate: float, horizon_s: float, rng: np.random.Generator) -> Offsets:
 
 
 def gamma(rate: float, cv: float, horizon_s: float, rng: np.random.Generator) -> Offsets:
-    """Independent gamma-distributed gaps with mean 1/rate and coefficient of variation `cv`, the first from 0.
+    """Return arrivals with independent gamma-distributed gaps of mean 1/rate and coefficient of variation `cv`.
 
-    1 is a Poisson process; above it arrivals come in bursts, below it they are more regular. The shape of the
+    With cv = 1 they are a Poisson process; above 1 they come in bursts, below 1 they are more regular. The shape of the
     distribution, which vLLM's benchmark calls burstiness, is 1 / cv^2.
     """
     return _renewals(lambda count: rng.gamma(cv**-2, cv**2 / rate, count), horizon_s)
@@ -48,10 +48,10 @@ class Rate(Protocol):
     """A rate that changes with time."""
 
     def expected(self, until_s: float) -> float:
-        """How many arrivals it expects in `[0, until_s)`."""
+        """Return the expected number of arrivals in `[0, until_s)`."""
 
     def time_of(self, expected: Offsets) -> Offsets:
-        """Return the times at which that many arrivals are expected; the inverse of `expected`."""
+        """Return the times at which these numbers of arrivals are expected; the inverse of `expected`."""
 
 
 def modulated(rate: Rate, horizon_s: float, rng: np.random.Generator) -> Offsets:
@@ -62,7 +62,7 @@ def modulated(rate: Rate, horizon_s: float, rng: np.random.Generator) -> Offsets
 
 @dataclass(frozen=True, slots=True)
 class PiecewiseRate:
-    """A rate that is linear between knots and stays as it is after the last; two knots at one time are a step.
+    """A rate that is linear between knots and constant after the last; two knots at one time are a step.
 
     times_s: of the knots, from 0, ascending. rates: requests per second at the knots, not negative.
     """
@@ -72,12 +72,12 @@ class PiecewiseRate:
 
     @classmethod
     def ramp(cls, start: float, end: float, ramp_s: float) -> PiecewiseRate:
-        """From one rate to another within `ramp_s` seconds."""
+        """Return a rate that goes from `start` to `end` within `ramp_s` seconds."""
         return cls(np.array([0.0, ramp_s]), np.array([start, end]))
 
     @classmethod
     def steps(cls, rates: Sequence[float], step_s: float) -> PiecewiseRate:
-        """Return each rate for `step_s` seconds, and the last one from then on."""
+        """Return a rate with each of `rates` for `step_s` seconds, and the last one from then on."""
         borders = np.arange(len(rates) + 1, dtype=np.float64) * step_s
         return cls(np.stack([borders[:-1], borders[1:]], axis=1).ravel(), np.repeat(np.asarray(rates, np.float64), 2))
 
@@ -98,11 +98,11 @@ class PiecewiseRate:
         return np.asarray(self.times_s[knot] + since_s)
 
     def _reached(self) -> Offsets:
-        """Return arrivals expected until each knot."""
+        """Return the number of arrivals expected until each knot."""
         return np.concatenate([[0.0], np.cumsum(np.diff(self.times_s) * (self.rates[:-1] + self.rates[1:]) / 2)])
 
     def _slopes(self) -> Offsets:
-        """Change of the rate after each knot, per second; none after the last."""
+        """Return the change of the rate after each knot, per second; 0 after the last."""
         spans_s = np.diff(self.times_s)
         slopes = np.divide(np.diff(self.rates), spans_s, out=np.zeros(len(spans_s)), where=spans_s > 0)
         return np.append(slopes, 0.0)
@@ -110,7 +110,7 @@ class PiecewiseRate:
 
 @dataclass(frozen=True, slots=True)
 class DiurnalRate:
-    """A rate that swings like a sine around its mean: mean * (1 + amplitude * sin(2 pi t / period_s)).
+    """A sinusoidal rate around its mean: mean * (1 + amplitude * sin(2 pi t / period_s)).
 
     amplitude: from 0 to 1, so the rate never becomes negative.
     """
@@ -139,13 +139,13 @@ class DiurnalRate:
 
 
 def replayed(times_s: Offsets, speed: float, horizon_s: float) -> Offsets:
-    """Recorded times, from the first of them on, `speed` times as fast; those on `[0, horizon_s)`."""
+    """Return recorded times, counted from the first, `speed` times as fast; those in `[0, horizon_s)`."""
     offsets = (times_s - times_s[0]) / speed if len(times_s) else times_s
     return offsets[offsets < horizon_s]
 
 
 def _renewals(draw: Callable[[int], Offsets], horizon_s: float) -> Offsets:
-    """Return arrivals on `[0, horizon_s)` with the gaps that `draw` gives, block by block."""
+    """Return arrivals on `[0, horizon_s)` with the gaps of `draw`, block by block."""
     gaps: list[Offsets] = []
     reached_s = 0.0
     while reached_s < horizon_s:

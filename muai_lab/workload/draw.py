@@ -1,4 +1,4 @@
-"""From settings to a schedule: one seed decides everything that is drawn."""
+"""From settings to a schedule: one seed determines everything that is drawn."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from muai_lab.workload.source import Source
 
 CLOSED_LOOP_ANSWERS_PER_SLOT_S = 8.0
 """A closed loop sends as fast as it is answered. A schedule holds requests for this many answers per slot and second.
-A faster target ends the load early, and the result says so."""
+A faster target ends the load early, which the result reports."""
 CLOSED_LOOP_MINIMUM = 64
 """Fewest requests of a closed loop."""
 
@@ -42,13 +42,19 @@ class EmptySchedule(RunError):
 def draw_schedule(settings: LabSettings, tokenizer: PromptTokenizer, context_tokens: int | None = None) -> Schedule:
     """Draw the schedule of a run: the same settings, files, seed and tokenizer give the same schedule.
 
-    context_tokens: of the model, prompt and output together, where the workload does not set it; what does not fit is
-    cut, and `Schedule.notes` says how much. None cuts nothing. Raises RunError if nothing is due in the given time,
-    when prompts of the wanted lengths cannot be made, or when a file cannot be read.
+    Args:
+        settings: Workload, arrival, load and seed.
+        tokenizer: That of the model.
+        context_tokens: Context of the model (prompt and output together) if the workload does not set it. Longer
+            prompts and outputs are cut and counted in `Schedule.notes`. None cuts nothing.
+
+    Raises:
+        RunError: Nothing is due in the given time, prompts of the wanted lengths cannot be made, or a file cannot be
+            read.
     """
     check_size(settings.arrival, settings.load)
     streams = RandomStreams(settings.seed)
-    if settings.experiment.repeat:  # the first repeat is what a run without repeats is
+    if settings.experiment.repeat:  # the first repeat equals a run without repeats
         streams = streams.below(f"repeat {settings.experiment.repeat}")
     context = Context(settings.workload.context_tokens or context_tokens)
     source = open_source(settings.workload, streams, PromptMaker(tokenizer, settings.workload.api, context))
@@ -76,9 +82,9 @@ def _time_notes(source: Source, arrival: ArrivalSettings) -> tuple[str, ...]:
 def draw_arrivals(
     arrival: ArrivalSettings, load: LoadSettings, streams: RandomStreams, times_s: Offsets | None = None
 ) -> Offsets | None:
-    """Return offsets in seconds over warm-up and measurement; None in the closed loop.
+    """Return offsets in seconds over warm-up and measurement, None in the closed loop.
 
-    times_s: those that the workload was recorded with. Raises RunError where they are wanted and there are none.
+    times_s: recorded times of the workload; raises RunError if they are needed and there are none.
     """
     horizon_s = load.warmup_s + load.window_s
     rng = streams.stream("arrivals")
@@ -107,7 +113,7 @@ def draw_arrivals(
 
 
 def arrival_rate(settings: LabSettings, schedule: Schedule) -> float | None:
-    """Return arrivals per second: the wanted rate where there is one, else the mean over the load; None in the closed loop."""
+    """Return arrivals per second: the rate of the settings, else the mean over the load; None in the closed loop."""
     arrival, load = settings.arrival, settings.load
     match arrival.kind:
         case "closed":
@@ -119,7 +125,7 @@ def arrival_rate(settings: LabSettings, schedule: Schedule) -> float | None:
 
 
 def closed_loop_requests(arrival: ArrivalSettings, load: LoadSettings) -> int:
-    """How many requests a closed loop may need."""
+    """Return the number of requests that a closed loop may need."""
     if load.requests is not None:
         return load.requests
     enough = arrival.concurrency * (load.warmup_s + load.window_s) * CLOSED_LOOP_ANSWERS_PER_SLOT_S
@@ -127,7 +133,7 @@ def closed_loop_requests(arrival: ArrivalSettings, load: LoadSettings) -> int:
 
 
 def check_size(arrival: ArrivalSettings, load: LoadSettings) -> None:
-    """Raises RunError for a load of more requests than a schedule can hold."""
+    """Raise RunError if the load has more requests than a schedule can hold."""
     horizon_s = load.warmup_s + load.window_s
     match arrival.kind:
         case "closed":
@@ -152,7 +158,7 @@ def check_size(arrival: ArrivalSettings, load: LoadSettings) -> None:
 
 
 def _fill_closed_loop(rows: ScheduleRows, units: Iterator[Unit], most: int) -> None:
-    """Units until there are `most` requests; the last session is cut off there."""
+    """Add units until there are `most` requests; the last session is cut off there."""
     for unit in units:
         left = most - len(rows)
         rows.add(unit[:left])
@@ -163,7 +169,7 @@ def _fill_closed_loop(rows: ScheduleRows, units: Iterator[Unit], most: int) -> N
 def _fill_open_loop(
     rows: ScheduleRows, units: Iterator[Unit], offsets: Offsets, settings: LabSettings, recorded: int | None
 ) -> tuple[str, ...]:
-    """Return a unit at each time; says so when there are fewer units than times, or when a trace ends before the load.
+    """Add a unit at each time, and return notes if there are too few units, or if a trace ends before the load.
 
     recorded: arrivals of the trace.
     """
@@ -182,7 +188,7 @@ def _fill_open_loop(
 
 
 def _speed(arrival: ArrivalSettings, times_s: Offsets) -> float:
-    """How many times as fast a trace is replayed."""
+    """Return the speed of replaying a trace, as a multiple of the recorded one."""
     span_s = float(times_s[-1] - times_s[0])
     if arrival.trace_rate is None or span_s <= 0:
         return arrival.speed

@@ -1,4 +1,4 @@
-"""Fields of a row by the names that tools give them, and a record of which were used."""
+"""Fields of a row by the names that tools give them, and a record of the used ones."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ OUTPUT_TOKENS = (
     "completiontokens", "numoutputtokens", "numgeneratedtokens", "numcompletiontokens", "numdecodetokens",
     "outputtokenscount", "completiontokenscount", "outputsequencelength", "osl",
 )  # fmt: skip
-"""Lengths that answers had, or are to have."""
+"""Lengths of recorded or requested answers."""
 OUTPUT_LIMITS = ("maxcompletiontokens", "maxtokens", "maxnewtokens", "maxoutputtokens", "numpredict", "npredict")
-"""Limits of answers; a length beside them comes first."""
+"""Limits of answers; a length has precedence over them."""
 
 
 _NO_LIMIT = (-1, "-1", "-1.0")
@@ -34,8 +34,13 @@ _SHOWN = 8
 class Row:
     """The fields of one row (or of an object inside it).
 
-    A field that is null or an empty text is no field. name: of the field that holds the object. prefix: put before
-    names in messages and notes. texts: values are texts of a CSV file.
+    A field that is null or an empty text does not count as a field.
+
+    Args:
+        fields: Values by name.
+        name: Name of the field that holds the object.
+        prefix: Text before names in messages and notes.
+        texts: Values are texts of a CSV file.
     """
 
     __slots__ = ("_elements", "_fields", "_inner", "_layout", "_prefix", "_used", "name", "texts")
@@ -49,7 +54,7 @@ class Row:
         self._layout = _layout(tuple(fields))
         self._used: set[str] = set()
         self._prefix = prefix
-        # Most rows have no objects in them, and a trace has millions of rows: what is not needed is not made.
+        # Most rows hold no objects, and a trace has millions of rows: these are created on demand.
         self._inner: dict[str, Row] | None = None
         self._elements: list[Row] | None = None
 
@@ -70,25 +75,25 @@ class Row:
         return ", ".join(str(name)[:40] for name in names) + (", …" if len(self._fields) > _SHOWN else "") or "none"
 
     def named(self, name: str) -> str:
-        """Return the name as messages show it."""
+        """Return the name for messages."""
         return f"{self._prefix}{name}"
 
     def take(self, name: str) -> Any:
-        """Return the value of the field of exactly this name, None if it is missing; it counts as used."""
+        """Return the value of the field of exactly this name, None if it is missing, and mark it as used."""
         self._used.add(name)
         value = self._fields.get(name)
         return None if isinstance(value, str) and not value else value
 
     def peek(self, name: str) -> Any:
-        """Return the value of the field of exactly this name, which does not count as used by that."""
+        """Return the value of the field of exactly this name, without marking it as used."""
         return self._fields.get(name)
 
     def known_as(self, names: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the fields known under one of these names (see above), in the order of `names`, with or without values."""
+        """Return the fields known under one of these names (see above), in their order, with or without values."""
         return self._layout.known_as(names)
 
     def inner(self, name: str) -> Row | None:
-        """Return the object in a field, as fields whose use counts for themselves; None if there is no object."""
+        """Return the object in a field, with a record of use of its own; None if there is no object."""
         if self._inner is None or name not in self._inner:
             value = self._fields.get(name)
             if not isinstance(value, dict):
@@ -99,13 +104,13 @@ class Row:
         return self._inner[name]
 
     def element(self, name: str, value: Mapping[str, Any]) -> Row:
-        """Return an object in the list that a field holds, as fields whose use counts for themselves."""
+        """Return an object in the list that a field holds, with a record of use of its own."""
         self._elements = self._elements or []
         self._elements.append(Row(value, name=name, prefix=f"{self._prefix}{name}[]."))
         return self._elements[-1]
 
     def unused(self) -> Iterator[str]:
-        """Yield names of the fields that hold something and were not used."""
+        """Yield the names of fields with a value that were not used."""
         used, prefix = self._used, self._prefix
         for name, value in self._fields.items():
             if name not in used and value is not None and value != "":
@@ -120,22 +125,22 @@ class Row:
         return self._layout.among(names)
 
     def left(self) -> Iterator[tuple[str, Any]]:
-        """Yield fields that were not used yet, without those of inner objects."""
+        """Yield the fields that were not used yet, without those of inner objects."""
         for name, value in self._fields.items():
             if name not in self._used and value is not None and value != "":
                 yield name, value
 
 
 def name_unused(reading: FileReading, row: Row) -> None:
-    """Count what was not used of a row whose reading is over."""
+    """Count the unused fields of a row after it was read."""
     for name in row.unused():
         reading.ignore(name)
 
 
 def length(row: Row, names: tuple[str, ...]) -> int | None:
-    """Return a number of tokens known under one of these names, None if there is none; -1, "no limit", is none.
+    """Return a number of tokens known under one of these names, None if there is none or it is -1 ("no limit").
 
-    Raises ValueError for what is no number, and for two names with different numbers.
+    Raises ValueError if it is no number, or if two names have different numbers.
     """
     found: tuple[str, int] | None = None
     for name in row.known_as(names):
@@ -149,7 +154,7 @@ def length(row: Row, names: tuple[str, ...]) -> int | None:
 
 
 def limit(value: Any, name: str) -> int | None:
-    """Return a number of tokens; None for null and for -1, which means no limit. Raises ValueError for anything else."""
+    """Return a number of tokens, None for null and for -1 ("no limit"); raises ValueError for other values."""
     return None if value is None or value in _NO_LIMIT else tokens(value, name)
 
 
@@ -161,12 +166,12 @@ def text(value: Any, name: str) -> str:
 
 
 def squeezed(name: str) -> str:
-    """Return a name as the lists above spell it."""
+    """Return a name in the spelling of the lists above."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 class _Layout:
-    """The names of the fields of many rows, and what was found out about them."""
+    """The names of the fields of many rows, with cached look-ups."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self._names = names

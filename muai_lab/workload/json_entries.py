@@ -1,4 +1,4 @@
-"""JSON files of others: lines, a list on one line or many, or a single object; compressed or not."""
+"""JSON files of users: lines, a list on one line or many, or a single object; compressed or not."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ JsonEntry = tuple[int, Any]
 def json_entries(reading: FileReading) -> Iterator[JsonEntry]:
     """Yield the values of the file, one after another.
 
-    A list gives its elements. An object that is alone in the file and holds a list as `data` (or `requests`, `rows`,
-    `entries`) gives the elements of that list. A list that breaks off gives what it has.
+    A list yields its elements. If the file is a single object with a list as `data` (or `requests`, `rows`, `entries`),
+    it yields the elements of that list. A truncated list yields the elements before its end.
     """
     entries = _values(reading)
     first = next(entries, None)
@@ -63,7 +63,7 @@ def _some(lines: Iterator[tuple[int, str]], count: int) -> Iterator[tuple[int, s
 
 
 def _is_document(begun: list[str]) -> bool:
-    """True if the file is one JSON text over many lines, as its first two lines that are not empty show."""
+    """True if the file is one JSON text over many lines, judged by its first two lines that are not empty."""
     first = begun[0].strip()
     if first.startswith("["):
         return True
@@ -79,7 +79,7 @@ def _whole(line: str) -> bool:
 
 
 def _value(line: str) -> Any:
-    """Return the value on a line; raises ValueError for what is no JSON. NaN is read as Python and JavaScript write it."""
+    """Return the value on a line, with NaN as Python and JavaScript write it; raises ValueError if it is no JSON."""
     try:
         return orjson.loads(line)
     except orjson.JSONDecodeError as error:
@@ -91,7 +91,7 @@ def _value(line: str) -> Any:
 
 
 def _sound(value: Any, text: str) -> Any:
-    """Return the value itself; raises ValueError if a text in it has half of a surrogate pair, which no UTF-8 can hold."""
+    """Return the value; raises ValueError if a text in it has half of a surrogate pair, which UTF-8 cannot hold."""
     if _SURROGATE.search(text):
         try:
             json.dumps(value, ensure_ascii=False).encode()
@@ -101,7 +101,7 @@ def _sound(value: Any, text: str) -> Any:
 
 
 def _document(reading: FileReading, lines: Iterator[tuple[int, str]]) -> Iterator[JsonEntry]:
-    """Yield the elements of a list, or the objects that follow each other, with the numbers of their first lines."""
+    """Yield the elements of a list, or a sequence of objects, with the numbers of their first lines."""
     numbers: list[int] = []
     texts: list[str] = []
     for number, line in lines:
@@ -156,7 +156,7 @@ def _unwrapped(reading: FileReading, entry: JsonEntry) -> Iterator[JsonEntry]:
 
 
 def row_of(entry: Any) -> dict[str, Any]:
-    """Return an entry that is an object; raises ValueError otherwise."""
+    """Return the entry, which must be an object; raises ValueError otherwise."""
     if not isinstance(entry, dict):
         raise ValueError(f"expected a JSON object, found {shown(entry)}")
     return entry

@@ -25,9 +25,9 @@ _BLOCK = 1024
 
 
 def draw_lengths(distribution: LengthDistribution, count: int, rng: np.random.Generator) -> Lengths:
-    """`count` lengths; a larger count begins with the same lengths.
+    """Return `count` lengths; a larger count begins with the same lengths.
 
-    Normal and lognormal draws are rounded and clipped to `[low, high]`: clipped mass sits on the bounds.
+    Normal and lognormal draws are rounded and clipped to `[low, high]`: the bounds receive the clipped mass.
     """
     match distribution:
         case FixedLength(value=value):
@@ -46,7 +46,7 @@ def draw_lengths(distribution: LengthDistribution, count: int, rng: np.random.Ge
 
 
 def _observed(distribution: EmpiricalLength) -> tuple[Lengths, npt.NDArray[np.float64]]:
-    """Return lengths and how often each was seen. Raises RunError for a file that does not hold that."""
+    """Return lengths and the weight of each; raises RunError if the file does not hold these."""
     if distribution.path is None:
         values = np.array(distribution.values, dtype=np.int64)
         return values, np.array(distribution.weights or np.ones(len(values)), dtype=np.float64)
@@ -67,7 +67,7 @@ def _observed(distribution: EmpiricalLength) -> tuple[Lengths, npt.NDArray[np.fl
 
 
 def endless_lengths(distribution: LengthDistribution, rng: np.random.Generator) -> Iterator[int]:
-    """Yield lengths without end, drawn block by block: how many are taken changes none of them."""
+    """Yield lengths without end, drawn block by block, so that they do not depend on the number that is used."""
     while True:
         yield from draw_lengths(distribution, _BLOCK, rng).tolist()
 

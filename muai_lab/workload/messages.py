@@ -13,15 +13,15 @@ _ROLES = {
 }  # fmt: skip
 _ROLES |= {role: role for role in ("system", "developer", "user", "assistant", "tool", "function")}
 _SPEAKER, _SPEECH = ("role", "from", "speaker"), ("content", "value", "text")
-# Fields of a message that chat APIs know. What else a data set keeps in its messages is no part of the request.
+# Fields of a message that chat APIs accept. Other fields of a data set's messages are no part of the request.
 _SENT = frozenset({"name", "tool_calls", "tool_call_id", "function_call", "reasoning_content", "reasoning", "refusal"})
 
 
 def message_of(value: Any, reading: FileReading, name: str) -> Message:
-    """Return a message with `role` and `content`; other roles' names (human, gpt) become those of the chat API.
+    """Return a message with `role` and `content`; other names of roles (human, gpt) become those of the chat API.
 
     The content is a text, or a list of parts, or null beside tool calls. name: of the field that holds the messages.
-    Raises ValueError for a message without role or content.
+    Raises ValueError if the message has no role or no content.
     """
     if not isinstance(value, dict):
         raise ValueError(f"message {shown(value)} has no role or no text")
@@ -44,7 +44,7 @@ def message_of(value: Any, reading: FileReading, name: str) -> Message:
 
 
 def _content(parts: list[Any], message: Any, reading: FileReading) -> str | list[Any]:
-    """Return the text of parts that are nothing but texts, else the parts."""
+    """Return the text if all parts are texts, else the parts."""
     if not parts or not all(isinstance(part, dict) for part in parts):
         raise ValueError(f"message {shown(message)} has no role or no text")
     if not all(isinstance(part.get("text"), str) for part in parts):

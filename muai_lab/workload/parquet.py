@@ -1,4 +1,4 @@
-"""Tables of a run directory, written so that a file is either whole or not there."""
+"""Tables of a run directory, written atomically."""
 
 from __future__ import annotations
 
@@ -23,10 +23,13 @@ def write_parquet(table: pa.Table, path: Path) -> None:
 
 
 def read_parquet(path: Path, schema: pa.Schema, what: str, *, later_columns: Collection[str] = ()) -> pa.Table:
-    """Read a table of exactly `schema`; raises RunError that names the file and what is wrong with it.
+    """Read a table of exactly `schema`; raises RunError that names the file and its fault.
 
-    what: what the file should be, for the message, such as `schedule`. later_columns: columns at the end of the schema
-    that files of earlier versions lack; they are filled with nulls.
+    Args:
+        path: The file.
+        schema: Its columns.
+        what: Name of its content for messages, such as `schedule`.
+        later_columns: Columns at the end of the schema that files of earlier versions lack; filled with nulls.
     """
     try:
         table = pq.read_table(path)

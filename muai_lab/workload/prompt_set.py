@@ -1,4 +1,4 @@
-"""Prompts that somebody wrote, from a file: what all of its formats have in common."""
+"""Written prompts from a file: the common part of all formats."""
 
 from __future__ import annotations
 
@@ -32,8 +32,18 @@ def prompt_set_source(
 ) -> Source:
     """Return the prompts in the wanted order, without end: after the last comes the first again.
 
-    Prompts that do not fit into the model's context are left out and counted: cut, they would ask something else.
-    Raises RunError if there is no prompt; taking units does when none fits.
+    Prompts that do not fit into the model's context are left out and counted: cutting would change their meaning.
+
+    Args:
+        workload: Its settings.
+        reading: The file, with its counts of left-out rows.
+        written: Its prompts and conversations.
+        streams: Random numbers.
+        maker: Counts tokens.
+        think_time: Pauses between turns if the file has none.
+
+    Raises:
+        RunError: There is no prompt; taking units raises it if none fits.
     """
     chosen = _chosen(workload, written)
     if not chosen:
@@ -74,9 +84,9 @@ def _chosen(workload: PromptSetWorkload, written: Iterable[Written]) -> list[Wri
 
 
 class Scripts:
-    """Makes requests of written prompts and conversations, and counts where their lengths are not the file's own.
+    """Makes requests of written prompts and conversations, and counts lengths that are not from the file.
 
-    name: of the file. Entries have numbers, so that one that comes again counts once.
+    name: of the file. Entries have numbers, so that a repeated one counts once.
     """
 
     def __init__(self, maker: PromptMaker, name: str) -> None:
@@ -98,7 +108,7 @@ class Scripts:
     ) -> Unit:
         """Return the requests of an entry, up to the first later turn that does not fit.
 
-        outputs, pauses (seconds): taken where the file does not say them; each turn takes one of each.
+        outputs, pauses (seconds): used if the file has none; each turn takes one of each.
         """
         maker = self._maker
         unit: list[ScheduledRequest] = []
@@ -133,7 +143,7 @@ class Scripts:
         return unit
 
     def notes(self) -> tuple[str, ...]:
-        """Return lengths that are drawn although other rows have theirs, and lengths that are estimates."""
+        """Return notes on lengths that are drawn although other rows have theirs, and on estimated lengths."""
         notes = []
         if self._told and self._drawn:
             rows = counted(len(self._drawn), "row")
@@ -158,7 +168,7 @@ class Scripts:
         return wanted
 
     def _tokens(self, turn: WrittenTurn, number: int) -> int:
-        """Return tokens of the messages of a turn, and of its tools."""
+        """Return the number of tokens of the messages of a turn and of its tools."""
         extra = {} if turn.extra is None else json.loads(turn.extra)
         tools = [extra[name] for name in _PROMPT_TOOLS if extra.get(name)]
         if tools:
@@ -176,7 +186,7 @@ class Scripts:
 
 
 def _columns(messages: Sequence[Message], *, chat: bool) -> tuple[str | None, str | None]:
-    """Return the columns prompt and messages of a schedule, of which one is None."""
+    """Return the columns prompt and messages of a schedule; one of them is None."""
     first = messages[0]
     plain = set(first) == {"role", "content"} and isinstance(first["content"], str)
     if len(messages) == 1 and plain and (not chat or first["role"] == "user"):

@@ -1,4 +1,4 @@
-"""Made-up prompts of exact token counts, and the room that a model's context leaves for them."""
+"""Made-up prompts of exact token counts, and their room in a model's context."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _TRIES = 4
 
 
 class PromptTokenizer(Protocol):
-    """What making up prompts needs of a tokenizer; `muai_lab.models.tokenizer.ModelTokenizer` has it."""
+    """The tokenizer of a prompt maker, such as `muai_lab.models.tokenizer.ModelTokenizer`."""
 
     def encode(self, text: str) -> list[int]:
-        """Return token ids of a plain text."""
+        """Return the token ids of a plain text."""
 
     def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """Return token ids of a conversation, ready for the answer."""
+        """Return the token ids of a conversation, ready for the answer."""
 
     def prompt_of(self, n_tokens: int, rng: np.random.Generator) -> tuple[str, list[int]]:
         """Return a made-up text of exactly `n_tokens` tokens, and these tokens."""
@@ -32,10 +32,10 @@ class PromptTokenizer(Protocol):
 
 @dataclass
 class Context:
-    """The model's context, and a count of what did not fit into it.
+    """The model's context, and counts of prompts, outputs and turns that did not fit.
 
-    tokens: prompt and output together; None if it is not known. A prompt that does not fit is cut, and an output
-    that leaves no room for any prompt too.
+    tokens: prompt and output together, None if unknown. A prompt that does not fit is cut, as is an output that leaves
+    no room for any prompt.
     """
 
     tokens: int | None = None
@@ -45,7 +45,7 @@ class Context:
     prompts_dropped: int = 0
 
     def fit(self, prompt: int, output: int, least_prompt: int = 1) -> tuple[int, int]:
-        """Return the lengths that a request gets; least_prompt: of the shortest prompt that makes sense."""
+        """Return the lengths of prompt and output that fit; least_prompt: shortest useful prompt."""
         if self.tokens is None or prompt + output <= self.tokens:
             return prompt, output
         fitting = max(1, min(output, self.tokens - least_prompt))
@@ -55,11 +55,11 @@ class Context:
         return min(prompt, room), fitting
 
     def holds(self, prompt: int, output: int) -> bool:
-        """Whether prompt and output fit as they are."""
+        """True if prompt and output fit uncut."""
         return self.tokens is None or prompt + output <= self.tokens
 
     def notes(self) -> tuple[str, ...]:
-        """What was cut or left out, in words."""
+        """Return notes on cut and left-out prompts, outputs and turns."""
         context = f"the model's context of {self.tokens or 0:,} tokens"
         cut = _listed((self.prompts_cut, "prompt"), (self.outputs_cut, "output"))
         dropped = _listed((self.turns_dropped, "turn"), (self.prompts_dropped, "prompt"))
@@ -73,7 +73,7 @@ def _listed(*counts: tuple[int, str]) -> str:
 
 @dataclass
 class PromptMaker:
-    """Makes prompts for one workload: plain texts, or messages of a user whose conversation has the wanted length."""
+    """Makes prompts for one workload: plain texts, or user messages whose conversation has the wanted length."""
 
     tokenizer: PromptTokenizer
     api: Api
@@ -83,17 +83,17 @@ class PromptMaker:
         self.template_tokens = len(self.tokenizer.encode_chat([user("")])) if self.api == "chat" else 0
 
     def text(self, n_tokens: int, rng: np.random.Generator) -> str:
-        """Return a text of exactly `n_tokens` tokens by itself; empty for none."""
+        """Return a text of exactly `n_tokens` tokens, without a template; empty for 0."""
         return self.tokenizer.prompt_of(n_tokens, rng)[0] if n_tokens > 0 else ""
 
     def prompt(
         self, wanted: int, rng: np.random.Generator, *, head: str = "", head_tokens: int | None = None
     ) -> tuple[str, int]:
-        """Return a prompt of `wanted` tokens that begins with the text `head`, chat template included; and its real count.
+        """Return a prompt of `wanted` tokens, chat template included, that begins with `head`, and its real count.
 
-        A template may trim the message or merge with its ends, and so may the head, so the count is checked and the
-        length corrected; where that does not settle, the count that was reached is the one that is recorded.
-        head_tokens: count of the head, where the caller knows it. Raises RunError if the template alone is longer.
+        A template may trim the message or merge with its ends, and so may the head. So the count is checked and the
+        length corrected; if that does not converge, the reached count is recorded. head_tokens: count of the head, if
+        the caller knows it. Raises RunError if the template alone is longer.
         """
         if not head and self.api != "chat":
             return self.text(wanted, rng), wanted
@@ -113,11 +113,11 @@ class PromptMaker:
         return text, reached
 
     def count(self, text: str) -> int:
-        """Return tokens of a prompt, chat template included."""
+        """Return the number of tokens of a prompt, chat template included."""
         return len(self.tokenizer.encode_chat([user(text)]) if self.api == "chat" else self.tokenizer.encode(text))
 
     def count_conversation(self, messages: Sequence[Message]) -> int:
-        """Return tokens of a conversation, as it is sent."""
+        """Return the number of tokens of a conversation in the form in which it is sent."""
         if self.api == "chat":
             return len(self.tokenizer.encode_chat([plain(message) for message in messages]))
         return len(self.tokenizer.encode(conversation_text(messages)))
@@ -130,7 +130,7 @@ class PromptMaker:
 
 
 def plain(message: Message) -> dict[str, str]:
-    """Role and text of a message, as a chat template takes it; tool calls are written out as JSON."""
+    """Return role and text of a message for a chat template; tool calls are written as JSON."""
     text = message_text(message)
     if calls := message.get("tool_calls"):
         text += json.dumps(calls, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""Reading files of others: each bad line is named by its number, and all that is left out or ignored is counted."""
+"""Reading users' files: a bad line is reported by its number, and rows and fields left out are counted."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ _UNREAD = {
     b"\x28\xb5\x2f\xfd": "compressed with zstd: unpack it, or compress it with gzip",
     b"PK\x03\x04": "a ZIP archive: unpack it",
 }
-"""First bytes of files that cannot be read, and the remedy."""
+"""First bytes of files that cannot be read, with the remedy."""
 _LONGEST_MARK = max(map(len, _UNREAD))
 
 _BEYOND_INTEGERS = 2.0**63
 
 MOST_TOKENS = 100_000_000
-"""No prompt and no answer is longer: a larger count is of something else, such as bytes, or damaged."""
+"""No prompt and no answer is longer: a larger count has another unit, such as bytes, or is damaged."""
 
 
 class FileReading:
-    """One file that is being read; `bad` stops at an unreadable line or counts it, as `workload.on_error` says.
+    """One file that is being read; `bad` stops at an unreadable line or counts it, depending on `workload.on_error`.
 
-    skippable: the file is one of a workload, so that the setting applies.
+    skippable: the file belongs to a workload, so the setting applies.
     """
 
     def __init__(self, path: Path, on_error: OnError = "fail", *, skippable: bool = True) -> None:
@@ -53,32 +53,32 @@ class FileReading:
 
     @classmethod
     def of(cls, workload: FileWorkload) -> FileReading:
-        """Return the file of the workload."""
+        """Open the file of the workload for reading; raises RunError if it has none."""
         if workload.path is None:
             raise RunError(f"workload {workload.name} needs a file: set workload.path=FILE")
         return cls(Path(workload.path).expanduser(), workload.on_error)
 
     def bad(self, line: int, problem: str) -> None:
-        """Return a line (from 1) cannot be read: raises RunError, or counts it."""
+        """Raise RunError for a line (from 1) that cannot be read, or count it."""
         if self._on_error == "fail":
             raise RunError(f"{self.path}:{line}: {problem}; {self._remedy}")
         self._bad += 1
         self._first = self._first or f"line {line}: {problem}"
 
     def leave_out(self, reason: str) -> None:
-        """Count a row that is sound and cannot be asked; reason: completes "left out of FILE: 3 rows …"."""
+        """Count a valid row that cannot be sent; reason: completes "left out of FILE: 3 rows …"."""
         self._left_out[reason] += 1
 
     def remark(self, remark: str) -> None:
-        """Count a row that is used otherwise than it was recorded; remark: completes "FILE: 3 rows …"."""
+        """Count a row that is not used as recorded; remark: completes "FILE: 3 rows …"."""
         self._remarks[remark] += 1
 
     def ignore(self, field: str) -> None:
-        """Count a field of a row that has no use here."""
+        """Count a field of a row that is not used."""
         self._ignored[field] += 1
 
     def notes(self) -> tuple[str, ...]:
-        """Return all that was left out, used otherwise or ignored; no content."""
+        """Return notes on all that was left out, changed or ignored; without content."""
         name = self.path.name
         notes = []
         if self._bad:
@@ -91,7 +91,7 @@ class FileReading:
         return tuple(notes)
 
     def head(self, size: int) -> bytes:
-        """Return the first bytes of the content, decompressed. Raises RunError without the file."""
+        """Return the first bytes of the content, decompressed; raises RunError if the file cannot be read."""
         try:
             with self._open() as file:
                 return file.read(size)
@@ -99,7 +99,7 @@ class FileReading:
             raise self.unreadable(error) from error
 
     def lines(self) -> Iterator[tuple[int, str]]:
-        """Yield number and text of every line, without its end; what is no UTF-8 is bad. Raises RunError without the file."""
+        """Yield number and text of every line, without its end; raises RunError if the file cannot be read."""
         number = 0
         try:
             with self._open() as file:
@@ -116,19 +116,19 @@ class FileReading:
             raise self.unreadable(error) from error
 
     def unreadable(self, error: Exception) -> RunError:
-        """Return the error for a file that cannot be opened."""
+        """Return the error of a file that cannot be opened."""
         reason = getattr(error, "strerror", None) or error
         return RunError(f"cannot read {self.path}: {reason}; check workload.path")
 
     def wrong_columns(self, missing: Sequence[str], there: Sequence[str]) -> RunError:
-        """Return the error for a table without the columns that are needed."""
+        """Return the error of a table that lacks columns."""
         return RunError(
             f"{self.path} has no column {' and no column '.join(missing)}, but {', '.join(there)}: check workload.path "
             "and workload.kind, or name the columns"
         )
 
     def nothing(self, what: str) -> RunError:
-        """Return the error for a file without anything to use."""
+        """Return the error of a file without a usable row; what: the missing content."""
         left_out = "; ".join(self.notes())
         return RunError(f"{self.path} holds no {what}{f' ({left_out})' if left_out else ''}: check workload.path")
 
@@ -147,7 +147,7 @@ class FileReading:
 
 
 class _Gunzipped(gzip.GzipFile):
-    """The content of a compressed file; closes the file too."""
+    """The content of a compressed file; closing it closes the file."""
 
     def __init__(self, file: IO[bytes]) -> None:
         super().__init__(fileobj=file, mode="rb")
@@ -159,7 +159,7 @@ class _Gunzipped(gzip.GzipFile):
 
 
 def tokens(value: Any, name: str) -> int:
-    """Return a count of tokens from a field; 472.0 is 472. Raises ValueError that names what is wrong with it."""
+    """Return a count of tokens from a field; 472.0 is 472. Raises ValueError with the reason for other values."""
     try:
         count = _whole(value)
     except (ValueError, OverflowError):
@@ -185,7 +185,7 @@ def _whole(value: Any) -> int:
 
 
 def number(value: Any, name: str) -> float:
-    """Return a finite number from a field; raises ValueError that names what is wrong with it."""
+    """Return a finite number from a field; raises ValueError with the reason for other values."""
     try:
         parsed = float(value)
     except (TypeError, ValueError, OverflowError):
@@ -196,7 +196,7 @@ def number(value: Any, name: str) -> float:
 
 
 def shown(value: Any) -> str:
-    """Return a value as an error message quotes it."""
+    """Return a value for an error message."""
     try:
         text = repr(value)
     except ValueError:  # an integer of more digits than Python writes
@@ -205,9 +205,9 @@ def shown(value: Any) -> str:
 
 
 def exact(value: Any, name: str) -> Any:
-    """Return the value itself.
+    """Return the value, which must be exact in JSON.
 
-    Raises ValueError for NaN, infinity, and an integer of more than 64 bits, which JSON readers round to a float.
+    Raises ValueError for NaN, infinity, and integers of more than 64 bits, which JSON readers round to a float.
     """
     if isinstance(value, float) and not abs(value) < _BEYOND_INTEGERS:
         raise ValueError(f"{name} is {shown(value)}, expected a finite number of at most 64 bits")
@@ -215,7 +215,7 @@ def exact(value: Any, name: str) -> Any:
 
 
 def counted(count: int, noun: str) -> str:
-    """`1 line`, `2 lines`."""
+    """Return the count with its noun, such as `1 line` and `2 lines`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 

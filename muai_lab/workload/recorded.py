@@ -1,4 +1,4 @@
-"""Recorded requests, sent again: what all kinds of traces share.
+"""Recorded requests, sent again: the common part of all kinds of traces.
 
 A trace has lengths, so prompts are made up, each for itself. Texts in the trace are sent as they are.
 """
@@ -90,7 +90,7 @@ class _Replay:
         self._lengthened: set[int] = set()
         order = trace.in_order()
         self.kept = np.array([self._is_kept(place) for place in order], dtype=bool)
-        """Which of the starts, by time, are asked: written prompts that do not fit into the context are left out."""
+        """For each start, by time, True if it is sent: written prompts beyond the context are left out."""
         self._order = [place for place, kept in zip(order, self.kept, strict=True) if kept]
         maker.context.prompts_dropped += len(order) - len(self._order)
         if not self._order:
@@ -120,7 +120,7 @@ class _Replay:
             ]  # fmt: skip
 
     def notes(self) -> tuple[str, ...]:
-        """Notes on requests that differ from the recorded ones, or come again."""
+        """Return notes on requests that differ from the recorded ones or are repeated."""
         least = self._maker.template_tokens + 1
         longer = f"prompts made longer than recorded, to the {least} tokens that the chat template needs"
         lengthened = (f"{longer}: {len(self._lengthened):,}",) if self._lengthened else ()
@@ -171,5 +171,5 @@ def _length_doubts(trace: Trace) -> Iterator[str]:
 
 
 def scaled(length: int, scale: float) -> int:
-    """Return a recorded length, scaled, and at least one token."""
+    """Return a recorded length, scaled, of at least one token."""
     return max(1, round(length * scale))

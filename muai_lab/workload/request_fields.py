@@ -1,4 +1,4 @@
-"""Fields of a row that go into the request's body as they stand."""
+"""Fields of a row that go unchanged into the body of the request."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ _CONTENT = (
     "guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs",
 )  # fmt: skip
 _ANYWHERE = frozenset(_SAMPLING + _CONTENT)
-"""Names that mean a field of the request wherever they stand; other names do so inside a body only."""
+"""Names of request fields in every place; other names are request fields only inside a body."""
 
 _CHAT_ONLY = frozenset({"tools", "tool_choice", "parallel_tool_calls", "functions", "function_call"})
-# The load generator sets these itself. More than one choice (n, best_of), or the prompt once more (echo), would be
-# counted as one answer.
+# The load generator sets these itself. Several choices (n, best_of), or a repeated prompt (echo), would count as one
+# answer.
 _OWN = frozenset({"model", "stream", "stream_options", "n", "best_of", "echo", "prompt", "messages", "suffix"})
 _AS_SET = {"stream": True, "n": 1, "best_of": 1, "echo": False}
 _TEXTS = frozenset({"stop", "tool_choice", "reasoning_effort", "guided_regex", "guided_grammar"})
 
 _STRUCTURED = frozenset({"tools", "functions", "response_format", "logit_bias", "chat_template_kwargs"})
-"""Fields whose values are lists or objects; data sets keep them as JSON texts too."""
+"""Fields whose values are lists or objects; some data sets keep them as JSON texts."""
 
 BODIES = ("body", "payload")
-"""Fields that hold a whole request, of which all is sent that the load generator does not set itself."""
+"""Fields that hold a whole request; all its fields are sent, except those that the load generator sets itself."""
 _WHOLE = ("extra", "extra_body")
 PARAMETERS = ("sampling_params", "parameters", "generation_config", *_WHOLE)
 """Fields that hold parameters of the request and no prompt."""
@@ -44,10 +44,10 @@ _SEEN = frozenset({*_ANYWHERE, *_AS_SET, *PARAMETERS})
 
 
 def request_fields(rows: Iterable[Row], api: Api) -> str | None:
-    """Take the fields that are sent along, as the schedule keeps them (JSON); None if there are none.
+    """Return the fields to send, as the schedule keeps them (JSON), and mark them as used; None if there are none.
 
-    rows: from outermost to innermost; the fields of an inner row replace those of an outer one. Raises ValueError for a
-    value that JSON cannot hold.
+    rows: from outermost to innermost; fields of an inner row replace those of an outer one. Raises ValueError if JSON
+    cannot hold a value.
     """
     fields: dict[str, Any] = {}
     for row in rows:
@@ -70,11 +70,11 @@ def _taken(row: Row, api: Api, *, whole: bool) -> dict[str, Any]:
     for name, value in list(row.left()):
         if name in _OWN:
             if name in _AS_SET and value == _AS_SET[name]:
-                row.take(name)  # asks for what is done anyway
+                row.take(name)  # the default
         elif _is_sent(name, api, whole=whole):
             value = exact(_parsed(name, value) if row.texts or name in _STRUCTURED else value, row.named(name))
             if name in _STRUCTURED and not value:
-                continue  # an empty list of tools is none, and servers refuse it
+                continue  # servers refuse an empty list of tools
             row.take(name)
             fields[name] = value
     return fields
@@ -87,7 +87,7 @@ def _is_sent(name: str, api: Api, *, whole: bool) -> bool:
 
 
 def _parsed(name: str, value: Any) -> Any:
-    """Return a field of a CSV file as the value that its text stands for."""
+    """Return the value that the text of a CSV field stands for."""
     if not isinstance(value, str) or (name in _TEXTS and value.lstrip()[:1] not in ("{", "[")):
         return value
     try:

@@ -1,4 +1,4 @@
-"""Rows of a file, whatever its format: CSV, Parquet, JSON lines or a JSON list."""
+"""Rows of a file in any format: CSV, Parquet, JSON lines or a JSON list."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _QUOTED = re.compile(r'"[^"]*"')
 _SNIFFED_BYTES = 4096
 
 NumberedRow = tuple[int, dict[str, Any]]
-"""Line (of Parquet: row), from 1, and fields of a row; fields of a CSV file are texts."""
+"""Line (of Parquet: row) from 1, and fields of a row; fields of a CSV file are texts."""
 
 
 def rows_of(reading: FileReading) -> Iterator[NumberedRow]:
-    """Yield the rows of the file, one after another; its name's ending decides on the format, else its beginning.
+    """Yield the rows of the file; the ending of its name determines the format, else its first bytes.
 
-    Raises RunError for a file that cannot be opened or has no such format, and for its first bad row unless
-    `workload.on_error` is skip.
+    Raises:
+        RunError: The file cannot be opened or has another format, or a row is bad (unless `workload.on_error` is skip).
     """
     match format_of(reading):
         case "csv":
@@ -43,7 +43,7 @@ def rows_of(reading: FileReading) -> Iterator[NumberedRow]:
 
 
 def format_of(reading: FileReading) -> str:
-    """`csv`, `parquet` or `json`; raises RunError for a binary file of another kind."""
+    """Return `csv`, `parquet` or `json`; raises RunError for a binary file of another kind."""
     path = reading.path
     suffix = path.suffix.lower()
     if suffix == ".gz":
@@ -71,7 +71,7 @@ def _json_rows(reading: FileReading) -> Iterator[NumberedRow]:
 def _csv_rows(reading: FileReading) -> Iterator[NumberedRow]:
     """Rows under a header. Fields beyond the header are accepted while they are empty, as a trailing comma makes them.
 
-    The delimiter is the one of comma, semicolon, tab and bar that the header has most of.
+    The delimiter is the most frequent one of comma, semicolon, tab and bar in the header.
     """
     csv.field_size_limit(_LONGEST_FIELD)
     lines = _Lines(reading)
@@ -104,7 +104,7 @@ def _csv_rows(reading: FileReading) -> Iterator[NumberedRow]:
 
 
 class _Lines:
-    """The lines of a file with their ends, and the number of the first and last that a row took."""
+    """The lines of a file with their ends, and the numbers of the first and last line of a row."""
 
     def __init__(self, reading: FileReading) -> None:
         self._lines = reading.lines()
@@ -121,7 +121,7 @@ class _Lines:
 
 
 def _names(header: Sequence[str]) -> list[str]:
-    """Return the columns' names up to the last that is not empty; a nameless one before it, such as an index, is numbered."""
+    """Return the columns' names up to the last that is not empty; nameless ones before it get a number."""
     names = [name.strip() for name in header]
     while names and not names[-1]:
         names.pop()
@@ -129,7 +129,7 @@ def _names(header: Sequence[str]) -> list[str]:
 
 
 def _check_names(where: str, names: Sequence[str]) -> None:
-    """Raises RunError if two columns share a name: a row could hold only one of them."""
+    """Raise RunError if two columns share a name: a row could hold only one of them."""
     if twice := sorted(name for name, count in Counter(names).items() if count > 1):
         raise RunError(
             f"{where}: several columns are called {', '.join(map(repr, twice))}; rename them, or check workload.path"

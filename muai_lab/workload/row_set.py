@@ -55,7 +55,7 @@ def _written(reading: FileReading, form: Form) -> Iterator[Written]:
 
 
 def _check_columns(reading: FileReading, form: Form) -> None:
-    """Raises RunError if the table's first row lacks a column that is named, or any column of prompts."""
+    """Raise RunError if the table's first row lacks a named column, or any column of prompts."""
     for _, fields in rows_of(FileReading(reading.path, "skip")):
         missing = [name for name in (form.prompt, form.system, form.output) if name and name not in fields]
         if form.prompt is None and not any(name in fields for name in USUAL):
@@ -66,7 +66,7 @@ def _check_columns(reading: FileReading, form: Form) -> None:
 
 
 def _requests(fields: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the requests of a row: one, unless it holds a list of whole bodies (inputs.json of aiperf and GenAI-Perf)."""
+    """Yield the requests of a row: one, or those of a list of bodies (inputs.json of aiperf and GenAI-Perf)."""
     several = next((name for name in _SEVERAL if isinstance(fields.get(name), list)), None)
     if several is None:
         yield fields

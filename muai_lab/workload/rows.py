@@ -1,4 +1,4 @@
-"""Collecting requests into a schedule's columns, block by block, so that a million of them fit into memory."""
+"""Requests collected into a schedule's columns, block by block, so that a million of them fit into memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pyarrow as pa
 from muai_lab.workload.schedule import SCHEDULE_SCHEMA, Schedule, ScheduledRequest
 
 Unit = Sequence[ScheduledRequest]
-"""What one arrival brings: a request, or all turns of a session. `index` and `session` are given when it is added."""
+"""The requests of one arrival: one, or all turns of a session. `index` and `session` are set when it is added."""
 
 _BLOCK = 8192
 
@@ -27,7 +27,7 @@ class ScheduleRows:
         return self._count
 
     def add(self, unit: Unit, intended_s: float | None = None) -> None:
-        """Append a unit; `intended_s` is when its first request is due."""
+        """Append a unit; `intended_s`: due time of its first request."""
         session = None
         if unit[0].turn is not None:
             session = self._sessions
@@ -43,7 +43,7 @@ class ScheduleRows:
             self._close_block()
 
     def schedule(self, notes: tuple[str, ...] = ()) -> Schedule:
-        """Return everything that was added."""
+        """Return the schedule of all units."""
         self._close_block()
         return Schedule(pa.Table.from_batches(self._blocks, schema=SCHEDULE_SCHEMA), notes)
 

@@ -1,8 +1,8 @@
-"""Prompts that no server has seen: the first words or tokens of each prompt replaced by ones of this run.
+"""Prompts that no server has seen: the first words or tokens of each prompt are replaced by ones of this run.
 
-A server that caches prefixes would answer a run the faster the more of its prompts an earlier run has sent. The salt
-changes the schedule after it was drawn: the schedule's hash and the number of tokens of its prompts stay the same, and
-prompts that share a prefix still share one. `Schedule.write` keeps what was drawn; the salt stands in the manifest.
+A server that caches prefixes answers prompts of an earlier run faster. The salt changes the schedule after it was
+drawn: its hash and the numbers of prompt tokens stay the same, and prompts that share a prefix still share one.
+`Schedule.write` saves the drawn schedule; the manifest has the salt.
 """
 
 from __future__ import annotations
@@ -26,20 +26,25 @@ _HEAD = re.compile(rf"\s*(?:\S+\s+){{1,{_WORDS}}}")
 
 
 class SaltTokenizer(Protocol):
-    """What the salt needs of a tokenizer."""
+    """The tokenizer of a salt."""
 
     def encode(self, text: str) -> list[int]:
-        """Return token ids of a text."""
+        """Return the token ids of a text."""
 
     @property
     def ordinary_token_ids(self) -> list[int]:
-        """Tokens that stand for text."""
+        """Ids of the tokens that stand for text."""
 
 
 @dataclass(frozen=True, slots=True)
 class SaltedSchedule:
-    """The schedule to send. unsalted: prompts too short to be changed. other_length: prompts whose number of tokens
-    changed all the same."""
+    """The schedule to send.
+
+    Attributes:
+        schedule: The changed requests.
+        unsalted: Number of prompts that are too short to be changed.
+        other_length: Number of prompts whose token count changed.
+    """
 
     schedule: Schedule
     unsalted: int = 0
@@ -47,7 +52,7 @@ class SaltedSchedule:
 
 
 def new_salt() -> str:
-    """Return a salt that no other run has: 16 hexadecimal digits."""
+    """Return a new salt: 16 random hexadecimal digits."""
     return secrets.token_hex(8)
 
 
@@ -60,9 +65,9 @@ def salted(schedule: Schedule, salt: str, tokenizer: SaltTokenizer) -> SaltedSch
 
 
 def repeated_share(schedule: Schedule) -> float:
-    """Return most of the prompt text that a server's prefix cache can know from earlier prompts of the same run; 0 to 1.
+    """Return the largest share of prompt text that a prefix cache can have from earlier prompts of the run, 0 to 1.
 
-    Each prompt is compared with its neighbours in sorted order, of which one shares its longest prefix.
+    Each prompt is compared with its neighbours in sorted order, one of which shares its longest prefix.
     """
     prompts = sorted(_whole(request) for request in schedule)
     total = sum(map(len, prompts))
@@ -83,7 +88,7 @@ def _shared_characters(a: str, b: str) -> int:
 
 
 class _Salt:
-    """Replaces beginnings, always the same one by the same other one."""
+    """Replaces beginnings; equal ones by equal ones."""
 
     def __init__(self, salt: str, tokenizer: SaltTokenizer, texts: Sequence[str]) -> None:
         self.unsalted = 0
@@ -127,12 +132,12 @@ class _Salt:
         return self._heads.setdefault(head, candidate) + rest
 
     def _candidates(self, head: str) -> Iterator[str]:
-        """Other words between the same spaces."""
+        """Yield other words between the same spaces."""
         parts = re.split(r"(\s+)", head)
         places = [place for place, part in enumerate(parts) if part and not part.isspace()]
         for number in range(_TRIES):
             for place in places:
-                # Few words to choose from give few beginnings: then letters at random.
+                # With few different words there are few beginnings: use random letters then.
                 parts[place] = (
                     str(self._rng.choice(self._words))
                     if len(self._words) >= _TRIES and number < _TRIES // 2
@@ -149,6 +154,6 @@ def _text_of(request: ScheduledRequest) -> str | None:
 
 
 def _whole(request: ScheduledRequest) -> str:
-    """Return the prompt as text that can be compared; token ids as one character each."""
+    """Return the prompt as text for comparisons; each token id as one character."""
     ids: Any = request.prompt_ids
     return request.text() if ids is None else "".join(chr(int(token) % 0x10000 + 0x10000) for token in ids)

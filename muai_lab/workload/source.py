@@ -1,4 +1,4 @@
-"""Where the requests of a schedule come from, one arrival after another."""
+"""The source of a schedule's requests, one arrival after another."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ from muai_lab.workload.rows import Unit
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What arrives.
+    """The arrivals of a workload.
 
-    units: endless, or what there is. times_s: when each of them was due where they come from, in seconds, ascending;
-    None if they have no times. notes: what a reader of the results must know, asked when all units were taken.
-    time_notes: the same of the times, if they are used. unit_doubts: reasons to think that their unit is another.
+    Attributes:
+        units: The requests and sessions, endless or finite.
+        times_s: Recorded times of the units in seconds, ascending, `[units]`; None if they have none.
+        notes: Returns notes for a reader of the results; called after all units were taken.
+        time_notes: Notes on the times, if they are used.
+        unit_doubts: Reasons to assume another unit of the times.
     """
 
     units: Iterator[Unit]
@@ -27,7 +30,7 @@ class Source:
 
 
 class Passes:
-    """Counts how often a finite collection is gone through."""
+    """Counts the passes over a finite collection."""
 
     def __init__(self, size: int, noun: str, where: str) -> None:
         self._size = size
@@ -36,18 +39,18 @@ class Passes:
         self._taken = 0
 
     def places(self) -> Iterator[int]:
-        """0, 1, ... size - 1, and again from 0, without end."""
+        """Yield 0, 1, ... size - 1, and again from 0, without end."""
         while True:
             for place in range(self._size):
                 self._taken += 1
                 yield place
 
     def pass_over(self) -> None:
-        """What stands at the place that came last is of no use, and does not count as taken."""
+        """Do not count the last place as taken: its content is not usable."""
         self._taken -= 1
 
     def notes(self) -> tuple[str, ...]:
-        """Says so when something was used twice: a cache then helps more than it would with the real thing."""
+        """Return a note if entries were used twice: a cache then helps more than with real traffic."""
         if self._taken <= self._size:
             return ()
         held = f"{self._where} holds {counted(self._size, self._noun)}"

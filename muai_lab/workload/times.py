@@ -14,7 +14,7 @@ _BLOCK = 1024
 
 
 def draw_times(distribution: TimeDistribution, count: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    """`count` times in seconds; a larger count begins with the same times."""
+    """Return `count` times in seconds; a larger count begins with the same times."""
     match distribution:
         case FixedTime(value_s=value_s):
             return np.full(count, value_s)
@@ -26,6 +26,6 @@ def draw_times(distribution: TimeDistribution, count: int, rng: np.random.Genera
 
 
 def endless_times(distribution: TimeDistribution, rng: np.random.Generator) -> Iterator[float]:
-    """Yield times without end, drawn block by block: how many are taken changes none of them."""
+    """Yield times without end, drawn block by block, so that they do not depend on the number that is used."""
     while True:
         yield from draw_times(distribution, _BLOCK, rng).tolist()

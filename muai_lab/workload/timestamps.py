@@ -1,4 +1,4 @@
-"""Times of recorded requests: numbers in some unit, or dates; and doubts about the unit."""
+"""Times of recorded requests: numbers in a unit, or dates; and doubts about the unit."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from muai_lab.workload.reading import number, shown
 
 PER_SECOND: dict[TimeUnit, float] = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 _UNITS = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
-# Seconds since 1970 of the years 2001 to 2096: no clock of another unit, and no duration, comes near these numbers.
+# Seconds since 1970 of the years 2001 to 2096: clocks of another unit, and durations, are far from these numbers.
 _EPOCH_S = (1e9, 4e9)
 _FARTHEST_S = 1e11
-# Clocks that times may be of. Times of a file must have one in common, else their distances mean nothing.
+# Possible clocks of times. The times of a file must share one, else their distances have no meaning.
 _ZONED, _ZONELESS, _RELATIVE = frozenset({"zoned"}), frozenset({"zoneless"}), frozenset({"relative"})
 _ANY_CLOCK = _ZONED | _ZONELESS | _RELATIVE
-# Mean arrivals per second that one endpoint's traffic has; beyond, the unit is more likely wrong than the traffic.
+# Usual mean arrivals per second of one endpoint; beyond, the unit is probably wrong.
 _USUAL_RATES = (0.01, 200.0)
 
 
@@ -27,7 +27,7 @@ class Timestamps:
     """Reads the times of one file.
 
     usual: the format's unit. chosen: `workload.time_unit`. Without it, numbers that can only be times since 1970 are
-    read in the unit that makes them so; the file's first number decides.
+    read in the corresponding unit; the first number of the file decides.
     """
 
     def __init__(self, usual: TimeUnit, chosen: TimeUnit | None = None) -> None:
@@ -39,7 +39,7 @@ class Timestamps:
     def seconds(self, value: Any, name: str) -> float:
         """Return seconds of a number, a date and time (UTC if it does not say otherwise), or either as a text.
 
-        Raises ValueError for anything else, and for a time of another origin than those before it.
+        Raises ValueError for other values, and for a time of another origin than those before it.
         """
         date = _date(value) if isinstance(value, str) else value
         if isinstance(date, datetime):
@@ -56,7 +56,7 @@ class Timestamps:
         return seconds
 
     def _counted(self, value: Any, name: str) -> float:
-        """Return seconds of a number; the first one decides on the unit."""
+        """Return the seconds of a number; the first one determines the unit."""
         try:
             count = number(value, name)
         except ValueError:
@@ -71,7 +71,7 @@ class Timestamps:
         return seconds
 
     def doubts(self, times_s: npt.NDArray[np.float64]) -> tuple[str, ...]:
-        """Reasons to think that the unit is another. times_s: all times, ascending."""
+        """Return reasons to assume another unit; times_s: all times, ascending."""
         if self._unit is None or self._chosen is not None or len(times_s) < 2:
             return ()
         unit = _UNITS[self._unit]
@@ -91,14 +91,14 @@ class Timestamps:
 
 
 def _neighbour(unit: TimeUnit, *, coarser: bool) -> TimeUnit | None:
-    """Return the next unit, None if there is none."""
+    """Return the next coarser or finer unit, None if there is none."""
     units = list(PER_SECOND)
     place = units.index(unit) + (-1 if coarser else 1)
     return units[place] if 0 <= place < len(units) else None
 
 
 def order_notes(times_s: npt.NDArray[np.float64], where: str) -> tuple[str, ...]:
-    """Notes on times that are not ascending, and on many that are equal. times_s: in the order of the file."""
+    """Return notes on times that do not ascend, and on many equal times; times_s: in the order of the file."""
     notes = []
     if back := int(np.count_nonzero(np.diff(times_s) < 0)):
         notes.append(f"{where} is not in the order of time ({back:,} steps back): its requests were sorted")
@@ -109,7 +109,7 @@ def order_notes(times_s: npt.NDArray[np.float64], where: str) -> tuple[str, ...]
 
 
 def _date(text: str) -> datetime | None:
-    """Return a date with or without a time of day; digits alone are a number, not a date."""
+    """Return a date with or without a time of day, None for digits alone, which are a number."""
     try:
         return None if text.strip().isdecimal() else datetime.fromisoformat(text.strip())
     except ValueError:
@@ -117,7 +117,7 @@ def _date(text: str) -> datetime | None:
 
 
 def _clocks_of(date: datetime) -> frozenset[str]:
-    """Return the clocks that a date may be of: without a zone it is taken for UTC, and goes together with no other zone."""
+    """Return the possible clocks of a date: without a zone it counts as UTC, and matches no other zone."""
     if date.tzinfo is None:
         return _ZONELESS
     return _ZONED if date.utcoffset() else _ZONED | _ZONELESS

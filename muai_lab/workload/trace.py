@@ -20,11 +20,17 @@ BlockIds = list[int]
 class TraceRow:
     """One recorded request.
 
-    time_s: seconds, of any origin; None if the row has no time. prompt_tokens: 0 for a written prompt. blocks: ids of
-    the blocks that the prompt is made of, None if the format has none. session: its name. pause_s: seconds from the
-    answer before it in its session. written: its prompt or conversation. new_only: the prompt holds only what is new in
-    its session; otherwise a written prompt holds the session from its beginning. follows: the prompt makes no sense
-    without the turns before it. extra: as in `WrittenTurn`.
+    Attributes:
+        time_s: Seconds, of any origin; None if the row has no time.
+        prompt_tokens: Length of the prompt; 0 for a written one.
+        output_tokens: Length of the answer.
+        blocks: Ids of the blocks of the prompt, None if the format has none.
+        session: Name of its session.
+        pause_s: Seconds from the previous answer of its session.
+        written: Its prompt or conversation.
+        new_only: The prompt holds only the new part of its session; otherwise the session from its beginning.
+        follows: The prompt needs the turns before it.
+        extra: As in `WrittenTurn`.
     """
 
     time_s: float | None
@@ -42,9 +48,15 @@ class TraceRow:
 class Trace:
     """The requests of a trace, as columns.
 
-    Places are numbered in the order of the file. starts: places that wait for no answer: single requests, and the first
-    turns of sessions. later: places of the later turns of a session, by the place of its first. blocks, written, extra,
-    pauses_s: by place, of the requests that have them. timed: True if requests have times.
+    A place is the number of a request in the order of the file.
+
+    Attributes:
+        times_s: Times of the starts, in their order.
+        prompt_tokens, output_tokens: Lengths by place.
+        starts: Places that wait for no answer: single requests, and the first turns of sessions.
+        later: Places of the later turns of a session, by the place of its first.
+        blocks, written, extra, pauses_s: By place, of the requests that have them.
+        timed: True if requests have times.
     """
 
     def __init__(self, reading: FileReading) -> None:
@@ -66,7 +78,7 @@ class Trace:
         return len(self.prompt_tokens)
 
     def add(self, row: TraceRow) -> None:
-        """Append a request, unless there is nothing to ask; raises ValueError if it contradicts those before it."""
+        """Append a request, unless it is empty; raises ValueError if it contradicts those before it."""
         if row.output_tokens == 0:
             self._reading.leave_out("without an answer")
         elif row.prompt_tokens == 0 and row.written is None:
@@ -77,7 +89,7 @@ class Trace:
             self._add_later(row, first)
 
     def in_order(self) -> list[int]:
-        """Starts by time; requests of the same time stay in the order of the file."""
+        """Return the starts by time; requests of the same time stay in the order of the file."""
         starts = np.array(self.starts)
         if not self.timed:
             return list(map(int, starts))
@@ -89,7 +101,7 @@ class Trace:
         return np.sort(np.array(self.times_s)) if self.timed else None
 
     def _first_of(self, row: TraceRow) -> int | None:
-        """Return the place of the first turn of the session that the row goes on with; None for a request of its own."""
+        """Return the place of the first turn of the session that the row continues; None for a single request."""
         first = None if row.session is None else self._sessions.get(row.session)
         if first is None or row.follows or row.time_s is None or row.pause_s is not None:
             return first
@@ -114,7 +126,7 @@ class Trace:
             self._said[row.session] = list(row.written[0].messages) if row.written else []
 
     def _add_later(self, row: TraceRow, first: int) -> None:
-        assert row.session is not None, "the row goes on with a session"
+        assert row.session is not None, "the row continues a session"
         written = row.written
         if written is not None and not row.new_only:
             written = self._new_in(written, row.session)
@@ -125,7 +137,7 @@ class Trace:
         self.pauses_s[place] = row.pause_s or 0.0
 
     def _new_in(self, written: Written, session: str) -> Written:
-        """Return the turn without the messages that the turns before it held; the recorded answer goes with them."""
+        """Return the turn without the messages of the turns before it, and without the recorded answer to them."""
         messages = list(written[0].messages)
         before = self._said[session]
         if len(messages) <= len(before) or not _alike(messages[: len(before)], before):
@@ -158,6 +170,6 @@ def _alike(messages: Sequence[Message], before: Iterable[Message]) -> bool:
 
 
 def turn_of(trace: Trace, place: int, messages: tuple[Message, ...], output_tokens: int) -> WrittenTurn:
-    """Return a turn with a made-up prompt and what the trace says of it."""
+    """Return a turn with a made-up prompt and the trace's values for it."""
     pause_s = trace.pauses_s.get(place)
     return WrittenTurn(messages, output_tokens, think_s=pause_s, extra=trace.extra.get(place))

@@ -26,16 +26,19 @@ _CONVERSATIONS = ("conversations", "conversation")
 _MILLISECONDS = 1e3
 
 USUAL = (*_PROMPTS, *_NESTED, *_CONVERSATIONS, "messages", "turns")
-"""Fields that may hold what is asked."""
+"""Fields that may hold the prompt or conversation."""
 
 
 @dataclass(frozen=True, slots=True)
 class WrittenTurn:
-    """What is asked in one turn.
+    """One turn of a written prompt or conversation.
 
-    messages: what is new in it, at least one. output_tokens: length of its answer, None if the file does not say;
-    answer: a recorded answer, which only lends its length. think_s: seconds from the answer before, None if the file
-    does not say. extra: further fields of the request's body, as JSON.
+    Attributes:
+        messages: Its new messages, at least one.
+        output_tokens: Length of its answer, None if the file has none.
+        answer: A recorded answer, of which only the length is used.
+        think_s: Seconds from the previous answer, None if the file has none.
+        extra: Further fields of the request's body, as JSON.
     """
 
     messages: tuple[Message, ...]
@@ -51,10 +54,13 @@ Written = tuple[WrittenTurn, ...]
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How rows are read.
+    """The interpretation of rows.
 
-    api: endpoint that the requests go to. send: fields such as `temperature` are sent along. max_turns: most turns of a
-    conversation, None for all. prompt, system, output: names of the fields, None for the usual ones.
+    Attributes:
+        api: Endpoint of the requests.
+        send: Fields such as `temperature` are sent along.
+        max_turns: Most turns of a conversation, None for all.
+        prompt, system, output: Names of the fields, None for the usual ones.
     """
 
     api: Api
@@ -66,14 +72,14 @@ class Form:
 
 
 class RowReader:
-    """Reads the rows of one file; what is left out, changed or ignored of them is counted in `reading`."""
+    """Reads the rows of one file; `reading` counts left-out, changed and ignored parts."""
 
     def __init__(self, reading: FileReading, form: Form) -> None:
         self._reading = reading
         self._form = form
 
     def read(self, row: Row) -> Written | None:
-        """What a row asks; None if it asks nothing, which is counted. Raises ValueError if the row makes no sense."""
+        """Return the turns of a row, None if it has none, which is counted; raises ValueError for an invalid row."""
         rows = _nested(row)
         if row.inner("body") is not None:
             self._check_endpoint(row)
@@ -96,7 +102,7 @@ class RowReader:
         return turns
 
     def _check_endpoint(self, row: Row) -> None:
-        """Return the endpoint and method of a line of a batch file; raises ValueError for another endpoint."""
+        """Check endpoint and method of a line of a batch file; raises ValueError for another endpoint."""
         url, method = row.take("url"), row.take("method")
         if method is not None and str(method).upper() != "POST":
             raise ValueError(f"method is {shown(method)}, expected POST")
@@ -152,14 +158,14 @@ class RowReader:
         return (WrittenTurn((*system, user(asked)), answer=self._answer(row)),)
 
     def _answer(self, row: Row) -> str | None:
-        """Return a recorded answer; one beside a recorded length is no use."""
+        """Return a recorded answer, None if there is none."""
         for name in _ANSWERS:
             if name in row and isinstance(value := row.take(name), str):
                 return value
         return None
 
     def _history(self, row: Row, name: str, system: list[Message]) -> Written | None:
-        """Messages that are sent as they are, but for an answer at their end, which lends its length."""
+        """Return messages that are sent unchanged, except an answer at their end, of which only the length is used."""
         said = [*system, *self._messages(row, name)]
         answer = None
         if said and said[-1]["role"] == "assistant":
@@ -175,7 +181,7 @@ class RowReader:
         return [message_of(value, self._reading, row.named(name)) for value in _list(row, name)]
 
     def _dialogue(self, row: Row, name: str, system: list[Message]) -> Written | None:
-        """Return a conversation that goes on with the answers of the server: recorded answers only lend their lengths."""
+        """Return a conversation that continues with the server's answers; recorded answers only give lengths."""
         turns: list[WrittenTurn] = []
         before = list(system)
         for message in self._messages(row, name):
@@ -198,7 +204,7 @@ class RowReader:
         return self._cut(turns)
 
     def _turns(self, row: Row, system: list[Message]) -> Written | None:
-        """Turns of which each is a text (MT-bench), or an object with a text, a delay in ms, a length (aiperf)."""
+        """Return turns from texts (MT-bench), or from objects with a text, a delay in ms and a length (aiperf)."""
         turns: list[WrittenTurn] = []
         for value in _list(row, "turns"):
             if isinstance(value, str):
@@ -234,7 +240,7 @@ class RowReader:
         return tuple(turns)
 
     def _output(self, rows: Sequence[Row]) -> int | None:
-        """Return length of the answer: a recorded one, else a limit."""
+        """Return the length of the answer: a recorded one, else a limit."""
         if self._form.output is not None:
             return limit(rows[0].take(self._form.output), self._form.output)
         places = list(_with_parameters(rows))
@@ -246,20 +252,20 @@ class RowReader:
 
 
 def _says_something(message: Message) -> bool:
-    """True for a text that is not blank, for parts such as images, and for tool calls."""
+    """True if the message has a text that is not blank, parts such as images, or tool calls."""
     content = message.get("content")
     return bool(message_text(message).strip() or message.get("tool_calls") or isinstance(content, list))
 
 
 def pause_s(value: Any, name: str) -> float:
-    """Return seconds of a pause in milliseconds; raises ValueError for what is none."""
+    """Return the seconds of a pause in milliseconds; raises ValueError if it is none."""
     if (pause := number(value, name)) < 0:
         raise ValueError(f"{name} is {shown(value)}, expected a time from 0")
     return pause / _MILLISECONDS
 
 
 def _nested(row: Row) -> list[Row]:
-    """Return the row, and the objects in it that may hold its request."""
+    """Return the row and the objects in it that may hold its request."""
     rows = [row]
     for outer in rows:
         rows += [inner for name in _NESTED if len(rows) < 4 and (inner := outer.inner(name)) is not None]

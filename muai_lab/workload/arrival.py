@@ -3,9 +3,9 @@
 In the closed loop a request is due when a slot becomes free, so nothing is drawn. Every process is drawn from one
 generator front to back: a longer horizon begins with the same arrivals as a shorter one.
 
-Rates that change with time use time rescaling. Let `A(t)` be the expected number of arrivals until `t`. Take a Poisson
-process of rate 1, and move each point to the time at which `A` reaches it. The result is a Poisson process of the wanted
-rate (Çinlar, Introduction to Stochastic Processes, 1975, section 4.7).
+Rates that change with time use time rescaling. Let `A(t)` be the expected number of arrivals until `t`. Take a
+Poisson process of rate 1, and move each point to the time at which `A` reaches it. The result is a Poisson process of
+the wanted rate (Çinlar, Introduction to Stochastic Processes, 1975, section 4.7).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Can one client hold the server up? Requests that are meant to, one after the other, and what each of them did.
 
-    python -m benchmarks.hostile_requests [--engine pytorch] [--only WORD] [--json] [--document docs/server.md]
+    python -m benchmarks.hostile_requests [--engine pytorch] [--only WORD] [--json] [--document docs/server-results.md]
 
 A real server on the loopback with the embedded model. A process of its own asks for /health every few milliseconds and
 keeps the longest answer time; memory is that of the server with its helper process. The first row asks for nothing: it

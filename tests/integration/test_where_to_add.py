@@ -1,4 +1,4 @@
-"""The page on structure names the files that a new part touches: no other file of a copy of the package changes here."""
+"""The files that a new part touches, as the page on structure names them, proved in a copy of the package."""
 
 from __future__ import annotations
 

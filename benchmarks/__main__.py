@@ -13,6 +13,7 @@ BENCHMARKS = (
     "long_prompt",
     "prefix_cache",
     "http_overhead",
+    "sse_frames",
     "engines",
     "deepspeed_overhead",
     "onnx_throughput",

@@ -96,13 +96,17 @@ def of_sysctl(text: str) -> Processor:
     )
 
 
+def allowed_cores() -> int:
+    """Return the number of cores in the affinity of this process."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def usable_cores(root: Path = Path("/")) -> float:
     """Return the cores that this process may use: those of its affinity, at most the quota of its control group.
 
     A container with `--cpus=1.5` sees all cores of its machine, and gets 1.5 of their time.
     """
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min([allowed, *_quotas(root)])
+    return min([allowed_cores(), *_quotas(root)])
 
 
 def _quotas(root: Path) -> list[float]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from muai_lab.commands.terminal import command_parser, say
 from muai_lab.settings.compose import compose
 
 if TYPE_CHECKING:
@@ -59,13 +60,13 @@ def main(argv: Sequence[str]) -> int:
             study = find_capacity(resolve, directory, watcher)
     except KeyboardInterrupt:
         if (directory / "report.html").is_file():
-            messages.print(f"partial result: {directory / 'report.html'}", markup=False, highlight=False)
+            say(messages, f"partial result: {directory / 'report.html'}")
         raise
     if args.json:
         sys.stdout.write(json.dumps(study.as_document(), indent=2, allow_nan=False) + "\n")
     else:
         capacity_sheet(study).show(Console())
-        Console().print(f"report: {directory / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
+        say(Console(), f"report: {directory / 'report.html'}")
     return NO_CAPACITY if study.capacity is None else 0
 
 
@@ -95,7 +96,7 @@ class _Watcher:
         self._say(f"probe {probe.number}: {probe.stopped or outcome} ({probe.verdict})")
 
     def _say(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(self._console, line)
 
 
 @contextmanager
@@ -107,11 +108,10 @@ def _watching(console: Console) -> Iterator[CapacityWatcher]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m muai_lab capacity",
-        description="Find the highest offered rate that meets the SLO, with an interval and the curve.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_parser(
+        "capacity",
+        "Find the highest offered rate that meets the SLO, with an interval and the curve.",
+        _EPILOG,
         allow_abbrev=False,
     )
     parser.add_argument(

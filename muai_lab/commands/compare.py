@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from muai_lab.commands.terminal import command_parser, say
 from muai_lab.errors import MuaiError, RunError
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def _show_sweep(args: argparse.Namespace) -> int:
         write_page(args.html, render_sweep_report(runs, args.html.parent, name=places[0].name, history=history))
     comparison_table(runs, include_invalid=args.include_invalid, history=history).show(Console())
     if failure := record_sweep_noise(runs, history):
-        Console(stderr=True).print(f"note: {failure}", markup=False, highlight=False, soft_wrap=True)
+        say(Console(stderr=True), f"note: {failure}")
     return 0
 
 
@@ -165,11 +166,10 @@ def _percentage(text: str) -> float:
 def _parser() -> argparse.ArgumentParser:
     from muai_lab.analysis.pairing import DECLARABLE
 
-    parser = argparse.ArgumentParser(
-        prog="python -m muai_lab compare",
-        description="Compare runs, or groups of repeats: every key figure with its change, interval and verdict.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = command_parser(
+        "compare",
+        "Compare runs, or groups of repeats: every key figure with its change, interval and verdict.",
+        _EPILOG,
         allow_abbrev=False,
     )
     parser.add_argument("a", metavar="A", help="the baseline")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from muai_lab.commands.terminal import command_parser, say
 from muai_lab.engines.availability import Availability
 from muai_lab.engines.catalogue import ENGINES, EngineKind
 from muai_lab.errors import ModelError
@@ -67,12 +68,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m muai_lab engines",
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("engines", __doc__, _EPILOG)
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     parser.add_argument("--keys", action="store_true", help="also print the meaning of each setting in the engine")
     parser.add_argument("overrides", nargs="*", metavar="GROUP=OPTION | KEY=VALUE", help="as for `run`")
@@ -112,20 +108,17 @@ def _models(settings: LabSettings) -> dict[str, ModelSource | str]:
 
 
 def _show(reports: Sequence[Report], console: Console, *, keys: bool) -> None:
-    def say(line: str, style: str = "") -> None:
-        console.print(line, style=style, markup=False, highlight=False)
-
     for place, report in enumerate(reports, start=1):
         found = report.availability
         version = f" {found.version}" if found.version else ""
         if found.available:
-            say(f"{place}. {report.kind.name}{version}: available", "bold green")
-            say(f"   device  {found.device}; dtypes {', '.join(found.dtypes)}")
+            say(console, f"{place}. {report.kind.name}{version}: available", "bold green")
+            say(console, f"   device  {found.device}; dtypes {', '.join(found.dtypes)}")
         else:
-            say(f"{place}. {report.kind.name}{version}: not available", "bold yellow")
-            say(f"   why     {found.reason}")
+            say(console, f"{place}. {report.kind.name}{version}: not available", "bold yellow")
+            say(console, f"   why     {found.reason}")
         for name, reason in report.models.items():
-            say(f"   model   {name}: {'yes' if reason is None else f'no, {reason}'}")
+            say(console, f"   model   {name}: {'yes' if reason is None else f'no, {reason}'}")
         if keys:
             for path, meaning in report.kind.keys().items():
-                say(f"   key     {path} -> {meaning}")
+                say(console, f"   key     {path} -> {meaning}")

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from muai_lab.commands.terminal import command_parser, say
+
 SUMMARY = "write the configuration of a study again"
 
 _EPILOG = """\
@@ -31,17 +33,12 @@ def main(argv: Sequence[str]) -> int:
         lines.append("it is the present configuration; --unconfirmed writes the best that the search found")
     console = Console()
     for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(console, line)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m muai_lab export",
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("export", __doc__, _EPILOG)
     parser.add_argument("study", type=Path, help="directory of the study, as `tune` printed it")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: optimization.yaml in the study")
     parser.add_argument(

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+from muai_lab.commands.terminal import say
 from muai_lab.load.generator import LoadProgress
 
 
@@ -20,13 +21,13 @@ class PlainWatcher:
 
     def stage(self, what: str) -> None:
         """See `RunWatcher.stage`."""
-        self._console.print(f"{what} …", markup=False, highlight=False)
+        say(self._console, f"{what} …")
 
     def load(self, progress: LoadProgress) -> None:
         """Report each phase once."""
         if progress.phase != self._phase:
             self._phase = progress.phase
-            self._console.print(f"{_PHASES[progress.phase]}: {_counts(progress)}", markup=False, highlight=False)
+            say(self._console, f"{_PHASES[progress.phase]}: {_counts(progress)}")
 
 
 class LiveWatcher:

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import get_args
 
+from muai_lab.commands.terminal import command_parser
 from muai_lab.errors import RunError
 from muai_lab.load.dialect import UsageSupport
 
@@ -40,12 +41,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m muai_lab reference-server",
-        description="An OpenAI-compatible streaming server that computes nothing and answers after fixed times,\n"
+    parser = command_parser(
+        "reference-server",
+        "An OpenAI-compatible streaming server that computes nothing and answers after fixed times,\n"
         "which it stamps: for testing load generators, this one or others.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        _EPILOG,
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
     parser.add_argument("--port", type=_port, default=0, help="0 takes any free port (default)")

@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from muai_lab.commands.show_composed import check_options, show_composed
+from muai_lab.commands.terminal import say
 from muai_lab.errors import MuaiError, RequestsFailed, RunError, SettingsError
 from muai_lab.settings.compose import Jobs, check_overrides, resolve_job
 from muai_lab.settings.hydra_groups import PRIMARY, groups_folder, hydra_message, register_base_nodes
@@ -115,11 +116,11 @@ def _run_one(cfg: DictConfig) -> None:
     try:
         resolved = resolve_job(cfg)
         if sweeping and is_finished(directory, dump_config_yaml(resolved)):
-            messages.print(f"{directory}: finished before, and kept", markup=False, highlight=False, soft_wrap=True)
+            say(messages, f"{directory}: finished before, and kept")
             return
         if (ended := unfinished(directory)) is not None:
             replacing = f"{directory}: replacing a run that did not finish ({ended})"
-            messages.print(replacing, markup=False, highlight=False, soft_wrap=True)
+            say(messages, replacing)
         with watching(messages) as watcher:
             summary = run_experiment(resolved, directory, watcher)
     except MuaiError as error:
@@ -127,10 +128,10 @@ def _run_one(cfg: DictConfig) -> None:
             raise
         # A job that fails does not end the sweep; end_sweep counts it.
         message = f"muai-lab: {directory.name}: {error}"
-        messages.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
+        say(messages, message, "red")
         return
     result_table(summary).show(Console())
-    _say(f"report: {_short(directory / 'report.html')}")
+    say(Console(), f"report: {_short(directory / 'report.html')}")
     if not sweeping:
         _check_answered(summary.validity)
 
@@ -152,22 +153,18 @@ def end_sweep(sweep: Path) -> None:
     from muai_lab.report import comparison_table, write_sweep_report
 
     runs = in_order(map(load_run, find_runs(sweep)))
-    _say("")
+    say(Console(), "")
     history = NoiseHistory.of_user()
     comparison_table(runs, history=history).show(Console())
-    _say(f"report: {_short(write_sweep_report(runs, sweep, history=history))}")
+    say(Console(), f"report: {_short(write_sweep_report(runs, sweep, history=history))}")
     if failure := record_sweep_noise(runs, history):
-        _say(f"note: {failure}")
+        say(Console(), f"note: {failure}")
     failed = [str(run.path.relative_to(sweep)) for run in runs if not run.complete]
     if failed:
         raise RunError(
             f"{len(failed)} of {len(runs)} runs did not complete: {', '.join(failed)}; the same command with "
             f"hydra.sweep.dir={_short(sweep)} makes these again and keeps the others"
         )
-
-
-def _say(line: str) -> None:
-    Console().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _short(path: Path) -> Path:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from muai_lab.commands.terminal import command_parser
 from muai_lab.settings.compose import compose
 
 SUMMARY = "start the inference server (OpenAI-compatible HTTP)"
@@ -36,12 +37,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m muai_lab serve",
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("serve", __doc__, _EPILOG)
     parser.add_argument(
         "overrides",
         nargs="*",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from muai_lab.commands.terminal import command_parser, say
 from muai_lab.settings.compose import compose
 from muai_lab.settings.overrides import quoted
 
@@ -56,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     switch = Switch()
     progress = TuneProgress(messages, resolved.settings)
     for line in (f"study: {directory}", first_forecast(resolved.settings.tuning, soaked=is_soaked(resolved.settings))):
-        messages.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(messages, line)
     with _stopped_by_interrupt(switch, messages):
         result = tune(resolved, directory, progress, switch)
     lines = [f"{result.verdict}: {result.reason}"]
@@ -68,19 +69,14 @@ def main(argv: Sequence[str]) -> int:
     if result.verdict == "refused":
         lines.append(f"the refused winner: python -m muai_lab export {shlex.quote(str(directory))} --unconfirmed")
     lines.append(f"report: {directory / REPORT}")
-    messages.print(f"took {progress.elapsed}", markup=False, highlight=False)
+    say(messages, f"took {progress.elapsed}")
     for line in lines:
-        output.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(output, line)
     return _INTERRUPTED if switch.asked else 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m muai_lab tune",
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("tune", __doc__, _EPILOG)
     parser.add_argument(
         "--baseline",
         metavar="FILE",
@@ -106,7 +102,7 @@ def _stopped_by_interrupt(switch: Switch, messages: Console) -> Iterator[None]:
     def ask(signum: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         switch.ask()
-        messages.print("stopping after this block; Ctrl-C again ends at once", markup=False, highlight=False)
+        say(messages, "stopping after this block; Ctrl-C again ends at once")
 
     before = signal.signal(signal.SIGINT, ask)
     try:

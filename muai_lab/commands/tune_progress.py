@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from rich.console import Console
 
+from muai_lab.commands.terminal import say
 from muai_lab.settings.catalogue import show
 from muai_lab.settings.lab import LabSettings
 from muai_lab.tuning.agreement import Agreement
@@ -116,7 +117,7 @@ class TuneProgress:
         self._say(told, "dim")
 
     def _say(self, line: str, style: str = "") -> None:
-        self._console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
+        say(self._console, line, style)
 
 
 def _short(point: Point) -> str:

@@ -11,6 +11,8 @@ from pathlib import PurePath
 
 import psutil
 
+from muai_lab.processor import allowed_cores
+
 _NAMED = 3
 _WORTH_NAMING = 0.05  # of a core
 
@@ -87,7 +89,7 @@ def load_between(before: ProcessTable, after: ProcessTable, own: int, root: int)
     if unseen > _WORTH_NAMING:  # ended meanwhile, the kernel's own, or in other containers
         others["processes that cannot be seen from here"] = unseen
     named = sorted(((name, cores) for name, cores in others.items() if cores >= _WORTH_NAMING), key=lambda one: -one[1])
-    return MachineLoad(_cores(), shares["own"], shares["run"], sum(others.values()), tuple(named[:_NAMED]))
+    return MachineLoad(allowed_cores(), shares["own"], shares["run"], sum(others.values()), tuple(named[:_NAMED]))
 
 
 def load_since(before: ProcessTable) -> MachineLoad:
@@ -147,7 +149,3 @@ def _program(pid: int, name: str) -> str:
         if not word.startswith("-"):
             return f"{name} {PurePath(word).name}"
     return name
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

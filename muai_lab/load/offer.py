@@ -14,6 +14,7 @@ from muai_lab.load.generator import LoadProgress, LoadResult, generate
 from muai_lab.load.partition import partition, share
 from muai_lab.load.plan import LoadPlan
 from muai_lab.load.target import Target
+from muai_lab.processor import allowed_cores
 from muai_lab.settings.lab import LoadSettings
 from muai_lab.workload.schedule import Schedule
 
@@ -75,10 +76,6 @@ def processes_for(schedule: Schedule, plan: LoadPlan, cores: int | None = None) 
         return 1
     seconds = plan.warmup_s + plan.duration_s
     chunks: int = pc.sum(schedule.table["max_tokens"]).as_py()
-    cores = cores or _cores()
+    cores = cores or allowed_cores()
     needed = max(len(schedule) / seconds / REQUESTS_PER_S, chunks / seconds / CHUNKS_PER_S)
     return max(1, min(math.ceil(needed), cores // 2))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -115,3 +115,10 @@ def test_a_body_that_is_no_json_is_400() -> None:
         return await bench.call("PATCH", PATH, b"{", {"authorization": f"Bearer {TOKEN}"})
 
     assert "not JSON" in in_bench(send, admin_token=TOKEN).error["message"]
+
+
+def test_another_method_is_405_with_those_that_it_takes() -> None:
+    refused = answer("DELETE")
+
+    assert (refused.status, refused.error["code"]) == (405, "method_not_allowed")
+    assert refused.headers["allow"] == "GET, HEAD, PATCH"

@@ -12,13 +12,12 @@ from typing import Any
 import orjson
 from yarl import URL
 
-from muai_lab import __version__
 from muai_lab.errors import RunError
-from muai_lab.load.completion_stream import StreamError, error_message
-from muai_lab.load.connection_pool import ConnectionPool
+from muai_lab.load.completion_stream import StreamError
 from muai_lab.load.dialect import NOT_ABOUT_FIELDS, Dialect, dialects
 from muai_lab.load.endpoint_access import EndpointAccess
-from muai_lab.load.endpoint_address import EndpointAddress, host_header, redirected
+from muai_lab.load.endpoint_address import EndpointAddress
+from muai_lab.load.endpoint_client import EndpointClient
 from muai_lab.load.http_connection import ConnectionProblem, Unreachable
 from muai_lab.load.request_body import RequestBodies
 from muai_lab.load.streamed_answer import StreamedAnswer, WholeAnswer
@@ -79,23 +78,18 @@ class HttpTarget:
         waiting: Callable[[str], None] = lambda reason: None,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        self._address = EndpointAddress.of(base_url, api)
-        self.url = self._address.completions(api)
+        self._client = EndpointClient(EndpointAddress.of(base_url, api), api, access or EndpointAccess(), clock)
+        self.url = self._client.url
         self.waiting = waiting
         self._api = api
         self._model = model
         self._temperature = temperature
-        self._access = access or EndpointAccess()
         self._extra_body = dict(extra_body or {})
         self._cache_salt = cache_salt
         self._ready_timeout_s = ready_timeout_s
         self._probe_timeout_s = probe_timeout_s
         self._may_keep_texts = keep_texts
         self._clock = clock
-        self._post_head = self._request_head("POST", self.url)
-        self._tls = self._access.tls() if self.url.scheme == "https" else None
-        self._pool: ConnectionPool | None = None
-        self._pool_notes: tuple[str, ...] = ()
         self._wanted = Dialect(ignore_eos=ignore_eos, salted=cache_salt is not None)
         self._dialect = self._wanted
         self._keeps_texts = False
@@ -143,18 +137,16 @@ class HttpTarget:
     @property
     def notes(self) -> tuple[str, ...]:
         """The features that the server lacks, with their consequences for the results."""
-        pool_notes = self._pool_notes if self._pool is None else self._pool.notes
-        return (*self._dialect.notes(self._wanted), *pool_notes)
+        return (*self._dialect.notes(self._wanted), *self._client.notes)
 
     async def open(self, schedule: Schedule) -> None:
         """Look up the server, and send probes of one token until its dialect is known.
 
         Raises RunError if the server cannot be reached or refuses even the plain request.
         """
-        self._pool = ConnectionPool(self.url, self._clock, self._tls)
         self._ready_by_ns = self._clock() + round(self._ready_timeout_s * 1e9)
         try:
-            await self._find_server()
+            await self._client.open()
             if self._model is None:
                 self._model = await self._only_model()
             await self._find_dialect(schedule.request(0))
@@ -169,41 +161,29 @@ class HttpTarget:
         return self._exchange(request, record, StreamedAnswer(record))
 
     async def _exchange(self, request: ScheduledRequest, record: RequestRecord, answer: StreamedAnswer) -> None:
-        assert self._pool is not None, "open() comes first"
         assert self._bodies is not None, "open() comes first"
         body = self._bodies.render(request)
-        head = b"%bX-Request-Id: %d\r\nContent-Length: %d\r\n\r\n" % (self._post_head, request.index, len(body))
         try:
-            await self._pool.exchange(head + body, answer)
+            await self._client.post(request.index, body, answer)
         except (StreamError, ConnectionProblem) as error:
             self._refused = isinstance(error, Unreachable)
-            record.end("error", self._clock(), self._access.without_secrets(str(error)))
+            record.end("error", self._clock(), self._client.without_secrets(str(error)))
             return
         finally:
             answer.settle()
         if (code := record.http_status) is not None and code != 200:
             status: RequestStatus = "rejected" if code in _REJECTED else "error"
-            record.end(status, self._clock(), self._error_of(code, answer))
+            record.end(status, self._clock(), self._client.refusal(code, answer))
 
     async def close(self) -> None:
         """Close all connections."""
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            self._pool_notes = pool.notes
-            await pool.close()
+        await self._client.close()
 
     def _speak(self, dialect: Dialect) -> None:
         self._dialect = dialect
         own = {"model": self._model, "stream": True, "temperature": self._temperature}
         fields = {**own, **self._extra_body, **dialect.fields(self._cache_salt)}
         self._bodies = RequestBodies(self._api, fields, dialect.limit, self._temperature)
-
-    async def _find_server(self) -> None:
-        assert self._pool is not None
-        try:
-            await self._pool.open()
-        except ConnectionProblem as error:
-            raise RunError(f"{self.url} cannot be measured: {error}; check target.url") from error
 
     async def _may_wait(self, reason: str) -> bool:
         """Wait a moment for the server to become ready; False once `ready_timeout_s` is over."""
@@ -215,12 +195,11 @@ class HttpTarget:
 
     async def _ask(self, url: URL) -> WholeAnswer:
         """Return the answer to a GET; waits for a server that refuses connections, until `ready_timeout_s` is over."""
-        assert self._pool is not None, "open() made it"
         while True:
             answer = WholeAnswer()
             try:
                 async with asyncio.timeout(self._probe_timeout_s):
-                    await self._pool.exchange(self._request_head("GET", url) + b"\r\n", answer)
+                    await self._client.get(url, answer)
             except Unreachable as error:
                 if await self._may_wait(str(error)):
                     continue
@@ -229,14 +208,14 @@ class HttpTarget:
 
     async def _only_model(self) -> str:
         """Ask `/v1/models`; raises RunError unless the server has exactly one."""
-        url = self._address.path("models")
+        url = self._client.address("models")
         try:
             answer = await self._ask(url)
-            while answer.status in _NOT_READY and await self._may_wait(self._error_of(answer.status, answer)):
+            while answer.status in _NOT_READY and await self._may_wait(self._client.refusal(answer.status, answer)):
                 answer = await self._ask(url)
             if answer.status != 200:
                 check = _CHECKS.get(answer.status, "set target.model")
-                raise RunError(f"{url} answers {self._error_of(answer.status, answer)}; {check}")
+                raise RunError(f"{url} answers {self._client.refusal(answer.status, answer)}; {check}")
             models = [str(model["id"]) for model in orjson.loads(answer.content)["data"]]
         except (orjson.JSONDecodeError, LookupError, TypeError) as error:
             raise RunError(f"{url} does not answer with a list of models; set target.model") from error
@@ -282,34 +261,6 @@ class HttpTarget:
         except TimeoutError:
             record.end("timeout", self._clock(), f"no answer to a first small request within {limit_s:g} s")
         return record, record.status == "ok" and answer.usage_per_chunk
-
-    def _error_of(self, status: int, answer: StreamedAnswer | WholeAnswer) -> str:
-        """Return the reason of a response other than 200, in one line without the key."""
-        body = answer.content
-        content_type = answer.content_type
-        if answer.location and 300 <= status < 400:
-            there = redirected(self.url, answer.location)
-            return self._access.without_secrets(f"HTTP {status}: redirects to {there}; set target.url to that")
-        try:
-            detail = error_message(orjson.loads(body))
-        except orjson.JSONDecodeError:
-            kind = content_type or "no content type"
-            detail = f"{kind}: {body[:120].decode('utf-8', 'replace')}" if body else "empty answer"
-        return self._access.without_secrets(f"HTTP {status}: {detail}")
-
-    def _request_head(self, method: str, url: URL) -> bytes:
-        """Return the request line and the headers of all requests, without the empty line after them."""
-        lines = [
-            f"{method} {url.raw_path_qs} HTTP/1.1",
-            f"Host: {host_header(url)}",
-            f"User-Agent: muai-lab/{__version__}",
-            "Accept: text/event-stream, application/json",
-            "Accept-Encoding: identity",  # otherwise a proxy may compress, and so delay tokens
-        ]
-        if method == "POST":
-            lines.append("Content-Type: application/json")
-        lines += self._access.lines()
-        return "".join(f"{line}\r\n" for line in lines).encode("latin-1")
 
     def _is_not_ready(self, probe: RequestRecord) -> bool:
         """True if the server refused the connection, or answered that it cannot serve yet."""

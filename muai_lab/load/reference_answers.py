@@ -46,7 +46,7 @@ def choice_of(shape: ResponseShape, text: str, finish_reason: str | None, *, rol
 
 
 def _event(shape: ResponseShape, choices: list[dict[str, Any]], usage: dict[str, int] | None) -> bytes:
-    """One SSE event in an HTTP chunk of its own, as streaming servers send them."""
+    """Return one SSE event in an HTTP chunk of its own, as streaming servers send them."""
     payload: dict[str, Any] = {
         "id": "chatcmpl-reference" if shape.chat else "cmpl-reference",
         "object": "chat.completion.chunk" if shape.chat else "text_completion",

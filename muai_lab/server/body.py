@@ -18,9 +18,9 @@ from muai_lab.server.http_error import HttpError, unavailable
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
 MAX_HELD_BYTES = 128 * 1024 * 1024  # of all bodies that are being received or parsed
-SMALL_BODY_BYTES = 4 * 1024  # parsed as it is, whatever it holds
+SMALL_BODY_BYTES = 4 * 1024  # parsed on the event loop without weighing
 LIGHT_BODY_NS = 3_000_000
-# Nanoseconds that parsing takes for each of these bytes, at most; measured on a server core of 2021.
+# Upper bound of the parsing time of each of these bytes, nanoseconds; measured on a server core of 2021.
 _COST_NS = {b"[": 700, b"{": 700, b",": 160, b":": 160, b"\\": 14}
 
 

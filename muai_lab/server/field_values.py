@@ -25,7 +25,7 @@ def _is_id_list(value: Any) -> bool:
 
 
 def prompts(value: Any) -> list[Prompt]:
-    """One prompt or several, each text or token ids, in the form of a list of prompts."""
+    """Return one prompt or several, each text or token ids, as a list of prompts."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, list):

@@ -50,7 +50,7 @@ class Result:
 
 
 def usage_document(prompt_tokens: int, output_tokens: int, cached_tokens: int | None) -> dict[str, Any]:
-    """OpenAI's usage object; the detail about the cache only where there is a cache."""
+    """Return OpenAI's usage object; the detail about the cache only if there is a cache."""
     usage: dict[str, Any] = {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": output_tokens,

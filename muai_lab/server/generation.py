@@ -268,7 +268,7 @@ def _phases(choices: Sequence[Choice]) -> dict[str, float] | None:
 
 
 def _total_usage(choices: Sequence[Choice], results: Sequence[Result]) -> dict[str, Any]:
-    """Return the usage of the whole answer; a prompt counts once, whatever the number of its choices."""
+    """Return the usage of the whole answer; a prompt counts once, for any number of choices."""
     first = {choice.prompt_index: result for choice, result in reversed(list(zip(choices, results, strict=True)))}
     cached = [result.cached_tokens for result in first.values() if result.cached_tokens is not None]
     return usage_document(

@@ -17,8 +17,8 @@ from muai_lab.errors import RunError
 from muai_lab.server.connection import KEEP_ALIVE_S, Connection, ConnectionConfig
 
 BACKLOG = 2048
-TICKS_PER_SWEEP = 10  # uvicorn ticks ten times a second; to end hundreds of connections at once takes too long
-SPARE_DESCRIPTORS = 128  # for model files, pipes, and what else the process has open
+TICKS_PER_SWEEP = 10  # uvicorn ticks ten times a second; ending hundreds of connections in one tick takes too long
+SPARE_DESCRIPTORS = 128  # for model files, pipes and other open files of the process
 
 
 def listen(host: str, port: int, key: str) -> socket.socket:
@@ -153,5 +153,5 @@ class HttpServer(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave the process' signal handlers alone."""
+        """Keep the signal handlers of the process."""
         yield

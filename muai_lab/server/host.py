@@ -33,7 +33,8 @@ class ModelHost:
     """Stacks by model name, opened at start or at their first request.
 
     `open_stack` blocks for seconds, so it is called in a thread, once per model for all requests that wait for it. A
-    failed load is an error for the waiting requests; the next request tries again. All methods belong to one event loop.
+    failed load is an error for the waiting requests; the next request tries again. All methods belong to one event
+    loop.
     """
 
     def __init__(self, names: Iterable[str], open_stack: Callable[[str], InferenceStack]) -> None:

@@ -7,16 +7,8 @@ from collections.abc import Iterator
 
 from muai_lab.errors import RunError
 from muai_lab.settings.lab import ArrivalSettings, LabSettings, LoadSettings
-from muai_lab.workload.arrival import (
-    DiurnalRate,
-    Offsets,
-    PiecewiseRate,
-    constant,
-    gamma,
-    modulated,
-    poisson,
-    replayed,
-)
+from muai_lab.workload.arrival import Offsets
+from muai_lab.workload.arrival_process import process_of
 from muai_lab.workload.kinds import open_source
 from muai_lab.workload.prompts import Context, PromptMaker, PromptTokenizer
 from muai_lab.workload.randomness import RandomStreams
@@ -60,10 +52,11 @@ def draw_schedule(settings: LabSettings, tokenizer: PromptTokenizer, context_tok
     source = open_source(settings.workload, streams, PromptMaker(tokenizer, settings.workload.api, context))
     rows = ScheduleRows()
     notes: tuple[str, ...] = ()
-    offsets = draw_arrivals(settings.arrival, settings.load, streams, source.times_s)
-    if offsets is None:
+    process = process_of(settings.arrival, source.times_s)
+    if process is None:
         _fill_closed_loop(rows, source.units, closed_loop_requests(settings.arrival, settings.load))
     else:
+        offsets = process.draw(_horizon_s(settings.load), streams.stream("arrivals"))
         recorded = None if source.times_s is None else len(source.times_s)
         notes = _fill_open_loop(rows, source.units, offsets, settings, recorded)
     if len(rows) == 0:
@@ -79,82 +72,42 @@ def _time_notes(source: Source, arrival: ArrivalSettings) -> tuple[str, ...]:
     return source.time_notes if arrival.trace_rate is not None else (*source.time_notes, *source.unit_doubts)
 
 
-def draw_arrivals(
-    arrival: ArrivalSettings, load: LoadSettings, streams: RandomStreams, times_s: Offsets | None = None
-) -> Offsets | None:
-    """Return offsets in seconds over warm-up and measurement, None in the closed loop.
-
-    times_s: recorded times of the workload; raises RunError if they are needed and there are none.
-    """
-    horizon_s = load.warmup_s + load.window_s
-    rng = streams.stream("arrivals")
-    match arrival.kind:
-        case "closed":
-            return None
-        case "constant":
-            return constant(arrival.rate, horizon_s)
-        case "poisson":
-            return poisson(arrival.rate, horizon_s, rng)
-        case "gamma":
-            return gamma(arrival.rate, arrival.cv, horizon_s, rng)
-        case "ramp":
-            return modulated(PiecewiseRate.ramp(arrival.rate, arrival.end_rate, arrival.ramp_s), horizon_s, rng)
-        case "steps":
-            return modulated(PiecewiseRate.steps(arrival.step_rates, arrival.step_s), horizon_s, rng)
-        case "diurnal":
-            return modulated(DiurnalRate(arrival.rate, arrival.amplitude, arrival.period_s), horizon_s, rng)
-        case "trace":
-            if times_s is None:
-                raise RunError(
-                    "arrival=trace takes its times from the workload, and this one has none (a schedule of a closed "
-                    "loop has not): choose another arrival"
-                )
-            return replayed(times_s, _speed(arrival, times_s), horizon_s)
-
-
 def arrival_rate(settings: LabSettings, schedule: Schedule) -> float | None:
     """Return arrivals per second: the rate of the settings, else the mean over the load; None in the closed loop."""
-    arrival, load = settings.arrival, settings.load
-    match arrival.kind:
-        case "closed":
-            return None
-        case "constant" | "poisson" | "gamma" | "diurnal":
-            return arrival.rate
-        case "ramp" | "steps" | "trace":
-            return len(schedule.starts) / (load.warmup_s + load.window_s)
+    process = process_of(settings.arrival)
+    if process is None:
+        return None
+    return process.rate or len(schedule.starts) / _horizon_s(settings.load)
 
 
 def closed_loop_requests(arrival: ArrivalSettings, load: LoadSettings) -> int:
     """Return the number of requests that a closed loop may need."""
     if load.requests is not None:
         return load.requests
-    enough = arrival.concurrency * (load.warmup_s + load.window_s) * CLOSED_LOOP_ANSWERS_PER_SLOT_S
+    enough = arrival.concurrency * _horizon_s(load) * CLOSED_LOOP_ANSWERS_PER_SLOT_S
     return max(CLOSED_LOOP_MINIMUM, math.ceil(enough))
 
 
 def check_size(arrival: ArrivalSettings, load: LoadSettings) -> None:
     """Raise RunError if the load has more requests than a schedule can hold."""
-    horizon_s = load.warmup_s + load.window_s
-    match arrival.kind:
-        case "closed":
-            if load.requests is not None:
-                requests = float(load.requests)
-            else:
-                requests = arrival.concurrency * horizon_s * CLOSED_LOOP_ANSWERS_PER_SLOT_S
-        case "constant" | "poisson" | "gamma" | "diurnal":
-            requests = arrival.rate * horizon_s
-        case "ramp":
-            requests = max(arrival.rate, arrival.end_rate) * horizon_s
-        case "steps":
-            requests = max(arrival.step_rates) * horizon_s
-        case "trace":
-            requests = 0.0  # no more than the file has
+    horizon_s = _horizon_s(load)
+    if (process := process_of(arrival)) is not None:
+        requests = process.most * horizon_s
+    elif load.requests is not None:
+        requests = float(load.requests)
+    else:
+        requests = arrival.concurrency * horizon_s * CLOSED_LOOP_ANSWERS_PER_SLOT_S
     if requests > MOST_REQUESTS:
         raise RunError(
             f"a load of {horizon_s:g} s asks for about {requests:.2g} requests, and a schedule holds at most "
             f"{MOST_REQUESTS:,}: lower load.{'longest_s' if load.automatic else 'duration_s'}, load.requests, or the "
             "rate or concurrency of the arrival"
         )
+
+
+def _horizon_s(load: LoadSettings) -> float:
+    """Return the time for which requests are due, seconds."""
+    return load.warmup_s + load.window_s
 
 
 def _fill_closed_loop(rows: ScheduleRows, units: Iterator[Unit], most: int) -> None:
@@ -173,7 +126,7 @@ def _fill_open_loop(
 
     recorded: arrivals of the trace.
     """
-    horizon_s = settings.load.warmup_s + settings.load.window_s
+    horizon_s = _horizon_s(settings.load)
     for place, due_s in enumerate(offsets.tolist()):
         unit = next(units, None)
         if unit is None:
@@ -187,18 +140,11 @@ def _fill_open_loop(
     return ()
 
 
-def _speed(arrival: ArrivalSettings, times_s: Offsets) -> float:
-    """Return the speed of replaying a trace, as a multiple of the recorded one."""
-    span_s = float(times_s[-1] - times_s[0])
-    if arrival.trace_rate is None or span_s <= 0:
-        return arrival.speed
-    return arrival.trace_rate * span_s / (len(times_s) - 1)
-
-
 def _nothing_due(settings: LabSettings) -> str:
-    horizon_s = settings.load.warmup_s + settings.load.window_s
+    horizon_s = _horizon_s(settings.load)
     arrival = settings.arrival
-    rate = f" at {arrival.rate:g} requests/s" if arrival.kind in ("constant", "poisson", "gamma", "diurnal") else ""
+    process = process_of(arrival)
+    rate = "" if process is None or process.rate is None else f" at {process.rate:g} requests/s"
     return (
         f"the schedule is empty: no {arrival.kind} arrival{rate} falls into {horizon_s:g} s; raise arrival.rate or "
         "load.duration_s, or choose another seed"

@@ -117,7 +117,7 @@ def test_every_socket_that_is_open_to_others_is_warned_of(
     hosts = {"monitoring.server.host": server, "monitoring.prometheus.host": metrics}
     service = InferenceService(load_settings(environ={}, overrides=ports | hosts).settings)
 
-    service._tell_addresses()
+    service._log_addresses()
     asyncio.run(service.stop())
 
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]

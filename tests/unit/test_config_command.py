@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from muai_lab import __main__ as command_line
+from muai_lab import commands
 from muai_lab.__main__ import main
 from muai_lab.commands import summaries
 from muai_lab.errors import MuaiError
@@ -27,9 +28,9 @@ def _in_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def a_command(monkeypatch: pytest.MonkeyPatch, body) -> None:
     """Make `muai_lab work` call `body`."""
-    module = type(sys)("muai_lab.commands.work")
+    module = type(sys)(f"{commands.__name__}.work")
     module.main = body
-    monkeypatch.setitem(sys.modules, "muai_lab.commands.work", module)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(command_line, "summaries", lambda: {"work": "works"})
 
 

@@ -23,8 +23,9 @@ from prometheus_client.samples import Sample
 from yarl import URL
 
 from muai_lab.experiment.foreign_metrics import MetricsDialect, dialect_of
+from muai_lab.load.connection_pool import ConnectionPool
 from muai_lab.load.endpoint_address import host_header
-from muai_lab.load.http_connection import ConnectionPool, ConnectionProblem
+from muai_lab.load.http_connection import ConnectionProblem
 from muai_lab.load.own_limits import GeneratorExhausted
 from muai_lab.load.streamed_answer import WholeAnswer
 

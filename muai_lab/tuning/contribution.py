@@ -155,14 +155,7 @@ class _Earning:
                 self._tell(path, whole, True, reason)
         rounds, gains = self._compare(arms)
         for path, error in rounds.failed.items():
-            failed = isinstance(error, ConfigurationFailed)
-            told = str(error).splitlines()[0]
-            reason = (
-                f"without it the configuration does not serve: {told}"
-                if failed
-                else "could not be told apart: the load generator was the bottleneck"
-            )
-            self._tell(path, whole, True, reason)
+            self._tell(path, whole, True, _why_it_stays(error, "it"))
         for path, logarithm in gains.items():
             gain = as_gain(self._objective, logarithm)
             if self._only_first_keeps_bounds(rounds, _WHOLE, path):
@@ -184,7 +177,7 @@ class _Earning:
             return self._restored(whole, idle, "put back together with others it would contradict what stays")
         rounds, gains = self._compare(arms)
         if _REDUCED in rounds.failed:
-            return self._restored(whole, idle, "without all of these changes the configuration does not serve")
+            return self._restored(whole, idle, _why_it_stays(rounds.failed[_REDUCED], "all of these changes"))
         if self._only_first_keeps_bounds(rounds, _WHOLE, _REDUCED):
             return self._restored(whole, idle, "without all of these changes the bounds are not kept")
         loss, certain = gains[_REDUCED], self._gains(rounds, _LOSS_TAIL)[_REDUCED]
@@ -252,6 +245,13 @@ class _Earning:
     def _only_first_keeps_bounds(self, rounds: ArmRuns[str], first: str, second: str) -> bool:
         missed = [total_violation(self._bounds.violations(rounds.blocks(arm), None)) for arm in (first, second)]
         return missed[1] > 0.0 >= missed[0]
+
+
+def _why_it_stays(error: Exception, what: str) -> str:
+    """Return the reason to keep a change if the configuration without it could not be measured."""
+    if isinstance(error, ConfigurationFailed):
+        return f"without {what} the configuration does not serve: {str(error).splitlines()[0]}"
+    return f"could not be told apart without {what}: the load generator was the bottleneck"
 
 
 def _without(values: Mapping[str, Value], *paths: str) -> dict[str, Value]:

@@ -216,6 +216,20 @@ def test_a_change_without_which_nothing_serves_stays() -> None:
     assert "does not serve: out of memory" in found[SIZE].reason
 
 
+def test_a_reduced_set_that_the_client_could_not_measure_is_not_called_one_that_does_not_serve() -> None:
+    few = {SIZE: 8, HOLD: 0, CACHE: False}
+
+    kept, found = earned(
+        only_the_size_matters,
+        few,
+        spoilt=lambda optimization: optimization.batcher.batch_timeout_ms != 0 and optimization.cache.enabled,
+    )
+
+    assert kept == few
+    assert found[HOLD].reason == found[CACHE].reason
+    assert found[HOLD].reason.startswith("could not be told apart without all of these changes: the load generator")
+
+
 def test_of_two_keys_that_do_the_same_one_stays_and_both_say_so() -> None:
     def either(optimization: OptimizationSettings) -> float:
         batcher = optimization.batcher

@@ -26,10 +26,10 @@ from muai_lab.arrays import Floats
 from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.tuning.agreement import Agreement, not_kept
 from muai_lab.tuning.bench import Bench
-from muai_lab.tuning.block_result import BlockResult
+from muai_lab.tuning.block_result import BlockResult, attainment
 from muai_lab.tuning.objective import SLO_VIOLATION, Constraints, Objective
 from muai_lab.tuning.problem import TuningProblem
-from muai_lab.tuning.soak import Attainment, Soak, attainment_of
+from muai_lab.tuning.soak import Attainment, Missed, Soak, attainment_of, missed_by
 from muai_lab.tuning.soak import not_kept as slo_not_kept
 
 _FIRST_LOOK = 3  # pairs after which a confirmation may end early
@@ -37,13 +37,18 @@ _FIRST_LOOK = 3  # pairs after which a confirmation may end early
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """The values of both configurations over the same blocks. per_block: (present, winner) of each block."""
+    """The values of both configurations over the same blocks.
+
+    per_block: (present, winner) of each block. present_attainment: Share of the present configuration's requests that
+    met the SLO; None without one.
+    """
 
     present: float
     winner: float
     gain: float
     per_block: tuple[tuple[float, float], ...]
     winner_first: bool
+    present_attainment: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +62,9 @@ class Confirmation:
     between_starts: Standard deviation of runs of one configuration on servers started anew, by the pairs. blocks,
     block_s: Number of blocks in a run, and their length. agreement: The winner's greedy tokens compared with those of
     fp32, on prompts that the search has never seen; None if there is no such bound. next_pair: Bounds of the gain that
-    one further pair shows, in 19 of 20 cases; None if the pairs ended early.
+    one further pair shows, in 19 of 20 cases; None if the pairs ended early. present_misses: The attainment of a
+    present configuration that misses the SLO, if the winner was accepted because it keeps it; else None. The gain is
+    then no statement: a configuration that breaks down has no typical goodput.
     """
 
     pairs: tuple[Pair, ...]
@@ -74,6 +81,7 @@ class Confirmation:
     block_s: float | None = None
     agreement: Agreement | None = None
     next_pair: tuple[float, float] | None = None
+    present_misses: Missed | None = None
 
 
 @dataclass(slots=True)
@@ -160,6 +168,8 @@ def confirm(
             if so_far.high is not None and so_far.high <= _noise_of_mean(noise, most):
                 return _given_up(so_far, needed)
     found = judge_pairs(measured, served, problem, noise)
+    if found.accepted:
+        return found
     undecided = found.low is not None and found.high is not None and found.low <= found.noise < found.high
     if not undecided or wanted is None or wanted <= len(measured):
         return found
@@ -177,7 +187,10 @@ def _measured_pair(
     (ours, _), (theirs, seen) = (runs[1], runs[0]) if winner_first else (runs[0], runs[1])
     served.blocks.extend(theirs.blocks)
     served.soaks.extend([] if seen is None else [seen])
-    return _pair(bench.problem.objective, ours.blocks, theirs.blocks, winner_first=winner_first)
+    pair = _pair(bench.problem.objective, ours.blocks, theirs.blocks, winner_first=winner_first)
+    if bench.problem.constraints.quantile is None:
+        return pair
+    return replace(pair, present_attainment=attainment(ours.blocks))
 
 
 def _given_up(so_far: Confirmation, needed: int) -> Confirmation:
@@ -223,7 +236,11 @@ def _pair(
 
 
 def judge_pairs(pairs: Sequence[Pair], served: WinnerLoad, problem: TuningProblem, noise: float) -> Confirmation:
-    """Accept the winner if the lower end of its gain's interval is above the noise and every bound holds.
+    """Accept the winner if every bound holds and the lower end of its gain's interval is above the noise.
+
+    It is also accepted, whatever the interval, if its attainment reaches the SLO's quantile for certain and that of the
+    present configuration misses it for certain: near capacity a server breaks down in some runs and not in others, and
+    the factor between its goodput and a steady one scatters without limit.
 
     The gain is a geometric mean: each pair counts with the logarithm of the factor between its runs. Twice and half
     then weigh the same, and one pair in which the present configuration broke down does not widen the interval much.
@@ -248,6 +265,7 @@ def judge_pairs(pairs: Sequence[Pair], served: WinnerLoad, problem: TuningProble
     kept = None if bounds.quantile is None else attainment_of(served.soaks, served.blocks)
     floor = _noise_of_mean(noise, len(pairs))
     broken = _broken(missed, bounds, kept, served)
+    rescued = None if broken is not None or gain <= 0.0 else _rescued(pairs, kept, bounds.quantile)
     found = Confirmation(
         tuple(pairs),
         gain,
@@ -255,8 +273,8 @@ def judge_pairs(pairs: Sequence[Pair], served: WinnerLoad, problem: TuningProble
         high,
         floor,
         None if kept is None else kept.value,
-        low > floor and broken is None,
-        broken or _reason(low, high, floor),
+        broken is None and (low > floor or rescued is not None),
+        broken or (_reason(low, high, floor) if rescued is None or low > floor else _of_rescue(rescued, kept, bounds)),
         kept,
         float(np.std(factors, ddof=1)) / math.sqrt(2.0) if len(factors) > 1 else None,
     )
@@ -266,6 +284,24 @@ def judge_pairs(pairs: Sequence[Pair], served: WinnerLoad, problem: TuningProble
         block_s=served.blocks[0].seconds if served.blocks else None,
         agreement=served.agreement,
         next_pair=_of_next_pair(factors, within, objective),
+        present_misses=None if low > floor else rescued,
+    )
+
+
+def _rescued(pairs: Sequence[Pair], kept: Attainment | None, quantile: float | None) -> Missed | None:
+    """The attainment of the present configuration if it misses the SLO and the winner keeps it, both for certain."""
+    shares = [pair.present_attainment for pair in pairs if pair.present_attainment is not None]
+    if kept is None or quantile is None or kept.low < quantile or len(shares) < len(pairs):
+        return None
+    missed = missed_by(shares)
+    return missed if missed is not None and missed.high < quantile else None
+
+
+def _of_rescue(missed: Missed, kept: Attainment | None, bounds: Constraints) -> str:
+    assert kept is not None, "only a winner that keeps the SLO rescues it"
+    return (
+        f"at least {kept.low:.1%} of its requests meet the SLO, of those of the present configuration at most "
+        f"{missed.high:.1%}; {bounds.quantile:.0%} must"
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import fmean
+
 from muai_lab.tuning.confirmation import Confirmation
 from muai_lab.tuning.result import TuningResult
 from muai_lab.wording import plural
@@ -35,11 +37,23 @@ def not_examined(result: TuningResult) -> str:
 
 def _of_confirmation(confirmation: Confirmation, objective: str) -> dict[str, str]:
     pairs = f"{plural(len(confirmation.pairs), 'pair')} of runs"
-    interval = _interval(confirmation.low, confirmation.high)
-    found = {"gain": f"{confirmation.gain:+.1%} {objective} ({interval}, {pairs})"}
-    if confirmation.next_pair is not None:
-        low, high = confirmation.next_pair
-        found["one further pair of runs"] = f"{low:+.1%} to {high:+.1%} in 19 of 20 cases"
+    missed = confirmation.present_misses
+    if missed is None:
+        interval = _interval(confirmation.low, confirmation.high)
+        found = {"gain": f"{confirmation.gain:+.1%} {objective} ({interval}, {pairs})"}
+        if confirmation.next_pair is not None:
+            low, high = confirmation.next_pair
+            found["one further pair of runs"] = f"{low:+.1%} to {high:+.1%} in 19 of 20 cases"
+    else:
+        before, after = (
+            fmean(values) for values in zip(*((p.present, p.winner) for p in confirmation.pairs), strict=True)
+        )
+        found = {
+            "gain": f"the SLO, which the present configuration does not keep; mean {objective} {before:.3g} -> "
+            f"{after:.3g} ({pairs})",
+            "SLO attainment of the present configuration": f"{missed.value:.2%} of its requests, at most "
+            f"{missed.high:.2%} (upper end of the 95 % interval)",
+        }
     if (kept := _attainment(confirmation)) is not None:
         found["SLO attainment"] = kept
     if confirmation.agreement is not None:

@@ -76,6 +76,12 @@ def _headline(result: TuningResult, objective: Objective) -> str:
         case "confirmed":
             assert confirmation is not None, "nothing is confirmed without a confirmation"
             count = len(result.changes) + (result.engine_preference is not None)
+            if confirmation.present_misses is not None and confirmation.kept is not None:
+                keys = "1 changed key keeps" if count == 1 else f"{count} changed keys together keep"
+                return (
+                    f"{keys} the SLO: at least {confirmation.kept.low:.1%} of the requests meet it, with the present "
+                    f"configuration at most {confirmation.present_misses.high:.1%} do (95\u00a0% confidence each)."
+                )
             brings = "1 changed key brings" if count == 1 else f"{count} changed keys together bring"
             return (
                 f"{brings} {confirmation.gain:+.1%} {what}, between {confirmation.low or 0.0:+.1%} and "

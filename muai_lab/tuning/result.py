@@ -16,7 +16,7 @@ from muai_lab.tuning.agreement import Agreement
 from muai_lab.tuning.confirmation import Confirmation, Pair
 from muai_lab.tuning.contribution import Contribution
 from muai_lab.tuning.search_space import Value
-from muai_lab.tuning.soak import Attainment
+from muai_lab.tuning.soak import Attainment, Missed
 
 RESULT, PRESENT = "result.json", "present.yaml"
 SCHEMA_VERSION = 1
@@ -132,6 +132,7 @@ def read_result(directory: Path) -> TuningResult:
                 for pair in confirmation["pairs"]
             )
             kept, further = confirmation.get("kept"), confirmation.get("next_pair")
+            misses = confirmation.get("present_misses")
             confirmation = Confirmation(
                 **{
                     **confirmation,
@@ -139,6 +140,7 @@ def read_result(directory: Path) -> TuningResult:
                     "kept": None if kept is None else Attainment(**kept),
                     "agreement": _agreement(confirmation),
                     "next_pair": None if further is None else tuple(further),
+                    "present_misses": None if misses is None else Missed(**misses),
                 }
             )
         reduction = content.get("reduction")

@@ -90,6 +90,30 @@ class Attainment:
     relaxations: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """Share of the requests that met the SLO: mean over runs, and the upper end of its 95 % interval."""
+
+    value: float
+    high: float
+
+
+def missed_by(shares: Sequence[float]) -> Missed | None:
+    """Return the mean attainment of runs with its upper end; None from a single run.
+
+    The upper end is Student's t over the runs. Near capacity attainments are skewed to the left: a mean that is low by
+    chance comes from runs that scatter widely, so that the upper end errs on the high side.
+
+    Args:
+        shares: Attainment of each run, each on a server that was started for it.
+    """
+    if len(shares) < 2:
+        return None
+    mean = float(np.mean(shares))
+    reach = -float(stdtrit(len(shares) - 1, LOW_TAIL)) * float(np.std(shares, ddof=1)) / math.sqrt(len(shares))
+    return Missed(mean, min(mean + reach, 1.0))
+
+
 def soak_of(
     due_s: Floats,
     over_s: Floats,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +30,7 @@ from muai_lab.tuning.problem import TuningProblem
 from muai_lab.tuning.pruning import Incumbent, behind, slo_lost
 from muai_lab.tuning.rounds import ArmRuns, as_gain, difference, log_levels, noise_within
 from muai_lab.tuning.search_space import value_at
+from muai_lab.tuning.soak import missed_by
 from muai_lab.tuning.space_file import space_of
 from muai_lab.tuning.trials import (
     ASSUMED_NOISE,
@@ -284,6 +286,57 @@ def test_a_real_gain_is_confirmed_on_fresh_blocks_in_turns() -> None:
     assert len(set(arena.replayed)) == 18
     sizes = [optimization.batcher.max_batch_size for optimization in arena.applied]
     assert sizes == [32, 8, 8, 32] * 3
+
+
+NEAR_CAPACITY = ((22.6, 0.66), (0.4, 0.01), (0.4, 0.01), (9.3, 0.27), (18.7, 0.54), (33.8, 0.98))
+"""Goodput (requests/s) and attainment of six runs on ONNX Runtime at 93 % of capacity; of 34.4 requests/s offered."""
+
+
+def against_a_steady_winner(runs: Sequence[tuple[float, float]], winner: float = 34.4) -> list[Pair]:
+    return [
+        Pair(present, winner, GOODPUT.gain(winner, present), ((present, winner),) * 3, False, share)
+        for present, share in runs
+    ]
+
+
+def test_a_winner_that_keeps_the_slo_is_accepted_against_a_configuration_that_breaks_down_in_some_runs() -> None:
+    problem = replace(PROBLEM, constraints=Constraints(quantile=0.9))
+    served = WinnerLoad([block(200, due=200)] * 6)
+
+    found = judge_pairs(against_a_steady_winner(NEAR_CAPACITY), served, problem, noise=0.07)
+
+    assert found.low < 0.0  # the factors scatter over four orders of magnitude
+    assert found.accepted
+    assert found.present_misses.value == pytest.approx(0.412, abs=0.001)
+    assert "of those of the present configuration at most" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("runs", "met", "why"),
+    [
+        ([*NEAR_CAPACITY[:3], (33.9, 0.97), (34.0, 0.98), (34.1, 0.99)], 200, "the present one may keep it"),
+        (NEAR_CAPACITY, 182, "the winner may miss it"),
+    ],
+)
+def test_no_winner_is_accepted_for_an_slo_if_one_of_the_two_is_in_doubt(
+    runs: Sequence[tuple[float, float]], met: int, why: str
+) -> None:
+    problem = replace(PROBLEM, constraints=Constraints(quantile=0.9))
+
+    found = judge_pairs(against_a_steady_winner(runs), WinnerLoad([block(met, due=200)] * 6), problem, noise=0.07)
+
+    assert not found.accepted, why
+    assert found.present_misses is None
+
+
+@pytest.mark.parametrize("runs", [6, 12])
+def test_a_configuration_that_keeps_the_slo_is_seldom_said_to_miss_it(runs: int) -> None:
+    random = np.random.default_rng(5)
+    breaking_down = np.where(random.random((4000, runs)) < 0.8, 1.0, random.random((4000, runs)))
+    scattering = random.beta(9.0, 1.0, (4000, runs))
+    for shares in (breaking_down, scattering):  # of a true attainment of 90 %
+        said = [found.high < 0.9 for row in shares if (found := missed_by(row)) is not None]
+        assert np.mean(said) < 0.03
 
 
 def test_a_pair_in_which_the_present_configuration_was_slow_does_not_hide_a_gain_that_all_pairs_show() -> None:

@@ -29,7 +29,7 @@ from muai_lab.tuning.bench import Bench
 from muai_lab.tuning.block_result import BlockResult, attainment
 from muai_lab.tuning.objective import SLO_VIOLATION, Constraints, Objective
 from muai_lab.tuning.problem import TuningProblem
-from muai_lab.tuning.soak import Attainment, Missed, Soak, attainment_of, missed_by
+from muai_lab.tuning.soak import Attainment, Missed, Soak, attainment_of, longer_s, missed_by
 from muai_lab.tuning.soak import not_kept as slo_not_kept
 
 _FIRST_LOOK = 3  # pairs after which a confirmation may end early
@@ -64,7 +64,8 @@ class Confirmation:
     fp32, on prompts that the search has never seen; None if there is no such bound. next_pair: Bounds of the gain that
     one further pair shows, in 19 of 20 cases; None if the pairs ended early. present_misses: The attainment of a
     present configuration that misses the SLO, if the winner was accepted because it keeps it; else None. The gain is
-    then no statement: a configuration that breaks down has no typical goodput.
+    then no statement: a configuration that breaks down has no typical goodput. longer_s: Length, in seconds, that soak
+    windows would have needed, if they were too short for the memory of the queue that they showed; else None.
     """
 
     pairs: tuple[Pair, ...]
@@ -82,6 +83,7 @@ class Confirmation:
     agreement: Agreement | None = None
     next_pair: tuple[float, float] | None = None
     present_misses: Missed | None = None
+    longer_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -285,6 +287,7 @@ def judge_pairs(pairs: Sequence[Pair], served: WinnerLoad, problem: TuningProble
         agreement=served.agreement,
         next_pair=_of_next_pair(factors, within, objective),
         present_misses=None if low > floor else rescued,
+        longer_s=_longer_s(missed, bounds, served),
     )
 
 
@@ -335,6 +338,15 @@ def _broken(
         if soaks and (reason := slo_not_kept(soaks, kept, bounds.quantile)) is not None:
             return reason
     return f"more than {bounds.max_errors:.0%} of its requests failed" if "errors" in missed else None
+
+
+def _longer_s(missed: Mapping[str, float], bounds: Constraints, served: WinnerLoad) -> float | None:
+    """The length that the soak windows needed, if nothing else is wrong with the winner."""
+    if missed or (
+        bounds.min_agreement is not None and _disagreement(served.agreement, bounds.min_agreement) is not None
+    ):
+        return None
+    return longer_s(served.soaks)
 
 
 def _reason(low: float, high: float, noise: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from muai_lab.settings.tuning import TuningSettings
 from muai_lab.tuning.arena import ConfigurationFailed
 from muai_lab.tuning.bench import Unmeasurable
 from muai_lab.tuning.confirmation import PairPlan, confirm
@@ -16,6 +17,8 @@ from muai_lab.tuning.publication import Publication, Ruling
 from muai_lab.tuning.session import TuningSession
 from muai_lab.tuning.trials import Standing, TrialNoise, missed_bounds, noise_of
 from muai_lab.wording import plural
+
+_LONGER = 1.5  # windows of a second confirmation, relative to the length that the first one needed
 
 
 def best_of_all(
@@ -114,8 +117,24 @@ def _confirmed(
         with session.production_bench(searched.problem) as bench:
             measuring = replace(bench, soak_s=searched.soak_s(standing), noise=_noise(searched).of_runs)
             found = confirm(measuring, settings.optimization, winner, plan, session.watcher)
+            if found.longer_s is not None and (seconds := _length_for(found.longer_s, tuning)) is not None:
+                session.watcher.stage(f"the pairs once more, with soak windows of {seconds:.0f} s: {found.reason}")
+                found = confirm(
+                    replace(measuring, soak_s=seconds), settings.optimization, winner, plan, session.watcher
+                )
     except (ConfigurationFailed, Unmeasurable) as error:
         return Ruling("refused", f"the confirmation failed: {error}")
     if found.accepted:
         return Ruling("confirmed", found.reason, {"confirmation": found})
     return Ruling("refused", f"the winner was not confirmed: {found.reason}", {"confirmation": found})
+
+
+def _length_for(needed_s: float, tuning: TuningSettings) -> float | None:
+    """Return the length of soak windows for a queue that needs so long; None if the settings do not allow it.
+
+    The windows of a confirmation are planned by those of the search, each of which shows the memory only roughly. Pairs
+    with too short windows are dropped for their length, whatever gain they show.
+    """
+    if tuning.soak_s is not None or needed_s > tuning.soak_most_s:
+        return None
+    return min(_LONGER * needed_s, tuning.soak_most_s)

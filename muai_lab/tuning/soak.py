@@ -237,14 +237,11 @@ def attainment_of(soaks: Sequence[Soak], served: Sequence[BlockResult]) -> Attai
 
 def not_kept(soaks: Sequence[Soak], kept: Attainment, quantile: float) -> str | None:
     """Return why the windows do not show that the SLO is kept in a longer run; None if they do."""
-    growing = [soak for soak in soaks if soak.growing]
-    if len(growing) >= max(2, len(soaks) / 4.0):
+    if len(growing := _growing(soaks)) >= _enough(soaks):
         grown = float(np.mean([soak.backlog for soak in growing]))
         windows = f"{len(growing)} of {len(soaks)} soak windows"
         return f"the backlog grew in {windows}, by {grown:.0f} requests in {kept.seconds:.0f} s"
-    answer_s = float(np.mean([soak.answer_s for soak in soaks]))
-    needed_s = max(RELAXATIONS * shared_relaxation_s(soaks), _ANSWERS * answer_s)
-    if needed_s > kept.seconds:
+    if (needed_s := longer_s(soaks)) is not None:
         return (
             f"its queue remembers too long for soak windows of {kept.seconds:.0f} s: {needed_s:.0f} s would tell "
             "(tuning.soak_s, tuning.soak_most_s)"
@@ -255,6 +252,24 @@ def not_kept(soaks: Sequence[Soak], kept: Attainment, quantile: float) -> str | 
             f"and {quantile:.2%} are asked for (longer windows tell more: tuning.soak_s)"
         )
     return None
+
+
+def longer_s(soaks: Sequence[Soak]) -> float | None:
+    """Return the length that windows need by the memory of all of them; None if it is theirs, or if a backlog grew."""
+    if not soaks or len(_growing(soaks)) >= _enough(soaks):
+        return None
+    answer_s = float(np.mean([soak.answer_s for soak in soaks]))
+    needed_s = max(RELAXATIONS * shared_relaxation_s(soaks), _ANSWERS * answer_s)
+    return needed_s if needed_s > min(soak.seconds for soak in soaks) else None
+
+
+def _growing(soaks: Sequence[Soak]) -> list[Soak]:
+    return [soak for soak in soaks if soak.growing]
+
+
+def _enough(soaks: Sequence[Soak]) -> float:
+    """Number of windows with a growing backlog that are more than chance."""
+    return max(2, len(soaks) / 4.0)
 
 
 def _in_flight(blocks: Sequence[BlockResult]) -> float:

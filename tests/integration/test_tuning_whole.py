@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from muai_lab.settings.schema import OptimizationSettings
 from muai_lab.tuning import session, tuner
 from muai_lab.tuning.bench import Switch
 from muai_lab.tuning.export import EXPORTED
+from muai_lab.tuning.load_blocks import FRESH, SOAK
 from muai_lab.tuning.report import REPORT
 from muai_lab.tuning.result import EngineStudy, TuningResult, read_result
 from muai_lab.tuning.search import EngineUnmeasurable
+from muai_lab.tuning.soak import Soak
 from muai_lab.tuning.space_file import space_of
 from tests.unit.tuning_fakes import FakeArena, SilentWatcher
 
@@ -103,6 +106,27 @@ def test_an_slo_under_open_loop_load_is_judged_by_soak_windows_only(tuned) -> No
     assert result.confirmation.kept.low > 0.5
     lengths = [seconds for one in arenas for _, seconds, _ in one.soaked]
     assert set(lengths) == {0.8, 40.0}  # trials of four blocks of 0.2 s, and everything that a verdict rests on
+
+
+class LongMemory(FakeArena):
+    """Its queue remembers 2 s, which only the windows of the confirmation show."""
+
+    def soak(self, number: int, seconds: float, *, rate: float | None = None) -> Soak:
+        found = super().soak(number, seconds, rate=rate)
+        return replace(found, relaxation_s=2.0) if FRESH <= number < SOAK else found
+
+
+def test_a_confirmation_whose_windows_turn_out_too_short_is_repeated_with_longer_ones(tuned, tmp_path: Path) -> None:
+    result, watcher = tuned(lambda: LongMemory(eight_is_best, noise=0.002), "slo.quantile=0.5")
+
+    assert result.verdict == "confirmed", result.reason
+    assert result.confirmation is not None
+    assert result.confirmation.kept is not None
+    assert result.confirmation.kept.seconds == 60.0  # 1.5 times the 20 relaxation times that it takes
+    assert any(
+        "soak windows of 60 s: its queue remembers too long for soak windows of 30 s" in one for one in watcher.stages
+    )
+    assert read_result(tmp_path / "study") == result
 
 
 def test_an_engine_that_dies_in_every_trial_is_left_out_and_the_others_go_on(tuned) -> None:

@@ -1,8 +1,8 @@
-"""The change of one figure from A to B over the pairs of runs: its size, interval and p-value, without a verdict.
+"""The change of one figure from A to B over the pairs of runs: its size, its interval and its p-value, without verdict.
 
-Ratios are averaged on the log scale, as are their intervals: twice and half weigh the same, and no interval reaches
-below -100 %. The noise between runs is moderated (see `moderation`). It is never taken as less than the noise within
-the runs, from resampled blocks of time.
+Ratios and their intervals are averaged on the log scale: doubling and halving weigh the same, and no interval reaches
+below -100 %. The noise between runs is moderated (see `moderation`). It is at least the noise within the runs, which
+resampling blocks of time shows.
 """
 
 from __future__ import annotations
@@ -37,8 +37,10 @@ NOT_TESTED: DifferenceVerdict = "not tested"
 NOT_COMPARABLE: DifferenceVerdict = "not comparable"
 
 DEFAULT_NOISE = {"ratio": 0.04, "share": 0.1}
-"""Standard deviation of one run's figure without earlier runs: of a ratio relative, of a share in units of the root
-of p (1 - p), which is 3 percentage points at 90 %."""
+"""Standard deviation of one run's figure if no earlier runs show it.
+
+Relative for a ratio; for a share in units of the root of p (1 - p), which is 3 percentage points at 90 %.
+"""
 
 _HIGHEST_LOG = 50.0
 
@@ -48,16 +50,20 @@ class Difference:
     """One figure of A and B.
 
     Attributes:
-        a, b: Over the pairs, the geometric mean of a latency or a rate, the mean of a share.
-        change: From A to B, with its 95 % interval; relative for a ratio (0.1 is 10 % more), absolute for a share.
-        p, p_adjusted: Two-sided, alone and in its family; None if the noise between runs is not known.
-        reason: The reason why there is no verdict, or a reservation about it.
-        between_runs: True if the interval includes the noise between runs, not only that within them.
-        detectable: The smallest change, in the unit of `change`, that such a comparison finds in four of five cases.
-        repeats: The repeats of both configurations that would decide a change of this size; for single runs.
-        noise: Of one run, for the history.
+        figure: The figure.
+        a, b: Geometric mean over the pairs for a latency or a rate, mean for a share.
+        change: Change from A to B with its 95 % interval; relative for scale `ratio` (0.1 is 10 % more), absolute for a
+            share.
+        p, p_adjusted: Two-sided p-values, alone and in its family; None if the noise between runs is unknown.
+        verdict: The verdict.
+        reason: Reason for no verdict, or a qualification of it.
+        pairs: Pairs of runs that have the figure.
+        between_runs: True if the interval contains the noise between runs, False if only the noise within them.
+        detectable: Smallest change, in the unit of `change`, that such a comparison finds in four of five cases.
+        repeats: Repeats of both configurations that would decide a change of this size, for single runs.
+        noise: Variance of one run, for the history.
         noisier: True if the runs scatter more than the history allows.
-        needs_s: The length of a window, in seconds, that gives single runs an interval.
+        needs_s: Seconds of a window that gives single runs an interval.
     """
 
     figure: KeyFigure
@@ -95,10 +101,21 @@ class Difference:
 def read_pair(
     a: Run, b: Run, figures: Sequence[KeyFigure], slo: Slo | None, *, same_schedule: bool, single: bool, seed: int
 ) -> dict[str, tuple[FigureReading, FigureReading]]:
-    """Read the figures of a pair; open-loop runs over the same schedule are resampled in step.
+    """Read the figures of a pair of runs.
 
-    In a closed loop both runs have other requests at the same time, so they are resampled independently.
-    single: True for the only pair, whose readings get the intervals of their runs alone.
+    Open-loop runs over the same schedule are resampled in step. In a closed loop the requests at a time differ between
+    the runs, so each is resampled alone.
+
+    Args:
+        a, b: The runs.
+        figures: The figures.
+        slo: SLO for goodput and attainment.
+        same_schedule: True if both had the same schedule.
+        single: True for the only pair: each reading then has the interval of its run alone.
+        seed: Seed of the replicates.
+
+    Returns:
+        The readings of A and B by the name of the figure.
     """
     in_step = same_schedule and bool(a.requests["intended_s"].notna().any())
     blocks = _blocks(a, b, seed), _blocks(b, a, seed if in_step else seed + 10_000)
@@ -114,7 +131,7 @@ def read_pair(
 
 
 def _blocks(run: Run, other: Run, seed: int) -> Blocks | None:
-    """Blocks of the window, as many as in the other run: the longer of both memories decides."""
+    """Return blocks of the run's window, as many as in the other run's: the longer memory of both decides."""
     if run.window is None or not run.window.duration_s > 0.0:
         return None
     memory_s = max(span.memory_s for one in (run, other) if (span := run_span(one)) is not None)
@@ -126,10 +143,13 @@ def change_of(
     readings: Sequence[tuple[FigureReading, FigureReading]],
     prior: Callable[[KeyFigure], Prior] = lambda figure: default_prior(DEFAULT_NOISE[figure.scale]),
 ) -> Difference:
-    """Return the change of a figure over all pairs of readings that have it, without a verdict.
+    """Return the change of a figure over all pairs of readings that have it, not yet judged.
 
-    prior: The knowledge of a figure's noise between runs. A single pair has a p-value only if the prior may decide
-    alone; otherwise its interval is that within the runs.
+    Args:
+        figure: The figure.
+        readings: The readings of A and B of each pair.
+        prior: Prior knowledge of a figure's noise between runs. A single pair has a p-value only if the prior may
+            decide alone; otherwise its interval contains only the noise within the runs.
     """
     pairs = [(ours, theirs) for ours, theirs in readings if ours.value is not None and theirs.value is not None]
     if not pairs:
@@ -168,9 +188,9 @@ def change_of(
 
 
 def _within_runs(pair: tuple[FigureReading, FigureReading], scale: _Scale) -> Estimate:
-    """The change between single runs with the interval within them, without the noise between runs.
+    """Return a change between single runs; its interval contains the noise within them, and none between them.
 
-    The interval of each run allows for the memory of queues, or is absent if the window is too short for it. Their
+    Each run's own interval allows for the memory of queues, and is absent if the window is too short for it. Their
     distances from the values are added as independent (MOVER; Zou and Donner 2008, https://doi.org/10.1002/sim.3095).
     """
     ours, theirs = (one.alone or Estimate(one.value) for one in pair)
@@ -182,7 +202,7 @@ def _within_runs(pair: tuple[FigureReading, FigureReading], scale: _Scale) -> Es
         return Estimate(value, needs_s=max(needed, default=None))
 
     def reach(a: float, b: float) -> float:
-        """Distance of one end: from A's value to `a`, from B's to `b`."""
+        """Return the distance of one end: from A's value to `a`, and from B's to `b`."""
         moved = [scale.changes(np.array([start]), np.array([end]))[0] for start, end in
                  ((pair[0].value, a), (pair[1].value, b))]  # fmt: skip
         return math.hypot(*moved)
@@ -200,7 +220,13 @@ def _missing(figure: KeyFigure, readings: Sequence[tuple[FigureReading, FigureRe
 
 @dataclass(frozen=True, slots=True)
 class _Scale:
-    """The scale on which changes are averaged. divisor: The base of a relative difference, without a logarithm."""
+    """The scale on which changes are averaged.
+
+    Attributes:
+        logarithmic: True if changes are differences of logarithms.
+        divisor: Divisor of a plain difference.
+        relative: True if changes are reported relative to A.
+    """
 
     logarithmic: bool
     divisor: float
@@ -217,19 +243,19 @@ class _Scale:
         return np.log(b) - np.log(a) if self.logarithmic else (b - a) / self.divisor
 
     def reported(self, estimate: Estimate) -> Estimate:
-        """The change as it is reported, with its interval if it has one."""
+        """Return a change as it is reported, with its interval if it has one."""
         ends = (estimate.value, estimate.low, estimate.high)
         return Estimate(*(None if end is None else self.one(end) for end in ends))
 
     def one(self, change: float) -> float:
-        """The change as it is reported: relative, or of a share absolute."""
+        """Return a change as it is reported: relative, or absolute for a share."""
         if self.logarithmic:
             return math.expm1(min(change, _HIGHEST_LOG))
         return max(change, -1.0) if self.relative else change
 
 
 def _replicates(reading: FigureReading, *, above_zero: bool) -> Floats:
-    """The bootstrap replicates of a reading. above_zero: One without an event counts as one with half an event."""
+    """Return the replicates of a reading. above_zero: A replicate without any event counts as half an event."""
     assert reading.replicates is not None, "a reading with a value has replicates"
     if not above_zero:
         return reading.replicates
@@ -242,17 +268,17 @@ def _variance(values: Floats) -> float:
 
 
 def _shrunk(reading: FigureReading) -> float:
-    """The share with half a hit and half a miss added (Jeffreys' prior)."""
+    """Return a share with half a hit and half a miss more than were seen (Jeffreys' prior)."""
     return ((reading.value or 0.0) * reading.samples + 0.5) / (reading.samples + 1.0)
 
 
 def _binomial_floor(pairs: Sequence[tuple[FigureReading, FigureReading]]) -> float:
-    """Smallest variance of a difference of shares: if all requests of a run hit, resampling shows no spread."""
+    """Return the smallest variance of a difference of shares. Resampling shows none if all requests of a run hit."""
     variances = [[(p := _shrunk(one)) * (1.0 - p) / one.samples for one in pair] for pair in pairs]
     return float(np.sum(variances) / len(pairs))
 
 
 def _share_unit(pairs: Sequence[tuple[FigureReading, FigureReading]]) -> float:
-    """p (1 - p) of the mean share of both sides, to which the variance of a share is proportional."""
+    """Return p (1 - p) of the mean share of both sides, to which the variance of a share is proportional."""
     p = float(np.mean([_shrunk(one) for pair in pairs for one in pair]))
     return p * (1.0 - p)

@@ -1,7 +1,7 @@
 """The streamed chunks of all requests as flat arrays.
 
-A million requests have tens of millions of chunks, which would not fit as Python lists in a frame. So they are read
-from the Parquet file as flat arrays, and only on demand.
+A million requests have tens of millions of chunks, too many for Python lists in a frame. They are read from the Parquet
+file as flat arrays, and only when needed.
 """
 
 from __future__ import annotations
@@ -20,9 +20,12 @@ from numpy.typing import NDArray
 class Chunks:
     """One entry per content chunk, ordered by request, then time.
 
-    row: Position of the request in the records. t_ns: Arrival, monotonic. counted: True if the server reports the
-    tokens of the chunk. tokens: Tokens of the chunk; if the server does not report them, an even share of the output
-    tokens (NaN if those are unknown too).
+    Attributes:
+        row: Position of the request in the records. [chunks]
+        t_ns: Arrival, monotonic nanoseconds. [chunks]
+        tokens: Tokens of the chunk. If the server did not count them, an equal part of the request's output tokens (NaN
+            if those are unknown too). [chunks]
+        counted: True if the server counted them. [chunks]
     """
 
     row: NDArray[np.int64]
@@ -37,7 +40,9 @@ EMPTY_CHUNKS = Chunks(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, 
 def read_chunks(path: Path, output_tokens: NDArray[np.float64]) -> Chunks:
     """Read the chunk columns of a records file.
 
-    output_tokens: Tokens of each request (NaN if unknown), for rows whose chunks have no counts.
+    Args:
+        path: The file `requests.parquet`.
+        output_tokens: Tokens of each request (NaN if unknown), for rows whose chunks carry no counts. [requests]
     """
     present = set(pq.read_schema(path).names)
     if "chunk_t_ns" not in present:

@@ -1,4 +1,4 @@
-"""The configuration of a run as people may see it: without secrets, with its changes from the defaults."""
+"""The configuration of a run as people see it: without secrets, with the changed settings first."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from muai_lab.settings.lab import LabSettings
 from muai_lab.settings.schema import ENGINE_NAMES
 
 HIDDEN = "(set, not shown)"
-LEFT_OUT = "a secret, left out"  # the beginning of the comment on such a value in config.yaml
+LEFT_OUT = "a secret, left out"  # beginning of the comment after such a value in config.yaml
 
 _SECRET_NAME = re.compile(
     r"(^|[._-])(api_?key|access_?key|secret|password|passwd|token|authorization|credentials?|webhook_url)$", re.I
@@ -29,14 +29,14 @@ _URL = re.compile(r"https?://[^\s\"'<>]+", re.I)
 
 
 def shown(key: str, value: Any) -> Any:
-    """Return the value of a dotted key for people: secrets hidden, addresses without user, password and query."""
+    """Return the value of a dotted key without secrets; addresses lose user, password and query."""
     if value is None:
         return None
     if _SECRET_NAME.search(key):
         return HIDDEN
     if isinstance(value, str):
         if key.endswith("api_key_env") and not _VARIABLE.fullmatch(value):
-            return HIDDEN  # should be the name of a variable, but people paste the key itself
+            return HIDDEN  # the key expects the name of a variable, but people paste the secret itself
         return redacted(value)
     if isinstance(value, Mapping):
         return {name: shown(f"{key}.{name}", entry) for name, entry in value.items()}
@@ -62,7 +62,15 @@ def _plain_url(url: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class RecordedSetting:
-    """One setting with its default. origin: The layer that set it, None if that was not recorded."""
+    """One setting of a run.
+
+    Attributes:
+        key: Dotted key.
+        value: Value in the run, without secrets.
+        default: The project's default.
+        origin: Layer that set the value; None if it was not recorded.
+        changed: True if the value differs from the default.
+    """
 
     key: str
     value: Any
@@ -72,7 +80,7 @@ class RecordedSetting:
 
 
 def entries(run: Run) -> list[RecordedSetting]:
-    """Return every setting of the run in the order of the file; `changed` is true if it differs from the default."""
+    """Return every setting of the run, in the order of its file."""
     defaults = flatten(LabSettings().model_dump(mode="json"))
     found = []
     for key, value in flatten(run.config).items():
@@ -87,7 +95,7 @@ def entries(run: Run) -> list[RecordedSetting]:
 
 
 def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Return the dotted keys in which the configurations differ, with the value of each run (secrets hidden)."""
+    """Return the dotted keys in which the runs' configurations differ, with each run's value (secrets hidden)."""
     flat = [flatten(run.config) for run in runs]
     keys = dict.fromkeys(key for config in flat for key in config)
     return {
@@ -98,10 +106,13 @@ def differing(runs: Sequence[Run]) -> dict[str, list[Any]]:
 
 
 def named_sections(changed: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
-    """Return the keys that differ, without those that follow from the name of their section.
+    """Return the keys that differ, without those that the name of their section represents.
 
-    `workload.prompt_tokens.low` follows from `workload.name` if equal names always have equal values, as in a sweep
-    over `workload=chat,fixed`. changed: As returned by `differing`.
+    `workload.name` represents `workload.prompt_tokens.low` if equal names always come with equal values, as in a sweep
+    of `workload=chat,fixed`.
+
+    Args:
+        changed: Values by key, as returned by `differing`.
     """
     kept = dict(changed)
     for name in [key for key in changed if key.endswith(".name")]:
@@ -114,9 +125,9 @@ def named_sections(changed: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[A
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Return for each dotted key the last parts that make it unique; the key of an engine names the engine.
+    """Return for each dotted key its last part, or as many parts as make it unique; an engine's key names the engine.
 
-    The name of a section is the section: `workload` for `workload.name`.
+    The name of a section is shortened to the section: `workload` for `workload.name`.
     """
     names: dict[str, str] = {}
     for key in keys:

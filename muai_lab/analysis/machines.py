@@ -9,14 +9,16 @@ from typing import Any
 from muai_lab.analysis.frames import Run
 from muai_lab.wording import plural
 
-_MEMORY_TOLERANCE = 0.05  # firmware and kernel reserve a little more or less from start to start
+_MEMORY_TOLERANCE = 0.05  # firmware and kernel reserve slightly different amounts at each start
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """One machine of a manifest. family, instruction_sets: None if the manifest does not state them.
+    """One machine of a manifest.
 
-    limits: variables that keep libraries from instruction sets that the processor has, as `name=value`.
+    Attributes:
+        family, instruction_sets: None if the manifest does not state them.
+        limits: Variables that disable instruction sets of the processor in libraries, as `name=value`.
     """
 
     cpu: str | None
@@ -44,9 +46,9 @@ def machine_of(run: Run) -> Machine:
 
 
 def difference(a: Sequence[Run], b: Sequence[Run]) -> str | None:
-    """Return the hardware of both sides if it is not the same throughout, else None.
+    """Return the hardware of both sides if it differs, else None.
 
-    A fact that a manifest does not state is equal to any; see `unstated`.
+    A fact that a manifest does not state counts as equal to any; see `unstated`.
     """
     ours, theirs = ([machine_of(run) for run in runs] for runs in (a, b))
     every = [*ours, *theirs]
@@ -77,7 +79,7 @@ def unstated(runs: Sequence[Run]) -> str | None:
 
 
 def mixture(runs: Sequence[Run]) -> str | None:
-    """Return a note on runs that stand side by side and are from different machines; None if all are from one."""
+    """Return a note on runs from different machines; None if all are from one."""
     if not runs or difference(runs[:1], runs) is None:
         return None
     every = [machine_of(run) for run in runs]
@@ -86,7 +88,7 @@ def mixture(runs: Sequence[Run]) -> str | None:
 
 
 def _described(machine: Machine, every: Sequence[Machine]) -> str:
-    """The machine by name, with each further fact in which some of `every` differ."""
+    """Return the machine by name, with each further fact in which some of `every` differ."""
     facts = [f"{machine.cpu} with {machine.cores} cores"]
     if len({other.family for other in every} - {None}) > 1:
         facts[0] += f" ({machine.family or 'family not known'})"

@@ -1,4 +1,4 @@
-"""The memory of a run: for how long its present state depends on its past."""
+"""The memory of a run: the time for which its state depends on its past."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from muai_lab.analysis.window import in_flight
 
 
 def run_span(run: Run) -> MeasuredSpan | None:
-    """The measurement window of a run with its memory; None if the run has no window.
+    """Return the measurement window of a run with its memory; None if the run has no window.
 
     The memory is the longest among requests in flight, TTFT, TPOT and E2E of the successful requests.
     """

@@ -1,12 +1,12 @@
 """The noise between runs, from the few runs at hand and from equal runs of the past: moderated t-tests.
 
 Three repeats measure their own noise badly: Student's t with two degrees of freedom needs a change of 4.3 standard
-errors. Earlier runs on the same machine have more information. Their variances, each with its degrees of freedom, are
-fitted by a scaled inverse chi-square distribution: a prior variance and its degrees of freedom. The variance at hand is
-averaged with the prior, each weighted by its degrees of freedom, and the test has the sum of both (Smyth 2004,
+errors. Past runs on the same machine add information. A scaled inverse chi-square distribution is fitted to their
+variances: it gives a prior variance and the degrees of freedom for which that counts. The variance at hand is averaged
+with the prior, each weighted by its degrees of freedom, and the test has the sum of both (Smyth 2004,
 https://doi.org/10.2202/1544-6115.1027). The more the past variances differ among themselves, the less the prior counts.
 
-Variances are those of one run: of the logarithm of a ratio, of a share in units of p (1 - p).
+Variances are those of one run: of the logarithm of a ratio figure, and of a share in units of p (1 - p).
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ SIGNIFICANCE = 1.0 - CONFIDENCE
 POWER = 0.8
 """Share of the comparisons in which the smallest detectable change is found."""
 ENOUGH_HISTORY = 10.0
-"""Degrees of freedom of the history from which on it may judge a condition alone, with one run each."""
+"""Least degrees of freedom of a history that may judge single runs alone."""
 MOST_REPEATS = 50
-"""The largest number of repeats that is advised."""
+"""Largest number of repeats in an advice."""
 
 PriorSource = Literal["default", "history", "declared"]
 
 _DECLARED_FREEDOM = 10.0
 _MOST_FREEDOM = 10.0  # of a prior, so that ten runs at hand still count as much as any history
 SMALLEST_VARIANCE = 1e-6  # 0.1 %: equal readings come from rounding, not from a machine without noise
-_SMALLEST_ERROR = 1e-6  # equal runs without any spread would differ with infinite significance
-# The spread of past variances is estimated from few of them. So `_IMAGINARY` ones are added, which differ as variances
-# with `_USUAL_FREEDOM` degrees of freedom do.
+_SMALLEST_ERROR = 1e-6  # without it, equal runs without any spread would differ with infinite significance
+# The spread of past variances is estimated from few of them. `_IMAGINARY` further ones are added, which differ as
+# variances with `_USUAL_FREEDOM` degrees of freedom do.
 _IMAGINARY, _USUAL_FREEDOM = 2.0, 4.0
 _QUANTILES = 500
 _SURPRISE = 0.1  # level of the F-test that the runs at hand are noisier than the prior allows
 # A machine that became three times as noisy as its history passes that test in a quarter of the comparisons of three
-# repeats, which then find a difference in half of the cases. So the history is left out at a higher level already. With
-# two repeats and one degree of freedom it is left out if their variance is above the median.
+# repeats, which then find a difference in half of the cases. So the history is dropped before the test contradicts it.
+# Two repeats have only one degree of freedom: they drop it if their variance lies above the median.
 _HISTORY_GIVES_WAY = 0.3
 _HISTORY_GIVES_WAY_TO_TWO = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Variance:
-    """A variance of one run, as measured by equal runs with `freedom` degrees of freedom."""
+    """A variance of one run, measured by equal runs with `freedom` degrees of freedom."""
 
     value: float
     freedom: float
@@ -60,10 +60,15 @@ class Variance:
 
 @dataclass(frozen=True, slots=True)
 class Prior:
-    """The knowledge of the noise between runs before the runs at hand.
+    """Knowledge of the noise between runs before the runs at hand.
 
-    variance, freedom: Of one run, with its degrees of freedom. mean: The plain mean of the past variances, which is
-    larger if they differ. comparisons, behind: Past groups of equal runs, and their degrees of freedom.
+    Attributes:
+        variance: Variance of one run.
+        freedom: Degrees of freedom for which it counts.
+        source: Its source.
+        mean: Plain mean of the past variances, which is larger if they differ.
+        comparisons: Past groups of equal runs.
+        behind: Their degrees of freedom.
     """
 
     variance: float
@@ -83,9 +88,13 @@ class Prior:
 class Judged:
     """A mean change between two configurations.
 
-    change: With its 95 % interval, on the scale of the changes. p: Two-sided. error: Standard error of the mean, with
-    `freedom` degrees of freedom. detectable: Smallest change that is found with probability `POWER`. noisier: True if
-    the runs at hand scatter more than the prior allows.
+    Attributes:
+        change: The change with its 95 % interval, on the scale of the changes.
+        p: Two-sided p-value.
+        error: Standard error of the mean.
+        freedom: Its degrees of freedom.
+        detectable: Smallest change that is found with probability `POWER`.
+        noisier: True if the runs at hand scatter more than the prior allows.
     """
 
     change: Estimate
@@ -97,20 +106,20 @@ class Judged:
 
 
 def default_prior(sd: float) -> Prior:
-    """Return the prior without any history. sd: Of one run, with a single degree of freedom."""
+    """Return the prior without any history: one degree of freedom. sd: Standard deviation of one run."""
     return Prior(sd**2, 1.0, "default", sd**2)
 
 
 def declared_prior(sd: float) -> Prior:
-    """Return the prior that a user declares. sd: Of one run, with ten degrees of freedom."""
+    """Return the prior that a user declares: ten degrees of freedom. sd: Standard deviation of one run."""
     return Prior(sd**2, _DECLARED_FREEDOM, "declared", sd**2)
 
 
 def fitted_prior(past: Sequence[Variance], default: Prior) -> Prior:
-    """Fit the prior to the variances of earlier equal runs; the default counts as one of them.
+    """Fit the prior to the variances of equal runs of the past; the default counts as one of them.
 
-    Smyth's moments of the logarithms, each weighted by its precision (DerSimonian and Laird 1986), since past groups
-    have few or many runs.
+    The fit uses Smyth's moments of the logarithms. Past groups differ in size, so each moment is weighted by its
+    precision (DerSimonian and Laird 1986).
     """
     if not past:
         return default
@@ -126,14 +135,14 @@ def fitted_prior(past: Sequence[Variance], default: Prior) -> Prior:
         freedom = 2.0 * _inverse_trigamma(spread)
         middle = float((weights * logs).sum() / weights.sum())
         fitted = math.exp(middle + float(digamma(freedom / 2.0)) - math.log(freedom / 2.0))
-    # At most half of the degrees of freedom behind it: the prior variance is an estimate, too.
+    # At most half of the past degrees of freedom: the prior variance is an estimate, too.
     freedom = min(freedom, float(freedoms.sum()) / 2.0, _MOST_FREEDOM)
     behind = float(freedoms[:-1].sum())
     return Prior(fitted, freedom, "history", max(mean, fitted), len(past), behind)
 
 
 def _spread(logs: Floats, sampling: Floats) -> float:
-    """Variance of the true log variances, at least 0, shrunk towards the usual."""
+    """Return the variance of the true log variances, at least 0, shrunk towards the usual one."""
     weights = 1.0 / sampling
     middle = (weights * logs).sum() / weights.sum()
     excess = float((weights * (logs - middle) ** 2).sum()) - (logs.size - 1)
@@ -155,15 +164,15 @@ def _inverse_trigamma(value: float) -> float:
 
 
 def moderated_change(changes: Floats, within: float, prior: Prior, *, unit: float = 1.0) -> Judged:
-    """Test the mean change of the pairs, with the noise at hand averaged with the prior.
+    """Judge the mean of the pairs' changes, with the noise at hand averaged with the prior.
 
-    A single pair has no noise at hand, so the prior is used alone.
+    A single pair has no noise at hand: the prior alone decides.
 
     Args:
-        changes: One per pair.
-        within: Variance of one change, from within the runs.
-        prior: The knowledge of the noise.
-        unit: Factor from the variances of the prior to the scale of the changes.
+        changes: One per pair. [pairs]
+        within: Variance of one change from the noise within the runs.
+        prior: The prior.
+        unit: Factor from the prior's variances to the scale of the changes.
     """
     before, own = _one_run(prior, within, unit), changes.size - 1
     if own == 0:
@@ -183,14 +192,14 @@ def moderated_change(changes: Floats, within: float, prior: Prior, *, unit: floa
 
 
 def _gives_way(prior: Prior, own: int) -> float:
-    """Level of the F-test below which the runs at hand, with `own` degrees of freedom, are used without the prior."""
+    """Return the level of the F-test below which the runs at hand, with `own` degrees of freedom, are judged alone."""
     if prior.source != "history":
         return _SURPRISE
     return _HISTORY_GIVES_WAY if own > 1 else _HISTORY_GIVES_WAY_TO_TWO
 
 
 def _one_run(prior: Prior, within: float, unit: float) -> float:
-    """The prior variance of one run. A history includes the variance within runs; to other priors it is added."""
+    """Return the prior's variance of one run. A history contains the noise within runs; other priors get it added."""
     known = prior.variance * unit
     found = max(known, within / 2.0) if prior.source == "history" else known + within / 2.0
     return max(found, _SMALLEST_ERROR**2)
@@ -203,9 +212,9 @@ def smallest_detectable(error: float, freedom: float) -> float:
 
 @lru_cache(maxsize=256)
 def _detectable_errors(freedom: float) -> float:
-    """`smallest_detectable` in standard errors: the noncentrality at which Student's t has that power.
+    """Return `smallest_detectable` in standard errors: the noncentrality at which Student's t has that power.
 
-    The power is the mean of that of the normal test over the distribution of the estimated error, at its quantiles.
+    The power is the mean of the normal power over the distribution of the estimated error, at its quantiles.
     """
     critical = float(stdtrit(freedom, 1.0 - SIGNIFICANCE / 2.0))
     quantiles = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
@@ -229,7 +238,7 @@ def repeats_to_decide(change: float, within: float, prior: Prior, *, unit: float
 
 
 def run_variance(changes: Floats, within: float, *, unit: float = 1.0) -> Variance | None:
-    """Return the variance of one run from the changes of the pairs, for the history; None with fewer than two pairs."""
+    """Return the variance of one run from the pairs' changes, for the history; None with fewer than two pairs."""
     if changes.size < 2 or not unit > 0.0:
         return None
     value = max(float(changes.var(ddof=1)), within) / 2.0 / unit
@@ -237,7 +246,7 @@ def run_variance(changes: Floats, within: float, *, unit: float = 1.0) -> Varian
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Return Holm's step-down adjustment: at most 5 % chance of any false finding with adjusted p <= 0.05."""
+    """Return p-values by Holm's step-down adjustment: taking those <= 0.05 has a 5 % chance of any false finding."""
     order = np.argsort(p)
     adjusted = [0.0] * len(p)
     highest = 0.0

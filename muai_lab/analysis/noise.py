@@ -1,8 +1,8 @@
-"""A/A noise: the difference between runs of one and the same configuration.
+"""A/A noise: the difference between runs of the same configuration.
 
-Every difference between configurations is compared with it. Repeats of several configurations over the same schedules
-are analysed by an analysis of variance without replication. The mean of a configuration and the effect of a schedule
-are removed from the logarithms, so effects are ratios; the rest is noise.
+A difference between configurations counts only against it. Repeats of several configurations over the same schedules
+are separated as in an analysis of variance without replication. The mean of a configuration and the effect of a
+schedule are removed from the logarithms, so effects are ratios. The rest is noise.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from muai_lab.analysis.dependence import CONFIDENCE
 class Noise:
     """The noise of one figure.
 
-    sd, freedom: Standard deviation of one run, relative (0.02 is 2 %), and its degrees of freedom. shared_schedules:
-    True if the effect of the schedules was removed, else it is part of the noise.
+    Attributes:
+        sd: Standard deviation of one run's figure, relative (0.02 is 2 %).
+        freedom: Degrees of freedom behind it.
+        shared_schedules: True if the effect of the schedules was removed; else it is part of the noise.
     """
 
     sd: float
@@ -31,17 +33,17 @@ class Noise:
 
     @property
     def difference(self) -> float:
-        """The relative difference that two runs of one configuration do not exceed in 19 of 20 cases."""
+        """Two runs of the same configuration differ by less than this in 19 of 20 cases, relative."""
         return float(stdtrit(self.freedom, 0.5 + CONFIDENCE / 2.0)) * math.sqrt(2.0) * self.sd
 
 
 def run_noise(figures: Sequence[Sequence[float | None]]) -> Noise | None:
     """Return the noise of a figure from repeats; None with fewer than two usable repeats.
 
-    A repeat with a value that is missing or not positive is left out, in all rows if there are several.
+    A repeat is left out if its value is missing or not positive; in all rows, if there are several.
 
     Args:
-        figures: One row per configuration, one column per repeat (schedule).
+        figures: One row per configuration, one column per repeat (schedule). [configurations, repeats]
     """
     rows = [np.array([math.nan if value is None else float(value) for value in row]) for row in figures]
     width = min((row.size for row in rows), default=0)

@@ -1,4 +1,4 @@
-"""The layer that set each setting of a run, from the comments in its `config.yaml`."""
+"""The origin of each setting of a run, from the comments of its `config.yaml`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import yaml
 
 
 def read_origins(text: str) -> dict[str, str]:
-    """Return the origin of each dotted key of a `config.yaml`; it is the comment after the value.
+    """Return the origin of each dotted key: the comment after its value.
 
-    Raises yaml.YAMLError if the text is no YAML.
+    Raises:
+        yaml.YAMLError: The text is no YAML.
     """
     root = yaml.compose(text, Loader=yaml.SafeLoader)
     found: dict[str, str] = {}

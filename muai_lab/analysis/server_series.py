@@ -1,7 +1,7 @@
-"""The server's own metrics, as scraped during the run, on the clock of the client.
+"""The server's own metrics, as scraped during the run, on the client's clock.
 
-Sample names are those of Prometheus (`batch_size_sum`, `muai_waiting_requests`). Samples that differ only in their
-labels are summed: the server may hold several models.
+Names are those of Prometheus samples (`batch_size_sum`, `muai_waiting_requests`). Samples that differ only in their
+labels are summed: the server may hold several models. Times are seconds from the start of the load.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FOUND = "muai_prefix_hit_tokens_total"
 
 
 def series(server_metrics: pd.DataFrame, name: str) -> pd.Series | None:
-    """Return the values of one sample name by time (index: seconds from the start of the load); None without any."""
+    """Return the values of one sample name by time (index: seconds from the start of the load); None if never seen."""
     rows = server_metrics[server_metrics["name"] == name]
     rows = rows[np.isfinite(rows["value"]) & np.isfinite(rows["t_s"])]
     if rows.empty:
@@ -32,9 +32,9 @@ def series(server_metrics: pd.DataFrame, name: str) -> pd.Series | None:
 
 
 def time_mean(gauge: pd.Series | None, start_s: float, end_s: float) -> float | None:
-    """Return the mean of a gauge over `[start_s, end_s)`, weighted by time; a value holds until the next sample.
+    """Return the mean of a gauge over `[start_s, end_s)`, weighted by time; None without a sample in the window.
 
-    Before the first sample in the window the last earlier one holds. None without a sample in the window.
+    A value holds until the next sample; before the first sample in the window, the last earlier one holds.
     """
     if gauge is None or not end_s > start_s:
         return None
@@ -50,7 +50,7 @@ def time_mean(gauge: pd.Series | None, start_s: float, end_s: float) -> float | 
 
 
 def peak(gauge: pd.Series | None, start_s: float, end_s: float) -> float | None:
-    """Return the largest value of a gauge in the window."""
+    """Return the largest value of a gauge in the window; None without any."""
     if gauge is None:
         return None
     inside = gauge[(gauge.index >= start_s) & (gauge.index < end_s)]
@@ -58,7 +58,10 @@ def peak(gauge: pd.Series | None, start_s: float, end_s: float) -> float | None:
 
 
 def increase(counter: pd.Series | None, start_s: float, end_s: float) -> float | None:
-    """Return the growth of a counter from the last sample before the window to the last in it; None if not known."""
+    """Return the growth of a counter from the last sample before the window to the last one in it.
+
+    None if there are too few samples, or if the counter was reset.
+    """
     if counter is None:
         return None
     t = counter.index.to_numpy(dtype=np.float64)
@@ -68,11 +71,11 @@ def increase(counter: pd.Series | None, start_s: float, end_s: float) -> float |
     if finish <= begin:
         return None
     growth = float(values[finish] - values[begin])
-    return growth if growth >= 0 else None  # a smaller value means that the server was restarted in between
+    return growth if growth >= 0 else None  # a smaller value: the server was restarted in between
 
 
 def histogram_mean(server_metrics: pd.DataFrame, name: str, start_s: float, end_s: float) -> float | None:
-    """Return the mean of a histogram over the window: growth of `_sum` ÷ growth of `_count`."""
+    """Return the mean of a histogram's observations in the window: growth of `_sum` ÷ growth of `_count`."""
     total = increase(series(server_metrics, f"{name}_sum"), start_s, end_s)
     count = increase(series(server_metrics, f"{name}_count"), start_s, end_s)
     return total / count if total is not None and count else None
@@ -81,8 +84,7 @@ def histogram_mean(server_metrics: pd.DataFrame, name: str, start_s: float, end_
 def hit_rate(server_metrics: pd.DataFrame, start_s: float, end_s: float) -> float | None:
     """Return the share of the prompt tokens looked up in the window that the cache held.
 
-    It is the growth of one counter ÷ that of another. For a server that has only a gauge it is the mean of that,
-    weighted by time.
+    It is the ratio of the growth of two counters; if the server has only a gauge, its mean weighted by time.
     """
     looked_up = increase(series(server_metrics, LOOKED_UP), start_s, end_s)
     found = increase(series(server_metrics, FOUND), start_s, end_s)

@@ -1,9 +1,8 @@
 """Figures of one run with their intervals, and replicates of them for the comparison of two runs.
 
-Latencies of neighbouring requests resemble each other (they share a queue and a batch), so single requests are no
-independent samples. Intervals come from the long-run variance over time (see `dependence`), and there is none if the
-window is too short for one. Replicates come from whole blocks of time (Künsch 1989; here the simple variant with blocks
-that do not overlap, as in Carlstein 1986), each with everything that fell due in it.
+Neighbouring requests share a queue and a batch, so their latencies are no independent samples. Intervals come from the
+long-run variance over time (see `dependence`); a window that is too short has none. Replicates are drawn from whole
+blocks of time that do not overlap (Carlstein 1986; Künsch 1989). A block contains all requests that were due in it.
 """
 
 from __future__ import annotations
@@ -25,31 +24,34 @@ from muai_lab.analysis.dependence import (
 from muai_lab.arrays import Floats, Ints
 
 SAMPLES_BEYOND = 5
-"""Samples that must lie beyond a quantile: p99 then needs 500 samples, p95 100, p90 50, p50 10."""
+"""Samples that must lie beyond a reported quantile: p99 needs 500 samples, p95 100, p90 50, p50 10."""
 
 QUANTILES: tuple[float, ...] = (0.50, 0.90, 0.95, 0.99)
 REPLICATES = 1000
 MIN_BLOCKS = 10
 MAX_BLOCKS = 50
-_WIDEST = 0.9  # of a mean, on one side: a wider interval is of no use, and a width of 1 has no upper end
-_MAX_BINS = 4096  # more samples than this are put into bins of equal count: 0.024 % of rank, far below any interval
+_WIDEST = 0.9  # of a mean, on one side: a wider interval is useless, and a width of 1 has no upper end
+_MAX_BINS = 4096  # more samples than this share bins of equal count: 0.024 % of rank, far below any interval
 
 
 def min_samples(quantile: float) -> int:
-    """Return the fewest samples for `quantile` (0 < q < 1): `SAMPLES_BEYOND` of them beyond it."""
+    """Return the fewest samples with which `quantile` (0 < q < 1) is reported: `SAMPLES_BEYOND` of them beyond it."""
     return math.ceil(SAMPLES_BEYOND / min(quantile, 1.0 - quantile) - 1e-9)
 
 
 def quantile_name(quantile: float) -> str:
-    """`p50`, `p99`, `p99.9`."""
+    """Return the name of a quantile: `p50`, `p99`, `p99.9`."""
     return f"p{quantile * 100:.6g}"
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A value with its interval of confidence `CONFIDENCE`; None if it is not known.
+    """A value with its interval of confidence `CONFIDENCE`.
 
-    needs_s: Length of a window, in seconds, that would give an interval; None if there is one, or if that is not known.
+    Attributes:
+        value: The value; None if missing.
+        low, high: Ends of the interval; None without one.
+        needs_s: Seconds of the shortest window with an interval; None if there is one, or if that is unknown.
     """
 
     value: float | None
@@ -78,9 +80,12 @@ class Distribution:
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """The measurement window cut into blocks of equal length, and how often each replicate drew each of them.
+    """The measurement window in blocks of equal length, and the draws of each replicate.
 
-    weights: [replicates, count]; a row sums to `count`.
+    Attributes:
+        start_s, length_s: Start of the first block, and length of each.
+        count: Number of blocks.
+        weights: Times that each replicate drew each block; a row sums to `count`. [replicates, count]
     """
 
     start_s: float
@@ -89,7 +94,7 @@ class Blocks:
     weights: Floats
 
     def of(self, t_s: Floats) -> Ints:
-        """Index of the block of each time; times at the very edges belong to the outermost blocks."""
+        """Return the index of the block of each time; times outside the window belong to the outermost blocks."""
         index = np.floor((t_s - self.start_s) / self.length_s).astype(np.int64)
         return np.clip(index, 0, self.count - 1)
 
@@ -97,8 +102,14 @@ class Blocks:
 def make_blocks(start_s: float, end_s: float, *, correlation_s: float = 0.0, seed: int = 0) -> Blocks:
     """Cut the window `[start_s, end_s)` into blocks and draw the replicates.
 
-    correlation_s: the memory of the run (see `memory.run_span`); a block is at least twice that, as long as
-    `MIN_BLOCKS` blocks remain. The same seed gives the same replicates, so figures of one run share them.
+    Args:
+        start_s, end_s: The window.
+        correlation_s: Memory of the run (see `memory.run_span`). A block is at least twice that, as long as
+            `MIN_BLOCKS` blocks remain.
+        seed: Equal seeds give equal replicates, so the figures of one run share them.
+
+    Raises:
+        ValueError: The window has no positive length.
     """
     duration = end_s - start_s
     if not duration > 0:
@@ -110,10 +121,19 @@ def make_blocks(start_s: float, end_s: float, *, correlation_s: float = 0.0, see
 
 
 def bootstrap_quantiles(values: Floats, block_of: Ints, blocks: Blocks, quantiles: Sequence[float]) -> Floats:
-    """Quantiles (linear interpolation, as `numpy.quantile`) of every replicate: [quantiles, replicates].
+    """Return quantiles of every replicate, by linear interpolation as in `numpy.quantile`.
 
-    A replicate is the sample in which the values of block b occur as often as b was drawn; it is never written out:
-    the counts per block and rank are multiplied with the draws in one matrix product.
+    In a replicate, the values of a block occur once for each draw of the block. No replicate is materialised: one
+    matrix product multiplies the counts per block and rank with the draws.
+
+    Args:
+        values: The sample. [samples]
+        block_of: Block of each value. [samples]
+        blocks: The blocks.
+        quantiles: Quantiles between 0 and 1.
+
+    Returns:
+        [quantiles, replicates]
     """
     order = np.argsort(values)
     ranked = values[order]
@@ -150,10 +170,15 @@ def describe(
     quantiles: Sequence[float] = QUANTILES,
     independent: int | None = None,
 ) -> Distribution:
-    """Return mean and quantiles of `values`, observed at `t_s`, with intervals. NaN values are left out.
+    """Return mean and quantiles of a sample, with intervals.
 
-    independent: Number of independent samples if values come in groups (token gaps of one request); None counts each
-    value.
+    Args:
+        values: The sample; NaN is left out. [samples]
+        t_s: Time of each value, seconds. [samples]
+        span: The window.
+        quantiles: Quantiles between 0 and 1.
+        independent: Number of samples that counts for the minimum if they come in groups (for token gaps, the number of
+            requests). By default each value counts.
     """
     present = np.isfinite(values)
     values, t_s = values[present], t_s[present]
@@ -172,16 +197,16 @@ def describe(
 
 
 def _dependence(deviations: Floats, t_s: Floats, span: MeasuredSpan) -> float:
-    """Ratio of the long-run variance of a sum to that of independent samples; 0 for a constant."""
+    """Return the ratio of the long-run variance of a sum to that of independent samples; 0 for a constant."""
     independent = float(deviations @ deviations)
     return span.long_run_variance(deviations, t_s) / independent if independent > 0.0 else 0.0
 
 
 def _mean(values: Floats, t_s: Floats, span: MeasuredSpan, ratio: float) -> Estimate:
-    """The mean, with an interval that is symmetric on the scale of its reciprocal.
+    """Return the mean, with an interval that is symmetric on the scale of its reciprocal.
 
-    The latency of a queue goes with the reciprocal of its spare capacity. So the standard error of a mean grows with
-    the square of the mean, and its reciprocal has the same standard error everywhere.
+    The latency of a queue is proportional to the reciprocal of its spare capacity. So the standard error of a mean
+    grows with the square of the mean, and its reciprocal has a constant standard error.
     """
     value = float(values.mean())
     needs_s = span.needed_s(ratio, 2.0 * _deciding(values))
@@ -196,7 +221,7 @@ def _mean(values: Floats, t_s: Floats, span: MeasuredSpan, ratio: float) -> Esti
 
 
 def _deciding(values: Floats) -> float:
-    """Share of the samples, the outermost, that make half of the variance: 4 % of an exponential distribution."""
+    """Return the share of outermost samples that make half of the variance: 4 % for an exponential distribution."""
     made = np.cumsum(np.sort((values - values.mean()) ** 2)[::-1])
     return (float(np.searchsorted(made, made[-1] / 2.0)) + 1.0) / values.size
 
@@ -204,9 +229,9 @@ def _deciding(values: Floats) -> float:
 def _quantile(
     q: float, point: float, values: Floats, ranked: Floats, t_s: Floats, span: MeasuredSpan, ratio_of_mean: float
 ) -> Estimate:
-    """A quantile, with the interval between the ranks that the share of values below it allows (Woodruff 1952).
+    """Return a quantile; its interval is between the ranks at the bounds of the share below it (Woodruff 1952).
 
-    A run without a backlog shows no dependence in its tail, so the mean must not show any either.
+    A run without a backlog shows no dependence in its tail, so the dependence of the mean counts, too.
     """
     below = (values <= point).astype(np.float64)
     ratio = _dependence(below - below.mean(), t_s, span)
@@ -221,15 +246,18 @@ def _quantile(
 
 
 def _share_bounds(share: float, samples: int, ratio: float, span: MeasuredSpan) -> tuple[float, float]:
-    """Bounds of a share of `samples` whose number of hits varies `ratio` times as much as if they were independent."""
+    """Return bounds of a share. ratio: Variance of the number of hits ÷ that of independent samples."""
     normal = float(ndtri(0.5 + CONFIDENCE / 2.0))
     return share_bounds(share, samples / max(ratio, LEAST_RATIO) * (normal / span.t(ratio)) ** 2)
 
 
 def rate(amounts: Floats, t_s: Floats, span: MeasuredSpan) -> Estimate:
-    """Return the sum of `amounts` in the window ÷ window (per second), with its interval.
+    """Return the sum of the amounts in the window ÷ window, per second, with its interval.
 
-    amounts, t_s: one entry per event (a request: amount 1; a chunk: its tokens), all of them inside the window.
+    Args:
+        amounts: One per event: 1 for a request, its tokens for a chunk. All are inside the window. [events]
+        t_s: Time of each event, seconds. [events]
+        span: The window.
     """
     total = float(amounts.sum())
     value = total / span.length_s
@@ -248,6 +276,11 @@ def share(hits: NDArray[np.bool_], t_s: Floats, span: MeasuredSpan) -> Estimate:
     """Return the share of the events that are hits (0 to 1), with its interval; no value without events.
 
     If all or none hit, the events show no spread: each memory of the window then counts as one sample.
+
+    Args:
+        hits: True for each hit. [events]
+        t_s: Time of each event, seconds. [events]
+        span: The window.
     """
     if hits.size == 0:
         return Estimate(None)

@@ -1,13 +1,12 @@
-"""The steadiness of the system during the measurement.
+"""The test for a steady state of the system during the measurement.
 
 An open-loop queue that grows means that the offered load is above capacity: latencies then depend on the length of the
 run, not on the system. Latencies that fall mean that the warm-up was too short.
 
-The test, per signal: a straight line through evenly spaced values, counts as they are and latencies as logarithms. The
+The test fits a straight line through evenly spaced values of each signal: counts, or logarithms of latencies. The
 standard error of its slope comes from the long-run variance of the residuals (see `dependence`), so a queue that
-wanders by itself is no trend. The error is widened for a signal whose memory is a good part of the window. There is a
-trend if the slope differs from 0 at `SIGNIFICANCE` (Student's t) *and* the change over the window is large enough to
-matter.
+wanders is no trend. It is widened for a signal whose memory is a large part of the window. There is a trend if the
+slope differs from 0 at `SIGNIFICANCE` (Student's t) *and* the change over the window is large enough to matter.
 """
 
 from __future__ import annotations
@@ -43,8 +42,12 @@ UNKNOWN = "unknown"
 class Trend:
     """A straight line through one signal.
 
-    change, error: From the start to the end of the window, and its standard error; in the unit of the signal, or of its
-    logarithm if `logarithmic`. level: The signal in the middle of the window.
+    Attributes:
+        signal: Name of the signal.
+        level: The signal in the middle of the window.
+        change: Change from the start to the end of the window, in the signal's unit; of its logarithm if `logarithmic`.
+        error: Standard error of the change.
+        logarithmic: True if the line is through logarithms.
     """
 
     signal: str
@@ -71,12 +74,12 @@ class Trend:
 
     @property
     def smallest(self) -> float | None:
-        """The smallest relative rise that would be a trend in four of five such runs."""
+        """Smallest relative rise that would be a trend in 4 of 5 such runs."""
         seen = self._relative((_t(1.0 - SIGNIFICANCE / 2.0) + _t(POWER)) * self.error)
         return None if seen is None else max(MATTERS, seen)
 
     def at(self, position: float) -> float:
-        """The line at a position in the window, -0.5 (start) to 0.5 (end), in the signal's unit."""
+        """Return the line at a position in the window, -0.5 (start) to 0.5 (end), in the signal's unit."""
         if self.logarithmic:
             return self.level * math.exp(min(self.change * position, 700.0))
         return max(self.level + self.change * position, 0.0)
@@ -93,7 +96,13 @@ def _t(probability: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Steadiness:
-    """The verdict `steady`, `not steady` or `unknown`, with its reasons, and the trend of every signal."""
+    """The outcome of the test.
+
+    Attributes:
+        verdict: `steady`, `not steady` or `unknown`.
+        reasons: Trends that matter, in words, or the reason for `unknown`.
+        trends: Trend of every signal that was recorded.
+    """
 
     verdict: str
     reasons: tuple[str, ...] = ()
@@ -106,7 +115,12 @@ class Steadiness:
 def trend(signal: str, series: NDArray[np.float64], *, logarithmic: bool = False) -> Trend | None:
     """Return the trend of a series that is evenly spaced over the window; None with too few points.
 
-    The waves that estimate the long-run variance begin with the second: the line contains the first.
+    The waves that estimate the long-run variance begin with the second: the line absorbs the first.
+
+    Args:
+        signal: Name of the signal.
+        series: Its values, or their logarithms. [points]
+        logarithmic: True for logarithms.
     """
     size = series.size
     if size < _MIN_POINTS:
@@ -126,9 +140,9 @@ def steadiness(requests: pd.DataFrame, waiting: pd.Series | None, window: Window
     """Judge the window by four signals: requests in flight, the server's queue, TTFT and TPOT.
 
     Args:
-        requests: The frame of a run.
-        waiting: The queue length of the server by time (seconds from the start of the load); None if not scraped.
-        window: The phases of the run.
+        requests: Rows of `Run.requests`.
+        waiting: The server's queue length by time (seconds from the start of the load); None if it was not scraped.
+        window: Phases of the load; None if unknown.
     """
     if window is None or window.duration_s <= 0.0:
         return Steadiness(UNKNOWN, ("no measurement window",))
@@ -154,7 +168,7 @@ def steadiness(requests: pd.DataFrame, waiting: pd.Series | None, window: Window
 
 
 def _evenly(series: pd.Series | None, window: Window) -> NDArray[np.float64]:
-    """A scraped gauge at evenly spaced times within the window, as many as it was scraped."""
+    """Return a scraped gauge at evenly spaced times within the window, one for each scrape."""
     if series is None or series.empty:
         return np.empty(0)
     t_s = series.index.to_numpy(dtype=np.float64)

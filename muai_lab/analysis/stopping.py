@@ -1,10 +1,10 @@
-"""The rule that ends a window once the headline is precise enough, applied while the load continues.
+"""The rule that ends a measurement window of automatic length: looks at the headline while the load continues.
 
 A sequential procedure of relative fixed width (Chow and Robbins 1965; Glynn and Whitt 1992,
-https://doi.org/10.1214/aoap/1177005777): the window is long enough at the first look at which the headline has an
-interval with a half-width of at most the wanted share of its value. Stopping at the first narrow interval favours
-those that are too narrow. So there are few looks, each at a window `GROWTH` times as long as the one before; the
-adequacy rule of `dependence` holds at each of them; and the look before must have predicted about the same width.
+https://doi.org/10.1214/aoap/1177005777): the window is long enough at the first look at which the half-width of the
+headline's interval is at most the wanted share of its value. Stopping at the first narrow interval favours intervals
+that are too narrow. So there are few looks, each at a window `GROWTH` times as long as the one before. The adequacy
+rule of `dependence` holds at each of them, and the look before must have predicted about the same width.
 `python -m benchmarks.coverage sequential` measures the coverage.
 """
 
@@ -29,10 +29,13 @@ _SLACK = 1.2  # the width that the look before predicts ÷ the wanted one, at mo
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """The requests of a load that continues; seconds on one clock, NaN if missing or if the request failed.
+    """The requests of a running load so far; seconds on one clock, NaN if missing or if the request failed.
 
-    sent_s: Due times of the requests that were sent. due_s, over_s, ttft_s, tpot_s, e2e_s, tokens: Of the requests that
-    have ended, latencies from the due time in an open loop.
+    Attributes:
+        sent_s: Due times of the requests that were sent. [sent]
+        due_s, over_s: Due time and end of the requests that have ended. [ended]
+        ttft_s, tpot_s, e2e_s: Their latencies; TTFT and E2E from the due time in an open loop. [ended]
+        tokens: Their output tokens. [ended]
     """
 
     sent_s: Floats
@@ -54,7 +57,12 @@ class Look:
 
 
 def enough(looks: Sequence[Look], precision: float) -> bool:
-    """True if the interval of the last look is narrow enough, and the look before predicted about that width."""
+    """True if the interval of the last look is narrow enough, and the look before predicted about that width.
+
+    Args:
+        looks: All looks so far.
+        precision: Wanted half-width, relative to the value.
+    """
     if len(looks) < 2:
         return False
     before, now = (look.estimate.half_width for look in looks[-2:])
@@ -66,8 +74,13 @@ def enough(looks: Sequence[Look], precision: float) -> bool:
 def look_at(seen: Seen, start_s: float, length_s: float, *, open_loop: bool) -> Look:
     """Return the headline of the window so far: the median TTFT of an open loop, the throughput of a closed one.
 
-    If the client sees no first tokens, it is the median of the whole request. Without token counts it is the rate of
-    requests.
+    If the client sees no first tokens, the median E2E latency replaces TTFT. Without token counts the rate of requests
+    replaces that of tokens.
+
+    Args:
+        seen: The requests so far.
+        start_s, length_s: The window.
+        open_loop: True for an open loop.
     """
     span = _span(seen, start_s, length_s)
     if open_loop:

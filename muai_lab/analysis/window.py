@@ -1,6 +1,7 @@
-"""The requests that count: those that were due in the measurement window.
+"""The measurement window of a run, and the requests that it contains.
 
-warm-up -> measurement -> drain. Requests *due* in the measurement window count, also those that finish in the drain.
+A run has a warm-up, a measurement window and a drain. Requests *due* in the window count, also if they end in the
+drain.
 """
 
 from __future__ import annotations
@@ -19,8 +20,13 @@ from muai_lab.window import Window
 def window_of(manifest: Mapping[str, Any], records: pd.DataFrame, *, complete: bool) -> Window | None:
     """Return the window that the manifest states; None if neither manifest nor records have a start.
 
-    For a run that did not end by itself the measurement ends at the last observation, if that is earlier: time in which
-    nothing could be measured must not dilute a rate.
+    For a run that did not end by itself, the measurement ends at the last observation if that is earlier. Time without
+    observation would dilute the rates.
+
+    Args:
+        manifest: The run's manifest.
+        records: Frame of raw records.
+        complete: True if the run ended by itself.
     """
     stated = manifest.get("window") or {}
     observed = records[["sent_ns", "first_content_ns", "last_token_ns", "stream_end_ns"]].max().max()
@@ -58,9 +64,16 @@ def due_in_window(records: pd.DataFrame, window: Window | None) -> pd.Series:
 
 
 def in_flight(requests: pd.DataFrame, at_s: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the requests that were due and not over at each time: queue plus batch as the client sees them.
+    """Return the requests in flight (due, and not over) at each time: the client's view of queue plus batch.
 
-    A request that never ended (no stamp) counts as in flight until the end.
+    A request without a stamp of its end counts until the end of the run.
+
+    Args:
+        requests: Rows of `Run.requests`.
+        at_s: Seconds from the start of the load. [times]
+
+    Returns:
+        [times]
     """
     return in_flight_at(requests["due_s"].dropna().to_numpy(), requests["over_s"].dropna().to_numpy(), at_s)
 
@@ -68,7 +81,7 @@ def in_flight(requests: pd.DataFrame, at_s: NDArray[np.float64]) -> NDArray[np.f
 def in_flight_at(
     due_s: NDArray[np.float64], over_s: NDArray[np.float64], at_s: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """`in_flight` from the times at which requests were due, and at which they were over."""
+    """Return `in_flight` from the due times and the ends of the requests."""
     arrived = np.searchsorted(np.sort(due_s), at_s, side="right")
     ended = np.searchsorted(np.sort(over_s), at_s, side="right")
     return np.asarray(arrived - ended, dtype=np.float64)

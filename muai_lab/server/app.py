@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -13,7 +14,7 @@ from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from muai_lab.errors import MuaiError
 from muai_lab.server.admin import AdminEndpoint
@@ -43,20 +44,21 @@ def create_app(
         created: Unix time, in seconds, that `/v1/models` shows.
         admin_token: Token of the admin call; None for no admin call.
     """
-    completions = GenerationEndpoint(host, reader, CompletionRequest, COMPLETION, settings.request_timeout_s)
-    chat = GenerationEndpoint(host, reader, ChatRequest, CHAT, settings.request_timeout_s)
+    timeout_s = settings.request_timeout_s
+    generating: dict[str, ASGIApp] = {
+        "/v1/completions": GenerationEndpoint(host, reader, CompletionRequest, COMPLETION, timeout_s),
+        "/v1/chat/completions": GenerationEndpoint(host, reader, ChatRequest, CHAT, timeout_s),
+    }
     status = _Status(host, created)
     routes = [
-        Route("/v1/completions", completions, methods=["POST"]),
-        Route("/v1/chat/completions", chat, methods=["POST"]),
+        *(Route(path, endpoint, methods=["POST"]) for path, endpoint in generating.items()),
         Route("/v1/models", status.models),
         Route("/v1/models/{model:path}", status.model),
         Route(settings.health_check_path, status.health),
         Route(settings.readiness_check_path, status.ready),
     ]
     if admin_token is not None:
-        endpoint = AdminEndpoint(host, admin_token)
-        routes.append(Route(ADMIN_PATH, endpoint.answer, methods=["GET", "PATCH"]))
+        routes.append(Route(ADMIN_PATH, AdminEndpoint(host, admin_token).answer, methods=["GET", "PATCH"]))
     app = Starlette(
         routes=routes,
         # Not among `exception_handlers`: a handler of `Exception` there raises the error again after the response,
@@ -65,7 +67,30 @@ def create_app(
         exception_handlers={HTTPException: _answer_error},
     )
     app.router.redirect_slashes = False
-    return app
+    return _Application(generating, app)
+
+
+class _Application:
+    """Passes requests for output directly to their endpoints, and all others to Starlette.
+
+    A stream sends an event per token, and Starlette's layers would make each more expensive than its rendering
+    (docs/server-results.md).
+    """
+
+    def __init__(self, generating: Mapping[str, ASGIApp], others: ASGIApp) -> None:
+        self._generating = generating
+        self._others = others
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        endpoint = self._generating.get(scope["path"]) if scope["method"] == "POST" else None
+        if endpoint is None:
+            await self._others(scope, receive, send)
+            return
+        try:
+            await endpoint(scope, receive, send)
+        except Exception as error:  # noqa: BLE001 (it is answered, and logged if it is a fault of the server)
+            response = await _answer_error(Request(scope), error)
+            await response(scope, receive, send)
 
 
 class _Status:

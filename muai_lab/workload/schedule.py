@@ -1,4 +1,4 @@
-"""The schedule: who asks what, and when. Frozen before the load starts, saved with the run, replayable."""
+"""The schedule: all requests of a load with their times. Frozen before the load, saved with the run, replayable."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from muai_lab.workload.parquet import read_parquet, write_parquet
 
 
 def _recorded(name: str, *, nullable: bool = True) -> pa.Field:
-    """A column that the request's record has too, with the same type."""
+    """Return a column that the request's record has too, with the same type."""
     return pa.field(name, REQUESTS_SCHEMA.field(name).type, nullable=nullable)
 
 
@@ -47,7 +47,7 @@ Message = Mapping[str, Any]
 """One message of a conversation: `role`, `content`, and the other fields of the chat API, such as `tool_calls`."""
 
 _LATER_COLUMNS = frozenset({"extra"})
-"""Columns that schedules of earlier versions lack. They take part in the hash only if they hold something."""
+"""Columns that schedules of earlier versions lack. They are part of the hash only if they have a value."""
 
 _NOTES = b"muai_lab.notes"
 
@@ -56,13 +56,25 @@ _NOTES = b"muai_lab.notes"
 class ScheduledRequest:
     """One row of a schedule.
 
-    intended_s: seconds from the start of the load; None in the closed loop and for a later turn of a session, which is
-    due `think_s` seconds after the end of the answer before it. Exactly one of prompt, prompt_ids (int32 token ids) and
-    messages (JSON: a list of `{"role", "content"}`) is given; prompt stands for one message of the user.
-    prompt_tokens: of the whole prompt, with earlier answers at their full length. seed: for sampling. part: of a mixed
-    workload. extra: further fields of the request's body (JSON: an object), such as `tools` or `stop`; they replace the
-    target's own fields of the same name. earlier: what was said in the session before this turn, with the server's own
-    answers; no column, the load generator fills it in.
+    Exactly one of prompt, prompt_ids and messages has a value.
+
+    Attributes:
+        index: Number of the request.
+        intended_s: Seconds from the start of the load; None in the closed loop and for a later turn of a session, which
+            is due `think_s` seconds after the end of the answer before it.
+        prompt: A text; one message of the user.
+        prompt_ids: Token ids, int32 `[prompt_tokens]`.
+        prompt_tokens: Length of the whole prompt, with earlier answers at their full length.
+        max_tokens: Length of the answer.
+        session, turn, think_s: Conversation, place in it from 0, seconds from the answer before.
+        prefix_group: Requests of a group begin alike.
+        seed: Seed of the sampling.
+        messages: JSON, a list of `{"role", "content"}`.
+        part: Name of its part of a mixed workload.
+        extra: Further fields of the request's body (JSON, an object), such as `tools` or `stop`; they replace the
+            target's own fields of the same name.
+        earlier: The messages of the session before this turn, with the server's own answers. No column: the load
+            generator fills it in.
     """
 
     index: int
@@ -82,25 +94,25 @@ class ScheduledRequest:
     earlier: tuple[Message, ...] = ()
 
     def conversation(self) -> list[Message]:
-        """Everything that was said so far, this turn included."""
+        """Return all messages so far, with this turn."""
         if self.messages is not None:
             return [*self.earlier, *json.loads(self.messages)]
         return [*self.earlier, {"role": "user", "content": self.prompt or ""}]
 
     def text(self) -> str:
-        """The prompt as plain text; what was said in a conversation is joined by line ends."""
+        """Return the prompt as plain text; the messages of a conversation are joined by line ends."""
         if self.messages is None and not self.earlier:
             return self.prompt or ""
         return conversation_text(self.conversation())
 
 
 def conversation_text(messages: Iterable[Message]) -> str:
-    """The texts of a conversation, joined by line ends."""
+    """Return the texts of a conversation, joined by line ends."""
     return "\n".join(message_text(message) for message in messages)
 
 
 def message_text(message: Message) -> str:
-    """The text of a message: its content, or the text parts of its content; empty if it has none."""
+    """Return the text of a message: its content, or the text parts of its content; empty if it has none."""
     content = message.get("content")
     if isinstance(content, list):
         parts = [part.get("text") for part in content if isinstance(part, Mapping)]
@@ -112,8 +124,9 @@ def message_text(message: Message) -> str:
 class Schedule:
     """All requests of one load, in order of sending; `table` has `SCHEDULE_SCHEMA`.
 
-    The turns of a session stand together, in order. Whoever divides a schedule keeps them together: a later turn needs
-    the answers to those before it. notes: what a reader of the results must know of how it was drawn; no content.
+    The turns of a session are adjacent and in order. Code that divides a schedule must keep them together: a later turn
+    needs the answers to those before it. notes: facts about the drawing that a reader of the results must know; without
+    content.
     """
 
     table: pa.Table
@@ -127,7 +140,7 @@ class Schedule:
 
     @property
     def open_loop(self) -> bool:
-        """Whether requests have times of their own; otherwise they are sent as slots become free."""
+        """True if requests have times of their own; otherwise they are sent as slots become free."""
         return len(self) > 0 and self.table["intended_s"][0].is_valid
 
     @cached_property
@@ -137,7 +150,7 @@ class Schedule:
         return rows
 
     def later_turns(self, row: int) -> int:
-        """How many turns follow the start at `row` in its session; 0 for a single request."""
+        """Return the number of turns that follow the start at `row` in its session; 0 for a single request."""
         return int(self._later_turns[row])
 
     @cached_property
@@ -153,7 +166,7 @@ class Schedule:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 over the content: equal schedules have equal hashes, however they came about or were stored."""
+        """SHA-256 of the content: equal schedules have equal hashes, independent of their origin and storage."""
         digest = hashlib.sha256()
         for field in SCHEDULE_SCHEMA:
             column = self._columns[field.name]
@@ -164,24 +177,24 @@ class Schedule:
         return digest.hexdigest()
 
     def request(self, row: int) -> ScheduledRequest:
-        """One row; cheap enough to be called when the request is due."""
+        """Return one row; cheap enough for a call when the request is due."""
         values: dict[str, Any] = self._absent | {name: value_at(row) for name, value_at in self._readers}
         return ScheduledRequest(**values, prompt_ids=self._ids_at(row))
 
     def write(self, path: Path) -> None:
-        """Save as Parquet, with the notes beside the table; raises RunError when the file cannot be written."""
+        """Save as Parquet, with the notes as metadata; raises RunError if the file cannot be written."""
         notes = json.dumps(self.notes, ensure_ascii=False).encode("utf-8", "replace")
         write_parquet(self.table.replace_schema_metadata({_NOTES: notes}), path)
 
     @classmethod
     def read(cls, path: Path) -> Schedule:
-        """Load a saved schedule; raises RunError when it is missing, damaged or of another version."""
+        """Load a saved schedule; raises RunError if it is missing, damaged or of another version."""
         table = read_parquet(path, SCHEDULE_SCHEMA, "schedule", later_columns=_LATER_COLUMNS)
         return cls(table.replace_schema_metadata(None), _notes_of(table.schema.metadata))
 
     @classmethod
     def of(cls, requests: list[ScheduledRequest], *, notes: tuple[str, ...] = ()) -> Schedule:
-        """A schedule from rows."""
+        """Return a schedule of rows."""
         columns = [
             pa.array([getattr(request, field.name) for request in requests], type=field.type)
             for field in SCHEDULE_SCHEMA
@@ -199,7 +212,7 @@ class Schedule:
 
     @cached_property
     def _readers(self) -> list[tuple[str, Callable[[int], Any]]]:
-        """What reads a row of each column but the ids'; the fields of a request are called like the columns."""
+        """Readers of each column except the ids'; the fields of a request have the names of the columns."""
         return [
             (name, _reader(column))
             for name, column in self._columns.items()
@@ -208,7 +221,7 @@ class Schedule:
 
     @cached_property
     def _absent(self) -> dict[str, None]:
-        """The columns but the ids' without any value: most of them in most loads."""
+        """The columns without any value, except the ids': most of them in most loads."""
         columns = self._columns.items()
         return {name: None for name, column in columns if column.null_count == len(column) and name != "prompt_ids"}
 
@@ -232,7 +245,7 @@ class Schedule:
 
 
 def _reader(column: pa.Array) -> Callable[[int], Any]:
-    """Reads one row as a Python value: most columns of most loads are numbers without gaps."""
+    """Return the reader of a row as a Python value: most columns of most loads are numbers without gaps."""
     if column.null_count == 0 and pa.types.is_primitive(column.type):
         item: Callable[[int], Any] = column.to_numpy().item
         return item

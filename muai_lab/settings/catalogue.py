@@ -8,12 +8,11 @@ from __future__ import annotations
 import json
 import re
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from functools import cache, partial
+from typing import Annotated, Any, Literal, get_args
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel, ConfigDict, SecretStr, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
@@ -34,6 +33,14 @@ _WORDS: dict[ValueKind, str] = {
     "sections": "a mapping from names to sections",
 }
 _SHOWN_CHARACTERS = 80
+_KINDS: dict[str, ValueKind] = {
+    "boolean": "bool",
+    "integer": "int",
+    "number": "float",
+    "string": "str",
+    "array": "list",
+}
+_BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False, hide_input_in_errors=True)
 
 
@@ -92,7 +99,7 @@ class Key:
     hidden: bool = False
     unset_matters: bool = False
     numbers: bool = False
-    adapter: TypeAdapter[Any] = field(compare=False, repr=False, kw_only=True)
+    adapter: Callable[[], TypeAdapter[Any]] = field(compare=False, repr=False, kw_only=True)
 
     @property
     def name(self) -> str:
@@ -121,7 +128,7 @@ class Key:
             ValueError: Names what is expected, without the value.
         """
         try:
-            return self.adapter.validate_python(value)
+            return self.adapter().validate_python(value)
         except ValidationError as error:
             raise ValueError(self._explain(value, error)) from None
 
@@ -198,6 +205,13 @@ def catalogue() -> Branch:
     return _group(LabSettings, "", LabSettings())
 
 
+@cache
+def _definitions() -> Mapping[str, Any]:
+    """Pydantic's JSON schema of each section, by the name of its model."""
+    whole = LabSettings.model_json_schema()
+    return {**whole["$defs"], LabSettings.__name__: whole}
+
+
 def _group(model: type[Section], path: str, default: Section) -> Branch:
     children: dict[str, Key | Branch | VariantBranch] = {}
     for name, info in model.model_fields.items():
@@ -209,7 +223,8 @@ def _group(model: type[Section], path: str, default: Section) -> Branch:
         elif info.discriminator is not None:
             children[name] = _choice(info, child_path, child_default)
         else:
-            children[name] = _key(info, child_path, child_default)
+            schema = _definitions()[model.__name__]["properties"][name]
+            children[name] = _key(info, child_path, child_default, schema)
     return Branch(path, model, types.MappingProxyType(children))
 
 
@@ -217,99 +232,62 @@ def _choice(info: FieldInfo, path: str, default: Section) -> VariantBranch:
     discriminator = str(info.discriminator)
     models = {str(model.model_fields[discriminator].default): model for model in get_args(info.annotation)}
     options = tuple(models)
-    every_kind: Any = Literal[options]
-    adapter: TypeAdapter[Any] = TypeAdapter(every_kind, config=_STRICT)
     kinds = {}
     for kind, model in models.items():
         own_default = default if type(default) is model else model.model_validate({}, context=UNCHECKED)
         group = _group(model, path, own_default)
         own = group.children[discriminator]
         assert isinstance(own, Key)
+        adapter = _adapter(Literal[options])
         choosing = replace(own, options=options, default=getattr(default, discriminator), adapter=adapter)
         kinds[kind] = replace(group, children=types.MappingProxyType({**group.children, discriminator: choosing}))
     return VariantBranch(path, discriminator, types.MappingProxyType(kinds), default, info.description or "")
 
 
-def _key(info: FieldInfo, path: str, default: object) -> Key:
-    annotation, nullable = _without_none(info.annotation)
-    kind, options = _kind(annotation)
-    notes = info.json_schema_extra if isinstance(info.json_schema_extra, dict) else {}
-    short = notes.get("env")
-    unit = notes.get("unit")
-    secret = annotation is SecretStr
+def _key(info: FieldInfo, path: str, default: object, schema: Mapping[str, Any]) -> Key:
+    """The key of a field; schema: the field's JSON schema."""
+    members = schema.get("anyOf", [schema])
+    value, *words = [member for member in members if member.get("type") != "null"]
+    items = value.get("items", {})
+    kind = _kind(value)
+    secret = value.get("format") == "password"
     typed: Any = Annotated[(info.annotation, *info.metadata)] if info.metadata else info.annotation
     return Key(
         path=path,
         kind=kind,
         default=default,
-        description=info.description or "",
-        nullable=nullable,
-        options=options,
-        range=_range(_constraints(info)),
-        non_empty=any(isinstance(item, MinLen) and item.min_length > 0 for item in info.metadata),
-        unit=unit if isinstance(unit, str) else None,
+        description=schema.get("description", ""),
+        nullable=len(members) > 1 + len(words),
+        options=tuple(option for part in (value, items, *words) for option in _options(part)),
+        range=ValueRange(**{name: float(value[bound]) for name, bound in _BOUNDS.items() if bound in value}),
+        non_empty=value.get("minItems", 0) > 0,
+        unit=schema.get("unit"),
         env_long=_long_name(path),
-        env_short=short if isinstance(short, str) else None,
-        extension=bool(notes.get("extension")),
+        env_short=schema.get("env"),
+        extension=bool(schema.get("extension")),
         secret=secret,
-        hidden=secret or bool(notes.get("hide_in_errors")),
-        unset_matters=bool(notes.get("unset_matters")),
-        numbers=kind == "list" and _item_of(annotation) in (int, float),
-        adapter=TypeAdapter(typed, config=_STRICT),
+        hidden=secret or bool(schema.get("hide_in_errors")),
+        unset_matters=bool(schema.get("unset_matters")),
+        numbers=items.get("type") in ("integer", "number"),
+        adapter=_adapter(typed),
     )
 
 
-def _without_none(annotation: Any) -> tuple[Any, bool]:
-    """The annotation without `| None` and without Annotated, and True if None was there."""
-    nullable = False
-    if get_origin(annotation) in (Union, types.UnionType):
-        others = [item for item in get_args(annotation) if item is not type(None)]
-        nullable = len(others) < len(get_args(annotation))
-        annotation = others[0] if len(others) == 1 else annotation
-    if get_origin(annotation) is Annotated:
-        annotation = get_args(annotation)[0]
-    return annotation, nullable
+def _adapter(typed: Any) -> Callable[[], TypeAdapter[Any]]:
+    """The strict check of a type, made when it is first needed: most keys are never set."""
+    return cache(partial(TypeAdapter, typed, config=_STRICT))
 
 
-def _kind(annotation: Any) -> tuple[ValueKind, tuple[str, ...]]:
-    origin = get_origin(annotation)
-    if origin is Literal:
-        return "str", get_args(annotation)
-    if origin is tuple:
-        item = _item_of(annotation)
-        return "list", get_args(item) if get_origin(item) is Literal else ()
-    if origin is dict:
-        value = get_args(annotation)[1]
-        return "sections" if isinstance(value, type) and issubclass(value, Section) else "mapping", ()
-    if origin in (Union, types.UnionType):  # a number, or a word in its place
-        number, words = get_args(annotation)
-        return _kind(_without_none(number)[0])[0], get_args(words)
-    kinds: dict[Any, ValueKind] = {bool: "bool", int: "int", float: "float", str: "str", SecretStr: "str"}
-    return kinds[annotation], ()
+def _kind(value: Mapping[str, Any]) -> ValueKind:
+    if value["type"] != "object":
+        return _KINDS[value["type"]]
+    entries = value["additionalProperties"].get("$ref", "").rpartition("/")[2]
+    return "sections" if "properties" in _definitions().get(entries, {}) else "mapping"
 
 
-def _item_of(annotation: Any) -> Any:
-    """The type of the items of a tuple of any length."""
-    return _without_none(get_args(annotation)[0])[0]
-
-
-def _constraints(info: FieldInfo) -> list[Any]:
-    """The constraints of a field; of a number or a word, those of the number."""
-    found = list(info.metadata)
-    members = get_args(info.annotation) if get_origin(info.annotation) in (Union, types.UnionType) else ()
-    for member in members:
-        if get_origin(member) is Annotated:
-            found += FieldInfo.from_annotation(member).metadata
-    return found
-
-
-def _range(constraints: Iterable[Any]) -> ValueRange:
-    bounds: dict[str, float] = {}
-    for item in constraints:
-        for name, bound in (("ge", Ge), ("gt", Gt), ("le", Le), ("lt", Lt)):
-            if isinstance(item, bound):
-                bounds[name] = float(getattr(item, name))
-    return ValueRange(**bounds)
+def _options(schema: Mapping[str, Any]) -> Sequence[str]:
+    options: Sequence[str] = schema.get("enum", [schema["const"]] if "const" in schema else ())
+    return options
 
 
 def _long_name(path: str) -> str | None:

@@ -204,7 +204,7 @@ def _section_problems(path: str, entries: Mapping[str, Given]) -> Iterator[str]:
     """The problems of the entries of an open mapping of sections, which can be checked only together."""
     data = _nested({name.removeprefix(f"{path}."): given.value for name, given in entries.items()})
     try:
-        keys_by_path()[path].adapter.validate_python(data)
+        keys_by_path()[path].adapter().validate_python(data)
     except ValidationError as error:
         for detail in error.errors(include_url=False, include_input=False):
             name = ".".join([path, *_names_in(data, detail["loc"])])

@@ -80,7 +80,7 @@ class StepDriver:
         """End a request without a result (see `Scheduler.fail`) and free its slot before the next step."""
         self._inbox.put(lambda now: self._scheduler.fail(request_id, now, status=status, message=message))
 
-    def tell(self, events: Sequence[Event]) -> None:
+    def show(self, events: Sequence[Event]) -> None:
         """Show observers what happened outside the scheduler; on the engine's thread, like all events."""
         if self._abandoned:
             self._observers.show(events)  # its thread shows nothing any more

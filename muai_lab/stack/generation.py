@@ -17,12 +17,12 @@ log = logging.getLogger(__name__)
 class Generation:
     """The output of one request: an async iterator of `Delta`, the last of which has a finish reason.
 
-    Iterating raises a RequestError where the request ends without a result. If the consumer lags, deltas merge; for a
-    request that does not stream there is one delta, at the end.
+    Iterating raises a RequestError if the request ends without a result. If the consumer lags, deltas merge. A request
+    that does not stream has one delta, at the end.
 
-    The stack feeds it: `push`, `finish`, `fail`, `give_up`, `restart`. text: makes the text of one attempt. deadline:
-    monotonic seconds, None for never. stopped: called when the text met a stop string. abandoned: called when the
-    request is given up before its end. deaths: engines that died while they computed it.
+    The stack feeds it: `push`, `finish`, `fail`, `abort`, `restart`. text: makes the text of one attempt. deadline:
+    monotonic seconds, None for never. stopped: called when the text met a stop string. aborted: called when the request
+    is aborted before its end. deaths: engines that died while they computed it.
     """
 
     def __init__(
@@ -32,19 +32,19 @@ class Generation:
         *,
         deadline: float | None,
         stopped: Callable[[str], None],
-        abandoned: Callable[[str, RequestError], None],
+        aborted: Callable[[str, RequestError], None],
     ) -> None:
         self.request_id = request.request_id
         self.request = request
         self.deadline = deadline
         self.deaths = 0
-        self._hold_back = 0  # tokens at the beginning that are not handed out by themselves
+        self._hold_back = 0  # first tokens of the output that are held back until more follow
         self.cached_tokens: int | None = None
         self.queue_s: float | None = None  # from queued to admitted, known once admitted
         self.admitted_at: float | None = None
         self.prefill_s: float | None = None  # from admitted to the first token, known once there is one
         self._stopped = stopped
-        self._abandoned = abandoned
+        self._aborted = aborted
         self._make_text = text
         self._text = text()
         self._pieces: list[str] = []
@@ -53,7 +53,7 @@ class Generation:
         self._output_tokens = 0
         self._finish_reason: str | None = None
         self._error: RequestError | None = None
-        self._over = False  # the last delta, or the error, was handed out
+        self._over = False  # the consumer has got the last delta, or the error
         self._wakeup: asyncio.Future[None] | None = None
 
     @property
@@ -68,14 +68,14 @@ class Generation:
 
     @property
     def can_restart(self) -> bool:
-        """True while nothing of the output can have reached the consumer, so that another engine may begin anew."""
+        """True while no output can have reached the consumer, so that another engine may start over."""
         return not self.ended and (self._output_tokens <= self._hold_back or not self.request.stream)
 
     def restart(self) -> None:
-        """Forget the output so far: another engine begins anew.
+        """Drop the output so far: another engine starts over.
 
-        If an engine has died under the request, the tokens of its test (see `Suspects`) are handed out only with what
-        follows: until then the next engine may die too, of another request, and this one can begin once more.
+        If an engine has died under the request, the tokens of its test (see `Suspects`) are held back until more
+        follow. Until then the next engine may die too, because of another request, and this one can start over again.
         """
         self._text = self._make_text()
         self._pieces.clear()
@@ -86,9 +86,9 @@ class Generation:
         self.queue_s = self.admitted_at = self.prefill_s = None
 
     def cancel(self) -> None:
-        """Give the request up: its slot is free before the next step. Ended requests are left alone."""
+        """Abort the request: its slot is free before the next step. An ended request is left alone."""
         if not self.ended:
-            self.give_up(RequestCancelled(f"request {self.request_id} was cancelled"))
+            self.abort(RequestCancelled(f"request {self.request_id} was cancelled"))
 
     def __aiter__(self) -> Generation:
         return self
@@ -109,17 +109,17 @@ class Generation:
         return delta
 
     def _take_error(self) -> RequestError:
-        """The error, kept no longer: with its traceback it holds the frames that hold this object."""
+        """Return the error and drop it: its traceback holds the frames that hold this object."""
         assert self._error is not None, "the request has failed"
         error, self._error, self._over = self._error, None, True
         return error
 
     def admitted(self, queued_at: float, at: float) -> None:
-        """Note that the request got its place; monotonic seconds."""
+        """Record when the request got its slot; monotonic seconds."""
         self.queue_s, self.admitted_at = at - queued_at, at
 
     def first_token(self, at: float) -> None:
-        """Note when the first token was made; monotonic seconds."""
+        """Record when the first token was produced; monotonic seconds."""
         if self.admitted_at is not None:
             self.prefill_s = at - self.admitted_at
 
@@ -133,9 +133,9 @@ class Generation:
             self._ids.append(token)
         try:
             text = self._text.push(token)
-        except Exception as error:  # a tokenizer's fault ends this request, and no other
+        except Exception as error:  # a fault of the tokenizer ends this request only
             log.exception("request %s: its output cannot be decoded", self.request_id)
-            self.give_up(RequestError(f"token {token} cannot be decoded: {error}"))
+            self.abort(RequestError(f"token {token} cannot be decoded: {error}"))
             return
         if text:
             self._pieces.append(text)
@@ -160,10 +160,10 @@ class Generation:
         self._finish_reason = "stop" if self._text.stopped else reason
         self._wake()
 
-    def give_up(self, error: RequestError) -> None:
-        """End with `error`, and have the sequence ended too."""
+    def abort(self, error: RequestError) -> None:
+        """End with `error`, and have the engine end the sequence."""
         self.fail(error)
-        self._abandoned(self.request_id, error)
+        self._aborted(self.request_id, error)
 
     def fail(self, error: RequestError) -> None:
         """End with an error, unless ended already."""

@@ -1,4 +1,4 @@
-"""Looks after the steps of an engine while requests are open: when one hangs, nobody else can end them."""
+"""The watch over an engine's steps while requests are open: no engine thread ends requests while its step hangs."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from muai_lab.stack.generation import Generation
 if TYPE_CHECKING:
     from muai_lab.stack.serving import Serving
 
-WATCH_S = 0.5  # how often a stack with open requests looks after its engine
+WATCH_S = 0.5  # between two looks at the engine
 
 _LATE = "the request was not finished before its deadline: the engine hangs in a step"
 
 
 class HangWatch:
-    """Ends requests at their deadlines while a step hangs, and gives the engine up when that takes too long.
+    """Ends requests at their deadlines while a step hangs, and abandons the engine when the step takes too long.
 
-    requests: the open ones. serving: what serves, None while one engine takes over from another. limit_s: longest that
-    a step may take, None for no limit. end: ends a request here. give_up: ends the engine, for a reason; it gets what
-    was ended here and not yet told to observers.
+    requests: the open ones. serving: the present engine, None while another one takes over. limit_s: longest that a
+    step may take, None for no limit. end: ends one request. abandon: ends the engine, with a reason and with the ends
+    of requests that observers have not seen yet.
     """
 
     def __init__(
@@ -34,17 +34,17 @@ class HangWatch:
         *,
         limit_s: Callable[[], float | None],
         end: Callable[[Generation, RequestTimeout], None],
-        give_up: Callable[[str, Sequence[Failed]], None],
+        abandon: Callable[[str, Sequence[Failed]], None],
     ) -> None:
         self._requests = requests
         self._serving = serving
         self._limit_s = limit_s
         self._end = end
-        self._give_up = give_up
+        self._abandon = abandon
         self._overdue: list[Failed] = []
 
     async def run(self) -> None:
-        """Look until no request is open."""
+        """Watch until no request is open."""
         while self._requests:
             await asyncio.sleep(WATCH_S)
             self._look()
@@ -53,10 +53,10 @@ class HangWatch:
         serving, limit_s = self._serving(), self._limit_s()
         stalled_s = 0.0 if serving is None else serving.driver.stalled_s()
         if stalled_s < WATCH_S:
-            self._overdue.clear()  # the engine's thread tells of them itself
+            self._overdue.clear()  # the engine's thread reports them itself
         elif limit_s is not None and stalled_s > limit_s:
             overdue, self._overdue = self._overdue, []
-            self._give_up(f"a step has not returned for {stalled_s:.0f} s", overdue)
+            self._abandon(f"a step has not returned for {stalled_s:.0f} s", overdue)
         else:
             self._end_overdue(time.monotonic())
 

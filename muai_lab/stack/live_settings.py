@@ -83,7 +83,7 @@ class LiveSettings:
             caches=caches(serving.engine),
             tap=self.tap,
             apply=self._apply_tuned,
-            tell=lambda events: self._serving().driver.tell(events),
+            show=lambda events: self._serving().driver.show(events),
             start=start,
         )
         self._tuning = asyncio.get_running_loop().create_task(self._tuner.run(), name=f"tuner of {self._model}")

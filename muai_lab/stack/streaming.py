@@ -80,7 +80,7 @@ class StreamingDriver:
         """End a request without a result and abort it in the engine."""
         self._call(self._fail_one, request_id, status, message)
 
-    def tell(self, events: Sequence[Event]) -> None:
+    def show(self, events: Sequence[Event]) -> None:
         """Show observers what happened outside the scheduler."""
         self._call(self._observers.show, events)
 

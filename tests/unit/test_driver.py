@@ -301,7 +301,7 @@ def test_what_happens_outside_the_scheduler_reaches_observers_on_the_same_thread
 
     observer = Observer()
     running = Running(engine, [observer])
-    running.driver.tell([Rejected(1.0, "full")])
+    running.driver.show([Rejected(1.0, "full")])
     running.driver.close()
 
     assert observer.events == [Rejected(1.0, "full")]

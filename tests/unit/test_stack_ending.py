@@ -156,7 +156,7 @@ async def test_nothing_is_heard_of_an_engine_that_was_given_up(make: MakeStack) 
         await deltas_of(stack.submit(ask()))
 
     engine.allow.release(FOREVER)
-    stack._serving.driver._thread.join(DEADLINE_S)
+    stack._failover.serving.driver._thread.join(DEADLINE_S)
 
     assert engine.closed == 1
     assert stack.counts().running == stack.counts().waiting == 0

@@ -282,6 +282,6 @@ async def test_a_change_of_settings_reaches_the_scheduler_and_survives_refusals(
     with pytest.raises(SettingsError, match="opened with 4 slots"):
         await stack.reconfigure({"batcher": {"max_batch_size": 9, "batch_timeout_ms": 7}})
 
-    limits = stack._serving.driver._scheduler.limits
+    limits = stack._failover.serving.driver._scheduler.limits
     assert (limits.max_batch_size, limits.timeout_s) == (2, 0.0)
     assert stack.optimization.batcher.batch_timeout_ms == 0

@@ -74,7 +74,7 @@ class Rig:
             raise EngineError("pytorch", "a step may hang")
         self.in_force = changed(self.in_force, changes)
 
-    def tell(self, events: Sequence[Event]) -> None:
+    def show(self, events: Sequence[Event]) -> None:
         self.told.extend(events)
 
     def loop(self, **more: Any) -> TuningLoop:
@@ -87,7 +87,7 @@ class Rig:
             caches=False,
             tap=self.tap,
             apply=self.apply,
-            tell=self.tell,
+            show=self.show,
             clock=lambda: self.now,
             sleep=self.sleep,
             **more,

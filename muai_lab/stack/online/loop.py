@@ -43,7 +43,7 @@ class TuningLoop:
 
     configured: the settings as the operator gave them; in_force: as they are now, which differ where an earlier tuner
     moved them. start: values to begin with; None: those in force, or what was kept from before a restart. apply:
-    changes the running stack, given what `InferenceStack.reconfigure` takes. tell: shows events to the observers.
+    changes the running stack, given what `InferenceStack.reconfigure` takes. show: shows events to the observers.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class TuningLoop:
         caches: bool,
         tap: Tap,
         apply: Apply,
-        tell: Callable[[Sequence[Event]], None],
+        show: Callable[[Sequence[Event]], None],
         start: Values | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -69,7 +69,7 @@ class TuningLoop:
         self._memory = TunerMemory(model, engine, configured)
         self._tap = tap
         self._apply = apply
-        self._tell = tell
+        self._show = show
         self._clock = clock
         self._sleep = sleep
         self._start_with = start
@@ -150,13 +150,13 @@ class TuningLoop:
         return told
 
     async def _make(self, values: Values, told: Sequence[Tuned | TunerNoted]) -> None:
-        """Apply what has changed, then tell of it."""
+        """Apply what has changed, then show it to the observers."""
         if values != self._in_force:
             await self._apply(_changes(self._in_force, values))
             self._in_force = values
         for event in told:
             _log(self._name, event)
-        self._tell(told)
+        self._show(told)
 
 
 def targets_of(settings: TunerSettings) -> Targets:

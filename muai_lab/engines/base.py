@@ -145,30 +145,41 @@ class StepEngine(Engine):
         """Forget the slot's sequence; the slot can be used again at once. For an empty slot nothing happens."""
 
     def prefix_refusal(self) -> str | None:
-        """Why prefixes cannot be copied out of slots and into others, None where they can (see `copy_out`)."""
+        """Return why prefixes cannot be copied between slots; None for a `PrefixEngine` that can copy them."""
         return f"engine {self.info.name} cannot copy them"
 
-    def position_bytes(self) -> int:
-        """Bytes that the keys and values of one position take in a copy; 0 where prefixes cannot be copied."""
-        return 0
+    @abstractmethod
+    def close(self) -> None:
+        """Free memory, threads and processes; the engine is not used afterwards. Calling it twice is harmless."""
 
+
+class PrefixEngine(StepEngine):
+    """A step engine that can copy prefixes, the beginnings of sequences, out of slots and into others.
+
+    It copies none if `prefix_refusal` returns a reason: the architecture of the loaded model may not allow it.
+    """
+
+    def prefix_refusal(self) -> str | None:
+        """Return why the prefixes of this model cannot be copied; None if they can."""
+        return None
+
+    @abstractmethod
+    def position_bytes(self) -> int:
+        """Return the bytes that the keys and values of one position take in a copy; 0 if nothing is copied."""
+
+    @abstractmethod
     def copy_out(self, slot: int, begin: int, end: int, block: int) -> Sequence[KVBlock]:
         """Copy the keys and values at positions `begin` to `end` of a slot, in blocks of `block` positions each.
 
         The blocks share no memory with the slot or with each other.
         """
-        raise NotImplementedError(self.prefix_refusal())
 
+    @abstractmethod
     def copy_in(self, slot: int, blocks: Sequence[KVBlock]) -> None:
         """Begin a sequence in a free slot with the blocks that `copy_out` made of its first positions.
 
         The rest of its prompt is prefilled from there.
         """
-        raise NotImplementedError(self.prefix_refusal())
-
-    @abstractmethod
-    def close(self) -> None:
-        """Free memory, threads and processes; the engine is not used afterwards. Calling it twice is harmless."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
-"""Runs a scheduler in virtual time.
+"""The driver of virtual time.
 
-The counterpart of `muai_lab.stack.driver`: the same scheduler, planned and completed in the same order, with the same
-observers; only that the clock is a number, and that a step takes as long as a model says. What happens while a step
-runs (an arrival, a change of limits) reaches the scheduler at its end, as it does through the inbox of the real one.
+It makes the scheduler's steps as `muai_lab.stack.step_driver` does, with the same observers. The clock is a number, and
+a model gives the duration of each step. Whatever happens while a step runs (an arrival, a change of limits) reaches the
+scheduler at its end, as it does through the inbox of the real driver.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from muai_lab.simulation.engine import VirtualEngine
 from muai_lab.simulation.traffic import SimulatedRequest
 from muai_lab.stack.events import Observer, Rejected
 from muai_lab.stack.observers import ObserverList
+from muai_lab.stack.plan import Plan
 from muai_lab.stack.scheduler import Scheduler
+from muai_lab.stack.step import CopiedOut, Outcome, run_step
 
 Action = Callable[[float], None]
 
@@ -23,8 +25,8 @@ Action = Callable[[float], None]
 class VirtualDriver:
     """One engine in virtual time.
 
-    queue_capacity: most requests that may wait, None for no bound; more are rejected, as in the real stack. The run is
-    a pure function of what is put in: the same requests, limits and seed give the same events.
+    queue_capacity: most requests that may wait, None for no bound; more are rejected, as in the real stack. The same
+    requests, limits and seed give the same events.
     """
 
     def __init__(
@@ -44,12 +46,12 @@ class VirtualDriver:
         self._count = 0
 
     def at(self, time_s: float, action: Action) -> None:
-        """Call `action(now)` between two steps, as soon as `time_s` has come."""
+        """Call `action(now)` between two steps, at `time_s` or as soon as the step that runs then has ended."""
         self._count += 1
         heapq.heappush(self._agenda, (time_s, self._count, action))
 
     def every(self, period_s: float, action: Action) -> None:
-        """Call `action(now)` each period from now on, for as long as the run goes on."""
+        """Call `action(now)` once every period from now on, until the run ends."""
 
         def tick(due_s: float, now: float) -> None:
             action(now)
@@ -59,36 +61,34 @@ class VirtualDriver:
         self.at(first, lambda now: tick(first, now))
 
     def offer(self, requests: Iterable[SimulatedRequest]) -> None:
-        """Let these requests arrive, each at its time; they must come in the order of their times.
+        """Let requests arrive, each at its own time; `requests` must be in the order of these times.
 
-        They are drawn one by one, so that an endless iterator will do.
+        They are read one by one, so the iterator may be endless.
         """
         self._await_next(iter(requests))
 
     def run(self, until_s: float = math.inf) -> None:
-        """Go on until that time, or until nothing is left to do; a step that has begun is finished."""
-        scheduler, engine, agenda = self.scheduler, self._engine, self._agenda
+        """Continue until `until_s`, or until nothing is left to do. A step that has begun is finished."""
+        agenda = self._agenda
         while self.now < until_s:
-            now = self.now
-            while agenda and agenda[0][0] <= now:
-                heapq.heappop(agenda)[2](now)
-            plan = scheduler.plan(now)
-            self._flush()
-            for out in plan.copy_out:
-                scheduler.copied_out(out, engine.copy_out(out))
+            while agenda and agenda[0][0] <= self.now:
+                heapq.heappop(agenda)[2](self.now)
+            plan = run_step(self.scheduler, self.now, self._carry_out, self._flush)
             if plan.empty:
-                self.now = now = now + engine.release(plan)
                 times = [agenda[0][0]] if agenda else []
                 if plan.wait_until is not None:
                     times.append(plan.wait_until)
                 if not times:
                     return
-                self.now = min(max(now, min(times)), until_s)
-            else:
-                tokens, seconds = engine.step(plan)
-                self.now = now + seconds
-                scheduler.complete(tokens, began=now, now=self.now)
-                self._flush()
+                self.now = min(max(self.now, min(times)), until_s)
+
+    def _carry_out(self, plan: Plan, copied_out: CopiedOut) -> Outcome:
+        began = self.now
+        for out in plan.copy_out:
+            copied_out(out, self._engine.copy_out(out))
+        tokens, seconds = self._engine.step(plan)
+        self.now = began + seconds
+        return tokens, began, self.now
 
     def _await_next(self, requests: Iterator[SimulatedRequest]) -> None:
         request = next(requests, None)

@@ -1,4 +1,4 @@
-"""An engine that only keeps the books: the lengths of its slots, and how long each step would have taken."""
+"""An engine without a model: it counts the positions in its slots and computes how long each step would have taken."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from muai_lab.stack.plan import Plan
 from muai_lab.stack.prefix_reuse import CopyOut
 
 OUTPUT_TOKEN = 0
-"""The token that every sequence produces; outputs end by their length."""
+"""The token that every sequence produces. Outputs end by their length."""
 
 
 @dataclass(frozen=True, slots=True)
 class VirtualBlock:
-    """A block of keys and values that holds nothing, but counts."""
+    """A block of keys and values that holds nothing but has a size."""
 
     nbytes: int
 
 
 class VirtualEngine:
-    """Answers a plan with its tokens and its duration.
+    """Returns the tokens and the duration of each plan.
 
     noise: relative standard deviation of a step's duration (log-normal around the model's, drawn from `seed`).
-    block_bytes: of the blocks of a prefix cache.
+    block_bytes: size of each block of the prefix cache.
     """
 
     def __init__(
@@ -39,16 +39,19 @@ class VirtualEngine:
         self._positions = [0] * slots  # key/value positions that each slot holds
 
     def copy_out(self, copy: CopyOut) -> list[VirtualBlock]:
-        """The blocks that a plan wants to be kept."""
+        """Return one block for each that the copy asks for."""
         return [VirtualBlock(self.block_bytes)] * len(copy.store.blocks)
 
     def step(self, plan: Plan) -> tuple[dict[int, int], float]:
-        """The token of each slot that produces one, and the seconds that the step takes."""
+        """Return the token of each slot that produces one, and the seconds that the step takes.
+
+        A plan that computes nothing takes the time of its copies, without noise.
+        """
         positions = self._positions
         for slot in plan.release:
             positions[slot] = 0
         tokens = dict.fromkeys(plan.decode, OUTPUT_TOKEN)
-        # The token that a sequence got last is fed now, so it attends to one position more than are held.
+        # The last token of a sequence is computed now, so it attends to one position more than the slot holds.
         attended = 0
         for slot in plan.decode:
             positions[slot] += 1
@@ -63,18 +66,12 @@ class VirtualEngine:
                 tokens[chunk.slot] = OUTPUT_TOKEN
         work = StepWork(prefill_tokens, prefill_pairs, len(plan.decode), attended, _copied(plan))
         seconds = self._step_time.seconds(work)
-        if self._sigma:
+        if self._sigma and not plan.empty:
             seconds *= math.exp(self._random.gauss(-(self._sigma**2) / 2, self._sigma))
         return tokens, seconds
 
-    def release(self, plan: Plan) -> float:
-        """Take in a plan that computes nothing; the seconds that its copies take."""
-        for slot in plan.release:
-            self._positions[slot] = 0
-        return self._step_time.seconds(StepWork(copied_positions=_copied(plan)))
-
 
 def _copied(plan: Plan) -> int:
-    """Positions that a plan copies out of slots and into them."""
+    """Count the positions that a plan copies out of slots and into them."""
     outs = sum(len(out.store.blocks) * out.store.block_tokens for out in plan.copy_out)
     return outs + sum(copy.match.tokens for copy in plan.copy_in)

@@ -1,11 +1,11 @@
-"""The prefix cache that the settings ask for, over the engine that serves."""
+"""The prefix cache as configured, for the engine that serves."""
 
 from __future__ import annotations
 
 import logging
 from typing import TYPE_CHECKING, TypeGuard
 
-from muai_lab.engines.base import Engine, StepEngine
+from muai_lab.engines.base import Engine, PrefixEngine, StepEngine
 from muai_lab.stack.prefix_cache import BLOCK_TOKENS, PrefixCache
 
 if TYPE_CHECKING:
@@ -17,18 +17,18 @@ _MIB = 2**20
 
 
 def cache_budget(optimization: OptimizationSettings) -> int:
-    """Bytes that the prefix cache may hold, 0 where the settings want none."""
+    """Return the bytes that the prefix cache may hold; 0 if it is off."""
     cache = optimization.cache
     return cache.max_memory_mb * _MIB if optimization.enabled and cache.enabled else 0
 
 
-def caches(engine: Engine) -> TypeGuard[StepEngine]:
-    """Whether an engine's prefixes are kept by us; one that schedules itself may have a cache of its own."""
-    return isinstance(engine, StepEngine) and engine.prefix_refusal() is None
+def caches(engine: Engine) -> TypeGuard[PrefixEngine]:
+    """True if we keep an engine's prefixes; one that schedules itself may have a cache of its own."""
+    return isinstance(engine, PrefixEngine) and engine.prefix_refusal() is None
 
 
 def cache_problem(optimization: OptimizationSettings, engine: Engine) -> str | None:
-    """Why the engine cannot have the cache that the settings ask for: not even one block of it fits."""
+    """Return why the configured cache is too small for even one block of this engine; None if it is not."""
     budget = cache_budget(optimization)
     if not budget or not caches(engine):
         return None
@@ -43,15 +43,14 @@ def cache_problem(optimization: OptimizationSettings, engine: Engine) -> str | N
 
 
 def open_cache(optimization: OptimizationSettings, engine: StepEngine) -> PrefixCache | None:
-    """The engine's prefix cache; without a budget it is there but off, so that it can be turned on while serving.
+    """Return the engine's prefix cache. Without a budget it exists but is off, and can be turned on while serving.
 
-    None, and a line in the log where a cache was wanted, for an engine whose prefixes cannot be copied.
+    Returns None for an engine whose prefixes cannot be copied; the log says so if a cache is configured.
     """
-    refusal = engine.prefix_refusal()
     budget = cache_budget(optimization)
-    if refusal is not None:
+    if not caches(engine):
         if budget:
-            log.info("engine %s serves without a prefix cache: %s", engine.info.name, refusal)
+            log.info("engine %s serves without a prefix cache: %s", engine.info.name, engine.prefix_refusal())
         return None
     return PrefixCache(
         budget,

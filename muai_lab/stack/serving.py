@@ -1,4 +1,4 @@
-"""An engine together with the driver that runs it, opened from the candidates in the order of preference."""
+"""An engine with the driver that runs it, opened from the candidates in the order of preference."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from muai_lab.engines.catalogue import AnyEngine
 from muai_lab.engines.selection import EngineCandidates
 from muai_lab.errors import EngineError
 from muai_lab.stack.caching import cache_problem, open_cache
-from muai_lab.stack.driver import StepDriver
-from muai_lab.stack.events import Event, Observer
+from muai_lab.stack.driver import Deliver, EngineDriver
+from muai_lab.stack.events import Observer
 from muai_lab.stack.limits import batch_limits
 from muai_lab.stack.scheduler import Scheduler
-from muai_lab.stack.streaming import StreamingDriver
+from muai_lab.stack.step_driver import StepDriver
+from muai_lab.stack.streaming_driver import StreamingDriver
 
 if TYPE_CHECKING:
     from muai_lab.settings.schema import OptimizationSettings
 
-Deliver = Callable[[Sequence[Event]], None]
 MakeObservers = Callable[[EngineInfo], Sequence[Observer]]
 
 
@@ -29,15 +29,15 @@ class Serving:
     """A loaded engine and the thread that runs it."""
 
     engine: AnyEngine
-    driver: StepDriver | StreamingDriver
+    driver: EngineDriver
 
 
 def open_serving(
     candidates: EngineCandidates, optimization: OptimizationSettings, deliver: Deliver, observers: MakeObservers
 ) -> Serving:
-    """The first of the candidates that loads and runs; blocks for as long as that takes.
+    """Open the first candidate that loads and runs. Blocks until it is loaded.
 
-    Raises EngineError when none is left, or at the first failure where there is no fallback.
+    Raises EngineError if no candidate is left, or at the first failure if fallback is off.
     """
     while True:
         engine = candidates.next()
@@ -49,7 +49,7 @@ def open_serving(
 
 def _drive(
     engine: AnyEngine, optimization: OptimizationSettings, deliver: Deliver, observers: MakeObservers
-) -> StepDriver | StreamingDriver:
+) -> EngineDriver:
     limits = batch_limits(optimization).within(engine.slots)
     if isinstance(engine, StepEngine):
         problem = cache_problem(optimization, engine)
@@ -64,5 +64,5 @@ def _drive(
             cache=open_cache(optimization, engine),
         )
         return StepDriver(engine, scheduler, deliver, observers=observers(engine.info))
-    # An engine that schedules itself knows its own end-of-sequence tokens, and says so by its finish reason.
+    # An engine that schedules itself knows its own end-of-sequence tokens, and reports them as its finish reason.
     return StreamingDriver(engine, Scheduler(limits, slots=engine.slots), deliver, observers=observers)

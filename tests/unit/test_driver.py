@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from muai_lab.stack.driver import StepDriver
 from muai_lab.stack.events import Event, Failed, Finished, Lost, Queued, Rejected, Token
 from muai_lab.stack.limits import BatchLimits
 from muai_lab.stack.request import GenerationRequest
 from muai_lab.stack.scheduler import Scheduler
+from muai_lab.stack.step_driver import StepDriver
 from tests.unit.counting_engine import DEADLINE_S, CountingEngine
 
 FOREVER = 10_000

@@ -11,7 +11,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from muai_lab.engines.base import PromptCompute, SlotFaults
+from muai_lab.engines.base import PrefixEngine, PromptCompute, SlotFaults
 from muai_lab.errors import RequestError
 from muai_lab.settings.schema import BatcherSettings, OptimizationSettings
 from muai_lab.stack.events import Failed, Finished, Lost, StepFailed, Token
@@ -231,15 +231,15 @@ async def test_a_slot_that_fails_by_itself_ends_its_request_only() -> None:
 
 
 async def test_a_copy_that_fails_turns_the_prefix_cache_off_and_nothing_else() -> None:
-    class Copying(CountingEngine):
-        def prefix_refusal(self) -> None:
-            return None
-
+    class Copying(CountingEngine, PrefixEngine):
         def position_bytes(self) -> int:
             return 1
 
         def copy_out(self, slot: int, begin: int, end: int, block: int) -> Sequence[object]:
             raise MemoryError("no room for a copy")
+
+        def copy_in(self, slot: int, blocks: Sequence[object]) -> None:
+            raise AssertionError("nothing was copied out")
 
     stack = open_stack(Copying(context=500))
     prompt = list(range(40))

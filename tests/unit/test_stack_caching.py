@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from muai_lab.engines.base import KVBlock
+from muai_lab.engines.base import KVBlock, PrefixEngine
 from muai_lab.errors import EngineError, SettingsError
 from muai_lab.settings.schema import BatcherSettings, CacheSettings, OptimizationSettings
 from muai_lab.stack.events import CacheLookup, CacheState
@@ -30,7 +30,7 @@ class Copied:
     nbytes: int
 
 
-class CopyingEngine(CountingEngine):
+class CopyingEngine(CountingEngine, PrefixEngine):
     """Its slots can be copied; a position takes `position` bytes."""
 
     def __init__(self, *, position: int = MIB // BLOCK_TOKENS, refusal: str | None = None) -> None:

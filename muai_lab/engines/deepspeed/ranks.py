@@ -196,7 +196,7 @@ class SharedDecoder(SharedModel):
         return self._own_prefixes.position_bytes + self._others_position_bytes
 
     def copy_out(self, slot: int, begin: int, end: int, block: int) -> list[SharedBlock]:
-        """See `StepEngine.copy_out`."""
+        """See `PrefixEngine.copy_out`."""
         self._forget()
         names = [next(self._names) for _ in range(begin, end, block)]
         self._ranks.tell(("copy_out", (names, slot, begin, end, block)))
@@ -204,7 +204,7 @@ class SharedDecoder(SharedModel):
         return [self._shared(name, share, block) for name, share in zip(names, own, strict=True)]
 
     def copy_in(self, slot: int, blocks: Sequence[SharedBlock]) -> None:
-        """See `StepEngine.copy_in`."""
+        """See `PrefixEngine.copy_in`."""
         self._ranks.tell(("copy_in", (slot, [block.name for block in blocks])))
         self._own_prefixes.copy_in(slot, [block.own for block in blocks])
 

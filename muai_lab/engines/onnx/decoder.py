@@ -96,11 +96,11 @@ class DecoderGraph:
         return self._kv.position_bytes
 
     def copy_out(self, slot: int, begin: int, end: int, block: int) -> list[TensorBlock]:
-        """See `StepEngine.copy_out`."""
+        """See `PrefixEngine.copy_out`."""
         return kv_blocks.copy_out(self._kv, self._kv.row(slot), begin, end, block)
 
     def copy_in(self, slot: int, blocks: Sequence[TensorBlock]) -> None:
-        """See `StepEngine.copy_in`."""
+        """See `PrefixEngine.copy_in`."""
         self._step = None
         row = self._kv.open(slot)
         self._kv.reserve(kv_blocks.positions(blocks))

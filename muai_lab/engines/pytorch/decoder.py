@@ -88,11 +88,11 @@ class DecoderModel:
         return self._kv.position_bytes
 
     def copy_out(self, slot: int, begin: int, end: int, block: int) -> list[TensorBlock]:
-        """See `StepEngine.copy_out`."""
+        """See `PrefixEngine.copy_out`."""
         return kv_blocks.copy_out(*self._kv.place(slot), begin, end, block)
 
     def copy_in(self, slot: int, blocks: Sequence[TensorBlock]) -> None:
-        """See `StepEngine.copy_in`."""
+        """See `PrefixEngine.copy_in`."""
         self._kv.fit(slot, kv_blocks.positions(blocks))
         kv_blocks.copy_in(*self._kv.place(slot), blocks)
 

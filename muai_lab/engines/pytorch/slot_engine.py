@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from muai_lab.engines.base import EngineInfo, KVBlock, PrefillChunk, PromptCompute, SlotFaults, StepEngine
+from muai_lab.engines.base import EngineInfo, KVBlock, PrefillChunk, PrefixEngine, PromptCompute, SlotFaults
 from muai_lab.engines.pytorch.decoder import DecoderModel
 from muai_lab.engines.pytorch.device import device_failures
 from muai_lab.engines.pytorch.encoder_decoder import EncoderDecoderModel
@@ -40,10 +40,10 @@ class PrefixModel(SlotModel, Protocol):
         """Bytes that one position takes in a copy."""
 
     def copy_out(self, slot: int, begin: int, end: int, block: int) -> Sequence[KVBlock]:
-        """See `StepEngine.copy_out`."""
+        """See `PrefixEngine.copy_out`."""
 
     def copy_in(self, slot: int, blocks: Sequence[Any]) -> None:
-        """See `StepEngine.copy_in`; the blocks are this model's own."""
+        """See `PrefixEngine.copy_in`; the blocks are this model's own."""
 
 
 def over_slots(
@@ -63,7 +63,7 @@ def over_slots(
         raise EngineError(engine, f"{name} cannot be served by steps over slots: {error}") from error
 
 
-class SlotEngine(StepEngine):
+class SlotEngine(PrefixEngine):
     """Samples from a model over slots, and keeps the last token of each."""
 
     def __init__(
@@ -125,17 +125,17 @@ class SlotEngine(StepEngine):
         return self._prefix_refusal
 
     def position_bytes(self) -> int:
-        """See `StepEngine.position_bytes`."""
+        """See `PrefixEngine.position_bytes`."""
         return 0 if self._prefix_refusal else self._prefixes().position_bytes
 
     @torch.inference_mode()
     def copy_out(self, slot: int, begin: int, end: int, block: int) -> Sequence[KVBlock]:
-        """See `StepEngine.copy_out`."""
+        """See `PrefixEngine.copy_out`."""
         return self._prefixes().copy_out(slot, begin, end, block)
 
     @torch.inference_mode()
     def copy_in(self, slot: int, blocks: Sequence[KVBlock]) -> None:
-        """See `StepEngine.copy_in`."""
+        """See `PrefixEngine.copy_in`."""
         self._prefixes().copy_in(slot, blocks)
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
-"""Runs a scheduler's admission in front of an engine that schedules its own steps, in a thread with an event loop.
+"""The driver of engines that schedule their own steps: a thread with an event loop, in which the scheduler only admits.
 
-The face is `StepDriver`'s, and so are the events: the thread owns scheduler and engine, everything else goes through
-its loop. Steps are seen from outside: what the engine reports within one turn of the loop counts as one step.
+The thread owns scheduler and engine; commands reach them through its loop. The engine's steps are not visible: all
+tokens that it reports within one turn of the loop count as one step.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from muai_lab.engines.base import EngineInfo, StreamedTokens, StreamingEngine
 from muai_lab.errors import EngineError, RequestError
 from muai_lab.stack.change import Change, PendingChange
+from muai_lab.stack.driver import CLOSED, Deliver, EngineDriver
 from muai_lab.stack.events import Event, Failed, Observer, Step
 from muai_lab.stack.observers import ObserverList
 from muai_lab.stack.request import GenerationRequest
@@ -27,21 +28,21 @@ _CHECK_INTERVAL_S = 0.5
 _NO_LOOP = "the engine's loop is not running"
 
 
-class StreamingDriver:
-    """One engine thread with an event loop. See `StepDriver` for the arguments and for what is promised."""
+class StreamingDriver(EngineDriver):
+    """The thread of one streaming engine, with its event loop; see `EngineDriver`."""
 
     def __init__(
         self,
         engine: StreamingEngine,
         scheduler: Scheduler,
-        deliver: Callable[[Sequence[Event]], None],
+        deliver: Deliver,
         *,
         observers: Callable[[EngineInfo], Sequence[Observer]] = lambda _info: (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Start the thread and load the model in it; blocks until it is loaded. Raises what `engine.start` raises.
+        """Start the thread and load the model in it. Blocks until it is loaded; raises what `engine.start` raises.
 
-        scheduler: only its admission is used. observers: asked for once the engine is loaded.
+        scheduler: only its admission is used. observers: called once the engine is loaded.
         """
         self._engine = engine
         self._scheduler = scheduler
@@ -65,52 +66,52 @@ class StreamingDriver:
 
     @property
     def alive(self) -> bool:
-        """True while the engine's thread runs and its engine has not failed."""
+        """See `EngineDriver.alive`."""
         return self._thread.is_alive() and self.failure is None
 
     def add(self, request: GenerationRequest, *, suspect: bool = False) -> None:
-        """Queue a request; its events follow. suspect: see `Scheduler.add`."""
+        """See `EngineDriver.add`."""
         self._call(self._add, request, suspect)
 
     def finish(self, request_id: str) -> None:
-        """End a request with success: its text met a stop string."""
+        """See `EngineDriver.finish`."""
         self._call(self._finish, request_id)
 
     def fail(self, request_id: str, *, status: str, message: str) -> None:
-        """End a request without a result and abort it in the engine."""
+        """See `EngineDriver.fail`. Also aborts the request in the engine."""
         self._call(self._fail_one, request_id, status, message)
 
     def show(self, events: Sequence[Event]) -> None:
-        """Show observers what happened outside the scheduler."""
+        """See `EngineDriver.show`."""
         self._call(self._observers.show, events)
 
     def apply(self, change: Change) -> Future[None]:
-        """See `StepDriver.apply`."""
+        """See `EngineDriver.apply`."""
         pending = PendingChange(change)
         self._call(self._make, pending)
         return pending.done
 
     def stalled_s(self) -> float:
-        """Always 0: its engine tells by `check` that it hangs."""
+        """Always 0: the engine's `check` detects that it hangs."""
         return 0.0
 
     def computing(self) -> frozenset[str]:
-        """Always empty: see `stalled_s`."""
+        """Always empty; see `stalled_s`."""
         return frozenset()
 
     def abandon(self, reason: str) -> None:
-        """Take the engine for dead; it ends at `close`."""
+        """See `EngineDriver.abandon`. The engine ends at `close`."""
         self._call(lambda: self._die(EngineError(self._engine.info.name, reason)))
 
     def close(self) -> None:
-        """End what still runs as cancelled, close the engine, end the thread."""
+        """See `EngineDriver.close`."""
         self._call(self._begin_close)
         self._thread.join()
 
     def _call(self, work: Callable[..., None], *arguments: object) -> None:
         try:
             self._loop.call_soon_threadsafe(work, *arguments)
-        except RuntimeError:  # closed: whatever was open ended with it
+        except RuntimeError:  # closed: the open requests ended with it
             log.debug(_NO_LOOP)
 
     def _run(self, started: Future[None]) -> None:
@@ -142,25 +143,25 @@ class StreamingDriver:
     async def _close_engine(self) -> None:
         try:
             await self._engine.close()
-        except Exception:  # the thread ends here, so nobody else could tell
+        except Exception:  # the thread ends here: no caller could get the error
             log.exception("a streaming engine failed while it was closed")
 
     async def _watch(self) -> None:
-        """Ask the engine whether it lives; its own streams may hang when it does not."""
+        """Check at intervals if the engine lives; its streams may hang when it does not."""
         while self.failure is None:
             await asyncio.sleep(_CHECK_INTERVAL_S)
             try:
                 await self._engine.check()
             except EngineError as error:
                 self._die(error)
-            except Exception as error:  # noqa: BLE001 - an engine that cannot even be asked counts as dead
+            except Exception as error:  # noqa: BLE001 - an engine whose check fails counts as dead
                 self._die(EngineError(self._engine.info.name, f"its check failed: {type(error).__name__}: {error}"))
 
     def _add(self, request: GenerationRequest, suspect: bool) -> None:
         now = self._clock()
         self._scheduler.add(request, now, suspect=suspect)
         if self._closed.is_set():
-            self._scheduler.fail(request.request_id, now, status="cancelled", message="the stack was closed")
+            self._scheduler.fail(request.request_id, now, status="cancelled", message=CLOSED)
         elif self.failure is not None:
             self._scheduler.lose(request.request_id, now, message=self.failure)
         self._admit()
@@ -180,12 +181,12 @@ class StreamingDriver:
         self._admit()
 
     def _begin_close(self) -> None:
-        self._scheduler.fail_all(self._clock(), status="cancelled", message="the stack was closed")
+        self._scheduler.fail_all(self._clock(), status="cancelled", message=CLOSED)
         self._flush()
         self._closed.set()
 
     def _admit(self) -> None:
-        """Start what may run now, and come back when a hold or a deadline ends."""
+        """Start the requests that may run now, and look again when a hold or a deadline ends."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -224,7 +225,7 @@ class StreamingDriver:
             self._die(error)
         except RequestError as error:
             self._scheduler.fail(name, self._clock(), status=error.status, message=str(error))
-        except Exception as error:  # noqa: BLE001 - a request must end, whatever an engine does to it
+        except Exception as error:  # noqa: BLE001 - a request must end, whatever the engine does
             message = f"engine {self._engine.info.name}: {type(error).__name__}: {error}"
             self._scheduler.fail(name, self._clock(), status="error", message=message)
         finally:
@@ -249,7 +250,7 @@ class StreamingDriver:
         self._flush_soon()
 
     def _abort(self, request_id: str) -> None:
-        """Have the engine stop working on a request that ended here."""
+        """Abort a request in the engine that has ended here."""
         task = self._tasks.get(request_id)
         if task is not None and task is not asyncio.current_task(self._loop):
             task.cancel()
@@ -263,7 +264,7 @@ class StreamingDriver:
         for request_id in list(self._tasks):
             self._abort(request_id)
         self._flush()
-        self._deliver([])  # word of the failure, also when no request was under way
+        self._deliver([])  # reports the failure even if no request was in flight
 
     def _flush_soon(self) -> None:
         if not self._flushing:
@@ -274,7 +275,7 @@ class StreamingDriver:
         self._flushing = False
         events = self._scheduler.take_events()
         for event in events:
-            if isinstance(event, Failed):  # a deadline passed, for one
+            if isinstance(event, Failed):  # its deadline passed, for example
                 self._abort(event.request_id)
         if self._in_flush:
             now = self._clock()

@@ -15,8 +15,8 @@ NOT_ALLOWED = b"405: use GET\n"
 def metrics_app(registry: Collector, path: str) -> ASGIApp:
     """Serve `registry` at `path` in the format that the scraper accepts (OpenMetrics or text); 404 elsewhere.
 
-    Samples are rendered in a thread, one scrape at a time, so that neither many scrapers nor a slow driver call hold
-    the event loop up; how fast the scraper reads is its own affair.
+    Samples are rendered in a thread, one scrape at a time. So neither many scrapers nor a slow driver call block the
+    event loop. A scraper that reads slowly delays no other.
     """
     rendering = asyncio.Lock()
 

@@ -15,9 +15,10 @@ BATCH_BUCKETS = (1.0, 2.0, 4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 1
 class Histogram:
     """Counts per bucket and a sum; not synchronised, the owner holds the lock.
 
-    prometheus_client's own histogram takes a lock and walks its buckets in Python at every observation; here one
-    observation is a binary search and two additions, and the cumulative form is made only when somebody scrapes.
-    bounds: upper bounds in rising order, `+Inf` left out.
+    The histogram of prometheus_client takes a lock and walks its buckets in Python at every observation. Here an
+    observation is a binary search and two additions, and the counts are accumulated only at a scrape.
+
+    bounds: upper bounds in rising order, without `+Inf`.
     """
 
     def __init__(self, bounds: Sequence[float]) -> None:
@@ -37,5 +38,5 @@ class Histogram:
         self._sum += other._sum
 
     def snapshot(self) -> tuple[list[tuple[str, float]], float]:
-        """Cumulative counts per upper bound (Prometheus' `le`), `+Inf` last, and the sum of all values."""
+        """Return cumulative counts per upper bound (Prometheus' `le`), `+Inf` last, and the sum of all values."""
         return list(zip(self._labels, accumulate(self._counts), strict=True)), self._sum

@@ -1,4 +1,4 @@
-"""What the machine does while it serves: CPU, GPU memory, and this process' own memory, read at every scrape."""
+"""Metrics of the machine: CPU, GPU memory, and the memory of this process, read at every scrape."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ GpuReader = Callable[[], Sequence[tuple[str, int]]]
 
 
 def cpu_seconds() -> tuple[float, float]:
-    """Busy and total CPU seconds of the whole machine since it started."""
+    """Return the busy and the total CPU seconds of the whole machine since it started."""
     times = psutil.cpu_times()
     idle = times.idle + getattr(times, "iowait", 0.0)
-    # Guest time is already contained in user time where the kernel reports both.
+    # Guest time is already contained in user time if the kernel reports both.
     total = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
     return total - idle, total
 
@@ -34,25 +34,21 @@ class MachineMetrics(Collector):
         self._percent = 0.0
 
     def collect(self) -> Iterable[Metric]:
-        """All samples of this moment; the GPU family has none where no GPU can be read."""
-        gpu = GaugeMetricFamily("gpu_memory_used_bytes", "GPU memory usage", labels=["gpu_id"])
+        """Return all samples of this moment; the GPU family has none if no GPU can be read."""
+        gpu, cpu, resident = self.describe()
         for gpu_id, used in self._gpu() if self._gpu else ():
             gpu.add_metric([gpu_id], used)
-        return [
-            gpu,
-            GaugeMetricFamily("cpu_usage_percent", "CPU utilization", value=self._cpu_percent()),
-            GaugeMetricFamily(
-                "muai_process_resident_bytes", "Resident memory of the server", value=self._process.memory_info().rss
-            ),
-        ]
+        cpu.add_metric([], self._cpu_percent())
+        resident.add_metric([], self._process.memory_info().rss)
+        return [gpu, cpu, resident]
 
-    def describe(self) -> Iterable[Metric]:
-        """Names for the registry's check for duplicates; does not end the interval of the CPU usage."""
-        return [
-            Metric("gpu_memory_used_bytes", "", "gauge"),
-            Metric("cpu_usage_percent", "", "gauge"),
-            Metric("muai_process_resident_bytes", "", "gauge"),
-        ]
+    def describe(self) -> tuple[GaugeMetricFamily, GaugeMetricFamily, GaugeMetricFamily]:
+        """Return the families without samples; does not end the interval of the CPU usage."""
+        return (
+            GaugeMetricFamily("gpu_memory_used_bytes", "GPU memory usage", labels=["gpu_id"]),
+            GaugeMetricFamily("cpu_usage_percent", "CPU utilization"),
+            GaugeMetricFamily("muai_process_resident_bytes", "Resident memory of the server"),
+        )
 
     def _cpu_percent(self) -> float:
         busy_s, total_s = self._cpu()

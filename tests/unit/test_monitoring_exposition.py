@@ -8,7 +8,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from muai_lab.monitoring.exposition import metrics_app
-from muai_lab.monitoring.prometheus import ServingMetrics
+from muai_lab.monitoring.serving_metrics import ServingMetrics
 from tests.unit.server_fakes import Answer, Call
 
 

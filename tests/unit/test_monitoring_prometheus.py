@@ -11,7 +11,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from muai_lab.monitoring.machine import MachineMetrics
 from muai_lab.monitoring.observers import observers_for, open_exporter
-from muai_lab.monitoring.prometheus import PrometheusObserver, ServingMetrics
+from muai_lab.monitoring.prometheus import PrometheusObserver
+from muai_lab.monitoring.serving_metrics import ServingMetrics
 from muai_lab.request_status import STATUSES
 from muai_lab.settings.monitoring import MonitoringSettings, PrometheusSettings
 from muai_lab.stack.events import (
@@ -25,6 +26,7 @@ from muai_lab.stack.events import (
     Queued,
     Rejected,
     Step,
+    StepFailed,
     Token,
     Tuned,
     TunerNoted,
@@ -202,6 +204,15 @@ def test_what_the_prefix_cache_holds_is_shown_and_what_it_gave_up_adds_up() -> N
     assert board.value("muai_prefix_cache_bytes", **MODEL_ENGINE) == 400
     assert board.value("muai_prefix_cache_budget_bytes", **MODEL_ENGINE) == 500
     assert board.value("muai_prefix_cache_evictions_total", **MODEL_ENGINE) == 5
+
+
+def test_steps_that_raised_are_counted() -> None:
+    board = Board()
+    assert board.value("muai_failed_steps_total", **MODEL_ENGINE) == 0
+
+    board.see(StepFailed(2.0, 1.0, 3, "the engine raised"))
+
+    assert board.value("muai_failed_steps_total", **MODEL_ENGINE) == 1
 
 
 def test_a_model_that_fell_back_to_another_engine_is_one_model() -> None:

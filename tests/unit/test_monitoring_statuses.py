@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from muai_lab.monitoring.exposition import metrics_app
-from muai_lab.monitoring.prometheus import ServingMetrics
+from muai_lab.monitoring.serving_metrics import ServingMetrics
 from muai_lab.request_status import STATUSES
 from muai_lab.settings.monitoring import ServerSettings
 from tests.unit.server_fakes import Bench, Call, ParrotEngine, in_bench

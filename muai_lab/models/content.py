@@ -1,4 +1,4 @@
-"""One hash for what a model directory holds."""
+"""One hash for the contents of a model directory."""
 
 from __future__ import annotations
 
@@ -14,12 +14,21 @@ _MODEL_SUFFIXES = (*_WEIGHT_SUFFIXES, ".json", ".txt", ".model", ".jinja")
 
 
 def content_hash(directory: Path) -> str:
-    """SHA-256 over the names and contents of the model's files (weights, configuration, tokenizer).
+    """Return the SHA-256 over the names and contents of the model's files (weights, configuration, tokenizer).
 
-    Weight files above 256 MiB go in by their first MiB and their size. Of a safetensors file that is the header with
-    all names, shapes and types, and the first weights.
+    Weight files above 256 MiB are hashed by their first MiB and their size. In a safetensors file, the first MiB holds
+    the header with all names, shapes and types, and the first weights.
     """
-    return _combine({path.name: _file_hash(path) for path in _model_files(directory)})
+    return _combine(_file_hashes(directory))
+
+
+def file_hash(path: Path, *, whole: bool = False) -> str:
+    """Return the SHA-256 of a file; above 256 MiB over its first MiB and its size, unless `whole` is set."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if size > _LARGE_BYTES and not whole:
+            return hashlib.sha256(file.read(2**20) + str(size).encode()).hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_content_file(directory: Path) -> None:
@@ -29,17 +38,21 @@ def write_content_file(directory: Path) -> None:
 
 
 def is_intact(directory: Path) -> bool:
-    """Whether every file that `write_content_file` recorded is there and unchanged."""
+    """True if every file that `write_content_file` recorded is present and unchanged."""
     try:
         written = json.loads((directory / CONTENT_FILE).read_text(encoding="utf-8"))
         return bool(written == _record(directory))
     except (OSError, ValueError):
-        return False  # absent, unreadable or not written by us: all the same to the caller, who builds anew
+        return False  # absent, unreadable or not ours: in each case the caller builds again
 
 
 def _record(directory: Path) -> dict[str, object]:
-    files = {path.name: _file_hash(path) for path in _model_files(directory)}
+    files = _file_hashes(directory)
     return {"content_hash": _combine(files), "files": files}
+
+
+def _file_hashes(directory: Path) -> dict[str, str]:
+    return {path.name: file_hash(path, whole=path.suffix not in _WEIGHT_SUFFIXES) for path in _model_files(directory)}
 
 
 def _model_files(directory: Path) -> list[Path]:
@@ -50,11 +63,3 @@ def _model_files(directory: Path) -> list[Path]:
 def _combine(files: dict[str, str]) -> str:
     lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(files.items()))
     return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def _file_hash(path: Path) -> str:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        if path.suffix in _WEIGHT_SUFFIXES and size > _LARGE_BYTES:
-            return hashlib.sha256(file.read(2**20) + str(size).encode()).hexdigest()
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""From the name that a user gives to a model that an engine can load."""
+"""From the name that a user gives to the files of a model that an engine can load."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import difflib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from muai_lab.errors import ModelError
 from muai_lab.models.content import content_hash
@@ -21,7 +21,7 @@ _HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 class ModelSource:
     """A model whose files are on this machine.
 
-    name: what it is served as. path: directory in the Hugging Face layout. hub_id: the hub's name of it, when it came
+    name: as clients request it. path: directory in the Hugging Face layout. hub_id: its name on the hub, if it came
     from there. content_hash: see `muai_lab.models.content`. encoder_decoder, model_type (`qwen2`, `t5`): as its
     config.json says.
     """
@@ -34,13 +34,23 @@ class ModelSource:
     encoder_decoder: bool
     model_type: str
 
+    def config(self) -> dict[str, Any]:
+        """Read its config.json; empty without files. Raises ModelError if the file cannot be read."""
+        return {} if self.path is None else _read_json(self.path / "config.json")
+
 
 def resolve_model(name: str, checkpoint: str | None = None) -> ModelSource:
     """Find the files of model `name`.
 
-    checkpoint: a local directory or a hub id (`org/name`); None means the embedded model of that name, or `name` is
-    itself a directory or a hub id. The network is used for a hub id only, and only when its files are not in the hub's
-    cache yet. Raises ModelError when the name is unknown or files are missing or cannot be had.
+    The network is used for a hub id only, and only if its files are not in the hub's cache yet.
+
+    Args:
+        name: The model's name, as clients request it.
+        checkpoint: A local directory or a hub id (`org/name`). None for the embedded model of that name, or if `name`
+            is itself a directory or a hub id.
+
+    Raises:
+        ModelError: The name is unknown, or files are missing or cannot be downloaded.
     """
     reference = checkpoint or name
     if checkpoint is None and name in EMBEDDED_MODELS:
@@ -112,7 +122,7 @@ def _lost_shards(directory: Path) -> list[str]:
 
 
 def _architecture(directory: Path) -> tuple[bool, str]:
-    """Whether it is an encoder-decoder, and the model type."""
+    """Return True for an encoder-decoder, and the model type."""
     config = _read_json(directory / "config.json")
     model_type = str(config.get("model_type", "unknown"))
     # T5 configurations may leave the key out, as it is the default of their architecture.
@@ -121,14 +131,12 @@ def _architecture(directory: Path) -> tuple[bool, str]:
 
 
 def context_tokens(source: ModelSource) -> int | None:
-    """Positions that the model has for prompt and output, as its config.json says; None where it does not say.
+    """Return the model's positions for prompt and output, as its config.json says; None if it does not say.
 
-    Raises ModelError when the file cannot be read.
+    Raises ModelError if the file cannot be read.
     """
-    if source.path is None:
-        return None
-    config = _read_json(source.path / "config.json")
-    text = config.get("text_config")  # of a model that also sees or hears
+    config = source.config()
+    text = config.get("text_config")  # of a model that also takes images or sound
     for part in (text if isinstance(text, dict) else {}, config):
         for name in ("max_position_embeddings", "n_positions"):
             if isinstance(value := part.get(name), int) and value > 0:
@@ -136,7 +144,7 @@ def context_tokens(source: ModelSource) -> int | None:
     return None
 
 
-def _read_json(path: Path) -> dict[str, object]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -154,14 +162,14 @@ def _from_hub(hub_id: str) -> Path:
         cached = Path(snapshot_download(hub_id, local_files_only=True, allow_patterns=_HUB_PATTERNS))
         _check_directory(cached)
     except (LocalEntryNotFoundError, ModelError):
-        pass  # not there, or an interrupted download: ask the hub
+        pass  # absent, or an interrupted download: ask the hub
     except HFValidationError as error:
         raise ModelError(f"{_unknown(hub_id)} ({error})") from error
     else:
         return cached
     try:
         return Path(snapshot_download(hub_id, allow_patterns=_HUB_PATTERNS))
-    except Exception as error:  # the hub client lets through its HTTP library's errors, and changes the library
+    except Exception as error:  # the hub client passes on errors of its HTTP library, and changes the library
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].removesuffix(".")
         raise ModelError(
             f"cannot get model {hub_id} from the hub: {reason}. Check the name and the network, or download the model "

@@ -1,15 +1,16 @@
-"""Whether DeepSpeed can serve here; imports neither DeepSpeed nor, with a torch built for CPUs, torch."""
+"""The check if DeepSpeed can serve here; imports neither DeepSpeed nor, if torch is built for CPUs, torch."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from importlib import metadata
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from muai_lab.engines.architectures import encoder_decoder_refusal
 from muai_lab.engines.availability import Availability
+from muai_lab.errors import ModelError
 
 if TYPE_CHECKING:
     from muai_lab.models.registry import ModelSource
@@ -28,8 +29,7 @@ KEYS: Mapping[str, str] = {
     "optimization.batcher.max_batch_size": "slots",
 }
 
-_ENCODER_DECODERS = ("t5", "mt5")
-# Named by DeepSpeed's AutoTP.supported() as what it cannot shard.
+# Those that DeepSpeed's AutoTP.supported() lists as not supported.
 _NOT_SHARDED = ("deberta", "flaubert", "fsmt", "gpt2", "led", "longformer", "xlm", "xlnet")
 _KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads", "num_attention_heads", "num_heads", "n_head")
 
@@ -44,13 +44,11 @@ def availability(optimization: OptimizationSettings) -> Availability:
 
 
 def supports(optimization: OptimizationSettings, source: ModelSource) -> str | None:
-    """What the PyTorch engine can step over slots; with several ranks, what AutoTP can also shard."""
-    kind = source.model_type
-    if source.encoder_decoder and kind not in _ENCODER_DECODERS:
-        return f"encoder-decoders of type {kind!r} are not served, only {', '.join(_ENCODER_DECODERS)} are"
-    ranks = optimization.deepspeed.tensor_parallel
-    if ranks == 1:
-        return None
+    """See `muai_lab.engines.catalogue.EngineKind`. With several ranks, AutoTP must be able to shard the model."""
+    kind, ranks = source.model_type, optimization.deepspeed.tensor_parallel
+    refusal = encoder_decoder_refusal(kind) if source.encoder_decoder else None
+    if refusal is not None or ranks == 1:
+        return refusal
     mend = "set optimization.deepspeed.tensor_parallel=1"
     if kind in _NOT_SHARDED:
         return f"DeepSpeed cannot shard models of type {kind!r}: {mend}"
@@ -63,7 +61,7 @@ def supports(optimization: OptimizationSettings, source: ModelSource) -> str | N
 
 
 def uses_cpu() -> bool:
-    """Whether models run on the CPU: no GPU, or DeepSpeed's own variable DS_ACCELERATOR asks for it."""
+    """True if models run on the CPU: there is no GPU, or DeepSpeed's variable DS_ACCELERATOR is `cpu`."""
     if os.environ.get("DS_ACCELERATOR") == "cpu" or (_torch_version() or "").endswith("+cpu"):
         return True
     import torch
@@ -96,7 +94,7 @@ def _refusal(
 
 
 def _device() -> tuple[str, int, tuple[str, ...]]:
-    """Name of the device, how many there are (a rank on a CPU takes at least one core), and its dtypes, best first."""
+    """Return the device's name, their number (a rank on a CPU takes at least one core), and dtypes, best first."""
     if uses_cpu():
         return "cpu", len(os.sched_getaffinity(0)), ("fp32", "bf16")
     import torch
@@ -121,12 +119,10 @@ def _torch_version() -> str | None:
 
 
 def _key_value_heads(source: ModelSource) -> int | None:
-    """As the model's config.json says; None where it does not, or cannot be read (loading will tell)."""
-    if source.path is None:
-        return None
+    """Return the number in the model's config.json; None if it is not there, or the file cannot be read."""
     try:
-        config: Any = json.loads((source.path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        config = source.config()
+    except ModelError:  # the load reports it
         return None
     text = config.get("text_config", config)
     found = (text.get(key) for key in _KEY_VALUE_HEADS)

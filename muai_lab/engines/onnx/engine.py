@@ -14,11 +14,12 @@ from muai_lab.engines.onnx.agreement import Int8Agreement, SessionKind, agreemen
 from muai_lab.engines.onnx.elsewhere import NAME
 from muai_lab.engines.onnx.graph_cache import graph_directory, read_facts
 from muai_lab.engines.onnx.int8_product import choose_product
-from muai_lab.engines.onnx.loading import DTYPES, SlotGraph, choose_dtype, open_graph
+from muai_lab.engines.onnx.loading import SlotGraph, choose_dtype, open_graph
 from muai_lab.engines.onnx.probe import supports
 from muai_lab.engines.onnx.recipe import GraphFacts, Int8, Recipe
 from muai_lab.engines.onnx.session import ProviderFailed, Providers, choose_providers, default_threads
 from muai_lab.engines.prefixes import prefix_refusal
+from muai_lab.engines.pytorch.device import DTYPES
 from muai_lab.engines.pytorch.slot_engine import SlotEngine
 from muai_lab.errors import EngineError
 

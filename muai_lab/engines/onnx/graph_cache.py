@@ -7,7 +7,6 @@ noticed and built again. A file lock, which the system drops when its holder die
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import shutil
@@ -22,7 +21,7 @@ from filelock import FileLock
 from muai_lab.engines.onnx.elsewhere import NAME, carry_out
 from muai_lab.engines.onnx.recipe import GraphFacts, Recipe
 from muai_lab.errors import EngineError
-from muai_lab.models.content import content_hash
+from muai_lab.models.content import content_hash, file_hash
 from muai_lab.models.embedded import cache_dir
 from muai_lab.models.registry import ModelSource
 
@@ -31,16 +30,14 @@ FACTS_FILE = "facts.json"
 
 log = logging.getLogger(__name__)
 
-_HASHED_WHOLE_BYTES = 256 * 2**20
-
 BuildGraph = Callable[[ModelSource, Recipe, Path], None]
 
 
 def graph_directory(source: ModelSource, recipe: Recipe, build: BuildGraph | None = None) -> Path:
-    """Directory of the graph, intact; exported when it is absent or damaged (seconds to minutes).
+    """Return the directory of the graph, intact; export it if it is absent or damaged (seconds to minutes).
 
-    build: writes the graph into an empty directory, in place of the export in a process of its own. Raises EngineError
-    when the model cannot be exported or the cache cannot be written.
+    build: writes the graph into an empty directory, instead of the export in a process of its own. Raises EngineError
+    if the model cannot be exported or the cache cannot be written.
     """
     if source.path is None:
         raise EngineError(NAME, f"{source.name} has no files on this machine")
@@ -64,26 +61,26 @@ def graph_directory(source: ModelSource, recipe: Recipe, build: BuildGraph | Non
 
 
 def read_facts(entry: Path) -> GraphFacts:
-    """What the export wrote about the graph in `entry`."""
+    """Read the facts that the export wrote about the graph in `entry`."""
     return GraphFacts.of(json.loads((entry / FACTS_FILE).read_text(encoding="utf-8")))
 
 
 def write_facts(directory: Path, facts: GraphFacts) -> None:
-    """Write what `read_facts` reads."""
+    """Write the facts for `read_facts`."""
     (directory / FACTS_FILE).write_text(json.dumps(asdict(facts), indent=1) + "\n", encoding="utf-8")
 
 
 def is_intact(entry: Path) -> bool:
-    """Whether every file of the entry is there and as it was written."""
+    """True if every file of the entry is present and unchanged."""
     try:
         written = json.loads((entry / ENTRY_FILE).read_text(encoding="utf-8"))
         return bool(written["files"] == _file_hashes(entry))
     except (OSError, ValueError, TypeError, KeyError):
-        return False  # absent, unreadable or not ours: all the same to the caller, who builds anew
+        return False  # absent, unreadable or not ours: in each case the caller builds again
 
 
 def _make(entry: Path, source: ModelSource, recipe: Recipe, build: BuildGraph) -> None:
-    """Build the entry; called with its lock held, so whatever else stands in its place is rubbish."""
+    """Build the entry. The caller holds its lock, so anything else in its place is left over from a failure."""
     prefix = f".{entry.name}-"
     for left_over in entry.parent.glob(f"{prefix}*"):
         shutil.rmtree(left_over, ignore_errors=True)  # of a process that was killed
@@ -120,13 +117,4 @@ def source_of(order: Mapping[str, Any]) -> ModelSource:
 
 def _file_hashes(directory: Path) -> dict[str, str]:
     files = sorted(path for path in directory.iterdir() if path.is_file() and path.name != ENTRY_FILE)
-    return {path.name: _file_hash(path) for path in files}
-
-
-def _file_hash(path: Path) -> str:
-    """SHA-256; of a file above 256 MiB over its first MiB and its size."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        if size > _HASHED_WHOLE_BYTES:
-            return hashlib.sha256(file.read(2**20) + str(size).encode()).hexdigest()
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return {path.name: file_hash(path) for path in files}

@@ -20,8 +20,6 @@ from muai_lab.errors import EngineError
 if TYPE_CHECKING:
     from muai_lab.settings.schema import OnnxSettings
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
 SlotGraph = DecoderGraph | EncoderDecoderGraph
 
 

@@ -1,14 +1,15 @@
-"""Whether ONNX Runtime can serve here; imports the runtime, which knows what it was built with, but no exporter."""
+"""The check if ONNX Runtime can serve here; imports the runtime, which knows its providers, but no exporter."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from importlib import metadata
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from muai_lab.engines.architectures import encoder_decoder_refusal
 from muai_lab.engines.availability import Availability
+from muai_lab.errors import EngineError, ModelError
 
 if TYPE_CHECKING:
     from muai_lab.models.registry import ModelSource
@@ -23,9 +24,8 @@ KEYS: Mapping[str, str] = {
     "optimization.batcher.max_batch_size": "slots",
 }
 
-# Decoders that onnxruntime-genai's builder exports to a graph that runs over slots, with logits as PyTorch's.
+# Decoders that onnxruntime-genai's builder exports to a graph that runs over slots, with the same logits as PyTorch.
 DECODERS = ("ernie4_5", "gemma", "granite", "llama", "mistral", "phi3", "qwen2", "qwen3", "smollm3")
-ENCODER_DECODERS = ("t5", "mt5")
 
 _DISTRIBUTIONS = ("onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime")
 _EXPORTERS = ("onnx", "onnxscript", "onnxruntime_genai")
@@ -47,8 +47,6 @@ def availability(optimization: OptimizationSettings) -> Availability:
         from muai_lab.engines.onnx.session import choose_providers
     except ImportError as error:
         return Availability(f"onnxruntime cannot be imported: {error}", version)
-    from muai_lab.errors import EngineError
-
     settings = optimization.onnx
     providers = choose_providers(settings.execution_providers)
     if not providers.serving:
@@ -63,23 +61,23 @@ def availability(optimization: OptimizationSettings) -> Availability:
 
 
 def supports(optimization: OptimizationSettings, source: ModelSource) -> str | None:
-    """Why this model has no graph that runs over slots, None where it has."""
-    served = ENCODER_DECODERS if source.encoder_decoder else DECODERS
-    if source.model_type not in served:
-        kind = "encoder-decoders" if source.encoder_decoder else "decoders"
-        return f"{kind} of type {source.model_type!r} are not served, only {', '.join(served)} are"
-    if source.path is not None and _is_quantized(source):
+    """See `muai_lab.engines.catalogue.EngineKind`. The model must have a graph that runs over slots."""
+    if source.encoder_decoder:
+        refusal = encoder_decoder_refusal(source.model_type)
+        if refusal is not None:
+            return refusal
+    elif source.model_type not in DECODERS:
+        return f"decoders of type {source.model_type!r} are not served, only {', '.join(DECODERS)} are"
+    if _is_quantized(source):
         return "its weights are quantised already; ONNX Runtime quantises plain weights itself (enable_quantization)"
     return None
 
 
 def _is_quantized(source: ModelSource) -> bool:
-    assert source.path is not None
     try:
-        config = json.loads((source.path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False  # the load tells what is wrong with the file
-    return isinstance(config, dict) and bool(config.get("quantization_config"))
+        return bool(source.config().get("quantization_config"))
+    except ModelError:
+        return False  # the load reports what is wrong with the file
 
 
 def _version() -> str | None:

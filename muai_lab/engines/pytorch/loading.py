@@ -1,4 +1,4 @@
-"""From a checkpoint on disk to a Hugging Face model in memory, and errors a person can act on."""
+"""From a checkpoint on disk to a Hugging Face model in memory, with errors that name the remedy."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from muai_lab.engines.architectures import encoder_decoder_refusal
 from muai_lab.engines.pytorch.attention import ATTENTION_NAME, slot_attention
 from muai_lab.engines.pytorch.device import NAME, device_failures
 from muai_lab.errors import EngineError
@@ -15,15 +16,13 @@ from muai_lab.errors import EngineError
 if TYPE_CHECKING:
     from muai_lab.models.registry import ModelSource
 
-ENCODER_DECODER_TYPES = ("t5", "mt5")
-
 _DEFAULT_POSITIONS = 512  # T5 has relative positions and names no limit; it was trained on 512
 
 
 def load_model(source: ModelSource, dtype: torch.dtype, device: torch.device) -> Any:
-    """The Hugging Face model of `source`, ready to run.
+    """Return the Hugging Face model of `source`, ready to run.
 
-    Raises EngineError when the architecture is not served, or when files are missing, damaged or of another model.
+    Raises EngineError if the architecture is not served, or if files are missing, damaged or of another model.
     """
     import transformers
     from safetensors import SafetensorError
@@ -34,11 +33,9 @@ def load_model(source: ModelSource, dtype: torch.dtype, device: torch.device) ->
     try:
         with _quiet():
             config = transformers.AutoConfig.from_pretrained(source.path, local_files_only=True)
-            if source.encoder_decoder and config.model_type not in ENCODER_DECODER_TYPES:
-                served = ", ".join(ENCODER_DECODER_TYPES)
-                raise EngineError(
-                    NAME, f"encoder-decoders of type {config.model_type!r} are not served, only {served} are"
-                )
+            refusal = encoder_decoder_refusal(config.model_type) if source.encoder_decoder else None
+            if refusal is not None:
+                raise EngineError(NAME, refusal)
             kind: Any = (
                 transformers.AutoModelForSeq2SeqLM if source.encoder_decoder else transformers.AutoModelForCausalLM
             )
@@ -60,7 +57,10 @@ def load_model(source: ModelSource, dtype: torch.dtype, device: torch.device) ->
 
 
 def max_model_len(config: Any, wanted: int | None) -> int:
-    """Positions that one sequence may take: what is wanted, or all that the model has."""
+    """Return the positions that one sequence may take: `wanted`, or all that the model has.
+
+    Raises EngineError if the model has fewer.
+    """
     text = config.get_text_config(decoder=True)
     own = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None) or _DEFAULT_POSITIONS
     if wanted is not None and wanted > own:
@@ -71,7 +71,7 @@ def max_model_len(config: Any, wanted: int | None) -> int:
 
 
 def eos_token_ids(model: Any) -> frozenset[int]:
-    """Tokens that end a sequence, as the checkpoint says: one, several or none."""
+    """Return the tokens that end a sequence, as the checkpoint says: one, several or none."""
     ids = model.generation_config.eos_token_id
     if ids is None:
         ids = model.config.eos_token_id
@@ -88,7 +88,7 @@ def _reason(error: Exception) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars and load reports on the terminal: what matters of them is in the errors raised here."""
+    """Keep progress bars and load reports off the terminal; the errors raised here say what matters of them."""
     import transformers.utils.logging
 
     logging: Any = transformers.utils.logging
@@ -104,7 +104,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _check_complete(source: ModelSource, report: dict[str, Any]) -> None:
-    """Transformers fills what a checkpoint lacks with random numbers; here that is an error."""
+    """Raise EngineError for tensors that the checkpoint lacks: Transformers fills them with random numbers."""
     missing = sorted(report["missing_keys"])
     if missing:
         raise EngineError(

@@ -1,4 +1,4 @@
-"""Whether PyTorch can serve here; imports torch only where CUDA was asked for or might be there."""
+"""The check if PyTorch can serve here; imports torch only if CUDA is configured or may be present."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING
 
+from muai_lab.engines.architectures import encoder_decoder_refusal
 from muai_lab.engines.availability import Availability
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ KEYS: Mapping[str, str] = {
     "optimization.pytorch.max_model_len": "positions of a slot",
     "optimization.batcher.max_batch_size": "slots",
 }
-
-_ENCODER_DECODERS = ("t5", "mt5")
 
 
 def availability(optimization: OptimizationSettings) -> Availability:
@@ -45,7 +44,5 @@ def availability(optimization: OptimizationSettings) -> Availability:
 
 
 def supports(optimization: OptimizationSettings, source: ModelSource) -> str | None:
-    """Any decoder that Transformers can load, and T5; whether a decoder really runs is proved when it is loaded."""
-    if source.encoder_decoder and source.model_type not in _ENCODER_DECODERS:
-        return f"encoder-decoders of type {source.model_type!r} are not served, only {', '.join(_ENCODER_DECODERS)} are"
-    return None
+    """See `muai_lab.engines.catalogue.EngineKind`. Any decoder may do: the load proves that it runs."""
+    return encoder_decoder_refusal(source.model_type) if source.encoder_decoder else None

@@ -103,10 +103,6 @@ class World:
             return [self.quantile(q) for q in wanted]
         return [float(value) for value in np.quantile(self._sampled(), wanted)]
 
-    def share_below(self, limit_s: float) -> float:
-        """True share of the requests whose latency is at most the limit."""
-        return float((self._sampled() <= limit_s).mean())
-
     def _sampled(self) -> Floats:
         """Latencies of very long runs, of the requests that were due in their windows."""
         return _sampled(self)

@@ -1,4 +1,4 @@
-"""The contract of drivers: each runs one engine in a thread of its own, which owns the engine and its scheduler."""
+"""The contract of drivers: each runs one engine in a thread of its own, which owns the engine and its batcher."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Deliver = Callable[[Sequence[Event]], None]
 class EngineDriver(Protocol):
     """One engine thread. All methods may be called from other threads.
 
-    Whatever engine, scheduler or observers do, every request ends with an event (`Lost` if the engine died under it).
+    Whatever engine, batcher or observers do, every request ends with an event (`Lost` if the engine died under it).
 
     failure: why the engine can no longer run; None while it can.
     """
@@ -32,19 +32,19 @@ class EngineDriver(Protocol):
         """True while the engine's thread runs and its engine has not failed."""
 
     def add(self, request: GenerationRequest, *, suspect: bool = False) -> None:
-        """Queue a request; its events follow. suspect: see `Scheduler.add`."""
+        """Queue a request; its events follow. suspect: see `Batcher.add`."""
 
     def finish(self, request_id: str) -> None:
         """End a request with success: its text met a stop string."""
 
     def fail(self, request_id: str, *, status: str, message: str) -> None:
-        """End a request without a result (see `Scheduler.fail`) and free its slot before the next step."""
+        """End a request without a result (see `Batcher.fail`) and free its slot before the next step."""
 
     def show(self, events: Sequence[Event]) -> None:
-        """Show observers events from outside the scheduler; on the engine's thread, like all events."""
+        """Show observers events from outside the batcher; on the engine's thread, like all events."""
 
     def apply(self, change: Change) -> Future[None]:
-        """Change the scheduler between two steps. The future ends with what `change` raised, if it raised."""
+        """Change the batcher between two steps. The future ends with what `change` raised, if it raised."""
 
     def stalled_s(self) -> float:
         """Return the seconds that the present step has run for; 0 between steps."""

@@ -14,8 +14,8 @@ from muai_lab.stack.online.loop import Tap, TuningLoop
 
 if TYPE_CHECKING:
     from muai_lab.settings.schema import OptimizationSettings
+    from muai_lab.stack.batcher import Batcher
     from muai_lab.stack.online.knobs import Values
-    from muai_lab.stack.scheduler import Scheduler
     from muai_lab.stack.serving import Serving
 
 _CHANGE_S = 30.0  # what a change of settings may wait for the present step
@@ -111,9 +111,9 @@ class LiveSettings:
         if problems:
             raise SettingsError(problems)
 
-        def apply(scheduler: Scheduler, now: float) -> None:
-            scheduler.set_limits(limits, now)
-            scheduler.set_cache(cache_budget(wanted), wanted.cache.eviction_policy, now)
+        def apply(batcher: Batcher, now: float) -> None:
+            batcher.set_limits(limits, now)
+            batcher.set_cache(cache_budget(wanted), wanted.cache.eviction_policy, now)
 
         done = serving.driver.apply(apply)
         try:

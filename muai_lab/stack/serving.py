@@ -16,6 +16,7 @@ from muai_lab.stack.events import Observer
 from muai_lab.stack.limits import batch_limits
 from muai_lab.stack.scheduler import Scheduler
 from muai_lab.stack.step_driver import StepDriver
+from muai_lab.stack.stream_batcher import StreamBatcher
 from muai_lab.stack.streaming_driver import StreamingDriver
 
 if TYPE_CHECKING:
@@ -65,4 +66,4 @@ def _drive(
         )
         return StepDriver(engine, scheduler, deliver, observers=observers(engine.info))
     # An engine that schedules itself knows its own end-of-sequence tokens, and reports them as its finish reason.
-    return StreamingDriver(engine, Scheduler(limits, slots=engine.slots), deliver, observers=observers)
+    return StreamingDriver(engine, StreamBatcher(limits, slots=engine.slots), deliver, observers=observers)

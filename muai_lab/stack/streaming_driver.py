@@ -1,6 +1,6 @@
-"""The driver of engines that schedule their own steps: a thread with an event loop, in which the scheduler only admits.
+"""The driver of engines that schedule their own steps: a thread with an event loop, in which the batcher only admits.
 
-The thread owns scheduler and engine; commands reach them through its loop. The engine's steps are not visible: all
+The thread owns batcher and engine; commands reach them through its loop. The engine's steps are not visible: all
 tokens that it reports within one turn of the loop count as one step.
 """
 
@@ -20,7 +20,7 @@ from muai_lab.stack.driver import CLOSED, Deliver, EngineDriver
 from muai_lab.stack.events import Event, Failed, Observer, Step
 from muai_lab.stack.observers import ObserverList
 from muai_lab.stack.request import GenerationRequest
-from muai_lab.stack.scheduler import Scheduler
+from muai_lab.stack.stream_batcher import StreamBatcher
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class StreamingDriver(EngineDriver):
     def __init__(
         self,
         engine: StreamingEngine,
-        scheduler: Scheduler,
+        batcher: StreamBatcher,
         deliver: Deliver,
         *,
         observers: Callable[[EngineInfo], Sequence[Observer]] = lambda _info: (),
@@ -42,10 +42,10 @@ class StreamingDriver(EngineDriver):
     ) -> None:
         """Start the thread and load the model in it. Blocks until it is loaded; raises what `engine.start` raises.
 
-        scheduler: only its admission is used. observers: called once the engine is loaded.
+        observers: called once the engine is loaded.
         """
         self._engine = engine
-        self._scheduler = scheduler
+        self._batcher = batcher
         self._make_observers = observers
         self._observers = ObserverList()
         self._deliver = deliver
@@ -159,29 +159,29 @@ class StreamingDriver(EngineDriver):
 
     def _add(self, request: GenerationRequest, suspect: bool) -> None:
         now = self._clock()
-        self._scheduler.add(request, now, suspect=suspect)
+        self._batcher.add(request, now, suspect=suspect)
         if self._closed.is_set():
-            self._scheduler.fail(request.request_id, now, status="cancelled", message=CLOSED)
+            self._batcher.fail(request.request_id, now, status="cancelled", message=CLOSED)
         elif self.failure is not None:
-            self._scheduler.lose(request.request_id, now, message=self.failure)
+            self._batcher.lose(request.request_id, now, message=self.failure)
         self._admit()
 
     def _make(self, pending: PendingChange) -> None:
-        pending.make(self._scheduler, self._clock())
+        pending.make(self._batcher, self._clock())
         self._admit()
 
     def _finish(self, request_id: str) -> None:
-        self._scheduler.finish(request_id, self._clock())
+        self._batcher.finish(request_id, self._clock())
         self._abort(request_id)
         self._admit()
 
     def _fail_one(self, request_id: str, status: str, message: str) -> None:
-        self._scheduler.fail(request_id, self._clock(), status=status, message=message)
+        self._batcher.fail(request_id, self._clock(), status=status, message=message)
         self._abort(request_id)
         self._admit()
 
     def _begin_close(self) -> None:
-        self._scheduler.fail_all(self._clock(), status="cancelled", message=CLOSED)
+        self._batcher.fail_all(self._clock(), status="cancelled", message=CLOSED)
         self._flush()
         self._closed.set()
 
@@ -191,9 +191,9 @@ class StreamingDriver(EngineDriver):
             self._timer.cancel()
             self._timer = None
         if self.failure is None and not self._closed.is_set():
-            plan = self._scheduler.admit(self._clock())
+            plan = self._batcher.admit(self._clock())
             for chunk in plan.prefill:
-                request = self._scheduler.request_in(chunk.slot)
+                request = self._batcher.request_in(chunk.slot)
                 self._tasks[request.request_id] = self._loop.create_task(self._stream(request))
             if plan.wait_until is not None:
                 delay = max(0.0, plan.wait_until - self._clock())
@@ -224,10 +224,10 @@ class StreamingDriver(EngineDriver):
         except EngineError as error:
             self._die(error)
         except RequestError as error:
-            self._scheduler.fail(name, self._clock(), status=error.status, message=str(error))
+            self._batcher.fail(name, self._clock(), status=error.status, message=str(error))
         except Exception as error:  # noqa: BLE001 - a request must end, whatever the engine does
             message = f"engine {self._engine.info.name}: {type(error).__name__}: {error}"
-            self._scheduler.fail(name, self._clock(), status="error", message=message)
+            self._batcher.fail(name, self._clock(), status="error", message=message)
         finally:
             await stream.aclose()  # type: ignore[attr-defined] # an async generator; aborts what still runs
             self._tasks.pop(name, None)
@@ -237,15 +237,15 @@ class StreamingDriver(EngineDriver):
     def _take(self, request: GenerationRequest, report: StreamedTokens) -> None:
         at = report.at if report.at is not None else self._clock()
         name = request.request_id
-        if report.tokens and self._scheduler.output_tokens(name) == 0:
+        if report.tokens and self._batcher.output_tokens(name) == 0:
             self._prompt_tokens += len(request.prompt)
             if report.cached_tokens is not None:
-                self._scheduler.note_cached(name, report.cached_tokens, at)
+                self._batcher.note_cached(name, report.cached_tokens, at)
         self._in_flush[name] = self._in_flush.get(name, 0) + len(report.tokens)
-        self._scheduler.take(name, report.tokens, at)
+        self._batcher.take(name, report.tokens, at)
         if report.finish_reason is not None:
-            self._scheduler.finish(name, at, reason=report.finish_reason)
-        if self._scheduler.on_trial:
+            self._batcher.finish(name, at, reason=report.finish_reason)
+        if self._batcher.on_trial:
             self._admit()  # the next suspect, perhaps
         self._flush_soon()
 
@@ -260,7 +260,7 @@ class StreamingDriver(EngineDriver):
             return
         log.error("%s", error)
         self.failure = str(error)
-        self._scheduler.lose_all(self._clock(), message=self.failure)
+        self._batcher.lose_all(self._clock(), message=self.failure)
         for request_id in list(self._tasks):
             self._abort(request_id)
         self._flush()
@@ -273,7 +273,7 @@ class StreamingDriver(EngineDriver):
 
     def _flush(self) -> None:
         self._flushing = False
-        events = self._scheduler.take_events()
+        events = self._batcher.take_events()
         for event in events:
             if isinstance(event, Failed):  # its deadline passed, for example
                 self._abort(event.request_id)
@@ -286,12 +286,12 @@ class StreamingDriver(EngineDriver):
                     batch=len(self._in_flush),
                     prefill_tokens=self._prompt_tokens,
                     decode_tokens=sum(self._in_flush.values()),
-                    running=self._scheduler.running,
-                    waiting=self._scheduler.waiting,
-                    limit=self._scheduler.running_limit,
+                    running=self._batcher.running,
+                    waiting=self._batcher.waiting,
+                    limit=self._batcher.running_limit,
                 )
             )
-            self._scheduler.end_turn(sum(self._in_flush.values()), began=self._flushed_at, now=now)
+            self._batcher.end_turn(sum(self._in_flush.values()), began=self._flushed_at, now=now)
             self._flushed_at = now
             self._in_flush.clear()
             self._prompt_tokens = 0

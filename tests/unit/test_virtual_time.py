@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from muai_lab.engines.base import PrefillChunk
 from muai_lab.simulation.driver import VirtualDriver
 from muai_lab.simulation.engine import VirtualEngine
-from muai_lab.simulation.event_log import EventLog
 from muai_lab.simulation.step_time import EMBEDDED_CHAT, StepTime, StepWork
 from muai_lab.simulation.traffic import SimulatedRequest
 from muai_lab.stack.events import Admitted, CacheLookup, CacheState, Event, Finished, Queued, Rejected, Step, Token
@@ -29,6 +28,16 @@ FLAT = StepTime(
     decode_sequence_s=0.0,
     decode_position_s=0.0,
 )
+
+
+class EventLog:
+    """An observer that keeps every event as a line of text (floats in full precision), in order."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def observe(self, events: Sequence[Event]) -> None:
+        self.lines.extend(map(repr, events))
 
 
 class Seen:
@@ -176,8 +185,7 @@ def test_the_same_seed_gives_the_same_log_byte_for_byte_and_another_seed_another
 
     first, again, other = log(1), log(1), log(2)
 
-    assert first.lines == again.lines
-    assert first.digest() == again.digest() != other.digest()
+    assert first.lines == again.lines != other.lines
     assert len(first.lines) > 1000
     assert any(line.startswith("CacheLookup(") and not line.endswith("cached_tokens=0)") for line in first.lines)
 

@@ -69,7 +69,6 @@ class Block:
     ended_squares: int = 0
     output_tokens: int = 0
     service_s: float = 0.0
-    waits_s: float = 0.0
     admitted: int = 0
     looked_up: int = 0
     cached: int = 0
@@ -103,11 +102,6 @@ class Block:
     def running_when_short(self) -> float:
         """Mean of the sequences that ran while others waited; 0 if none ever waited."""
         return self.short_running / self.short_s if self.short_s else 0.0
-
-    @property
-    def mean_wait_s(self) -> float:
-        """From queued to admitted."""
-        return self.waits_s / self.admitted if self.admitted else 0.0
 
     @property
     def mean_service_s(self) -> float:
@@ -166,7 +160,6 @@ class TunerWindow:
                     self._queued(event)
                 elif isinstance(event, Admitted):
                     self._open.admitted += 1
-                    self._open.waits_s += event.at - event.queued_at
                 elif isinstance(event, Finished):
                     self._finished(event)
                 elif isinstance(event, CacheLookup):

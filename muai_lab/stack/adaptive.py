@@ -1,7 +1,7 @@
 """The running limit of `adaptive_batching`: how many sequences may run at this moment.
 
-Pure decisions over what the scheduler saw of its steps. A change is judged only by steps in which it had taken effect:
-after a cut, sequences above the limit first run out; after a raise, the batch first fills up.
+Pure decisions over the steps that the scheduler has seen. A change is judged only by steps in which it had taken
+effect: after a cut, the sequences above the limit first run to their end; after a raise, the batch first fills up.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _BLOCKS: Final = 6
 _LADDER: Final = 0.75  # from one limit to the next lower one that is tried
 _LEAST_GAIN: Final = 0.03
 _T_95: Final = 2.23  # Student's t, two-sided 95 %, 2 × 6 - 2 degrees of freedom
-_FIRST_PAUSE, _LONGEST_PAUSE = 8, 512  # blocks between two trials that brought nothing
+_FIRST_PAUSE, _LONGEST_PAUSE = 8, 512  # blocks between two trials without a gain
 
 
 @dataclass(frozen=True, slots=True)
 class StepSeen:
     """One step, as the running limit sees it. Times in monotonic seconds.
 
-    tokens: output tokens produced. running: sequences that ran. waited: work was waiting that only the limit kept out.
+    tokens: output tokens produced. running: sequences that ran. waited: True if only the limit kept requests waiting.
     """
 
     began: float
@@ -52,13 +52,13 @@ class RunningLimit(ABC):
         self.current = limits.max_batch_size
 
     def set_limits(self, limits: BatchLimits) -> None:
-        """Move within other bounds from now on."""
+        """Keep the limit within other bounds from now on."""
         self.limits = limits
         self.current = min(max(self.current, limits.min_batch_size), limits.max_batch_size)
 
     @abstractmethod
     def observe(self, step: StepSeen, gaps_s: list[float]) -> str | None:
-        """Take in a step; returns why the limit moved, None where it stays.
+        """Take in a step. Returns why the limit moved, None if it stays.
 
         gaps_s: inter-token gaps that ended with this step, in seconds.
         """
@@ -72,7 +72,7 @@ class FixedLimit(RunningLimit):
         self.limits, self.current = limits, limits.max_batch_size
 
     def observe(self, step: StepSeen, gaps_s: list[float]) -> str | None:
-        """Nothing to learn."""
+        """Keep the limit."""
         return None
 
 
@@ -116,7 +116,7 @@ class LatencyLimit(RunningLimit):
 
 @dataclass(slots=True)
 class _Block:
-    """Steps in a row under one limit, all with work waiting."""
+    """Consecutive steps under one limit, all with requests waiting."""
 
     began: float = 0.0
     steps: int = 0
@@ -125,18 +125,18 @@ class _Block:
 
 @dataclass(slots=True)
 class _Side:
-    """Throughput of one limit, block by block, in output tokens per second."""
+    """Throughput under one limit, in output tokens per second; one rate per block."""
 
     limit: int
     rates: list[float] = field(default_factory=list)
 
 
 class ThroughputLimit(RunningLimit):
-    """Hill-climbing on measured throughput: another limit is tried beside the present one, and kept if it is faster.
+    """Hill climbing on measured throughput: the limit tries another value, and keeps it if it is faster.
 
-    Only steps in which the limit is truly hit with work waiting count. A trial is kept when its mean exceeds the
-    present one's by more than Student's interval of the difference, and by more than 3 %. After one that brought
-    nothing the next waits twice as long.
+    Only steps in which the limit is reached while requests wait count. A trial is kept if its mean exceeds the present
+    one by more than Student's interval of the difference, and by more than 3 %. After a trial without a gain the next
+    one waits twice as long.
     """
 
     def __init__(self, limits: BatchLimits) -> None:
@@ -149,7 +149,7 @@ class ThroughputLimit(RunningLimit):
         self._next_pause = _FIRST_PAUSE
 
     def set_limits(self, limits: BatchLimits) -> None:
-        """See `RunningLimit.set_limits`; what was measured under other bounds is forgotten."""
+        """See `RunningLimit.set_limits`. Measurements under other bounds are dropped."""
         raised = limits.max_batch_size > self.limits.max_batch_size
         super().set_limits(limits)
         if raised:
@@ -164,7 +164,7 @@ class ThroughputLimit(RunningLimit):
             return None
         block = self._block
         if block.steps == 0:
-            # From the end of this step on: what lies between two steps belongs to what the limit costs.
+            # A block begins at the end of a step: the time between two steps is part of the limit's cost.
             block.began, block.steps = step.ended, 1
             return None
         block.steps += 1
@@ -192,7 +192,7 @@ class ThroughputLimit(RunningLimit):
         return "another limit is tried for throughput"
 
     def _neighbour(self) -> int:
-        """The limit to try next: one rung down or up, whichever was not tried last and lies within the bounds."""
+        """Return the limit to try next: one rung down or up, the one not tried last that lies within the bounds."""
         low, high, current = self.limits.min_batch_size, self.limits.max_batch_size, self.current
         below = max(low, min(current - 1, round(current * _LADDER)))
         above = min(high, max(current + 1, round(current / _LADDER)))
@@ -219,16 +219,16 @@ class ThroughputLimit(RunningLimit):
 
 
 def running_limit(limits: BatchLimits) -> RunningLimit:
-    """The running limit that the configured limits ask for."""
+    """Return the kind of running limit that is configured."""
     if not limits.adaptive or limits.min_batch_size == limits.max_batch_size:
         return FixedLimit(limits)
     return ThroughputLimit(limits) if limits.latency_target_s is None else LatencyLimit(limits)
 
 
 class LimitKeeper:
-    """The running limit of one scheduler, whatever kind it is, and the events of its moves.
+    """The running limit of one batcher, of any kind, and the events of its moves.
 
-    gaps_s: times between two tokens of one sequence since the last step was observed; the scheduler fills it.
+    gaps_s: times between two tokens of one sequence since the last step was observed; the batcher fills it.
     """
 
     def __init__(self, limits: BatchLimits) -> None:
@@ -241,7 +241,7 @@ class LimitKeeper:
         return self._limit.current
 
     def set_limits(self, limits: BatchLimits, now: float) -> list[Event]:
-        """Move within other bounds, and in another way if they ask for it."""
+        """Keep the limit within other bounds, with another kind of limit if they configure one."""
         before, wanted = self._limit.current, running_limit(limits)
         if type(wanted) is type(self._limit):
             self._limit.set_limits(limits)
@@ -250,7 +250,7 @@ class LimitKeeper:
         return self._moved(before, "the limits were changed", now)
 
     def observe(self, step: StepSeen) -> list[Event]:
-        """Take in a step, and the gaps between tokens that it ended."""
+        """Take in a step, and the gaps between tokens that ended with it."""
         gaps_s, self.gaps_s = self.gaps_s, []
         if isinstance(self._limit, FixedLimit):
             return []

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from muai_lab.errors import InvalidRequest, Overloaded
 
-# What a rejected client is asked to wait. A constant, since the queue's own pace is not known before it moves.
+# Seconds after which a rejected client may try again. A constant: the pace of the queue is not known before it moves.
 RETRY_AFTER_S = 1.0
 
 
 def check_room(sequences: int, open_requests: int, slots: int, capacity: int | None) -> None:
     """Refuse sequences of one request that cannot be queued together.
 
-    open_requests: sequences that run or wait. capacity: most that may wait, None for no bound.
+    Args:
+        sequences: Sequences of the request.
+        open_requests: Sequences that run or wait.
+        slots: Slots of the engine.
+        capacity: Most sequences that may wait, None for no bound.
 
     Raises:
-        InvalidRequest: they never fit, however empty the queue is.
-        Overloaded: they do not fit now.
+        InvalidRequest: They never fit, however empty the queue is.
+        Overloaded: They do not fit now.
     """
-    # Counted from the slots, not by who waits: right after a burst, requests wait only for the engine's thread to look
-    # into its inbox.
+    # Counted from the slots, not from the waiting requests: right after a burst, requests wait only until the engine's
+    # thread reads its inbox.
     if capacity is None or open_requests - slots + sequences <= capacity:
         return
     if sequences > slots + capacity:

@@ -1,4 +1,4 @@
-"""What the stack refuses before it queues a request, and why."""
+"""The checks of a request before it is queued."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from muai_lab.engines.ranges import MAX_TOKENS, PRIORITY, TEMPERATURE, TIMEOUT_S
 from muai_lab.errors import InvalidRequest
 from muai_lab.stack.request import GenerationRequest
 
-_MOST_DIGITS = 40  # of a number that an error repeats
+_MOST_DIGITS = 40  # of a number in an error message
 
 
 def check_request(request: GenerationRequest, engine: Engine, *, vocabulary: int) -> None:
-    """Raise InvalidRequest, naming the parameter, for a request that this engine can never serve."""
+    """Raise InvalidRequest, with the name of the parameter, for a request that this engine can never serve."""
     _check_prompt(request.prompt, vocabulary)
     _check_sampling(request.sampling)
     if request.timeout_s is not None:
@@ -32,7 +32,7 @@ def _check_range(name: str, value: float, numbers: TokenRange) -> None:
 
 
 def _shown(value: float) -> str:
-    """The number, cut short; Python prints no integer of more than some thousand digits."""
+    """Return the number as text, shortened: Python converts no integer of more than a few thousand digits."""
     if isinstance(value, int) and abs(value) >= 10**_MOST_DIGITS:
         return f"an integer of more than {_MOST_DIGITS} digits"
     return str(value)

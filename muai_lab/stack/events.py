@@ -1,4 +1,4 @@
-"""What the stack tells its observers.
+"""The events that the stack shows to its observers.
 
 Metrics, spans, anomaly windows and the tuner's window are observers. Times are monotonic seconds. Observers are called
 from the engine's thread, must return fast and must not raise.
@@ -40,7 +40,7 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True)
 class CacheLookup:
-    """A prompt was looked up in a prefix cache, once. cached_tokens: how many of its tokens were served from there."""
+    """A prompt was looked up in a prefix cache, once. cached_tokens: prompt tokens that the cache served."""
 
     request_id: str
     at: float
@@ -50,7 +50,7 @@ class CacheLookup:
 
 @dataclass(frozen=True, slots=True)
 class CacheState:
-    """How full the prefix cache is, told where that changed. evicted_blocks: since the last such event."""
+    """The contents of the prefix cache changed. evicted_blocks: since the last such event."""
 
     at: float
     stored_bytes: int
@@ -64,7 +64,7 @@ class Step:
     """One engine step ran from `began` to `at`.
 
     batch: sequences that were computed. prefill_tokens: prompt tokens computed. running, waiting: after the step.
-    limit: most sequences that might run, None where that is not known.
+    limit: most sequences that might run, None if that is not known.
     """
 
     at: float
@@ -79,9 +79,9 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class StepFailed:
-    """An engine step raised, and the engine goes on: its culprit fails, the others are computed again.
+    """An engine step raised, and the engine continues: its culprit fails, the others are computed again.
 
-    batch: sequences that it computed. culprit: the request that is to blame, None while it is not known.
+    batch: sequences that it computed. culprit: the request that causes the failure, None while it is not known.
     """
 
     at: float
@@ -93,7 +93,7 @@ class StepFailed:
 
 @dataclass(frozen=True, slots=True)
 class LimitMoved:
-    """The running limit of sequences moved from `before` to `after`: adaptive batching, or other settings."""
+    """The running limit moved from `before` to `after`, by adaptive batching or a change of settings."""
 
     at: float
     before: int
@@ -105,7 +105,7 @@ class LimitMoved:
 class Token:
     """One output token was produced. index: 0 for the first.
 
-    Not frozen like the others, since there is one for every token: it is made in a third of the time.
+    Not frozen like the others, because there is one for every token: creating it takes a third of the time.
     """
 
     request_id: str
@@ -143,7 +143,7 @@ class Failed:
 class Lost:
     """The engine died under a request; the stack runs it again on the next engine, or ends it (`Failed` follows).
 
-    suspect: the engine was computing it, so that it may be the reason.
+    suspect: the engine was computing it, so it may be the cause.
     """
 
     request_id: str
@@ -157,8 +157,8 @@ class Lost:
 class Tuned:
     """The online tuner decided. knob: the setting that moved from `before` to `after`.
 
-    outcome: `began` (where it stands when the tuner begins), `restored` (moved to what was good before a restart),
-    `tried` (moved, to see), `kept` (the trial helped), `reverted` (moved back: it did not).
+    outcome: `began` (its value when the tuner begins), `restored` (moved to the value that was good before a restart),
+    `tried` (moved for a trial), `kept` (the trial helped), `reverted` (moved back: it did not).
     """
 
     at: float
@@ -171,9 +171,9 @@ class Tuned:
 
 @dataclass(frozen=True, slots=True)
 class TunerNoted:
-    """The online tuner moved nothing, but changed its mind.
+    """The online tuner changed its search without moving a setting.
 
-    kind: `shift` (another workload: it starts its search anew) or `rest` (nothing helped: it leaves things alone).
+    kind: `shift` (another workload: the search starts over) or `rest` (nothing helped: the tuner pauses).
     """
 
     at: float

@@ -1,4 +1,4 @@
-"""What a stack tells about itself."""
+"""The facts and the load that a stack reports."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from muai_lab.models.registry import ModelSource
 
 @dataclass(frozen=True, slots=True)
 class StackInfo:
-    """What serves: recorded with every result. skipped: engines that were preferred, and why they do not serve."""
+    """The serving model and engine, recorded with every result. skipped: preferred engines that do not serve, why."""
 
     model: str
     source: ModelSource
@@ -21,7 +21,7 @@ class StackInfo:
 
 @dataclass(frozen=True, slots=True)
 class StackCounts:
-    """Requests waiting for admission, sequences running, and slots there are."""
+    """Requests that wait for admission, sequences that run, and slots of the engine."""
 
     waiting: int
     running: int

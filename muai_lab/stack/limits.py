@@ -1,4 +1,4 @@
-"""What the batcher may do: the configured limits, and the running limit that adapts between them."""
+"""The limits of the batcher, as configured."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class BatchLimits:
-    """What the batcher may do.
+    """The limits of the batcher.
 
     max_batch_size: most sequences that run at once (<= the engine's slots). min_batch_size: a batch starts once this
     many wait. timeout_s: or once the oldest has waited this long. max_prefill_tokens: prompt tokens computed in one
-    step, which bounds how long running sequences stand still. adaptive: move the running limit between min_batch_size
+    step, which bounds how long running sequences are stalled. adaptive: move the running limit between min_batch_size
     and max_batch_size. latency_target_s: inter-token latency that `adaptive` keeps to; None: it keeps the best measured
     throughput.
     """
@@ -34,13 +34,13 @@ class BatchLimits:
             raise ValueError(f"max_prefill_tokens must be at least 1, not {self.max_prefill_tokens}")
 
     def checked(self, slots: int) -> BatchLimits:
-        """The same. Raises ValueError if the engine has fewer slots."""
+        """Return these limits. Raises ValueError if the engine has fewer slots."""
         if self.max_batch_size > slots:
             raise ValueError(f"max_batch_size {self.max_batch_size} is more than the engine's {slots} slots")
         return self
 
     def within(self, slots: int) -> BatchLimits:
-        """The same for an engine that has no more than `slots` slots."""
+        """Return the limits for an engine with `slots` slots."""
         return replace(
             self,
             max_batch_size=min(self.max_batch_size, slots),
@@ -49,7 +49,7 @@ class BatchLimits:
 
 
 def batch_limits(optimization: OptimizationSettings) -> BatchLimits:
-    """What the settings allow; without batching one request runs at a time, and none is held."""
+    """Return the configured limits. Without batching one request runs at a time, and none is held."""
     batcher = optimization.batcher
     if not (optimization.enabled and batcher.enabled):
         return BatchLimits(1, max_prefill_tokens=batcher.max_prefill_tokens)
@@ -64,7 +64,7 @@ def batch_limits(optimization: OptimizationSettings) -> BatchLimits:
 
 
 def engine_slots(optimization: OptimizationSettings) -> int:
-    """Slots that an engine is opened with: room for the largest batch that live changes may ask for."""
+    """Return the slots to open an engine with: room for the largest batch that live changes may configure."""
     batcher = optimization.batcher
     if not (optimization.enabled and batcher.enabled):
         return 1

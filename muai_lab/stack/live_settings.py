@@ -1,4 +1,4 @@
-"""The settings of a running stack: changed by its operator, moved by its tuner, in force between two steps."""
+"""The settings of a running stack: changed by its operator, moved by its tuner, applied between two steps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from muai_lab.stack.online.knobs import Values
     from muai_lab.stack.serving import Serving
 
-_CHANGE_S = 30.0  # what a change of settings may wait for the present step
+_CHANGE_S = 30.0  # that a change of settings waits for the present step
 
 _TOO_LARGE = (
     "optimization.batcher.max_batch_size = {}: the engine was opened with {} slots; for more, start the server with "
@@ -31,9 +31,9 @@ _OWN_CACHE = (
 
 
 class LiveSettings:
-    """What is in force, and the tuner that moves it. Belongs to one event loop, like the stack.
+    """The settings in force, and the tuner that moves them. Belongs to one event loop, like the stack.
 
-    serving: the engine that serves at the moment of the call, and its driver.
+    serving: returns the present engine and its driver.
     """
 
     def __init__(self, model: str, optimization: OptimizationSettings, serving: Callable[[], Serving]) -> None:
@@ -41,19 +41,19 @@ class LiveSettings:
         self.tap = Tap()
         self._model = model
         self._serving = serving
-        self._configured = optimization  # without what the tuner moved
+        self._configured = optimization  # without the tuner's moves
         self._changing = asyncio.Lock()
         self._tuner: TuningLoop | None = None
         self._tuning: asyncio.Task[None] | None = None
 
     @property
     def tuning(self) -> bool:
-        """Whether the tuner was started; with `tuner.enabled` off it never is."""
+        """True if the tuner was started; with `tuner.enabled` off it never is."""
         return self._tuning is not None
 
     @property
     def good(self) -> Values | None:
-        """The best values that the tuner knows, for the one that follows it on another engine."""
+        """The best values that the tuner has found, for its successor on another engine."""
         return None if self._tuner is None else self._tuner.good
 
     async def change(self, changes: Mapping[str, Any]) -> None:
@@ -69,7 +69,7 @@ class LiveSettings:
         self.tune_anew()
 
     def tune_anew(self, start: Values | None = None) -> None:
-        """Begin to tune what serves now under the settings as they are now, or stop. start: where to begin."""
+        """Start the tuner anew for the present engine and settings, or stop it. start: values to begin with."""
         self.stop_tuning()
         if not (self._configured.enabled and self._configured.tuner.enabled):
             return
@@ -89,13 +89,13 @@ class LiveSettings:
         self._tuning = asyncio.get_running_loop().create_task(self._tuner.run(), name=f"tuner of {self._model}")
 
     def stop_tuning(self) -> None:
-        """End the tuner; what it moved stays in force."""
+        """End the tuner. The values that it moved stay in force."""
         if self._tuning is not None:
             self._tuning.cancel()
         self._tuner = self._tuning = None
 
     def forget_loop(self) -> None:
-        """The event loop that the tuner ran on is gone, and so is the tuner."""
+        """Drop the tuner, because the event loop that it ran on has ended."""
         self._tuner = self._tuning = None
 
     async def _apply_tuned(self, changes: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The observers of one stack: shown every event, and kept from doing harm."""
+"""The observers of one stack, which see every event; a faulty one is isolated."""
 
 from __future__ import annotations
 
@@ -21,6 +21,6 @@ class ObserverList:
         for observer in tuple(self._observers):
             try:
                 observer.observe(events)
-            except Exception:  # an observer's mistake must not end the requests that it looks at
+            except Exception:  # a fault of an observer must not end the requests
                 log.exception("observer %r failed; it gets no more events", observer)
                 self._observers.remove(observer)

@@ -1,4 +1,4 @@
-"""Where each request of a scheduler is: in the queue, or in a slot."""
+"""The place of each request of a batcher: in the queue, or in a slot."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Places:
 
     Invariant: free slots + running sequences = slots. waiting: without a slot. running: by name, in the order of their
     admission; each is in `prefilling` (its prompt is not complete) or in `decoding`. free: a heap, so that low slots
-    are used again first and rows stay dense. released: slots that the engine has not been told to release yet.
+    are reused first and rows stay dense. released: slots that the engine must release next.
     """
 
     def __init__(self, slots: int) -> None:
@@ -27,20 +27,20 @@ class Places:
         self.released: list[int] = []
 
     def find(self, name: str) -> SequenceState | None:
-        """The request of that name, None once it has ended."""
+        """Return the request of that name, None once it has ended."""
         return self.waiting.get(name) or self.running.get(name)
 
     def deadline_of(self, name: str) -> float | None:
-        """Monotonic seconds; None for a request that has none, or that has ended."""
+        """Return a deadline in monotonic seconds; None for a request that has none, or that has ended."""
         sequence = self.find(name)
         return None if sequence is None else sequence.deadline
 
     def names(self, slots: Iterable[int]) -> list[str]:
-        """The requests in these slots; free ones are left out."""
+        """Return the names of the requests in these slots, without the free ones."""
         return [self.by_slot[slot].request.request_id for slot in slots if slot in self.by_slot]
 
     def enter(self, sequence: SequenceState) -> int:
-        """Give a waiting sequence a slot."""
+        """Give a waiting sequence a slot, and return it."""
         name = sequence.request.request_id
         self.waiting.pop(name)
         slot = heapq.heappop(self.free)
@@ -49,7 +49,7 @@ class Places:
         return slot
 
     def leave(self, sequence: SequenceState) -> None:
-        """Free the slot of a sequence; one that has none is left alone."""
+        """Free the slot of a sequence; without a slot nothing happens."""
         if sequence.slot is not None:
             del self.running[sequence.request.request_id]
             del self.by_slot[sequence.slot]
@@ -60,14 +60,14 @@ class Places:
             sequence.slot = None
 
     def withdraw(self, name: str) -> SequenceState | None:
-        """Take a request out, wherever it is; None if it has ended."""
+        """Remove a request from the queue or its slot, and return it; None if it has ended."""
         sequence = self.waiting.pop(name) or self.running.get(name)
         if sequence is not None:
             self.leave(sequence)
         return sequence
 
     def put_back(self, sequences: Sequence[SequenceState], *, in_prompt: bool) -> None:
-        """Have running sequences wait for a slot again, in which all that they had is computed anew.
+        """Move running sequences back to the queue; in their next slots everything is computed again.
 
         in_prompt: see `SequenceState.begin_again`.
         """
@@ -77,7 +77,7 @@ class Places:
         self.waiting.put_back((sequence.request.request_id, sequence) for sequence in sequences)
 
     def take_released(self) -> tuple[int, ...]:
-        """Slots that the engine is to release now."""
+        """Return the slots that the engine must release now."""
         released = tuple(self.released)
         self.released.clear()
         return released

@@ -1,4 +1,4 @@
-"""What a scheduler asks of an engine in one step."""
+"""One engine step, as planned by the scheduler."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from muai_lab.stack.prefix_reuse import CopyIn, CopyOut
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The next step: free the slots in `release`, then decode, and prefill what joins.
+    """The next step: release slots, then decode, and prefill the prompts that join.
 
-    copy_out: what the prefix cache keeps of slots, copied before any is released. copy_in: what it gives to those that
-    join, copied before they prefill. Nothing to prefill or decode: sleep until `wait_until`, or until something is
-    added (None).
+    copy_out: blocks of slots that the prefix cache keeps, copied before any slot is released. copy_in: cached blocks
+    for sequences that join, copied before they prefill. If there is nothing to prefill or decode, the driver sleeps
+    until `wait_until`, or until a request is added (None).
     """
 
     release: tuple[int, ...] = ()
@@ -26,5 +26,5 @@ class Plan:
 
     @property
     def empty(self) -> bool:
-        """True if there is nothing for the engine to do."""
+        """True if there is nothing to compute."""
         return not self.prefill and not self.decode

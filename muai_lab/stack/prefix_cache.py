@@ -1,10 +1,10 @@
-"""The prefix cache: which blocks of earlier prompts and outputs are kept, found again, and given up.
+"""The prefix cache: the blocks of earlier prompts and outputs that are stored, found again, and evicted.
 
-Bookkeeping only: what a block holds is the engine's, and copying it is the driver's. No clock is read either, since the
-order of use is counted. A block is `block_tokens` tokens of one sequence, all of which come after the tokens of its
-parent, so the blocks form a tree, and a prefix is a path from its root. Blocks are found by chained digests: that of a
-block covers the model, the tenant's salt and every token up to the block's end. A digest only says where to look; that
-the tokens, the parent and the salt are the very same is checked besides.
+It only keeps the index: the engine owns the contents of blocks, and the driver copies them. It reads no clock, because
+it counts uses. A block holds `block_tokens` tokens of one sequence, which follow the tokens of its parent. So the
+blocks form a tree, and a prefix is a path from its root. Blocks are found by chained digests: the digest of a block
+covers the model, the tenant's salt and every token up to the block's end. A match also compares tokens, parent and
+salt, so equal digests of different blocks do no harm.
 
 Source of the scheme: vLLM's automatic prefix caching, https://docs.vllm.ai/en/latest/design/prefix_caching.html
 """
@@ -23,7 +23,7 @@ from muai_lab.engines.base import KVBlock
 Policy = Literal["lru", "fifo"]
 
 BLOCK_TOKENS = 16
-"""Half a block is recomputed on average where a prefix ends; smaller blocks cost more to look up and to copy."""
+"""On average half a block is recomputed at the end of a prefix; smaller blocks cost more to look up and to copy."""
 
 
 class CachedBlock:
@@ -32,13 +32,13 @@ class CachedBlock:
     __slots__ = ("children", "digest", "found", "parent", "payload", "pins", "serial", "tokens", "used")
 
     def __init__(self, digest: bytes, parent: CachedBlock | str, tokens: bytes, serial: int) -> None:
-        """parent: the block before, or the salt where there is none."""
+        """parent: the block before, or the salt of the first one."""
         self.digest = digest
         self.parent = parent
         self.tokens = tokens
-        self.serial = serial  # counts blocks in the order in which they were stored
-        self.used = 0  # the last use of the block, or of one behind it that was evicted since
-        self.found = False  # by a prompt that had no further one
+        self.serial = serial  # numbers blocks in the order in which they were stored
+        self.used = 0  # the last use of the block, or of an evicted child
+        self.found = False  # as the last block of a match
         self.children = 0
         self.pins = 0
         self.payload: KVBlock | None = None
@@ -48,7 +48,7 @@ class CachedBlock:
 class Match:
     """The longest prefix found. It stays in the cache until it is released.
 
-    tokens: how many it covers. beyond: digest of the whole block of the prompt that comes next, empty if there is none.
+    tokens: tokens that it covers. beyond: digest of the next whole block of the prompt, empty if there is none.
     """
 
     blocks: tuple[CachedBlock, ...]
@@ -58,9 +58,9 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """Blocks that have a place in the cache now; they stay until their payloads are filled in.
+    """Blocks that were added to the cache; they stay until their payloads are filled in.
 
-    They cover the positions from `begin`, one after the other, `block_tokens` each.
+    They cover consecutive positions from `begin`, `block_tokens` each.
     """
 
     begin: int
@@ -70,7 +70,7 @@ class Store:
 
 @dataclass(frozen=True, slots=True)
 class CacheCounts:
-    """Bytes and blocks that are stored. evicted_blocks: from the beginning."""
+    """Bytes and blocks that are stored. evicted_blocks: since the beginning."""
 
     stored_bytes: int
     blocks: int
@@ -80,8 +80,8 @@ class CacheCounts:
 class PrefixCache:
     """Blocks of earlier sequences, under a budget of bytes that is never exceeded.
 
-    Only leaves are evicted, so a block that is kept can always be reached. `lru` evicts the least recently used leaf,
-    `fifo` the one that was stored first. What a match holds is pinned until it is released, what is stored until it is
+    Only leaves are evicted, so every stored block can be reached. `lru` evicts the least recently used leaf, `fifo` the
+    one that was stored first. The blocks of a match are pinned until it is released, those of a store until it is
     filled in.
     """
 
@@ -94,7 +94,7 @@ class PrefixCache:
         policy: Policy = "lru",
         seed: str = "",
     ) -> None:
-        """block_bytes: of every payload. seed: what else must be equal for a block to be of use: model and dtype."""
+        """block_bytes: size of every payload. seed: part of every digest; names the model and its dtype."""
         self.block_bytes = block_bytes
         self.block_tokens = block_tokens
         self._budget = budget_bytes
@@ -113,22 +113,22 @@ class PrefixCache:
 
     @property
     def policy(self) -> Policy:
-        """What is evicted first."""
+        """The order of eviction."""
         return self._policy
 
     @property
     def on(self) -> bool:
-        """Whether anything can be stored at all."""
+        """True if the budget holds at least one block."""
         return self._budget >= self.block_bytes
 
     @property
     def counts(self) -> CacheCounts:
-        """What is stored, and what happened so far."""
+        """Counts of the stored and the evicted blocks."""
         count = len(self._blocks)
         return CacheCounts(count * self.block_bytes, count, self._evicted)
 
     def match(self, prompt: Sequence[int], salt: str = "") -> Match:
-        """The longest stored prefix of the prompt; at least its last token is left to compute. Release it after use."""
+        """Find the longest stored prefix of the prompt, without its last token. Release the match after use."""
         pieces = self._pieces(prompt)
         digests = self._digests(pieces, salt)
         findable = max(len(prompt) - 1, 0) // self.block_tokens
@@ -136,18 +136,18 @@ class PrefixCache:
         self._uses += 1
         if found:
             found[-1].used = self._uses
-            found[-1].pins += 1  # what comes before it has a child, and so stays too
+            found[-1].pins += 1  # the blocks before it have a child, so they stay too
         beyond = digests[len(found)] if len(found) < len(digests) else b""
         return Match(tuple(found), len(found) * self.block_tokens, beyond)
 
     def release(self, match: Match) -> None:
-        """The match has been copied, or is no longer wanted."""
+        """Unpin a match that was copied, or is not needed any more."""
         if match.blocks:
             match.blocks[-1].pins -= 1
-            self._shrink_to(self._budget)  # where the budget was lowered meanwhile
+            self._shrink_to(self._budget)  # if the budget was lowered meanwhile
 
     def store(self, tokens: Sequence[int], salt: str = "") -> Store:
-        """Give a place to every whole block of the tokens that has none, from the front, as far as the budget goes."""
+        """Add every whole block of the tokens that is not stored, from the front, as far as the budget allows."""
         pieces = self._pieces(tokens)
         digests = self._digests(pieces, salt)
         path = self._follow(pieces, digests, salt)
@@ -158,7 +158,7 @@ class PrefixCache:
             path[-1].used = self._uses
         for digest, piece in zip(digests[known:], pieces[known:], strict=True):
             if digest in self._blocks or not self._make_room(parent):
-                break  # the first would be another block with the same digest
+                break  # a block in the first case is another one with the same digest
             parent = self._add(CachedBlock(digest, parent, piece, self._serials))
             path.append(parent)
         if len(path) > known:
@@ -167,7 +167,7 @@ class PrefixCache:
         return Store(known * self.block_tokens, tuple(path[known:]), self.block_tokens)
 
     def fill(self, store: Store, payloads: Sequence[KVBlock]) -> None:
-        """Take in what the engine copied. Raises ValueError for a payload of another size than was announced."""
+        """Take in the blocks that the engine copied. Raises ValueError for a payload of another size."""
         for block, payload in zip(store.blocks, payloads, strict=True):
             if payload.nbytes != self.block_bytes:
                 raise ValueError(f"a block of the cache has {payload.nbytes} bytes, not {self.block_bytes}")
@@ -177,24 +177,24 @@ class PrefixCache:
             self._shrink_to(self._budget)
 
     def clear(self) -> None:
-        """Forget everything, what is pinned too: its matches and stores are of no more use."""
+        """Drop every block, also the pinned ones: their matches and stores must not be used any more."""
         self._evicted += len(self._blocks)
         self._blocks.clear()
         self._leaves.clear()
 
     def resize(self, budget_bytes: int) -> None:
-        """Change the budget; what is too much is evicted at once, pinned blocks when they are released."""
+        """Change the budget. The excess is evicted at once, pinned blocks when they are released."""
         self._budget = budget_bytes
         self._shrink_to(budget_bytes)
 
     def set_policy(self, policy: Policy) -> None:
-        """Change the policy; what is stored stays."""
+        """Change the policy; stored blocks stay."""
         self._policy = policy
         self._leaves = [(self._rank(leaf), leaf.serial, leaf) for leaf in self._blocks.values() if not leaf.children]
         heapq.heapify(self._leaves)
 
     def _pieces(self, tokens: Sequence[int]) -> list[bytes]:
-        """The whole blocks of the tokens, four bytes a token."""
+        """Return the whole blocks of the tokens, four bytes per token."""
         data = array("I", tokens).tobytes()
         width = 4 * self.block_tokens
         return [data[begin : begin + width] for begin in range(0, len(data) - width + 1, width)]
@@ -228,7 +228,7 @@ class PrefixCache:
         return block
 
     def _make_room(self, parent: CachedBlock | str) -> bool:
-        """Evict until one more block fits, but nothing of the path that it is to be part of."""
+        """Evict until one more block fits, but nothing of the path to its parent."""
         if isinstance(parent, str):
             return self._shrink_to(self._budget - self.block_bytes)
         parent.pins += 1
@@ -238,7 +238,7 @@ class PrefixCache:
             parent.pins -= 1
 
     def _shrink_to(self, size: int) -> bool:
-        """Evict until at most `size` bytes are stored; False where what is pinned does not allow it."""
+        """Evict until at most `size` bytes are stored. Returns False if pinned blocks do not allow it."""
         pinned: list[CachedBlock] = []
         while len(self._blocks) * self.block_bytes > size and self._leaves:
             self._evict_one(pinned)
@@ -247,10 +247,10 @@ class PrefixCache:
         return len(self._blocks) * self.block_bytes <= size
 
     def _evict_one(self, pinned: list[CachedBlock]) -> None:
-        """Take the first of the leaves and evict it, unless its entry is out of date or it is pinned.
+        """Take the first leaf and evict it, unless it is pinned or its entry is out of date.
 
-        An entry is out of date when its block has gone, has got children, or was used since. A block gets a new entry
-        when it becomes a leaf again, and a used one here.
+        An entry is out of date if its block is gone, has children, or was used since. A block gets a new entry when it
+        becomes a leaf again; a block that was used gets it here.
         """
         rank, _, block = heapq.heappop(self._leaves)
         if block.children or self._blocks.get(block.digest) is not block:
@@ -274,5 +274,5 @@ class PrefixCache:
         heapq.heappush(self._leaves, (self._rank(block), block.serial, block))
 
     def _rank(self, block: CachedBlock) -> int:
-        """What is evicted first has the least."""
+        """Return the rank of a leaf; the lowest is evicted first."""
         return block.used if self._policy == "lru" else block.serial

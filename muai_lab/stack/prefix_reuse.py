@@ -1,8 +1,8 @@
-"""Which cached prefixes go into which slots, and what of the slots is kept: a scheduler's use of the prefix cache.
+"""A batcher's use of the prefix cache: cached prefixes go into slots, and the contents of slots into the cache.
 
-Pure decisions like the scheduler's own. A plan says what is to be copied, in this order: out of slots whose sequences
-computed something new (`CopyOut`), then, when the slots of ended sequences are released, into the slots of those that
-join (`CopyIn`). So what one sequence leaves behind can serve the next one in the same step.
+Pure decisions, like the batcher's own. A plan lists the copies, in this order: out of slots whose sequences computed
+something new (`CopyOut`), then, after the slots of ended sequences are released, into the slots of those that join
+(`CopyIn`). So the blocks of one sequence can serve the next one in the same step.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from muai_lab.stack.sharing import SharingWatch
 
 @dataclass(frozen=True, slots=True)
 class CopyOut:
-    """Copy positions of a slot into the blocks of `store`, then say so (`Scheduler.copied_out`)."""
+    """Copy positions of a slot into the blocks of `store`; `Scheduler.copied_out` takes in the result."""
 
     slot: int
     store: Store
@@ -34,7 +34,7 @@ class CopyIn:
 
     @property
     def payloads(self) -> list[KVBlock]:
-        """What is written to the first positions of the slot; the plan's copies out have filled all of it in."""
+        """The blocks for the first positions of the slot; the plan's copies out have filled them all in."""
         return [block.payload for block in self.match.blocks if block.payload is not None]
 
 
@@ -42,11 +42,11 @@ NO_MATCH = Match((), 0)
 
 
 class PrefixReuse:
-    """The prefix cache as one scheduler uses it; without a cache, or one that has no budget, nothing is reused.
+    """The prefix cache as one batcher uses it. Without a cache, or without a budget, nothing is reused.
 
-    Prompts are looked up when they are admitted, and kept once they are computed, so that those which run at the same
-    time share them too; their outputs are kept when they end, since the next turn of a conversation begins with them.
-    While prompts share nothing, nothing is kept.
+    Prompts are looked up when they are admitted, and stored once they are computed, so that requests which run at the
+    same time share them too. Outputs are stored when they end, because the next turn of a conversation begins with
+    them. While prompts share nothing, nothing is stored (see `SharingWatch`).
     """
 
     def __init__(self, cache: PrefixCache | None) -> None:
@@ -60,31 +60,31 @@ class PrefixReuse:
 
     @property
     def on(self) -> bool:
-        """Whether anything is looked up and kept."""
+        """True if prompts are looked up and stored."""
         return self.cache is not None and self.cache.on
 
     def find(self, request: GenerationRequest) -> Match:
-        """The longest prefix of a prompt that is cached; `use` it or `drop` it."""
+        """Find the longest cached prefix of a prompt; `use` it or `drop` it."""
         if self.cache is None or not self.cache.on:
             return NO_MATCH
         return self.cache.match(request.prompt, request.cache_salt)
 
     def drop(self, match: Match) -> None:
-        """The request does not join after all."""
+        """Unpin the match of a request that does not join."""
         if self.cache is not None:
             self.cache.release(match)
 
     def use(self, match: Match, slot: int) -> None:
-        """Copy the prefix into the slot that its request has got."""
+        """Plan to copy the prefix into the slot of its request."""
         if self.on:
             self._sharing.admitted(match)
         if match.blocks:
             self._ins.append(CopyIn(slot, match))
 
     def keep(self, slot: int, tokens: Sequence[int], salt: str) -> None:
-        """Keep the whole blocks of a slot's tokens, as far as they are not kept already and that is worth it.
+        """Store the whole blocks of a slot's tokens, unless they are stored already or storing is not worth it.
 
-        The slot holds all of them.
+        The slot must hold all of the tokens.
         """
         if self.cache is not None and self.cache.on and self._sharing.worth_keeping:
             store = self.cache.store(tokens, salt)
@@ -92,7 +92,7 @@ class PrefixReuse:
                 self._outs.append(CopyOut(slot, store))
 
     def copies(self) -> tuple[tuple[CopyOut, ...], tuple[CopyIn, ...]]:
-        """What the next plan copies."""
+        """Return the copies of the next plan."""
         outs, ins = tuple(self._outs), tuple(self._ins)
         self._outs, self._ins = [], []
         self._copying += [copy.match for copy in ins]
@@ -104,43 +104,43 @@ class PrefixReuse:
             self.cache.fill(copy.store, payloads)
 
     def copied_in(self) -> None:
-        """The plan was carried out, or never will be: what it copied from may be evicted again."""
+        """Unpin the blocks that the last plan copied from: it was carried out, or never will be."""
         for match in self._copying:
             self.drop(match)
         self._copying = []
 
     def forget(self) -> None:
-        """The engine has lost its slots in a failed step: copies that were planned are not made any more.
+        """Drop all planned copies and all blocks, because a step failed.
 
-        What was kept before is dropped with them, since nobody knows what a step that failed has written.
+        The engine has released its slots, and the failed step may have written to any block.
         """
         self._outs, self._ins, self._copying = [], [], []
         if self.cache is not None:
             self.cache.clear()
 
     def turn_off(self) -> None:
-        """Keep and find nothing any more, until another budget is set."""
+        """Store and find nothing until another budget is set."""
         if self.cache is not None:
             self.cache.resize(0)
 
     def set_cache(self, budget_bytes: int, policy: Policy) -> None:
-        """Change budget and policy of the cache; what is too much is evicted. Without a cache nothing happens."""
+        """Change budget and policy of the cache; the excess is evicted. Without a cache nothing happens."""
         if self.cache is not None:
             was_on = self.cache.on
             if policy != self.cache.policy:
                 self.cache.set_policy(policy)
             self.cache.resize(budget_bytes)
             if not was_on:
-                self._sharing = SharingWatch()  # what was seen before tells nothing of the traffic now
+                self._sharing = SharingWatch()  # earlier counts say nothing about the traffic now
 
     def looked_up(self, request: GenerationRequest, match: Match, now: float) -> list[Event]:
-        """What there is to tell of a request that was admitted."""
+        """Return the event of the look-up for a request that was admitted."""
         if not self.on:
             return []
         return [CacheLookup(request.request_id, now, len(request.prompt), match.tokens)]
 
     def news(self, now: float) -> list[Event]:
-        """How full the cache is, where that changed since the last call."""
+        """Return an event if the contents of the cache have changed since the last call."""
         if self.cache is None:
             return []
         counts = self.cache.counts

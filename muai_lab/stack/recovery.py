@@ -1,4 +1,4 @@
-"""After a step that raised: an engine that forgets every sequence, and the proof that it still computes."""
+"""Recovery after a step that raised: the engine releases every slot, and proves that it still computes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ _PROMPT = (0, 1)  # token ids that every vocabulary has
 
 
 def recover(engine: StepEngine) -> None:
-    """Release all slots, then compute a short sequence of ours. Raises whatever the engine does: it is of no more use.
+    """Release all slots, then compute a short sequence. Raises any error of the engine, which cannot be used any more.
 
-    A fault that belongs to one request leaves the engine sound. A lost process or a broken device does not.
+    A fault of one request leaves the engine usable. A lost process or a broken device does not.
     """
     for slot in range(engine.slots):
         engine.release(slot)

@@ -1,4 +1,4 @@
-"""What the stack is asked, and what it answers."""
+"""Requests to the stack, and the pieces of their output."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class GenerationRequest:
     """One prompt to complete.
 
     prompt: token ids. max_tokens: most output tokens (>= 1). stop: strings that end the output (not included in it).
-    ignore_eos: go on past the end-of-sequence token, until max_tokens. timeout_s: seconds from submission until the
-    request is given up, None for never. stream: output is wanted as it comes; else it is handed over whole at the end,
-    and may until then be begun anew by another engine. priority: lower goes first; waiting makes up for it. cache_salt:
-    keeps the prefix cache of one tenant apart from another's. keep_ids: keep the ids of the output
-    (`Generation.token_ids`). begun: tokens that the output has already; they are computed, and not returned. Only an
-    encoder-decoder model takes them; elsewhere they are the end of the prompt.
+    ignore_eos: continue past the end-of-sequence token, until max_tokens. timeout_s: seconds from submission to the
+    deadline, None for none. stream: deliver output as it is produced; else it is delivered whole at the end, and until
+    then another engine may start over. priority: lower goes first; waiting makes up for it. cache_salt: separates the
+    prefix caches of tenants. keep_ids: keep the ids of the output (`Generation.token_ids`). begun: tokens that the
+    output has already; they are computed, but not returned. Only an encoder-decoder model takes them; for other models
+    they are the end of the prompt.
     """
 
     request_id: str
@@ -40,9 +40,9 @@ class GenerationRequest:
 class Delta:
     """A piece of output.
 
-    text: new text (may be empty when the tokens do not yet form whole characters). tokens: how many tokens were
-    produced since the last delta. output_tokens: tokens produced so far. finish_reason: `stop` or `length` on the
-    last delta, else None. cached_tokens: prompt tokens served from the prefix cache (None without a cache).
+    text: new text (may be empty while the tokens do not form whole characters). tokens: tokens produced since the last
+    delta. output_tokens: tokens produced so far. finish_reason: `stop` or `length` on the last delta, else None.
+    cached_tokens: prompt tokens served from the prefix cache (None without a cache).
     """
 
     text: str

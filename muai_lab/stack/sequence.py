@@ -1,4 +1,4 @@
-"""One request on its way through a scheduler."""
+"""The state of one request in a batcher."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from muai_lab.stack.request import GenerationRequest
 
 @dataclass(slots=True, eq=False)
 class SequenceState:
-    """One request on its way.
+    """The state of one request.
 
-    prompt: what its slot must hold before the next token is sampled; after a failed step the output so far belongs to
-    it. computed: tokens of it that the slot holds, computed or copied. output: tokens so far; the slot does not hold
-    the last one yet. last_token_at: 0 before the first. reruns: times that it lost its slot to a failed step. kept:
-    output tokens that it had the last time. unexplained: failed steps that it was in, and of which no request is the
-    culprit.
+    prompt: tokens that its slot must hold before the next one is sampled; after a failed step they include the output
+    so far. computed: tokens of it that the slot holds, computed or copied. output: tokens so far; the slot does not
+    hold the last one yet. last_token_at: 0 before the first. reruns: times that it lost its slot to a failed step.
+    kept: output tokens that it had when that last happened. unexplained: failed steps without a culprit that it was in.
     """
 
     request: GenerationRequest
@@ -44,7 +43,7 @@ class SequenceState:
         return self.request.priority
 
     def chunk(self, budget: int) -> PrefillChunk:
-        """The next piece of the prompt, of at most `budget` tokens."""
+        """Return the next piece of the prompt, of at most `budget` tokens."""
         assert self.slot is not None
         prompt, start, sampling = self.prompt, self.computed, self.request.sampling
         if len(prompt) - start <= budget:
@@ -54,7 +53,7 @@ class SequenceState:
         return PrefillChunk(self.slot, prompt[start : start + budget], start, final=False, sampling=sampling)
 
     def begin_again(self, *, in_prompt: bool) -> None:
-        """Have everything computed anew, in another slot. in_prompt: the engine computes output as a prompt's end."""
+        """Start over in another slot. in_prompt: the engine computes the output so far as the end of the prompt."""
         self.reruns += 1
         self.computed = 0
         self.kept = len(self.output)
@@ -62,7 +61,7 @@ class SequenceState:
             self.prompt = [*self.request.prompt, *self.output]
 
     def finished(self, reason: str, now: float) -> Finished:
-        """The event of its end."""
+        """Return the event of its end."""
         return Finished(
             self.request.request_id,
             now,

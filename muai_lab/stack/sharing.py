@@ -1,9 +1,8 @@
-"""Whether prompts share anything that is not cached yet: what copying their blocks is worth at the moment.
+"""The decision if the blocks of prompts are worth storing in the prefix cache.
 
-Copying a block out of its slot costs the same whether it is ever found or not, and traffic whose prompts have nothing
-in common pays for it without end. So it is watched whether kept blocks are found. After enough prompts in a row that
-found nothing new, blocks are no longer kept, but it is remembered where each prompt left what is cached; the first
-prompt that comes by such a place again would have found more, and everything is kept from then on.
+Copying a block out of its slot costs the same if it is never found again. Traffic whose prompts share nothing would pay
+for every copy. After 64 consecutive prompts without a new hit, the cache therefore stops storing blocks. It records
+only the digest of each prompt's first uncached block. When that digest occurs again, storing resumes.
 """
 
 from __future__ import annotations
@@ -11,28 +10,28 @@ from __future__ import annotations
 from muai_lab.stack.prefix_cache import Match
 
 PATIENCE = 64
-"""Prompts in a row that find nothing new until no more are kept: one reuse in so many is enough to go on."""
+"""Consecutive prompts without a new hit after which storing stops: one hit in this many is enough to continue."""
 
 _REMEMBERED = 8192
-"""Places that are remembered, 32 bytes each: about as many prompts may lie between two that share something."""
+"""Digests that are recorded, 32 bytes each: at most about this many prompts between two that share a prefix."""
 
 
 class SharingWatch:
-    """Counts prompts since the last that found something for the first time, or would have."""
+    """Counts prompts since the last one with a new hit, or with a hit that storing would have given."""
 
     def __init__(self) -> None:
         self._idle = 0
-        self._left_at: dict[bytes, None] = {}  # the digests of first blocks that were not cached, oldest first
+        self._left_at: dict[bytes, None] = {}  # digests of first uncached blocks, oldest first
 
     @property
     def worth_keeping(self) -> bool:
-        """Whether blocks of the prompts now under way have a fair chance to be found."""
+        """True if blocks of the present prompts have a fair chance to be found again."""
         return self._idle < PATIENCE
 
     def admitted(self, match: Match) -> None:
-        """A prompt joins with what was found of it."""
+        """Take in a prompt that joins, with its match."""
         deepest = match.blocks[-1] if match.blocks else None
-        # Who finds a block again that was found before shows that it is of use, not that new ones will be.
+        # A block that is found once more shows that it is useful, not that new ones will be.
         found_more = deepest is not None and not deepest.found
         if deepest is not None:
             deepest.found = True

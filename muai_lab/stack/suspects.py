@@ -1,4 +1,4 @@
-"""The trial of a scheduler's requests after a step that raised, or after the death of an engine."""
+"""The search for the request that causes failures, after a step that raised or an engine that died."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from muai_lab.stack.places import Places
 from muai_lab.stack.sequence import SequenceState
 from muai_lab.stack.trial import Trial
 
-PROOF_TOKENS = 2  # of a prefill and of a decode step, after which a suspect is clear
+PROOF_TOKENS = 2  # from a prefill and a decode step, after which a suspect is cleared
 _MOST_UNEXPLAINED = 3
 UNEXPLAINED = f"{_MOST_UNEXPLAINED} engine steps failed that computed this request, and none with it alone"
 
 
 class Suspects:
-    """The requests under test, and the others that stand still meanwhile; most of the time there is no trial.
+    """The requests under test; the others pause meanwhile. Most of the time there is no trial.
 
     in_prompt: see `SequenceState.begin_again`. trial: None while no step has failed.
     """
@@ -25,39 +25,39 @@ class Suspects:
         self.trial: Trial | None = None
 
     def accuse(self, name: str) -> None:
-        """Test a request by itself: an engine has died while it computed it."""
+        """Test a request by itself: an engine died while it computed the request."""
         self._begun().accuse(name)
 
     def step_failed(self, computed: Sequence[str]) -> str | None:
-        """Have everything computed anew, the suspects first; returns the culprit, once it is known.
+        """Put all running requests back, to test the suspects first. Returns the culprit once it is known.
 
         computed: requests that the step computed.
         """
         self._places.put_back(list(self._places.running.values()), in_prompt=self._in_prompt)
-        self._places.released.clear()  # the engine has forgotten all slots already
+        self._places.released.clear()  # the engine has released all slots already
         return self._begun().raised(computed) if computed else None
 
     def under_test(self) -> tuple[str, ...]:
-        """The running requests of the group under test."""
+        """Return the running requests of the group under test."""
         group = self.trial.group if self.trial is not None else ()
         return tuple(name for name in group if name in self._places.running)
 
     def tested(self, slots: Iterable[int]) -> tuple[int, ...]:
-        """Those of the slots whose requests are under test."""
+        """Return those of the slots whose requests are under test."""
         group, by_slot = self.under_test(), self._places.by_slot
         return tuple(slot for slot in slots if by_slot[slot].request.request_id in group)
 
     def next(self) -> SequenceState | None:
-        """The request of the group under test that gets a slot next, None if there is none, or no slot."""
+        """Return the request under test that gets a slot next; None if there is none, or no slot."""
         return next(self._waiting(), None) if self._places.free else None
 
     def advance(self, *, pausing: bool) -> list[str]:
-        """Go on to the next group once the present one has run well, and after the last one to everything.
+        """Continue with the next group once the present one has run well, and end the trial after the last one.
 
-        pausing: those that are not under test stand still in their slots, and can be put back to make room.
+        pausing: requests that are not under test keep their slots, and can be put back to make room.
 
-        Returns the requests that are given up: they were in `_MOST_UNEXPLAINED` failed steps of which none of the
-        requests, tested by itself, is the culprit.
+        Returns the requests to fail: they were in `_MOST_UNEXPLAINED` failed steps, and none of the requests in these
+        steps failed when it was tested by itself.
         """
         trial = self.trial
         if trial is None:
@@ -75,7 +75,7 @@ class Suspects:
         return [one.request.request_id for one in found if one is not None and _once_more(one) == _MOST_UNEXPLAINED]
 
     def _make_room(self) -> None:
-        """Take the slot of a request that stands still, if the group under test waits for one."""
+        """Take the slot of a request that pauses, if the group under test waits for one."""
         places = self._places
         if not places.free and any(self._waiting()):
             still = [sequence for name, sequence in places.running.items() if name not in self.under_test()]
@@ -96,7 +96,7 @@ class Suspects:
         return (sequence for sequence in found if sequence is not None)
 
     def _has_run(self, name: str) -> bool:
-        """True if a suspect has made its first steps without a fault, or has ended."""
+        """True if a suspect has made its first steps without a failure, or has ended."""
         if name in self._places.waiting:
             return False
         sequence = self._places.running.get(name)
@@ -104,7 +104,7 @@ class Suspects:
 
 
 def _once_more(sequence: SequenceState) -> int:
-    """Failed steps without a culprit that it was in, this one included; a death of another engine is none."""
+    """Count another failed step without a culprit; returns how many it was in. The death of an engine is none."""
     if sequence.reruns:
         sequence.unexplained += 1
     return sequence.unexplained

@@ -8,21 +8,21 @@ from typing import Protocol
 
 
 class TokenDecoder(Protocol):
-    """Turns token ids into text, one at a time (see `muai_lab.models.tokenizer.StreamDecoder`)."""
+    """A decoder of token ids into text, one at a time (see `muai_lab.models.tokenizer.StreamDecoder`)."""
 
     def push(self, token_id: int) -> str:
-        """New text, empty while the tokens do not yet form whole characters."""
+        """Return new text; empty while the tokens do not form whole characters."""
 
     def flush(self) -> str:
-        """What is still held back at the end."""
+        """Return the text that is still held back at the end."""
 
 
 class StopStrings:
     """The stop strings of one request, matched all at once by an automaton (Aho and Corasick 1975).
 
-    Building it takes time in proportion to the characters of all strings; afterwards a character of output costs the
-    same however many strings there are. Empty strings stop nothing. The automaton never changes: several outputs share
-    it, and each keeps its own state, which begins as 0.
+    Building it takes time in proportion to the characters of all strings. The cost of one character of output does not
+    depend on the number of strings. Empty strings are ignored. The automaton never changes: several outputs share it,
+    and each keeps its own state, which begins as 0.
 
     held: by state, how many of the last characters may be the beginning of a stop string. matched: by state, the
     length of the longest stop string that ends there, 0 if none does.
@@ -33,7 +33,7 @@ class StopStrings:
         self.held = [0]
         self.matched = [0]
         self._next: list[dict[str, int]] = [{}]
-        self._shorter = [0]  # by state, that of the longest proper end of its characters that begins a stop string
+        self._shorter = [0]  # by state, the state of its longest proper suffix that begins a stop string
         for text in self.texts:
             self._insert(text)
         self._link()
@@ -42,7 +42,7 @@ class StopStrings:
         return bool(self.texts)
 
     def step(self, state: int, character: str) -> int:
-        """The state after one more character."""
+        """Return the state after one more character."""
         while state and character not in self._next[state]:
             state = self._shorter[state]
         return self._next[state].get(character, 0)
@@ -61,7 +61,7 @@ class StopStrings:
         self.matched[state] = len(text)
 
     def _link(self) -> None:
-        """Set `_shorter`, shallow states first, and pass on the matches that end within longer ones."""
+        """Set `_shorter`, shallow states first, and propagate the matches that end within longer strings."""
         pending = deque(self._next[0].values())
         while pending:
             state = pending.popleft()
@@ -77,9 +77,9 @@ NO_STOP_STRINGS = StopStrings()
 class OutputText:
     """The text of one output.
 
-    Text that might be the beginning of a stop string is held back until it is clear, so that no part of a stop string
-    is ever sent. The output ends just before the match that is complete first, however the text is cut into tokens; of
-    several that end together the longest counts.
+    Text that may be the beginning of a stop string is held back until this is decided, so no part of a stop string is
+    ever sent. The output ends just before the first complete match, however the text is cut into tokens. If several
+    matches end together, the longest counts.
     """
 
     def __init__(self, decoder: TokenDecoder, stop: StopStrings) -> None:
@@ -90,12 +90,12 @@ class OutputText:
         self.stopped = False
 
     def push(self, token: int) -> str:
-        """Text that may be sent after this token; sets `stopped` when a stop string was met."""
+        """Return the text that may be sent after this token. Sets `stopped` at a stop string."""
         text = self._decoder.push(token)
         return self._filter(text) if self._stop and not self.stopped else ("" if self.stopped else text)
 
     def end(self) -> str:
-        """The rest of the text, when the output ended otherwise than by a stop string."""
+        """Return the rest of the text; empty after a stop string."""
         if self.stopped:
             return ""
         text = self._decoder.flush()

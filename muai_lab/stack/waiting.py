@@ -1,4 +1,4 @@
-"""The requests that wait for a slot: who is next, and who has waited longest."""
+"""The queue of requests that wait for a slot."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Generic, Protocol, TypeVar
 
 AGING_S = 10.0
-"""Seconds of waiting that make up for one step of priority."""
+"""Seconds of waiting that offset one step of priority."""
 
 
 class _Waiting(Protocol):
@@ -25,9 +25,9 @@ T = TypeVar("T", bound=_Waiting)
 class WaitingQueue(Generic[T]):
     """First-in, first-out within a priority; a lower priority value goes first.
 
-    Nobody starves: a request's place is its time of arrival plus `AGING_S` seconds for each step of priority, so one
-    that came that much earlier goes first whatever came later. That place never changes, hence a heap. Entries that
-    left otherwise (cancelled) stay in the heap until they come up or are most of it.
+    No request starves: its place is its arrival time plus `AGING_S` seconds for each step of priority, so a request
+    that arrived early enough goes first. That place never changes, hence a heap. Cancelled entries stay in the heap
+    until they reach its top or are most of it.
     """
 
     def __init__(self) -> None:
@@ -48,17 +48,17 @@ class WaitingQueue(Generic[T]):
         return iter(self._by_age)
 
     def get(self, name: str) -> T | None:
-        """The entry of that name."""
+        """Return the entry of that name; None if it is not here."""
         return self._by_age.get(name)
 
     def add(self, name: str, entry: T) -> None:
-        """Put an entry in; `queued_at` must not go back from one to the next."""
+        """Add an entry; `queued_at` must not decrease from one to the next."""
         self._count += 1
         self._by_age[name] = entry
         self._push(name, entry, self._count)
 
     def put_back(self, entries: Iterable[tuple[str, T]]) -> None:
-        """Put entries in again that were taken out; each has the place that it had."""
+        """Add entries again that were removed; each gets the place that it had."""
         back = sorted(entries, key=lambda item: item[1].queued_at)
         old, self._by_age = self._by_age, OrderedDict()
         self._by_age.update(heapq.merge(back, old.items(), key=lambda item: item[1].queued_at))
@@ -67,7 +67,7 @@ class WaitingQueue(Generic[T]):
             self._push(name, entry, self._first)
 
     def pop(self, name: str) -> T | None:
-        """Take an entry out, wherever it stands; None if it is not here."""
+        """Remove an entry and return it; None if it is not here."""
         entry = self._by_age.pop(name, None)
         if entry is not None:
             del self._places[name]
@@ -77,18 +77,18 @@ class WaitingQueue(Generic[T]):
         return entry
 
     def next(self) -> T:
-        """The entry whose turn it is. Raises KeyError when nobody waits."""
+        """Return the entry whose turn it is. Raises KeyError if the queue is empty."""
         while self._heap and not self._is_live(self._heap[0]):
             heapq.heappop(self._heap)
         if not self._heap:
-            raise KeyError("nobody waits")
+            raise KeyError("the queue is empty")
         return self._by_age[self._heap[0][2]]
 
     def oldest(self) -> T:
-        """The entry that has waited longest. Raises KeyError when nobody waits."""
+        """Return the entry that has waited longest. Raises KeyError if the queue is empty."""
         for entry in self._by_age.values():
             return entry
-        raise KeyError("nobody waits")
+        raise KeyError("the queue is empty")
 
     def _push(self, name: str, entry: T, place: int) -> None:
         self._places[name] = place

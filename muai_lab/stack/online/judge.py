@@ -1,4 +1,4 @@
-"""Whether one period went better than another, beyond the noise of both."""
+"""The comparison of two periods: better or worse, beyond the noise of both."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from dataclasses import dataclass
 from muai_lab.stack.online.window import Block, Targets, total
 
 LEAST_GAIN = 0.01
-"""Relative change that is worth anything, however certain it is."""
+"""Smallest relative change that counts, however certain it is."""
 
-_FEW_BLOCKS = 5  # below which their spread says little
-_HOPELESS = 0.5  # attainment below which a queue is taken for the cause, not the configuration's pace
+_FEW_BLOCKS = 5  # below this number their spread says little
+_HOPELESS = 0.5  # attainment below which a queue is assumed to be the cause, not the pace of the configuration
 
 
 @dataclass(frozen=True, slots=True)
 class TrialComparison:
-    """A trial against what was before.
+    """A trial compared with the interval before it.
 
-    what: the quantity that was compared, in its unit. deviations: by how many standard errors it rose (or fell, if
-    negative).
+    what: the compared quantity, with its unit. deviations: its rise in standard errors; negative if it fell.
     """
 
     what: str
@@ -29,11 +28,11 @@ class TrialComparison:
     deviations: float
 
     def better(self, deviations: float) -> bool:
-        """Whether it rose by more than so many standard errors, and by enough to matter."""
+        """True if it rose by more than `deviations` standard errors, and by enough to matter."""
         return self.deviations > deviations and self.after - self.before > LEAST_GAIN * self.before
 
     def worse(self, deviations: float, *, least: float = LEAST_GAIN) -> bool:
-        """Whether it fell by more than so many standard errors, and by more than the share `least`."""
+        """True if it fell by more than `deviations` standard errors, and by more than the share `least`."""
         return -self.deviations > deviations and self.before - self.after > least * self.before
 
     def __str__(self) -> str:
@@ -41,12 +40,12 @@ class TrialComparison:
 
 
 def compare(before: Sequence[Block], after: Sequence[Block], targets: Targets) -> TrialComparison:
-    """The objective in two periods, from their blocks.
+    """Compare the objective in two periods, from their blocks.
 
-    While requests come slower than they are served, goodput follows the arrivals, and what a configuration changes is
-    the share of requests that are good. While they come faster (both periods are saturated) it is the rate: of good
-    requests; where a queue has grown so long that hardly any is in time whatever happens, of those that would be good
-    without it, since that rate is what drains the queue; and without targets, of output tokens.
+    If requests arrive slower than they are served, goodput follows the arrivals. The configuration then only changes
+    the share of good requests, which is compared. If both periods are saturated, a rate is compared: of output tokens
+    without targets, else of good requests. If hardly any request is in time because of a long queue, the rate is
+    that of requests that would be good without the queue: it drains the queue.
     """
     first, second = total(before), total(after)
     if not (first.saturated and second.saturated):
@@ -71,7 +70,10 @@ def _rate(what: str, before: Sequence[Block], after: Sequence[Block], count: Cou
 
 
 def _mean_rate(blocks: Sequence[Block], count: Count) -> tuple[float, float]:
-    """Mean per second, and its error from the spread of the blocks; of few blocks at least that of a Poisson count."""
+    """Return the mean per second, and its error from the spread of the blocks.
+
+    With few blocks the error is at least that of a Poisson count.
+    """
     counts = [count(block) for block in blocks]
     seconds = sum(block.seconds for block in blocks)
     mean = sum(counts) / seconds
@@ -85,10 +87,10 @@ def _mean_rate(blocks: Sequence[Block], count: Count) -> tuple[float, float]:
 
 
 def _share(what: str, before: Sequence[Block], after: Sequence[Block], part: Count, whole: Count) -> TrialComparison:
-    """Two views of a share, of which the surer one counts.
+    """Compare a share in two ways; the one with more standard errors counts.
 
-    The pooled share sees a change of size; but where bad requests come in bursts, a single burst makes it so uncertain
-    that it sees nothing. The ranks of the blocks see that bursts have become rarer.
+    The pooled share shows a change of size. If bad requests come in bursts, a single burst makes it too uncertain. The
+    ranks of the blocks then show that bursts have become rarer.
     """
     (first, first_error), (second, second_error) = _pooled(before, part, whole), _pooled(after, part, whole)
     pooled = _in_errors(second - first, math.hypot(first_error, second_error))
@@ -98,11 +100,11 @@ def _share(what: str, before: Sequence[Block], after: Sequence[Block], part: Cou
 
 
 def _pooled(blocks: Sequence[Block], part: Count, whole: Count) -> tuple[float, float]:
-    """The share over all blocks and its error.
+    """Return the share over all blocks, and its error.
 
     The error is the larger of two: the spread of the blocks around the common ratio (a ratio estimator: Cochran,
-    "Sampling Techniques", 1977, chapter 6), and that of independent requests (with Laplace's rule, so that it is not 0
-    where all are good).
+    "Sampling Techniques", 1977, chapter 6), and that of independent requests (with Laplace's rule, so it is not 0 if
+    all are good).
     """
     parts, wholes = sum(map(part, blocks)), sum(map(whole, blocks))
     if not wholes:
@@ -118,7 +120,7 @@ def _pooled(blocks: Sequence[Block], part: Count, whole: Count) -> tuple[float, 
 
 
 def _rank_deviation(before: Sequence[float], after: Sequence[float]) -> float:
-    """By how many standard errors the ranks of `after` are above chance.
+    """Return by how many standard errors the ranks of `after` are above chance.
 
     Mann and Whitney, "On a Test of Whether one of Two Random Variables is Stochastically Larger than the Other" (1947),
     in the normal approximation, with the correction for ties.

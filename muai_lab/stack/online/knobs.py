@@ -1,4 +1,4 @@
-"""What the tuner may move, how far, and in which steps."""
+"""The settings that the tuner may move, with their bounds and steps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TIMEOUT_REACH = 4  # holds may grow to this multiple of the configured one
 
 
 class Knob(Enum):
-    """One thing that the tuner may move, by the name of its setting."""
+    """A setting that the tuner may move, by its name."""
 
     BATCH = "max_batch_size"
     TIMEOUT = "batch_timeout_ms"
@@ -24,64 +24,64 @@ class Knob(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """One configuration, as far as the tuner moves it."""
+    """The values of all knobs in one configuration."""
 
     max_batch_size: int
     batch_timeout_ms: int
     max_memory_mb: int
 
     def of(self, knob: Knob) -> int:
-        """The value of one knob."""
+        """Return the value of one knob."""
         value: int = getattr(self, knob.value)
         return value
 
     def with_(self, knob: Knob, value: int) -> Values:
-        """The same with one knob moved."""
+        """Return the same values with one knob moved."""
         changed: dict[str, int] = {knob.value: value}
         return replace(self, **changed)
 
     def moved(self, other: Values) -> tuple[Knob, ...]:
-        """The knobs in which the two differ."""
+        """Return the knobs in which the two differ."""
         return tuple(knob for knob in Knob if self.of(knob) != other.of(knob))
 
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """From where to where a knob may be moved, both included."""
+    """The lowest and the highest value of a knob."""
 
     low: int
     high: int
 
     def clip(self, value: int) -> int:
-        """The nearest value within."""
+        """Return the nearest value within."""
         return min(max(value, self.low), self.high)
 
 
 @dataclass(frozen=True, slots=True)
 class KnobBounds:
-    """The reach of each knob; a knob that is missing stays where it is."""
+    """The reach of each knob. A knob that is missing is not moved."""
 
     reaches: dict[Knob, Reach]
 
     def allows(self, knob: Knob) -> bool:
-        """Whether the knob may be moved at all."""
+        """True if the knob may be moved."""
         return knob in self.reaches
 
     def clip(self, values: Values, home: Values) -> Values:
-        """`values` within the reaches; knobs that may not be moved take the value of `home`."""
+        """Return `values` within the reaches; knobs that may not be moved take the value of `home`."""
         for knob in Knob:
             reach = self.reaches.get(knob)
             values = values.with_(knob, home.of(knob) if reach is None else reach.clip(values.of(knob)))
         return values
 
     def step(self, values: Values, knob: Knob, rungs: int) -> Values | None:
-        """`values` with one knob moved so many rungs of its ladder up (or down, if negative).
+        """Return `values` with one knob moved by `rungs` rungs of its ladder (down if negative), within its reach.
 
-        Less where the reach ends before; None where the knob cannot move that way at all.
+        Returns None if the knob cannot move in that direction.
 
-        The batch has two rungs to a doubling (1, 2, 3, 4, 6, 8, 12, ...). The timeout halves or doubles. The cache goes
-        to the end of its reach at once: more memory within the bound never serves slower, so there is nothing to look
-        for in between, and a trial shows most where the difference is largest.
+        The batch has two rungs per doubling (1, 2, 3, 4, 6, 8, 12, ...). The timeout halves or doubles. The cache moves
+        to the end of its reach at once: more memory within the bound never serves slower, so there is no optimum in
+        between, and a trial shows most if the difference is largest.
         """
         reach = self.reaches.get(knob)
         if reach is None or not rungs:
@@ -97,16 +97,20 @@ class KnobBounds:
 
 
 def values_of(optimization: OptimizationSettings) -> Values:
-    """What the settings configure."""
+    """Return the configured values."""
     batcher, cache = optimization.batcher, optimization.cache
     return Values(batcher.max_batch_size, batcher.batch_timeout_ms, cache.max_memory_mb if cache.enabled else 0)
 
 
 def bounds_of(optimization: OptimizationSettings, *, slots: int, caches: bool) -> KnobBounds:
-    """How far the settings let the tuner go.
+    """Return the bounds that the settings give the tuner.
 
-    slots: of the engine that serves. caches: whether it has a prefix cache whose size can be changed. A knob is left
-    out where its switch is off, and where it would move nothing: a hold is only ever made for min_batch_size > 1.
+    A knob is missing if its switch is off, or if it would have no effect: only min_batch_size > 1 makes a hold.
+
+    Args:
+        optimization: The settings.
+        slots: Slots of the engine that serves.
+        caches: True if the engine has a prefix cache whose size can be changed.
     """
     batcher, cache, tuner = optimization.batcher, optimization.cache, optimization.tuner
     reaches: dict[Knob, Reach] = {}
@@ -121,7 +125,7 @@ def bounds_of(optimization: OptimizationSettings, *, slots: int, caches: bool) -
 
 
 def _rung(batch: int, rungs: int) -> int:
-    """So many rungs from `batch`, which need not be on one."""
+    """Return the batch size `rungs` rungs from `batch`, which need not be on a rung."""
     ladder = sorted({1, *(size << power for power in range(_LARGEST_BATCH_EXPONENT) for size in (2, 3))})
     if rungs > 0:
         above = [size for size in ladder if size > batch]

@@ -1,4 +1,4 @@
-"""The tuner at work in a running stack: it ticks on the event loop, and what it decides is applied and told."""
+"""The tuner of a running stack: it ticks on the event loop, and its decisions are applied and shown to observers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SECTIONS = {Knob.BATCH: "batcher", Knob.TIMEOUT: "batcher", Knob.CACHE: "cache"
 
 
 class Tap:
-    """An observer that passes events on to whoever listens at the moment; costs next to nothing while nobody does."""
+    """An observer that passes events on to the present listener; almost free without one."""
 
     def __init__(self) -> None:
         self.listener: Observer | None = None
@@ -41,9 +41,9 @@ class Tap:
 class TuningLoop:
     """Tunes one stack on one engine, from `run` until that is cancelled.
 
-    configured: the settings as the operator gave them; in_force: as they are now, which differ where an earlier tuner
-    moved them. start: values to begin with; None: those in force, or what was kept from before a restart. apply:
-    changes the running stack, given what `InferenceStack.reconfigure` takes. show: shows events to the observers.
+    configured: the settings as the operator gave them. in_force: the present ones, which differ if an earlier tuner
+    moved them. start: values to begin with; None: those in force, or those kept from before a restart. apply: changes
+    the running stack, with the argument of `InferenceStack.reconfigure`. show: shows events to the observers.
     """
 
     def __init__(
@@ -78,11 +78,11 @@ class TuningLoop:
 
     @property
     def good(self) -> Values | None:
-        """The values that are not on trial, once it has begun."""
+        """The values that are not on trial; None before the tuner has begun."""
         return None if self._tuner is None else self._tuner.good
 
     def undo(self) -> dict[str, Any]:
-        """The changes that take back what is on trial."""
+        """Return the changes that revert the present trial."""
         good = self.good
         return {} if good is None else _changes(self._in_force, good)
 
@@ -93,15 +93,15 @@ class TuningLoop:
                 try:
                     await self._tune()
                 except MuaiError as error:
-                    # The engine may hang, or somebody changed the settings meanwhile: what is in force is not known any
-                    # more, so it begins again from what is configured.
+                    # The engine may hang, or the operator changed the settings meanwhile. The values in force are not
+                    # known any more, so the tuner begins again from the configured ones.
                     log.warning("tuner of %s: the change could not be made, it begins anew: %s", self._name, error)
                     self._start_with = values_of(self._configured)
                     await self._sleep(self._configured.tuner.tuning_interval_seconds)
         except Exception:
             log.exception("tuner of %s failed; what is in force stays", self._name)
         finally:
-            if self._tap.listener is self._window:  # and not that of a tuner that came after this one
+            if self._tap.listener is self._window:  # and not the window of a later tuner
                 self._tap.listener = None
 
     async def _tune(self) -> None:
@@ -133,7 +133,7 @@ class TuningLoop:
                 await asyncio.to_thread(self._memory.save, tuner.good)
 
     async def _start(self) -> Values | None:
-        """What to begin with: where an earlier tuner of this process left it, else what an earlier process kept."""
+        """Return the first values: those of an earlier tuner in this process, else those that a process before kept."""
         if self._start_with is not None:
             return self._start_with
         if self._in_force != values_of(self._configured):
@@ -141,7 +141,7 @@ class TuningLoop:
         return await asyncio.to_thread(self._memory.load)
 
     def _began(self, values: Values, now: float) -> list[Tuned]:
-        """Where each knob stands at the beginning."""
+        """Return the event of each knob's first value."""
         told = []
         for knob in Knob:
             before, after = self._in_force.of(knob), values.of(knob)
@@ -150,7 +150,7 @@ class TuningLoop:
         return told
 
     async def _make(self, values: Values, told: Sequence[Tuned | TunerNoted]) -> None:
-        """Apply what has changed, then show it to the observers."""
+        """Apply the changed values, then show the events to the observers."""
         if values != self._in_force:
             await self._apply(_changes(self._in_force, values))
             self._in_force = values
@@ -160,7 +160,7 @@ class TuningLoop:
 
 
 def targets_of(settings: TunerSettings) -> Targets:
-    """What the settings call a good request."""
+    """Return the configured targets of a good request."""
     return Targets(
         ttft_s=None if settings.ttft_target_ms is None else settings.ttft_target_ms / 1000,
         tpot_s=None if settings.tpot_target_ms is None else settings.tpot_target_ms / 1000,
@@ -168,7 +168,7 @@ def targets_of(settings: TunerSettings) -> Targets:
 
 
 def _changes(before: Values, after: Values) -> dict[str, Any]:
-    """What has to change for `after`, shaped like the settings."""
+    """Return the changes that lead to `after`, shaped like the settings."""
     changes: dict[str, Any] = {}
     for knob in before.moved(after):
         changes.setdefault(_SECTIONS[knob], {})[knob.value] = after.of(knob)

@@ -24,9 +24,9 @@ _FORMAT = 1
 
 
 class TunerMemory:
-    """One file for each model, engine and configuration, so that what was good under another one is never taken over.
+    """One file for each model, engine and configuration: values found under another configuration are never used.
 
-    Losing it costs the tuner its search and nothing else, so a fault of the file or the disk is logged and no error.
+    Without it the tuner only has to search again, so a fault of the file or the disk is logged and is no error.
     """
 
     def __init__(self, model: str, engine: str, configured: OptimizationSettings) -> None:
@@ -37,7 +37,7 @@ class TunerMemory:
         self.path = root / f"{name}.json"
 
     def load(self) -> Values | None:
-        """What was kept, or None: nothing was, or it cannot be used."""
+        """Return the kept values; None if there are none, or if they cannot be used."""
         try:
             document = json.loads(self.path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -51,7 +51,7 @@ class TunerMemory:
         return values
 
     def save(self, values: Values) -> None:
-        """Keep the values; a reader sees the old file or the new one, never half of one."""
+        """Keep the values. A reader sees the old file or the new one, never a part."""
         document = {"format": _FORMAT, **self._key, "values": asdict(values)}
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,10 +61,10 @@ class TunerMemory:
 
 
 def _fingerprint(configured: OptimizationSettings) -> str:
-    """Short hash over what the values were found under: the sections that hold them, and what the tuner looks for."""
+    """Return a short hash over the sections that hold the values, and over the tuner's targets and bounds."""
     sections = live_view(configured)
     for key in ("enabled", "state_directory", "observation_window_seconds", "tuning_interval_seconds"):
-        del sections["tuner"][key]  # how it looks, not what it finds
+        del sections["tuner"][key]  # these change how the tuner searches, not what it finds
     return hashlib.sha256(json.dumps(sections, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -1,4 +1,4 @@
-"""What the workload is like, and whether it has become another."""
+"""The features of the workload, and the check if they have changed."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 from muai_lab.stack.online.window import Block, total
 
-_DEVIATIONS = 4.0  # standard errors: asked at every tick of every interval, so a false alarm must be rare
+_DEVIATIONS = 4.0  # standard errors; checked at every interval, so a false alarm must be rare
 _LEAST = {"arrivals": 0.3, "prompt tokens": 0.3, "output tokens": 0.3, "prefix hits": 0.15}
-_FEW = 10  # requests, below which lengths say nothing
+_FEW = 10  # requests; below this number lengths say nothing
 
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """One property of the workload with its standard error; None where too few requests tell."""
+    """One property of the workload with its standard error; value: None if there are too few requests."""
 
     value: float | None
     error: float = 0.0
@@ -23,7 +23,7 @@ class Feature:
 
 @dataclass(frozen=True, slots=True)
 class WorkloadFeatures:
-    """Arrivals per second, mean lengths in tokens, and the share of prompt tokens that a prefix cache serves."""
+    """Arrivals per second, mean lengths in tokens, and the share of prompt tokens that the prefix cache serves."""
 
     arrivals: Feature
     prompt_tokens: Feature
@@ -32,13 +32,13 @@ class WorkloadFeatures:
 
     @property
     def demand(self) -> float:
-        """Tokens per second that are asked for."""
+        """Requested tokens per second, prompt and output."""
         lengths = (self.prompt_tokens.value or 0.0) + (self.output_tokens.value or 0.0)
         return (self.arrivals.value or 0.0) * lengths
 
 
 def workload(blocks: Sequence[Block]) -> WorkloadFeatures:
-    """What the requests of these blocks were like."""
+    """Return the features of the requests in these blocks."""
     whole = total(blocks)
     return WorkloadFeatures(
         arrivals=_rate(blocks, whole),
@@ -49,7 +49,10 @@ def workload(blocks: Sequence[Block]) -> WorkloadFeatures:
 
 
 def shifts(before: WorkloadFeatures, after: WorkloadFeatures, *, ignore: frozenset[str] = frozenset()) -> list[str]:
-    """What changed, in words: by more than its noise, and by enough to matter; empty if nothing did."""
+    """Return the features that changed by more than their noise and by enough to matter, in words.
+
+    ignore: names of features that are not compared.
+    """
     pairs = {
         "arrivals": (before.arrivals, after.arrivals),
         "prompt tokens": (before.prompt_tokens, after.prompt_tokens),

@@ -1,10 +1,10 @@
-"""The online tuner: which configuration to try next, and whether to keep it.
+"""The online tuner: it tries configurations one after the other, and keeps those that help.
 
-Pure decisions on explicit time: `tick(now)` looks at the window of events and says what happened; the caller applies
-`values`. One change is tried at a time, for one interval, against the interval before it. It is kept only if the
-objective rose beyond the noise of both, and cut short as soon as it clearly fell. What to try first follows from what
-the requests suffer from; where that brings nothing the other moves are tried, and when none helps the tuner rests, each
-time for longer. Another workload starts the search anew. Nothing is tried while there is nothing to gain.
+Pure decisions on explicit time: `tick(now)` evaluates the window of events and returns the decisions; the caller
+applies `values`. One change is tried at a time, for one interval, against the interval before it. It is kept only if
+the objective rose beyond the noise of both, and cut short as soon as it clearly fell. The first move follows from what
+the requests miss. If it does not help, the other moves are tried. If none helps the tuner rests, each time for longer.
+Another workload starts the search over. Nothing is tried while there is nothing to gain.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from muai_lab.stack.online.window import Block, Targets, TunerWindow, total
 BLOCKS_PER_INTERVAL = 10
 """A tick comes with each block, so that a trial that hurts is cut short within a few tenths of an interval."""
 
-_FEW = 20  # settled requests, below which nothing is decided
-_FEW_TO_CUT = 10  # and below which no trial is cut short
+_FEW = 20  # settled requests; below this number nothing is decided
+_FEW_TO_CUT = 10  # settled requests; below this number no trial is cut short
 _CUT_BLOCKS = 2
-_ENOUGH = 0.98  # attainment at which a trial would risk more than it could gain
+_ENOUGH = 0.98  # attainment from which on a trial risks more than it can gain
 _LATEST_BLOCKS = 3
 _KEEP_DEVIATIONS = 1.7  # about one false keep in twenty
-_CUT_DEVIATIONS = 3.0  # asked again and again, so it must be surer
+_CUT_DEVIATIONS = 3.0  # tested again and again, so it must be surer
 _CUT_SHARE = 0.05
 _COLLAPSE_SHARE = 0.1
-_LOST = 0.05  # attainment below which there is nothing to be lost
+_LOST = 0.05  # attainment below which there is nothing to lose
 _FIRST_REST, _LONGEST_REST = 4, 64  # intervals
 _LONGEST_RECOVERY = 3  # intervals
 _REMEMBERED = 16  # workloads
-_SHARING = 0.01  # of the prompt tokens, that a small cache must have served for a larger one to come first
+_SHARING = 0.01  # of the prompt tokens that a small cache must serve for a larger one to be tried first
 _MOST = 0.5  # attainment below which most requests miss their targets
-_SLOW_SHARE = 0.1  # of the requests, whose pace must be missed for a smaller batch to be worth a trial
-_DOUBLING = 1.8  # from here on a step of the batch size was one of two rungs
+_SLOW_SHARE = 0.1  # of the requests that must miss their pace for a smaller batch to be worth a trial
+_DOUBLING = 1.8  # ratio from which on a step of the batch size was one of two rungs
 
 
 @dataclass(slots=True)
 class _Trial:
-    """One change on trial. measured_from: after the change has worked its way through the sequences that ran."""
+    """One change on trial. measured_from: when the sequences that ran before it have mostly ended."""
 
     before: Values
     baseline: Sequence[Block]
@@ -55,9 +55,9 @@ class _Trial:
 class OnlineTuner:
     """Tunes one stack.
 
-    home: the configured values, to which it goes back when what it found elsewhere stops being good. values: those in
-    force. adaptive: whether the scheduler moves its running limit itself; then the batch size is only a bound of that
-    limit, and is moved only where that bound is what holds requests back. start: values to begin with, if not home.
+    home: the configured values. The tuner reverts to them when the values it found stop helping. values: those in
+    force. adaptive: True if the scheduler moves its running limit itself; the batch size is then only a bound of that
+    limit, and is moved only if that bound holds requests back. start: values to begin with, if not home.
     """
 
     def __init__(
@@ -82,25 +82,25 @@ class OnlineTuner:
         self._window_s = window_s
         self._adaptive = adaptive
         self._began = began
-        self._epoch_began = began  # since then the workload has been the same
-        self._since = began  # since then the present values have been in force, and seen
+        self._epoch_began = began  # the workload has been the same since then
+        self._since = began  # the present values have been in force since then
         self._next = began + interval_s
         self._trial: _Trial | None = None
-        self._tried: dict[Values, float] = {}  # under this workload: by how much it was better, in errors
+        self._tried: dict[Values, float] = {}  # under this workload: gain in standard errors
         self._onward: tuple[Knob, int] | None = None  # the last move that helped
         self._resting = False
         self._rest_until = began
         self._rest = _FIRST_REST
-        self._regain: tuple[Sequence[Block], int] | None = None  # what a trial cost, and intervals waited for it
+        self._regain: tuple[Sequence[Block], int] | None = None  # level before a trial, intervals waited
         self._good: list[tuple[WorkloadFeatures, Values]] = []
 
     @property
     def good(self) -> Values:
-        """The values in force, or, while others are on trial, those to which a failed trial returns."""
+        """The values in force; during a trial, those to which a failed trial reverts."""
         return self.values if self._trial is None else self._trial.before
 
     def tick(self, now: float) -> list[Tuned | TunerNoted]:
-        """Decide; call it once per block (`BLOCKS_PER_INTERVAL` times an interval), and apply `values` after it."""
+        """Decide. Call it once per block (`BLOCKS_PER_INTERVAL` times per interval), and apply `values` afterwards."""
         if self._trial is not None:
             return self._watch(self._trial, now)
         if now + 1e-9 < self._next:
@@ -111,7 +111,7 @@ class OnlineTuner:
     # Without a trial
 
     def _consider(self, now: float) -> list[Tuned | TunerNoted]:
-        """At the end of an interval: is there something to gain, and what is to be tried for it?"""
+        """Start a trial at the end of an interval if there is something to gain."""
         notes: list[Tuned | TunerNoted] = list(self._note_shift(now))
         recent = self._recent(now)
         whole = total(recent)
@@ -121,7 +121,7 @@ class OnlineTuner:
         for values, reason in candidates:
             if values not in self._tried:
                 return notes + self._try(values, recent, reason, now)
-        if candidates and self._resting:  # and rested: one of them again, the one that came nearest
+        if candidates and self._resting:  # and the rest is over: try again the one that came nearest
             self._resting = False
             values, reason = max(candidates, key=lambda one: self._tried[one[0]])
             return notes + self._try(values, recent, f"once more: {reason}", now)
@@ -133,7 +133,7 @@ class OnlineTuner:
         return notes
 
     def _guard(self, now: float) -> list[Tuned | TunerNoted]:
-        """Within an interval: go home at once when what was found elsewhere has stopped being good."""
+        """Within an interval, try the configured values at once if the values found have stopped helping."""
         if self.values == self.home or self.home in self._tried:
             return []
         blocks = self._window.blocks(now, max(self._since, self._epoch_began))
@@ -149,7 +149,7 @@ class OnlineTuner:
         return self._try(self.home, after, f"what was good no longer is, what is configured may be: {comparison}", now)
 
     def _recent(self, now: float) -> list[Block]:
-        """The blocks to judge the present by: the last interval's, or more where that had too few requests."""
+        """Return the blocks of the last interval, or of more intervals if it had too few requests."""
         blocks = self._window.blocks(now, max(self._since, self._epoch_began, now - self._window_s))
         count = BLOCKS_PER_INTERVAL
         while count < len(blocks) and total(blocks[-count:]).settled < _FEW:
@@ -157,11 +157,11 @@ class OnlineTuner:
         return blocks[-count:]
 
     def _satisfied(self, whole: Block) -> bool:
-        """Whether there is nothing to gain: nearly all are good, or, without targets, all that come are served."""
+        """True if there is nothing to gain: nearly all are good, or, without targets, all arrivals are served."""
         return whole.attainment >= _ENOUGH if self._targets.set else not whole.saturated
 
     def _recovering(self, recent: Sequence[Block]) -> bool:
-        """Whether the queue that a trial left behind is still being worked off; then nothing can be compared."""
+        """True while the backlog of a trial still drains; nothing can be compared then."""
         if self._regain is None:
             return False
         lost, waited = self._regain
@@ -176,14 +176,14 @@ class OnlineTuner:
         earlier, latest = blocks[:-BLOCKS_PER_INTERVAL], blocks[-BLOCKS_PER_INTERVAL:]
         if len(earlier) < BLOCKS_PER_INTERVAL // 2:
             return []
-        # What the cache serves follows from its size too, as long as there are blocks from before it changed.
+        # The share that the cache serves also follows from its size, while there are blocks from before a change.
         moved = self._since > self._epoch_began
         ignore = frozenset({"prefix hits"} if moved and self._bounds.allows(Knob.CACHE) else ())
         found = shifts(workload(earlier), workload(latest), ignore=ignore)
         return self._start_anew(now - self._interval_s, now, "; ".join(found)) if found else []
 
     def _start_anew(self, since: float, now: float, reason: str) -> list[TunerNoted]:
-        """Another workload: what was learnt no longer counts."""
+        """Start the search over: results under another workload do not count."""
         self._epoch_began = since
         self._tried.clear()
         self._onward = None
@@ -194,12 +194,12 @@ class OnlineTuner:
     # What to try
 
     def _candidates(self, whole: Block, present: WorkloadFeatures) -> Iterator[tuple[Values, str]]:
-        """What may be tried now, most promising first."""
-        slow = whole.ended - whole.ready  # whose pace was missed, whether or not they were late besides
+        """Yield the values that may be tried now, most promising first, each with the reason."""
+        slow = whole.ended - whole.ready  # requests that missed their pace, late or not
         too_slow = self._targets.set and slow * whole.settled > (whole.late + whole.rejected) * whole.ended
         if self._onward is not None:
             knob, rungs = self._onward
-            # Where a smaller batch has mended the pace, what is missed now is something else.
+            # Once a smaller batch has restored the pace, requests miss something else.
             if knob is not Knob.BATCH or (rungs < 0) == too_slow or not self._targets.set:
                 yield from self._moves(knob, (rungs,), whole, "onward, since the last step helped")
         if self._points_home(whole):
@@ -210,7 +210,7 @@ class OnlineTuner:
             if not shifts(known, present, ignore=frozenset({"prefix hits"})):
                 yield values, "this was good under a workload like this one"
         if too_slow:
-            # Where most are too slow the deeper cut comes first: half as many may still be too many, and show nothing.
+            # If most are too slow the deeper cut comes first: half as many may still be too many, and show nothing.
             cuts = (-4, -2, -1) if whole.attainment < _MOST else (-2, -1, -4)
             yield from self._moves(Knob.BATCH, cuts, whole, "tokens come too slowly: fewer at a time")
             yield from self._moves(Knob.CACHE, (1,), whole, "tokens come too slowly: less to prefill beside them")
@@ -226,7 +226,7 @@ class OnlineTuner:
             yield from self._moves(Knob.CACHE, (-1,), whole, "the cache serves nothing: without it")
 
     def _worth_trying(self, values: Values) -> bool:
-        """Not what is in force, nor beyond what clearly did worse: goodput rises and falls once over batch sizes."""
+        """False for the values in force, and beyond a batch size that was clearly worse: goodput has one peak."""
         here, there = self.values.max_batch_size, values.max_batch_size
         if values == self.values:
             return False
@@ -240,7 +240,7 @@ class OnlineTuner:
         )
 
     def _moves(self, knob: Knob, rungs: Sequence[int], whole: Block, reason: str) -> Iterator[tuple[Values, str]]:
-        """The moves of one knob that can have an effect."""
+        """Yield the moves of one knob that can have an effect."""
         for count in rungs:
             if knob is Knob.BATCH and not self._batch_matters(whole, up=count > 0):
                 continue
@@ -249,15 +249,15 @@ class OnlineTuner:
                 yield values, reason
 
     def _batch_matters(self, whole: Block, *, up: bool) -> bool:
-        """Whether the batch size is what holds requests back.
+        """True if a move of the batch size can have an effect.
 
-        If not, raising it changes nothing; nor does lowering it where the adaptive limit is lower still.
+        Raising it has none unless it holds requests back; nor has lowering it if the adaptive limit is lower.
         """
         at_limit = whole.running_when_short >= 0.85 * self.values.max_batch_size
         return at_limit and whole.short_s > 0.1 * whole.busy_s if up or self._adaptive else True
 
     def _points_home(self, whole: Block) -> bool:
-        """Whether the configured values are worth a trial: not those in force, and not known to be the wrong way."""
+        """True if the configured values are worth a trial: not in force, and not in the wrong direction."""
         if self.home == self.values:
             return False
         if self.home.moved(self.values) != (Knob.BATCH,):
@@ -281,12 +281,12 @@ class OnlineTuner:
         settled = total(blocks).settled
         over = now + 1e-9 >= trial.until
         if over and settled < _FEW and now < trial.began + self._window_s:
-            return []  # goes on until there is something to judge it by
+            return []  # continues until there are enough requests to judge it
         if len(blocks) < _CUT_BLOCKS or settled < (_FEW if over else _FEW_TO_CUT):
             return self._revert(trial, "too few requests came to judge it", now) if over else []
         comparison = compare(trial.baseline, blocks, self._targets)
         if not over:
-            # Where nearly nothing was good before, a trial has nothing to lose, and may begin by working off a queue.
+            # If nearly nothing was good before, a trial has nothing to lose, and may begin with a backlog.
             lost = total(trial.baseline).attainment > _LOST
             if lost and comparison.worse(_CUT_DEVIATIONS, least=_CUT_SHARE):
                 return self._revert(trial, f"cut short: {comparison}", now, comparison)
@@ -314,9 +314,9 @@ class OnlineTuner:
         return notes
 
     def _promising(self, trial: _Trial, blocks: Sequence[Block], comparison: TrialComparison, now: float) -> bool:
-        """Whether a trial goes on for another interval.
+        """True if a trial continues for another interval.
 
-        It does where by now nearly every request is good, so that waiting costs nothing, until the difference is sure
+        It continues if nearly every request is good by now, so that waiting costs nothing, until the difference is sure
         or the observation window is full.
         """
         latest = total(blocks[-_LATEST_BLOCKS:])
@@ -339,7 +339,7 @@ class OnlineTuner:
         self._good = [*self._good[1 - _REMEMBERED :], (workload(blocks), self.values)]
         notes = self._told(trial.before, self.values, "kept", str(comparison), now)
         self._next = self._boundary(now)
-        # The trial's own blocks are what the next one is judged by, so it can begin at once.
+        # The blocks of this trial are the baseline of the next one, which can begin at once.
         return notes + self._consider(now)
 
     def _revert(
@@ -352,13 +352,13 @@ class OnlineTuner:
             self._tried[tried] = -math.inf if comparison is None else comparison.deviations
         self._onward = None
         self._since = now + (trial.measured_from - trial.began)
-        # After one that hurt a whole interval passes in peace, so that there are never two such in a row.
+        # After a trial that hurt, a whole interval passes without one, so there are never two such in a row.
         self._next = self._boundary(now + (self._interval_s if hurt else 0.0))
         self._regain = (trial.baseline, 0)
         return self._told(tried, self.values, "reverted", reason, now)
 
     def _direction(self, before: Values) -> tuple[Knob, int] | None:
-        """Where the last step led, if it moved one knob."""
+        """Return the direction of the last step, if it moved one knob."""
         moved = before.moved(self.values)
         if len(moved) != 1:
             return None
@@ -373,7 +373,7 @@ class OnlineTuner:
         ]
 
     def _boundary(self, now: float) -> float:
-        """The first end of an interval after `now`; on a grid, since ticks come a little late, between two steps."""
+        """Return the first end of an interval after `now`. It lies on a grid, because ticks come a little late."""
         passed = math.floor((now - self._began) / self._interval_s + 1e-6)
         return self._began + (passed + 1) * self._interval_s
 

@@ -1,4 +1,4 @@
-"""What the tuner looks at: the stack's events, added up block by block over the observation window."""
+"""The tuner's observation window: the stack's events, summed block by block."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from muai_lab.stack.events import (
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """What a good request meets; None where nothing is asked. Definitions as in the lab's metrics.
+    """The latencies of a good request; None for no target. Definitions as in the lab's metrics.
 
     ttft_s: seconds from queued to the first token. tpot_s: seconds per output token after the first.
     """
@@ -40,18 +40,18 @@ class Targets:
 
     @property
     def set(self) -> bool:
-        """Whether there is a latency to keep at all; if not, throughput is all that counts."""
+        """True if there is a target for a latency; if not, only throughput counts."""
         return bool(self.bounds_s)
 
 
 @dataclass(slots=True)
 class Block:
-    """Sums over one piece of time; those of several are added field by field.
+    """Sums over one period; the sums of several are added field by field.
 
-    A request is settled when it is known whether it meets the targets: `good` or `missed_pace` at its end, `late` as
-    soon as its first token is too late (it may still be waiting), `rejected` at once, `failed` at its end. `ready` are
-    those that ended and would have been good if they had not waited for a slot: what the engine can do once there is no
-    queue. Squares go with the sums that a deviation is wanted of. Times are seconds.
+    A request is settled once it is decided if it meets the targets: `good` or `missed_pace` at its end, `late` as soon
+    as its first token is too late (it may still wait), `rejected` at once, `failed` at its end. `ready` counts requests
+    that ended and would have been good without waiting for a slot: the capacity of the engine without a queue. Squares
+    accompany the sums whose deviation is needed. Times are seconds.
     """
 
     seconds: float = 0.0
@@ -74,38 +74,38 @@ class Block:
     cached: int = 0
     busy_s: float = 0.0
     short_s: float = 0.0
-    """busy, while requests waited"""
+    """seconds of steps while requests waited"""
     short_running: float = 0.0
-    """sequences that ran meanwhile, times seconds"""
+    """sequences that ran in these steps, times seconds"""
 
     @property
     def arrived(self) -> int:
-        """Requests that came, refused ones too."""
+        """Requests that arrived, including the refused ones."""
         return self.queued + self.rejected
 
     @property
     def settled(self) -> int:
-        """Requests of which it is known whether they were good."""
+        """Requests that are known to be good or not."""
         return self.good + self.missed_pace + self.late + self.rejected + self.failed
 
     @property
     def attainment(self) -> float:
-        """Share of the settled requests that were good; 1 where there were none."""
+        """Share of the settled requests that were good; 1 if there were none."""
         return self.good / self.settled if self.settled else 1.0
 
     @property
     def saturated(self) -> bool:
-        """Whether there was always more to do than could run."""
+        """True if requests waited for almost the whole period."""
         return self.busy_s > 0.9 * self.seconds and self.short_s > 0.8 * self.busy_s
 
     @property
     def running_when_short(self) -> float:
-        """Mean of the sequences that ran while others waited; 0 if none ever waited."""
+        """Mean number of sequences that ran while others waited; 0 if none ever waited."""
         return self.short_running / self.short_s if self.short_s else 0.0
 
     @property
     def mean_service_s(self) -> float:
-        """From admitted to the end."""
+        """Mean seconds from admission to the end."""
         return self.service_s / self.ended if self.ended else 0.0
 
     @property
@@ -118,7 +118,7 @@ _SUMS = tuple(field.name for field in fields(Block))
 
 
 def total(blocks: Iterable[Block]) -> Block:
-    """All of them as one."""
+    """Add the blocks up."""
     result = Block()
     for block in blocks:
         for name in _SUMS:
@@ -141,7 +141,7 @@ class TunerWindow:
         self._open_began = began
         # Requests without a first token yet, in the order of arrival, with the time by which they must have one.
         self._unanswered: dict[str, float] = {}
-        self._late: set[str] = set()  # those that are settled as late and still under way
+        self._late: set[str] = set()  # settled as late, and still in flight
 
     def observe(self, events: Sequence[Event]) -> None:
         """Take in the events; see `muai_lab.stack.events.Observer`."""
@@ -174,7 +174,7 @@ class TunerWindow:
                     self._forget(event.request_id)
 
     def blocks(self, now: float, since: float) -> list[Block]:
-        """The complete blocks that began at `since` or later, oldest first; `now` closes those that have ended."""
+        """Return the complete blocks that began at `since` or later, oldest first, up to `now`."""
         with self._lock:
             self._advance(now)
             return [block for end, block in self._ended if end - self._block_s >= since - 1e-9]
@@ -188,7 +188,7 @@ class TunerWindow:
             self._open = Block(seconds=self._block_s)
 
     def _settle_late(self, now: float) -> None:
-        """Those whose first token can no longer come in time are known to be late, long before they end."""
+        """Settle requests as late whose first token can no longer come in time, long before they end."""
         for name, due in self._unanswered.items():
             if due >= now:
                 break  # the others arrived later
@@ -231,7 +231,7 @@ class TunerWindow:
     def _failed(self, event: Failed) -> None:
         late = event.request_id in self._late
         self._forget(event.request_id)
-        if event.status != "cancelled" and not late:  # who goes away of his own accord says nothing about us
+        if event.status != "cancelled" and not late:  # a client that cancels says nothing about the service
             self._open.failed += 1
 
     def _forget(self, name: str) -> None:

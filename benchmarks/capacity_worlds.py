@@ -23,6 +23,7 @@ from benchmarks.worlds import (
     BatchState,
     ObservedWindow,
     batching_capacity,
+    single_server_ends,
     step_s,
 )
 from muai_lab.arrays import Floats
@@ -31,15 +32,15 @@ _POINTS = 9  # of each quadrature
 _MOST_IN_SYSTEM = 3000
 
 Serve = Callable[[np.random.Generator, Floats], tuple[Floats, Floats]]
-"""Latency and end of each request, [runs, requests], from when they are due (infinite for those that never come)."""
+"""Latency and end of each request, [runs, requests], from its due time (infinite if it never arrives)."""
 
 
 @dataclass(frozen=True, slots=True)
 class QueueWorld:
     """One queue.
 
-    bound_s: the SLO's. top: rate of saturation. attained: share within the bound in a long run at a rate. variation:
-    coefficient of variation of the gaps between arrivals, which are gamma distributed; 1 is Poisson.
+    bound_s: the SLO's bound. top: rate of saturation. attained: share within the bound in a long run at a rate.
+    variation: coefficient of variation of the gaps between arrivals, which are gamma distributed; 1 is Poisson.
     """
 
     title: str
@@ -50,13 +51,13 @@ class QueueWorld:
     variation: float = 1.0
 
     def capacity(self, quantile: float) -> float:
-        """Highest rate at which the share stays at the quantile in a long run, requests/s."""
+        """Return the highest rate at which the share stays at the quantile in a long run, in requests/s."""
         return float(brentq(lambda rate: self.attained(rate) - quantile, self.top * 0.05, self.top * 0.99999))
 
     def probe(
         self, rng: np.random.Generator, rates: Floats, speeds: Floats, lead_s: Floats, seconds: Floats
     ) -> Iterator[ObservedWindow]:
-        """One window per rate, after a lead-in from an idle server that is `speed` times as fast as the world's."""
+        """Yield one window per rate, after a lead-in from an idle server that is `speed` times as fast as the world."""
         end_s = lead_s + seconds
         mean = float((rates * end_s).max())
         count = int(mean + 6.0 * self.variation * math.sqrt(mean) + 20)
@@ -72,12 +73,11 @@ class QueueWorld:
 
 
 def single_server(bound_s: float, variation: float = 1.0) -> QueueWorld:
-    """The GI/M/1 queue with gamma gaps and a bound on the time in the system; M/M/1 without variation."""
+    """Return the GI/M/1 queue with gamma gaps and a bound on the time in the system; M/M/1 if `variation` is 1."""
 
     def serve(rng: np.random.Generator, due_s: Floats) -> tuple[Floats, Floats]:
         served_s = rng.exponential(SERVICE_S, due_s.shape)
-        work_s = np.cumsum(served_s, axis=1)
-        end_s = np.maximum.accumulate(due_s - (work_s - served_s), axis=1) + work_s
+        end_s = single_server_ends(due_s, served_s)
         return end_s - np.where(np.isfinite(due_s), due_s, 0.0), end_s
 
     kind = "M/M/1" if variation == 1.0 else f"bursts (cv {variation:g}), one server"
@@ -88,7 +88,7 @@ def single_server(bound_s: float, variation: float = 1.0) -> QueueWorld:
 
 
 def _found_busy(rate: float, variation: float) -> float:
-    """Share of the arrivals of a GI/M/1 queue that find the server busy: root of x = E[exp(-(1 - x) gap / service)]."""
+    """Return the share of a GI/M/1 queue's arrivals that wait: the root of x = E[exp(-(1 - x) gap / service)]."""
     shape = variation**-2.0
 
     def excess(x: float) -> float:
@@ -98,7 +98,7 @@ def _found_busy(rate: float, variation: float) -> float:
 
 
 def slots(bound_s: float) -> QueueWorld:
-    """Continuous batching with 32 slots and a bound on the time to first token."""
+    """Return continuous batching with 32 slots and a bound on the time to first token."""
 
     def serve(rng: np.random.Generator, due_s: Floats) -> tuple[Floats, Floats]:
         batch = BatchState(due_s, rng)
@@ -112,7 +112,10 @@ def slots(bound_s: float) -> QueueWorld:
 
 
 def _slots_attained(rate: float, bound_s: float) -> float:
-    """A request that finds n others waits for n - 31 of them to end, then for the running step and its own prefill."""
+    """Return the share within the bound at a rate.
+
+    A request that finds n others waits until n - 31 of them have ended, then for the running step and its own prefill.
+    """
     found = np.arange(_MOST_IN_SYSTEM)
     batch = np.minimum(found[1:], SLOTS)
     weight = np.concatenate([[0.0], np.cumsum(np.log(rate * OUTPUT_TOKENS * step_s(batch) / batch))])

@@ -1,8 +1,8 @@
-"""Simulated systems that no constant of the statistics was chosen by; see `worlds`.
+"""Simulated systems that no constant of the statistics was fitted to; see `worlds`.
 
 * `mg1`: one server with log-normal service times, first come first served; the latency is the time in the system.
-* `conversations`: 16 slots, short and long answers, sessions of several turns with think times. A turn is due when its
-  user has read the answer before, so the load reacts to the server; the latency is the time to first token.
+* `conversations`: 16 slots, short and long answers, sessions of several turns with think times. A turn is due once its
+  user has read the answer before, so the load reacts to the server. The latency is the time to first token.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.worlds import World, WorldTraffic, ar1, batching, mm1
+from benchmarks.worlds import World, WorldTraffic, ar1, batching, mm1, single_server_ends
 from muai_lab.arrays import Floats
 
 SERVICE_S, SERVICE_SIGMA = 0.1, 1.0
@@ -31,22 +31,21 @@ def _mg1(load: float) -> Callable[[np.random.Generator, int, int], WorldTraffic]
         rate, count = load / SERVICE_S, _MG1_WARM_UP + int(requests + 6.0 * math.sqrt(requests) + 50)
         due_s = np.cumsum(rng.exponential(1.0 / rate, (runs, count)), axis=1)
         served_s = SERVICE_S * rng.lognormal(-(SERVICE_SIGMA**2) / 2.0, SERVICE_SIGMA, due_s.shape)
-        work_s = np.cumsum(served_s, axis=1)
-        end_s = np.maximum.accumulate(due_s - (work_s - served_s), axis=1) + work_s  # Lindley's recursion, unrolled
+        end_s = single_server_ends(due_s, served_s)
         return WorldTraffic(rate, due_s, end_s - due_s, end_s, due_s[:, _MG1_WARM_UP - 1].copy())
 
     return draw
 
 
 def mg1(load: float) -> World:
-    """The M/G/1 queue with log-normal service times at a load below 1; its mean is Pollaczek and Khinchine's."""
+    """Return the M/G/1 queue with log-normal service times at a load below 1; its mean is Pollaczek and Khinchine's."""
     square = SERVICE_S**2 * math.exp(SERVICE_SIGMA**2)
     mean_s = SERVICE_S + load / SERVICE_S * square / (2.0 * (1.0 - load))
     return World(f"mg1 {load:g}", f"M/G/1, log-normal, ρ {load:g}", load / SERVICE_S, _mg1(load), mean_s)
 
 
 def conversations(load: float) -> World:
-    """Sessions of several turns over 16 slots, at a load (offered ÷ saturation) below 1."""
+    """Return sessions of several turns over 16 slots, at a load (offered ÷ saturation) below 1."""
     mean_s = (1.0 - LONG_SHARE) * SHORT_S + LONG_SHARE * LONG_S
     rate = load * SLOTS / mean_s
 
@@ -66,7 +65,7 @@ def conversations(load: float) -> World:
 
 
 def _turns(rng: np.random.Generator, sessions_per_s: float, until_s: float) -> tuple[Floats, Floats, Floats]:
-    """Due times, first tokens and ends of all turns that are due before `until_s`, ordered by due time."""
+    """Return due times, first tokens and ends of all turns that are due before `until_s`, ordered by due time."""
     count = rng.poisson(sessions_per_s * until_s)
     due = rng.uniform(0.0, until_s, count).tolist()
     heapq.heapify(due)
@@ -76,7 +75,7 @@ def _turns(rng: np.random.Generator, sessions_per_s: float, until_s: float) -> t
     goes_on, think_s = (rng.random(most) < 1.0 - 1.0 / TURNS).tolist(), rng.exponential(THINK_S, most).tolist()
     free = [0.0] * SLOTS
     rows: list[tuple[float, float, float]] = []
-    while due:  # the earliest turn is always next, since no later one can bring another before it
+    while due:  # the earliest turn is always next: a later one cannot add a turn before it
         at = heapq.heappop(due)
         number = len(rows)
         begun = max(free[0], at)

@@ -1,10 +1,10 @@
-"""Simulated systems of known truth, by which intervals and verdicts are checked. Many independent runs at once.
+"""Simulated systems with known distributions, to check intervals and verdicts against. Many independent runs at once.
 
 Each world yields a latency (time to first token, or time in the system) whose distribution is known, from a formula or
-from very long runs. The worlds differ in how long the present depends on the past:
+from very long runs. The worlds differ in the time over which latencies are correlated:
 
-* `batching`: continuous batching with 32 slots. A step takes longer the fuller the batch is; who finds no free slot
-  waits in order of arrival. Near saturation a rare backlog makes most of the tail.
+* `batching`: continuous batching with 32 slots. A step takes longer the fuller the batch is. A request that finds no
+  free slot waits in order of arrival. Near saturation a rare backlog makes most of the tail.
 * `mm1`: the M/M/1 queue, time in the system. Its relaxation time grows with 1 / (1 - sqrt(load))^2.
 * `ar1`: log-normal latencies whose logarithm is an Ornstein-Uhlenbeck process (continuous AR(1)).
 * `iid`: independent latencies with a heavy tail (Lomax, shape 3: the third moment is infinite).
@@ -38,7 +38,7 @@ IID_RATE, IID_SCALE_S, IID_SHAPE = 20.0, 0.1, 3.0
 
 @dataclass(frozen=True, slots=True)
 class ObservedWindow:
-    """A client's view of one run: the requests that were due in the window, or still in flight when it began.
+    """One run as a client observes it: the requests that were due in the window, or in flight when it began.
 
     start_s, length_s: The window. due_s, latency_s, end_s: One entry per request, ordered by due time. A request counts
     if it was due in the window.
@@ -60,7 +60,7 @@ class ObservedWindow:
 class WorldTraffic:
     """Requests of many independent runs of a world: arrays [runs, requests].
 
-    rate: offered, requests/s. start_s: [runs], when the system has forgotten that it began empty.
+    rate: offered, requests/s. start_s: [runs], when the effect of the empty start has faded.
     """
 
     rate: float
@@ -70,7 +70,7 @@ class WorldTraffic:
     start_s: Floats
 
     def windows(self, length_s: float) -> Iterator[ObservedWindow]:
-        """The window of this length of each run."""
+        """Yield the window of this length of each run."""
         rows = zip(self.due_s, self.latency_s, self.end_s, self.start_s.tolist(), strict=True)
         for due_s, latency_s, end_s, start_s in rows:
             seen = (end_s >= start_s) & (due_s < start_s + length_s)
@@ -82,8 +82,8 @@ class World:
     """One simulated system.
 
     rate: offered, which is also the true throughput, requests/s. draw: `draw(rng, runs, requests)` simulates windows in
-    which this number of requests is due on average. mean_s, quantile: of the latency's distribution; None takes them
-    from very long runs.
+    which `requests` requests are due on average. mean_s, quantile: of the latency's distribution; None takes them from
+    very long runs.
     """
 
     name: str
@@ -94,17 +94,17 @@ class World:
     quantile: Callable[[float], float] | None = None
 
     def mean(self) -> float:
-        """True mean of the latency, in seconds."""
+        """Return the true mean of the latency, in seconds."""
         return float(self._sampled().mean()) if self.mean_s is None else self.mean_s
 
     def quantiles(self, wanted: Sequence[float]) -> list[float]:
-        """True quantiles of the latency, in seconds."""
+        """Return the true quantiles of the latency, in seconds."""
         if self.quantile is not None:
             return [self.quantile(q) for q in wanted]
         return [float(value) for value in np.quantile(self._sampled(), wanted)]
 
     def _sampled(self) -> Floats:
-        """Latencies of very long runs, of the requests that were due in their windows."""
+        """Return the latencies of very long runs, of the requests that were due in their windows."""
         return _sampled(self)
 
 
@@ -116,9 +116,18 @@ def _sampled(world: World) -> Floats:
 
 
 def _arrivals(rng: np.random.Generator, rate: float, runs: int, requests: int) -> Floats:
-    """Due times of Poisson arrivals, with enough of them that a window of `requests` on average is always whole."""
+    """Return due times of Poisson arrivals, enough of them that a window of `requests` on average is complete."""
     count = int(requests + 6.0 * math.sqrt(requests) + 50)
     return np.cumsum(rng.exponential(1.0 / rate, (runs, count)), axis=1)
+
+
+def single_server_ends(due_s: Floats, served_s: Floats) -> Floats:
+    """Return when each request ends at one server, first come first served: Lindley's recursion, unrolled.
+
+    All arrays are [runs, requests]; served_s: service times.
+    """
+    work_s = np.cumsum(served_s, axis=1)
+    return np.asarray(np.maximum.accumulate(due_s - (work_s - served_s), axis=1) + work_s)
 
 
 def step_s(batch: Floats | Ints) -> Floats:
@@ -127,7 +136,7 @@ def step_s(batch: Floats | Ints) -> Floats:
 
 
 def batching_capacity() -> float:
-    """Requests per second that the batching world completes at most."""
+    """Return the highest rate of the batching world, in requests per second."""
     return SLOTS / (OUTPUT_TOKENS * (STEP_S + STEP_PER_SLOT_S * SLOTS))
 
 
@@ -158,7 +167,7 @@ class BatchState:
             self.advance()
 
     def advance(self) -> None:
-        """The next event of each run: a sequence ends, or a request arrives; then a free slot is filled."""
+        """Make the next event of each run: a sequence ends, or a request arrives; then a free slot is filled."""
         slot = self.last.argmin(axis=1)
         left = self.last[self.row, slot] - self.tokens
         pace_s = step_s(self.busy)
@@ -176,7 +185,7 @@ class BatchState:
         self._start(np.flatnonzero((self.started < self.arrived) & (self.busy < SLOTS)))
 
     def _start(self, rows: Ints) -> None:
-        """One waiting request of each of these runs takes a free slot."""
+        """Give one waiting request of each of these runs a free slot."""
         slot, number = np.isinf(self.last[rows]).argmax(axis=1), self.started[rows]
         wait_s = self.offset_s[rows, number] * step_s(self.busy[rows] + 1)
         self.first_s[rows, number] = self.now_s[rows] + wait_s + self.prefill_s[rows, number]
@@ -198,7 +207,7 @@ def _batching(load: float) -> Callable[[np.random.Generator, int, int], WorldTra
 
 
 def _batching_mean(load: float) -> float:
-    """Mean time to first token of the batching world: Little's law over the stationary distribution of its queue."""
+    """Return the mean time to first token, by Little's law over the stationary distribution of the queue."""
     if load >= 1.0:
         return math.inf
     rate = load * batching_capacity()
@@ -216,8 +225,7 @@ def _mm1(load: float) -> Callable[[np.random.Generator, int, int], WorldTraffic]
         rate = load / SERVICE_S
         due_s = _arrivals(rng, rate, runs, _MM1_WARM_UP + requests)
         served_s = rng.exponential(SERVICE_S, due_s.shape)
-        work_s = np.cumsum(served_s, axis=1)
-        end_s = np.maximum.accumulate(due_s - (work_s - served_s), axis=1) + work_s  # Lindley's recursion, unrolled
+        end_s = single_server_ends(due_s, served_s)
         return WorldTraffic(rate, due_s, end_s - due_s, end_s, due_s[:, _MM1_WARM_UP - 1].copy())
 
     return draw
@@ -245,13 +253,13 @@ def _iid(rng: np.random.Generator, runs: int, requests: int) -> WorldTraffic:
 
 
 def batching(load: float) -> World:
-    """Continuous batching at a load (offered ÷ saturation, below 1); the latency is the time to first token."""
+    """Return continuous batching at a load (offered ÷ saturation, below 1); its latency is the time to first token."""
     title = f"queue with {SLOTS} slots, ρ {load:g}"
     return World(f"batching {load:g}", title, load * batching_capacity(), _batching(load), mean_s=_batching_mean(load))
 
 
 def mm1(load: float) -> World:
-    """The M/M/1 queue at a load below 1; the latency is the time in the system."""
+    """Return the M/M/1 queue at a load below 1; its latency is the time in the system."""
     mean_s = SERVICE_S / (1.0 - load)
     return World(
         f"mm1 {load:g}", f"M/M/1, ρ {load:g}", load / SERVICE_S, _mm1(load), mean_s, lambda q: -mean_s * math.log1p(-q)
@@ -259,7 +267,7 @@ def mm1(load: float) -> World:
 
 
 def ar1(tau_s: float) -> World:
-    """Log-normal latencies with autocorrelation exp(-t / tau) of their logarithm."""
+    """Return log-normal latencies with autocorrelation exp(-t / tau) of their logarithm."""
     return World(
         f"ar1 {tau_s:g}",
         f"AR(1), τ {tau_s:g} s",
@@ -271,7 +279,7 @@ def ar1(tau_s: float) -> World:
 
 
 def iid() -> World:
-    """Independent latencies with a heavy tail."""
+    """Return independent latencies with a heavy tail."""
     return World(
         "iid",
         "independent, heavy tail",

@@ -1,12 +1,12 @@
 """The embedded models: small, built on first use without network or GPU, kept in the user's cache directory.
 
 `qwen_chat` is a Qwen2 decoder of 5 million parameters, `t5_summarizer` a T5 v1.1 encoder-decoder; both use one
-byte-level BPE tokenizer of 2048 tokens. They stand in for real checkpoints where speed, scheduling and correctness of a
-stack are what matters: same architecture, same code path, output that is varied but says nothing.
+byte-level BPE tokenizer of 2048 tokens. They replace real checkpoints in tests of a stack's speed, scheduling and
+correctness: same architecture, same code path, output that is varied but without meaning.
 
-A model's directory is complete in the Hugging Face layout. Its name carries a hash of the recipe, so a new version of
-this package builds anew beside the old one. `content.json` in it carries the hash of every file, so a damaged directory
-is noticed and built again.
+A model's directory is complete in the Hugging Face layout. Its name contains a hash of the recipe, so a new version of
+this package builds a new directory. `content.json` holds the hash of every file, so a damaged directory is detected and
+built again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 EMBEDDED_MODELS = ("qwen_chat", "t5_summarizer")
 
-RECIPE_VERSION = 1  # raise when the way of building changes; configs, scales and corpus are hashed by themselves
+RECIPE_VERSION = 1  # raise it if the code that builds changes; configs, scales and corpus are hashed themselves
 
 _END_OF_TEXT_ID, _IM_END_ID, _PAD_ID = 0, 2, 3
 
@@ -93,13 +93,13 @@ _SCALES = {  # measured: the most varied greedy output at which float32 engines 
 }
 _END_TOKENS = {"qwen_chat": (_IM_END_ID,), "t5_summarizer": (_END_OF_TEXT_ID,)}
 
-# Added to the logits of tokens, by what they print as; see `_bias`.
+# Added to the logits of tokens, by the text that they print; see `_bias`.
 _BIAS_WORD, _BIAS_PART, _BIAS_END, _BIAS_NEVER = 0.0, -3.0, 3.0, -30.0
 _SENTENCE_MARKS = (".", ",", ";", ":", "!", "?")
 
 
 def cache_dir() -> Path:
-    """Where built models are kept: `MUAI_CACHE_DIR`, else `$XDG_CACHE_HOME/muai_lab`, else `~/.cache/muai_lab`."""
+    """Return the cache directory: `MUAI_CACHE_DIR`, else `$XDG_CACHE_HOME/muai_lab`, else `~/.cache/muai_lab`."""
     if chosen := os.environ.get("MUAI_CACHE_DIR"):
         return Path(chosen).expanduser()
     base = os.environ.get("XDG_CACHE_HOME")
@@ -107,7 +107,7 @@ def cache_dir() -> Path:
 
 
 def recipe_hash(name: str) -> str:
-    """Short hash over everything that goes into the model `name`."""
+    """Return a short hash over everything that determines the model `name`."""
     recipe = {
         "version": RECIPE_VERSION,
         "config": _CONFIGS[name],
@@ -120,9 +120,9 @@ def recipe_hash(name: str) -> str:
 
 
 def embedded_path(name: str) -> Path:
-    """Directory of the embedded model `name`, complete and intact; built when it is absent or damaged (seconds).
+    """Return the directory of the embedded model `name`; build it if it is absent or damaged (seconds).
 
-    Raises ModelError when the cache directory cannot be written.
+    Raises ModelError if the cache directory cannot be written.
     """
     target = cache_dir() / "models" / f"{name}-{recipe_hash(name)}"
     if not is_intact(target):
@@ -137,9 +137,9 @@ def embedded_path(name: str) -> Path:
 
 
 def _install(target: Path, build: Callable[[Path], None]) -> None:
-    """Build beside `target` and rename into place, so that no reader ever sees half a model.
+    """Build beside `target` and rename it into place, so that no reader sees a partial model.
 
-    Of several processes that build at once the first to rename wins; their results are the same.
+    If several processes build at once, the first to rename wins; their results are the same.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
@@ -177,11 +177,11 @@ def _build(name: str, directory: Path) -> None:
 
 
 def _bias(token_bytes: list[bytes], words: frozenset[str], end_tokens: tuple[int, ...]) -> Tensor:
-    """What is added to each token's logit.
+    """Return the bias that is added to each token's logit.
 
-    Whole words and sentence marks compete freely, parts of words stand back. The end token never wins greedily
-    but is drawn about once in some hundred tokens at temperature 1. Special tokens, control characters and incomplete
-    UTF-8 never come.
+    Whole words and sentence marks have none, parts of words a small negative one. The end token never wins greedily,
+    but is drawn about once in a few hundred tokens at temperature 1. Special tokens, control characters and incomplete
+    UTF-8 are never produced.
     """
     import numpy as np
 

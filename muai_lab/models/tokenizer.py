@@ -1,4 +1,4 @@
-"""Text to token ids and back, for every engine and for the load generator."""
+"""Conversion between text and token ids, for every engine and for the load generator."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _WORD_STARTS = ("Ġ", "▁")  # how byte-level and SentencePiece vocabularies write the space before a word
 _TRIES = 64
-_CONTEXT_TOKENS = 32  # before the end of an output, to decode what is left of it
+_CONTEXT_TOKENS = 32  # decoded again before the rest of an output
 _KEEPING = ("ByteLevel", "Digits", "Metaspace")  # steps before the tokenizer's own that drop no character
 _KEEPING_SPLITS = ("Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous")
 
@@ -38,24 +38,24 @@ class ModelTokenizer:
         self.eos_token_ids = eos_token_ids
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of `text`, with the special tokens that the model expects around a prompt."""
+        """Return the token ids of `text`, with the special tokens that the model expects around a prompt."""
         return self._encode(text, add_special_tokens=True)
 
     def at_least(self, text: str) -> int:
-        """Lower bound of the number of tokens of `text`, without encoding it; 0 if there is none.
+        """Return a lower bound of the number of tokens of `text`, without encoding it; 0 if there is none.
 
-        No token has more characters than the longest of the vocabulary. That says nothing if the tokenizer drops parts
-        of a text, such as repeated spaces. Unicode's normal form NFC makes one character of at most four.
+        No token has more characters than the longest in the vocabulary. This gives no bound if the tokenizer drops
+        parts of a text, such as repeated spaces. Unicode's normal form NFC merges at most four characters into one.
         """
         if not self._keeps_text:
             return 0
         return len(text) // (self._longest_token if text.isascii() else 4 * self._longest_token)
 
     def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """Token ids of a conversation (`role`, `content`), ready for the assistant's answer.
+        """Return the token ids of a conversation (`role`, `content`), ready for the assistant's answer.
 
         A model without a chat template (a T5) gets the contents joined by newlines, without the roles. Raises
-        InvalidRequest when the template refuses the conversation, for its order of roles for one.
+        InvalidRequest if the template refuses the conversation, for example because of its order of roles.
         """
         if self._chat_template is None:
             return self.encode("\n".join(message["content"] for message in messages))
@@ -68,7 +68,7 @@ class ModelTokenizer:
         return self._encode(text, add_special_tokens=False)  # the template has written them
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        # `encode` would hold the interpreter all the while, and with it every other thread; a batch does not.
+        # `encode` holds the interpreter lock all the while, which stops every other thread; a batch does not.
         return self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
     @cached_property
@@ -77,7 +77,7 @@ class ModelTokenizer:
 
     @cached_property
     def _keeps_text(self) -> bool:
-        """True if every character of a text is found again in its tokens."""
+        """True if no character of a text is missing in its tokens."""
         normalizer, pre_tokenizer = self._backend.normalizer, self._backend.pre_tokenizer
         if normalizer is not None and type(normalizer).__name__ != "NFC":
             return False
@@ -88,16 +88,16 @@ class ModelTokenizer:
         return all(step["type"] in _KEEPING or step.get("behavior") in _KEEPING_SPLITS for step in steps)
 
     def token_ends(self, texts: list[str]) -> list[list[int]]:
-        """For each text the end of each of its tokens, in characters; without special tokens."""
+        """Return the end of each token of each text, in characters, without special tokens."""
         found = self._backend.encode_batch(texts, add_special_tokens=False)
         return [[end for _, end in encoding.offsets] for encoding in found]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids` without special tokens; bytes that form no character become U+FFFD."""
+        """Return the text of `ids` without special tokens; bytes that form no character become U+FFFD."""
         return self._backend.decode(list(ids), skip_special_tokens=True)
 
     def stream(self) -> StreamDecoder:
-        """A decoder for one sequence that arrives token by token."""
+        """Return a decoder for one sequence that arrives token by token."""
         return StreamDecoder(self._backend)
 
     @cached_property
@@ -122,9 +122,9 @@ class ModelTokenizer:
         return len(self.encode(""))
 
     def prompt_of(self, n_tokens: int, rng: np.random.Generator) -> tuple[str, list[int]]:
-        """A made-up text that `encode` turns into exactly `n_tokens` ids, and these ids.
+        """Return a random text that `encode` turns into exactly `n_tokens` ids, and these ids.
 
-        The same state of the generator gives the same text. Raises ModelError when this tokenizer has no such text:
+        The same state of the generator gives the same text. Raises ModelError if this tokenizer has no such text:
         special tokens around every prompt leave no room, or there are no ordinary words.
         """
         words = self.ordinary_token_ids
@@ -143,16 +143,16 @@ class ModelTokenizer:
             surplus = len(ids) - n_tokens
             if surplus == 0:
                 return text, ids
-            # A word fell apart or two merged. New words at the end, as many as fit, and look again.
+            # A word was split or two were merged. Replace words at the end, as many as fit, and try again.
             kept = chosen[: max(len(chosen) - max(surplus, 0) - 1, 0)]
             chosen = kept + draw(max(len(chosen) - surplus - len(kept), 1))
         raise ModelError(f"the tokenizer made no text of exactly {n_tokens} tokens in {_TRIES} tries")
 
 
 class StreamDecoder:
-    """Turns the tokens of one sequence into text as they come.
+    """Decodes the tokens of one sequence into text as they arrive.
 
-    All texts of `push` and that of `flush`, joined, are `ModelTokenizer.decode` of all tokens.
+    The texts of all `push` calls and of `flush`, joined, are `ModelTokenizer.decode` of all tokens.
     """
 
     def __init__(self, backend: Tokenizer) -> None:
@@ -161,10 +161,10 @@ class StreamDecoder:
         self._backend = backend
         self._stream = DecodeStream(skip_special_tokens=True)
         self._ids: list[int] = []
-        self._shown = 0  # tokens whose text was given out
+        self._shown = 0  # tokens whose text was returned
 
     def push(self, token_id: int) -> str:
-        """New text that the token completes; empty while a character is incomplete and for special tokens."""
+        """Return the text that the token completes; empty for special tokens and while a character is incomplete."""
         self._ids.append(token_id)
         text = self._stream.step(self._backend, token_id) or ""
         if text:
@@ -172,18 +172,18 @@ class StreamDecoder:
         return text
 
     def flush(self) -> str:
-        """What is left at the end: U+FFFD for bytes that became no character. A second call gives nothing."""
+        """Return the rest at the end: U+FFFD for bytes that form no character. A second call returns nothing."""
         shown, self._shown = self._shown, len(self._ids)
         if shown == len(self._ids):
             return ""
-        # Some tokens before the rest are enough; to decode all would take longer the longer the output is.
+        # A few tokens before the rest are enough; decoding all takes longer the longer the output is.
         start = max(0, shown - _CONTEXT_TOKENS)
         before = self._backend.decode(self._ids[start:shown], skip_special_tokens=True)
         return self._backend.decode(self._ids[start:], skip_special_tokens=True)[len(before) :]
 
 
 def load_tokenizer(source: ModelSource) -> ModelTokenizer:
-    """Load the tokenizer of a model. Raises ModelError when its files cannot be read or give no fast tokenizer."""
+    """Load the tokenizer of a model. Raises ModelError if its files cannot be read or hold no fast tokenizer."""
     if source.path is None:
         raise ModelError(f"model {source.name} has no files on this machine")
     if source.kind == "embedded":
@@ -192,7 +192,7 @@ def load_tokenizer(source: ModelSource) -> ModelTokenizer:
 
 
 def _load_embedded(path: Path) -> ModelTokenizer:
-    """What transformers would load, without importing it: the load generator needs no torch."""
+    """Load the same as Transformers without importing it, because the load generator needs no torch."""
     from jinja2.sandbox import ImmutableSandboxedEnvironment
     from tokenizers import Tokenizer
 
@@ -230,7 +230,7 @@ def _load_with_transformers(path: Path, name: str) -> ModelTokenizer:
 
 
 def _end_tokens(path: Path, tokenizer_eos: int | None) -> frozenset[int]:
-    """The end tokens of generation_config.json (chat models often have several there) and the tokenizer's own."""
+    """Return the end tokens of generation_config.json (chat models often have several) and of the tokenizer."""
     found = set() if tokenizer_eos is None else {tokenizer_eos}
     for file in ("generation_config.json", "config.json"):
         if (path / file).is_file():

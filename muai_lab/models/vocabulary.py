@@ -10,8 +10,8 @@ VOCAB_SIZE = 2048
 END_OF_TEXT, IM_START, IM_END, PAD = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<pad>"
 SPECIAL_TOKENS = (END_OF_TEXT, IM_START, IM_END, PAD)  # their ids are 0, 1, 2, 3
 
-# How Qwen2 cuts text into pieces before merging: words with the one character before them, single digits, runs of
-# punctuation, white space. transformers 5 gives a Qwen2 model this pattern and NFC, whatever the tokenizer's file says.
+# Qwen2's pieces of text before merging: words with the one character before them, single digits, runs of punctuation,
+# white space. Transformers 5 gives every Qwen2 model this pattern and NFC, and ignores those of the tokenizer's file.
 _PIECES = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -25,21 +25,21 @@ CHAT_TEMPLATE = (
 
 
 def corpus() -> str:
-    """The training text, with the line ends of every checkout made equal."""
+    """Return the training text, with the same line ends in every checkout."""
     raw = resources.files("muai_lab.models").joinpath("corpus.txt").read_bytes()
     return raw.decode("utf-8").replace("\r\n", "\n")
 
 
 def words() -> frozenset[str]:
-    """Every word of the training text."""
+    """Return every word of the training text."""
     return frozenset(re.findall(r"[^\W\d_]+", corpus()))
 
 
 def train(text: str) -> dict[str, object]:
-    """Train on `text`; returns the content of `tokenizer.json`.
+    """Train on `text`. Returns the content of `tokenizer.json`.
 
-    The layout is written out here instead of being taken from the library, so that the file does not change with the
-    library's version. Training has no random part: ties are broken by token ids.
+    The layout is written here, not by the library, so that the file does not change with the library's version.
+    Training has no random part: ties are broken by token ids.
     """
     from tokenizers import Regex, Tokenizer
     from tokenizers.models import BPE
@@ -99,7 +99,7 @@ def train(text: str) -> dict[str, object]:
 
 
 def token_bytes(tokenizer_json: dict[str, object]) -> list[bytes]:
-    """The bytes of every token by id; special tokens are empty."""
+    """Return the bytes of every token by id; special tokens are empty."""
     model = tokenizer_json["model"]
     assert isinstance(model, dict)
     by_character = _bytes_by_character()
@@ -111,7 +111,7 @@ def token_bytes(tokenizer_json: dict[str, object]) -> list[bytes]:
 
 
 def _bytes_by_character() -> dict[str, int]:
-    """The printable stand-in of every byte in a byte-level vocabulary (the scheme of GPT-2's tokenizer)."""
+    """Return the byte that each printable character of a byte-level vocabulary represents (the scheme of GPT-2)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     table = {chr(byte): byte for byte in printable}
     others = [byte for byte in range(256) if byte not in printable]

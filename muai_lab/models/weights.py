@@ -1,18 +1,18 @@
 """The weights of the embedded models: drawn, not trained, and equal to the last bit on every machine.
 
 Raw 64-bit integers of PCG64 (a stream that numpy guarantees) become odd integers -255..255, are scaled by one float32
-multiplication and rounded to bfloat16's precision with integer arithmetic. No library function takes part whose last
-bit could depend on a processor's vector width. As every weight is exact in bfloat16, a bfloat16 engine and a float32
-engine run the same model and differ by their activations only.
+multiplication and rounded to the precision of bfloat16 with integer arithmetic. No library function is used whose last
+bit could depend on a processor's vector width. Every weight is exact in bfloat16, so a bfloat16 engine and a float32
+engine run the same model and differ only by their activations.
 
-What the scales are for: token choices that look like text and behave like those of a real model under test.
-- Attention scores spread widely, so each head picks a few places of the context, and together the layers add more to
-  the residual stream than the embedding brought. The next token hence depends on the whole context and its positions:
-  greedy output does not fall into a loop, and an engine that mixes up its key/value cache is found out. A wider spread
-  would vary the output more, but also magnify rounding errors until engines disagree.
-- Hidden dimension 0 holds the same constant for every token and no layer writes to it. The output head's weight on it
-  is a bias per token (neither architecture has one of its own): words are preferred, the end token is rare, and tokens
-  that would not print never come.
+The scales make the choice of tokens look like text, and behave like that of a real model under test.
+- Attention scores spread widely, so each head selects a few places of the context, and together the layers add more to
+  the residual stream than the embedding. The next token therefore depends on the whole context and its positions:
+  greedy output does not repeat itself, and an engine that confuses its key/value cache is detected. A wider spread
+  would vary the output more, but also amplify rounding errors until engines disagree.
+- Hidden dimension 0 holds the same constant for every token, and no layer writes to it. The output head's weight on it
+  is a bias per token (neither architecture has such a bias). Words are preferred, the end token is rare, and tokens
+  that cannot be printed never occur.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _ODD_STD = 147.8014  # standard deviation of the odd integers -255..255: sqrt((2
 
 @dataclass(frozen=True, slots=True)
 class Scales:
-    """Standard deviations that the drawn weights aim at.
+    """Target standard deviations of the activations.
 
-    score: attention scores before the softmax. write: what one attention or feed-forward block adds to the residual
-    stream, the embedding being 1. cross: the same for attention to an encoder's output, so that the first tokens depend
-    on the text already. logit: output logits. constant: value of hidden dimension 0 in the embedding.
+    score: attention scores before the softmax. write: the contribution of one attention or feed-forward block to the
+    residual stream; the embedding has 1. cross: the same for attention to an encoder's output, so that even the first
+    tokens depend on the text. logit: output logits. constant: value of hidden dimension 0 in the embedding.
     """
 
     score: float
@@ -48,7 +48,7 @@ class Scales:
 
 
 def draw(seed: str, shape: tuple[int, ...], std: float) -> Tensor:
-    """Uniform float32 values of standard deviation `std`, exact in bfloat16, the same for the same `seed`."""
+    """Draw uniform float32 values of standard deviation `std`, exact in bfloat16, the same for the same `seed`."""
     import numpy as np
 
     count = int(np.prod(shape))
@@ -59,7 +59,7 @@ def draw(seed: str, shape: tuple[int, ...], std: float) -> Tensor:
 
 
 def round_to_bfloat16(values: Tensor) -> Tensor:
-    """Round float32 values to the nearest that bfloat16 can hold (ties to even)."""
+    """Round float32 values to the nearest values of bfloat16 (ties to even)."""
     import numpy as np
 
     bits = np.ascontiguousarray(values).view(np.uint32)
@@ -68,7 +68,7 @@ def round_to_bfloat16(values: Tensor) -> Tensor:
 
 
 def qwen2_weights(seed: str, config: dict[str, object], bias: Tensor, scales: Scales) -> dict[str, Tensor]:
-    """Tensors of a `Qwen2ForCausalLM` by name; `bias` is added to the logits, one value per token."""
+    """Return the tensors of a `Qwen2ForCausalLM` by name; `bias` is added to the logits, one value per token."""
     import numpy as np
 
     hidden, inner, layers, vocab, heads, kv_heads = (
@@ -114,7 +114,7 @@ def qwen2_weights(seed: str, config: dict[str, object], bias: Tensor, scales: Sc
 
 
 def t5_weights(seed: str, config: dict[str, object], bias: Tensor, scales: Scales) -> dict[str, Tensor]:
-    """Tensors of a `T5ForConditionalGeneration` (v1.1 layout) by name; `bias` is added to the logits."""
+    """Return the tensors of a `T5ForConditionalGeneration` (v1.1 layout) by name; `bias` is added to the logits."""
     import numpy as np
 
     hidden, inner, head_dim, heads, vocab, buckets = (
@@ -167,10 +167,10 @@ def t5_weights(seed: str, config: dict[str, object], bias: Tensor, scales: Scale
 
 
 def _output_head(seed: str, bias: Tensor, scales: Scales, *, hidden: int, variance: float) -> Tensor:
-    """Rows of random direction, plus `bias` through the constant dimension.
+    """Return rows of random direction, plus `bias` through the constant dimension.
 
-    variance: of the residual stream, which the final norm divides by. A row that is raised or far lowered has nothing
-    else in it: the end token never wins by chance, an unprintable token never comes.
+    variance: of the residual stream, which the final norm divides by. A row with a positive or a large negative bias
+    holds nothing else: the end token never wins by chance, and an unprintable token never occurs.
     """
     import numpy as np
 

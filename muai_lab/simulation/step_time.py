@@ -1,10 +1,13 @@
-"""How long an engine's step takes, as a function of what is computed in it.
+"""A model of the duration of an engine's step, from the work in it.
 
-Linear in seven features of the step, each of which costs time on every transformer: a fixed cost for each forward pass
-(prefill and decode are one each), the prompt tokens (the matrix products), the pairs of a prompt token and a position
-that it attends to, the sequences that decode, the positions that they attend to, and the positions that are copied
-between slots and the prefix cache. Because it is linear, it can be fitted to measured steps by least squares
-(`StepTime.fit`).
+The model is linear in seven features of the step, each of which takes time on every transformer:
+
+* a forward pass for prefill, and one for decode (a fixed time each);
+* prompt tokens (the matrix products), and pairs of a prompt token and a position that it attends to;
+* sequences that decode, and positions that they attend to;
+* positions that are copied between slots and the prefix cache.
+
+A linear model can be fitted to measured steps by least squares (`StepTime.fit`).
 """
 
 from __future__ import annotations
@@ -17,10 +20,10 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class StepWork:
-    """What one step computes.
+    """The work of one step.
 
-    prefill_tokens: prompt tokens. prefill_pairs: over these, the positions that each attends to (itself included).
-    decode_sequences: sequences that get one more token. decode_positions: over these, the positions attended to.
+    prefill_tokens: prompt tokens. prefill_pairs: positions that these attend to (themselves included), in total.
+    decode_sequences: sequences that get one more token. decode_positions: positions that these attend to, in total.
     copied_positions: into the prefix cache, and out of it.
     """
 
@@ -33,7 +36,7 @@ class StepWork:
 
 @dataclass(frozen=True, slots=True)
 class StepTime:
-    """Seconds per unit of each feature; all of them are at least 0.
+    """Seconds per unit of each feature, at least 0.
 
     prefill_s, decode_s: once for a step with prompt tokens, with sequences that decode. prefill_token_s,
     prefill_pair_s, decode_sequence_s, decode_position_s, copy_position_s: per unit of the feature of that name.
@@ -48,7 +51,7 @@ class StepTime:
     copy_position_s: float = 0.0
 
     def seconds(self, work: StepWork) -> float:
-        """How long a step with this work takes."""
+        """Return the duration of a step with this work, in seconds."""
         total = self.copy_position_s * work.copied_positions
         if work.prefill_tokens:
             total += self.prefill_s
@@ -60,11 +63,17 @@ class StepTime:
 
     @classmethod
     def fit(cls, works: Sequence[StepWork], seconds: Sequence[float]) -> StepTime:
-        """The coefficients with the least squared relative error over measured steps.
+        """Return the coefficients with the least squared relative error over measured steps.
 
-        Relative, so that the many short steps count as much as the few long ones. A coefficient that would come out
-        negative is held at 0 and the others are fitted again (the feature costs less than the noise). Raises
-        ValueError with fewer steps than coefficients.
+        The error is relative, so that the many short steps count as much as the few long ones. A coefficient that would
+        be negative is fixed at 0, because the feature takes less time than the noise, and the others are fitted again.
+
+        Args:
+            works: The work of each step.
+            seconds: The measured duration of each step.
+
+        Raises:
+            ValueError: There are fewer steps than coefficients.
         """
         features = np.array([_features(work) for work in works], dtype=np.float64)
         took = np.array(seconds, dtype=np.float64)

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from muai_lab.stack.request import GenerationRequest
 
 _PREFIX = 1 << 16  # tokens; every prefix is shorter
-_OWN = 1 << 31  # token ids from here on begin the part of a prompt that is one request's alone; four bytes hold them
+_OWN = 1 << 31  # ids from here on begin the unique part of a prompt; they fit into four bytes
 
 
 @dataclass(frozen=True, slots=True)
 class SimulatedRequest:
     """One request of a load.
 
-    number: names it, and makes the rest of its prompt its own. at_s: when it arrives. prompt_tokens: all of its prompt.
-    output_tokens: how many it produces. prefix: number of the prefix that it shares with others, if any, which is the
-    first prefix_tokens of its prompt.
+    number: its name, which also makes the rest of its prompt unique. at_s: when it arrives. prompt_tokens: length of
+    the whole prompt. output_tokens: length of the output. prefix: number of the prefix that it shares with others, if
+    any: the first prefix_tokens of its prompt.
     """
 
     number: int
@@ -28,7 +28,7 @@ class SimulatedRequest:
     prefix_tokens: int = 0
 
     def prompt(self) -> Sequence[int]:
-        """Token ids: those of the shared prefix, then others, at no place the same as another request's."""
+        """Return token ids: those of the shared prefix, then ids that differ from every other request's."""
         own = _OWN + self.number
         if self.prefix is None:
             return range(own, own + self.prompt_tokens)
@@ -37,5 +37,5 @@ class SimulatedRequest:
         return [*range(begin, begin + shared), *range(own, own + self.prompt_tokens - shared)]
 
     def generation(self) -> GenerationRequest:
-        """What the scheduler is asked."""
+        """Return the request for the scheduler."""
         return GenerationRequest(str(self.number), self.prompt(), self.output_tokens, ignore_eos=True)

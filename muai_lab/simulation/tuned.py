@@ -1,4 +1,4 @@
-"""A simulated stack that may be tuned while it serves, and what its clients got of it."""
+"""A simulated stack that may be tuned while it serves, and the service that its clients get."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _MIB = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What serves.
+    """The simulated stack.
 
-    limits: of everything that is not tuned. noise: relative, of the step times. position_bytes: of the keys and values
-    of one position; 0 for an engine without a prefix cache.
+    limits: the values that are not tuned. noise: relative, of the step times. position_bytes: of the keys and values of
+    one position; 0 for an engine without a prefix cache.
     """
 
     step_time: StepTime
@@ -38,11 +38,11 @@ class Setup:
     position_bytes: int = 0
 
     def limits_for(self, values: Values) -> BatchLimits:
-        """The limits under these values of the knobs."""
+        """Return the limits under these values of the knobs."""
         return replace(self.limits, max_batch_size=values.max_batch_size, timeout_s=values.batch_timeout_ms / 1000)
 
     def open(self, values: Values, seed: int) -> tuple[Scheduler, VirtualEngine]:
-        """A scheduler under these values, and its engine."""
+        """Return a scheduler under these values, and its engine."""
         block_bytes = BLOCK_TOKENS * self.position_bytes
         cache = PrefixCache(values.max_memory_mb * _MIB, block_bytes=block_bytes) if block_bytes else None
         scheduler = Scheduler(self.limits_for(values), slots=self.slots, cache=cache)
@@ -51,14 +51,14 @@ class Setup:
         )
 
     def enforce(self, values: Values, scheduler: Scheduler, now: float) -> None:
-        """Put these values in force, as a change of the running stack does."""
+        """Apply these values, as a change of the running stack does."""
         scheduler.set_limits(self.limits_for(values), now)
         scheduler.set_cache(values.max_memory_mb * _MIB, "lru", now)
 
 
 @dataclass(frozen=True, slots=True)
 class Tuning:
-    """How the tuner is set up."""
+    """The settings of the tuner."""
 
     bounds: KnobBounds
     interval_s: float
@@ -66,7 +66,7 @@ class Tuning:
 
 
 class GoodRequests:
-    """An observer that counts good requests by when they were due, as a client would: from their own arrival on."""
+    """An observer that counts good requests by their due time, with latencies from arrival on, as a client does."""
 
     def __init__(self, requests: Sequence[SimulatedRequest], targets: Targets, interval_s: float, count: int) -> None:
         self._due = [request.at_s for request in requests]
@@ -93,7 +93,7 @@ class GoodRequests:
 
 @dataclass(frozen=True, slots=True)
 class SimulatedOutcome:
-    """Good requests of those due in each interval, and what the tuner did."""
+    """Good and offered requests by the interval in which they were due, and the tuner's decisions."""
 
     good: tuple[int, ...]
     offered: tuple[int, ...]
@@ -110,7 +110,20 @@ def simulate(
     tuning: Tuning | None = None,
     seed: int = 0,
 ) -> SimulatedOutcome:
-    """Serve the requests, all due within the intervals, with these values or from them on under the tuner."""
+    """Serve requests with fixed values, or under a tuner that begins with them.
+
+    Args:
+        setup: The stack.
+        requests: All due within the intervals.
+        values: Values of the knobs.
+        intervals: Number of intervals.
+        interval_s: Their length, in seconds.
+        tuning: Settings of the tuner, None for fixed values.
+        seed: Of the noise.
+
+    Returns:
+        The counts of each interval, and the tuner's decisions.
+    """
     offered = list(requests)
     served = GoodRequests(offered, setup.targets, interval_s, intervals)
     scheduler, engine = setup.open(values, seed)
@@ -134,7 +147,7 @@ def simulate(
 
         def tick(now: float) -> None:
             if now > intervals * interval_s:
-                return  # what is left only drains
+                return  # the rest only drains
             told = tuner.tick(now)
             if told:
                 decisions.extend(told)

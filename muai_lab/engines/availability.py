@@ -1,4 +1,4 @@
-"""Whether an engine can serve here, said cheaply and in words that a person can act on."""
+"""The result of a cheap check if an engine can serve here, with a reason that says what to do."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Availability:
-    """What an engine says about this machine and these settings, without loading a model.
+    """An engine on this machine with these settings, checked without loading a model.
 
-    reason: why it cannot serve and what to do about it (what to install, which key to change); None when it can.
-    version: of the engine's library, None when it is not installed. device: where it would run. dtypes: those that the
-    device can run.
+    reason: why it cannot serve and what to do about it (what to install, which key to change); None if it can.
+    version: of the engine's library, None if it is not installed. device: where it would run. dtypes: those that the
+    device supports.
     """
 
     reason: str | None
@@ -21,10 +21,10 @@ class Availability:
 
     @property
     def available(self) -> bool:
-        """True when nothing stands in the way."""
+        """True if the engine can serve."""
         return self.reason is None
 
     @property
     def on_gpu(self) -> bool:
-        """True when it would run on a GPU; `device` is then the GPU's name, or only `cuda` or `rocm`."""
+        """True if it would run on a GPU; `device` is then the GPU's name, or only `cuda` or `rocm`."""
         return self.device not in (None, "cpu")

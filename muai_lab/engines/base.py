@@ -1,7 +1,7 @@
 """The contracts of engines: step engines, which our scheduler drives, and streaming engines, which schedule themselves.
 
 A step engine has slots. A slot holds one sequence: its key/value tensors, its length, its last token and its sampling
-state. The scheduler decides which slot does what at every step; the engine computes. An engine is used from one thread
+state. The scheduler plans the work of every slot at every step; the engine computes. An engine is used from one thread
 at a time.
 """
 
@@ -16,12 +16,12 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is chosen from the logits.
+    """The choice of the next token from the logits.
 
     temperature: 0 means greedy (argmax); otherwise logits are divided by it.
-    top_p: smallest set of tokens whose probability reaches it is kept (1.0 keeps all).
+    top_p: the smallest set of tokens whose probability reaches it is kept (1.0 keeps all).
     top_k: number of most likely tokens kept (0 keeps all).
-    seed: same seed, same prompt, same sampling, same tokens, whatever else runs in the batch; None draws fresh entropy.
+    seed: the same seed, prompt and sampling give the same tokens in any batch; None draws fresh entropy.
     """
 
     temperature: float = 0.0
@@ -39,9 +39,9 @@ class PrefillChunk:
 
     tokens: token ids at positions `start`, `start + 1`, ...; positions before `start` are already in the slot
     (from an earlier chunk or from the prefix cache). final: the prompt is complete, so a first token is sampled.
-    output: tokens that the sequence had produced before it lost its slot, on its final chunk: the token that is sampled
-    comes after them, and its random number is the one after theirs. An engine that takes prompts in pieces gets them as
-    the end of the prompt too; any other runs them through its decoder.
+    output: set on the final chunk of a sequence that lost its slot: the tokens that it had produced. The sampled token
+    follows them, with the random number after theirs. An engine that computes prompts in pieces also gets them as the
+    end of the prompt; any other engine runs them through its decoder.
     """
 
     slot: int
@@ -53,9 +53,9 @@ class PrefillChunk:
 
 
 class SlotFaults(Exception):
-    """A step went well except for some slots: their sequences end, and the others go on.
+    """A step failed for some slots only: their sequences end, and the others continue.
 
-    tokens: what the other slots of the call produced, by slot. faults: what each slot at fault ran into.
+    tokens: the tokens of the other slots, by slot. faults: the error of each failed slot.
     """
 
     def __init__(self, tokens: Mapping[int, int], faults: Mapping[int, Exception]) -> None:
@@ -65,10 +65,10 @@ class SlotFaults(Exception):
 
 
 class PromptCompute(Enum):
-    """How an engine computes prompts.
+    """The way in which an engine computes prompts.
 
-    PIECES: any piece of a prompt at a time. WHOLE: a prompt cannot be cut (an encoder reads all of it). PADDED: nor can
-    it, and prompts of one step are padded to the longest, so that they cost their number times that.
+    PIECES: any piece of a prompt at a time. WHOLE: a prompt cannot be cut (an encoder reads all of it). PADDED: like
+    WHOLE, and the prompts of one step are padded to the longest, so the cost is their number times its length.
     """
 
     PIECES = "pieces"
@@ -77,7 +77,7 @@ class PromptCompute(Enum):
 
 
 class KVBlock(Protocol):
-    """Keys and values of some positions of one sequence, in all layers: a copy, whoever made it knows of what.
+    """A copy of the keys and values at some positions of one sequence, in all layers.
 
     nbytes: memory that it holds, on all devices together.
     """
@@ -88,7 +88,7 @@ class KVBlock(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What really serves, recorded with every result.
+    """The engine that serves, recorded with every result.
 
     max_model_len: most positions (prompt + output) that one slot can hold. details: engine-specific facts, such as
     the number of layers that DeepSpeed replaced or the ONNX providers in use.
@@ -103,19 +103,19 @@ class EngineInfo:
 
 
 class Engine(ABC):
-    """What every engine tells about the model it has loaded. slots: most sequences that may run at once."""
+    """An engine with its loaded model. slots: most sequences that may run at once."""
 
     info: EngineInfo
     slots: int
     vocab_size: int | None = None
-    """Token ids that the model has embeddings for; None: as many as its tokenizer knows."""
+    """Number of token ids with an embedding; None: as many as the tokenizer has."""
 
     def prompt_limit(self) -> int:
-        """Most prompt tokens that one request may carry (at least one position is left for output)."""
+        """Return the most prompt tokens of one request (at least one position is left for output)."""
         return self.info.max_model_len - 1
 
     def output_limit(self, prompt_tokens: int) -> int:
-        """Most output tokens that fit beside a prompt of `prompt_tokens` tokens."""
+        """Return the most output tokens that fit beside a prompt of `prompt_tokens` tokens."""
         return self.info.max_model_len - prompt_tokens
 
 
@@ -127,22 +127,29 @@ class StepEngine(Engine):
 
     @abstractmethod
     def prefill(self, chunks: Sequence[PrefillChunk]) -> list[int | None]:
-        """Compute prompt tokens; returns per chunk the sampled token, or None where the chunk is not final.
+        """Compute prompt tokens.
 
-        Raises SlotFaults if only some slots failed. After any other error the engine is asked to release all slots, and
-        to compute a short sequence: if it can, it goes on serving.
+        The prompt of an encoder-decoder model goes through the encoder, always in one chunk. The returned token is then
+        the decoder's first.
 
-        For an encoder-decoder model the prompt goes through the encoder (always in one chunk) and the returned token
-        is the decoder's first.
+        Args:
+            chunks: Pieces of prompts, at most one per slot.
+
+        Returns:
+            The sampled token of each chunk, None for a chunk that is not final.
+
+        Raises:
+            SlotFaults: Only some slots failed. After any other error the driver releases all slots and has the engine
+                compute a short sequence: if that works, the engine continues to serve.
         """
 
     @abstractmethod
     def decode(self, slots: Sequence[int]) -> list[int]:
-        """Append one token to each slot and return them, in the order given. Raises as `prefill` does."""
+        """Append one token to each slot and return the tokens, in the same order. Raises as `prefill` does."""
 
     @abstractmethod
     def release(self, slot: int) -> None:
-        """Forget the slot's sequence; the slot can be used again at once. For an empty slot nothing happens."""
+        """Drop the slot's sequence; the slot can be used again at once. For an empty slot nothing happens."""
 
     def prefix_refusal(self) -> str | None:
         """Return why prefixes cannot be copied between slots; None for a `PrefixEngine` that can copy them."""
@@ -150,7 +157,7 @@ class StepEngine(Engine):
 
     @abstractmethod
     def close(self) -> None:
-        """Free memory, threads and processes; the engine is not used afterwards. Calling it twice is harmless."""
+        """Free memory, threads and processes. The engine is not used afterwards. A second call does nothing."""
 
 
 class PrefixEngine(StepEngine):
@@ -186,9 +193,9 @@ class PrefixEngine(StepEngine):
 class StreamedTokens:
     """Tokens that a streaming engine has produced since its last report of the same request.
 
-    tokens: ids in order (more than one where reports merged). at: monotonic seconds at which the engine itself produced
-    the last of them, None where the engine does not stamp. finish_reason: `stop` or `length` on the last report, else
-    None. cached_tokens: prompt tokens that the engine's own prefix cache served, None where it has none.
+    tokens: ids in order (more than one if reports merged). at: monotonic seconds at which the engine produced the last
+    of them, None if the engine records no times. finish_reason: `stop` or `length` on the last report, else None.
+    cached_tokens: prompt tokens that the engine's own prefix cache served, None if it has none.
     """
 
     tokens: Sequence[int]
@@ -198,9 +205,9 @@ class StreamedTokens:
 
 
 class StreamingEngine(Engine):
-    """One loaded model that schedules its own steps; our batcher in front only admits.
+    """One loaded model that schedules its own steps; our batcher only admits requests.
 
-    All coroutines run on one event loop, in a thread of the engine's driver.
+    All coroutines run on one event loop, in the thread of the engine's driver.
     """
 
     @abstractmethod
@@ -220,14 +227,14 @@ class StreamingEngine(Engine):
     ) -> AsyncIterator[StreamedTokens]:
         """Run one request; the iterator ends after the report with a finish reason.
 
-        cache_salt: prefixes that the engine itself caches are only shared by requests with the same one. Closing the
-        iterator early aborts the request in the engine. Raises EngineError when the engine has died.
+        cache_salt: requests share prefixes in the engine's cache only if their salts are equal. Closing the iterator
+        early aborts the request in the engine. Raises EngineError if the engine has died.
         """
 
     @abstractmethod
     async def check(self) -> None:
-        """Raise EngineError with the reason when the engine is dead, or hangs: it has work but makes no step."""
+        """Raise EngineError with the reason if the engine is dead, or hangs: it has work but makes no step."""
 
     @abstractmethod
     async def close(self) -> None:
-        """End the engine's processes and free its memory; none is left behind. Calling it twice is harmless."""
+        """End all of the engine's processes and free its memory. A second call does nothing."""

@@ -1,4 +1,4 @@
-"""The engines there are, each reached without importing its library."""
+"""The engines by name; none of their libraries is imported here."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ AnyEngine = StepEngine | StreamingEngine
 
 @dataclass(frozen=True, slots=True)
 class EngineKind:
-    """An engine by name. package: where its `probe` and its `engine` modules live. type_name: the class in `engine`."""
+    """An engine by name. package: it holds the modules `probe` and `engine`. type_name: the class in `engine`."""
 
     name: str
     package: str
     type_name: str
 
     def availability(self, optimization: OptimizationSettings) -> Availability:
-        """Whether it can serve here, with these settings; cheap, and never raises."""
+        """Check if it can serve here, with these settings; cheap, and never raises."""
         if not self._enabled(optimization):
             return Availability(f"switched off: set optimization.{self.name}.enabled=true")
         return cast(Availability, self._probe().availability(optimization))
 
     def supports(self, optimization: OptimizationSettings, source: ModelSource) -> str | None:
-        """Why it cannot serve this model, None when it can."""
+        """Return why it cannot serve this model; None if it can."""
         return cast("str | None", self._probe().supports(optimization, source))
 
     def keys(self) -> Mapping[str, str]:
-        """Dotted path of each setting that reaches the engine -> what it becomes there."""
+        """Return the settings that reach the engine: dotted path -> its name or effect there."""
         return cast("Mapping[str, str]", self._probe().KEYS)
 
     def make(self, optimization: OptimizationSettings, source: ModelSource, *, slots: int) -> AnyEngine:
-        """The engine; a step engine is loaded, a streaming engine is not yet started. Raises EngineError."""
+        """Make the engine: a step engine is loaded, a streaming engine is not started yet. Raises EngineError."""
         engine_type = getattr(import_module(f"{self.package}.engine"), self.type_name)
         return cast(AnyEngine, engine_type(source, optimization, slots=slots))
 

@@ -1,4 +1,4 @@
-"""Choosing the next token from logits, the same way for every step engine that holds its logits in torch tensors."""
+"""The choice of the next token from logits, the same for every step engine that has its logits in torch tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from muai_lab.engines.base import Sampling, SlotFaults
 
 _COLDEST = 1e-30  # temperature below which fp32 would divide by 0
-_HEAD = 256  # tokens that are sorted at first
+_HEAD = 256  # tokens that are sorted first
 
 
 @dataclass(slots=True)
@@ -23,15 +23,15 @@ class _SlotState:
 class SlotSampler:
     """Sampling state per slot.
 
-    Each slot draws its own uniform numbers, one a token, from its own seeded generator (Philox); the token is the
-    inverse of the cumulative distribution at it. So a seed gives the same tokens whatever else is in the batch.
+    Each slot draws one uniform number per token from its own seeded generator (Philox). The token is the inverse of the
+    cumulative distribution at that number. So a seed gives the same tokens in any batch.
     """
 
     def __init__(self) -> None:
         self._states: dict[int, _SlotState] = {}
 
     def open(self, slot: int, sampling: Sampling, *, drawn: int = 0) -> None:
-        """Begin a sequence in `slot`. drawn: tokens that it drew before it lost an earlier slot."""
+        """Begin a sequence in `slot`. drawn: tokens that it had drawn when it lost an earlier slot."""
         random = None
         if sampling.temperature > 0.0:
             random = np.random.Generator(np.random.Philox(_entropy(sampling.seed)))
@@ -39,11 +39,11 @@ class SlotSampler:
         self._states[slot] = _SlotState(sampling, random)
 
     def release(self, slot: int) -> None:
-        """Forget the slot's state; an unknown slot is ignored."""
+        """Drop the slot's state; an unknown slot is ignored."""
         self._states.pop(slot, None)
 
     def choose(self, logits: torch.Tensor, slots: Sequence[int]) -> list[int]:
-        """One token id for each row of `logits` [rows, vocabulary]; row i belongs to `slots[i]`.
+        """Choose one token id for each row of `logits` [rows, vocabulary]; row i belongs to `slots[i]`.
 
         Raises SlotFaults if the tokens of some rows cannot be drawn.
         """
@@ -71,29 +71,29 @@ class SlotSampler:
 
 
 def _entropy(seed: int | None) -> int | None:
-    """Any integer is a seed, negative ones too (OpenAI's API allows them); None draws fresh entropy."""
+    """Return the generator's seed: OpenAI's API also allows negative integers. None draws fresh entropy."""
     return None if seed is None else seed % 2**64
 
 
 def _draw_each(
     logits: torch.Tensor, states: Sequence[_SlotState], uniform: Sequence[float]
 ) -> tuple[list[int], dict[int, Exception]]:
-    """The same row by row: the tokens, and what rows ran into for which there is none (0 stands in their place)."""
+    """Draw row by row. Returns the tokens (0 for a failed row), and the errors by row."""
     tokens, faults = [0] * len(states), {}
     for row, state in enumerate(states):
         try:
             (tokens[row],) = _draw(logits[row : row + 1], [state], uniform[row : row + 1])
-        except Exception as error:  # noqa: BLE001 - told to the caller
+        except Exception as error:  # noqa: BLE001 - the caller gets it
             faults[row] = error
     return tokens, faults
 
 
 def _draw(logits: torch.Tensor, states: Sequence[_SlotState], uniform: Sequence[float]) -> list[int]:
-    """One token a row: temperature, then top-k, then top-p (nucleus, Holtzman et al. 2019), then inverse CDF.
+    """Draw one token per row: temperature, top-k, top-p (nucleus, Holtzman et al. 2019), then the inverse CDF.
 
-    The CDF runs over tokens from the likeliest down: small differences of logits, as another batch makes them, then
-    hardly ever change the token. Sorting a whole vocabulary would take longer than the model, so the likeliest tokens
-    are tried first, and the rest is sorted only for rows that need it. uniform: each row's number in [0, 1).
+    The CDF runs over tokens from the likeliest down, so the small differences of logits in another batch hardly ever
+    change the token. Sorting the whole vocabulary would take longer than the model. So the likeliest tokens are tried
+    first, and the rest is sorted only for rows that need it. uniform: each row's number in [0, 1).
     """
     rules = _Rules.of(states, uniform, logits)
     tokens, decided = _pick(logits, rules, head=min(_HEAD, logits.shape[1]))
@@ -106,7 +106,7 @@ def _draw(logits: torch.Tensor, states: Sequence[_SlotState], uniform: Sequence[
 
 @dataclass(frozen=True, slots=True)
 class _Rules:
-    """What applies to each row, as columns `[rows, 1]`; `uniform` is the row's random number in [0, 1)."""
+    """The sampling rules of each row, as columns `[rows, 1]`; `uniform` is the row's random number in [0, 1)."""
 
     temperature: torch.Tensor
     top_k: torch.Tensor
@@ -121,7 +121,7 @@ class _Rules:
             [state.sampling.top_p for state in states],
             uniform,
         ]
-        # One copy to the device: each waits there for the step whose logits these are.
+        # One copy to the device: each copy waits there for the step that computes these logits.
         columns = torch.tensor(numbers, dtype=torch.float64).to(logits.device).unsqueeze(2)
         return cls(*columns)
 
@@ -130,16 +130,16 @@ class _Rules:
 
 
 def _kept(top_k: int, vocabulary: int) -> int:
-    """Number of tokens that `top_k` keeps; any integer may be asked for, and more than a tensor can hold."""
+    """Return the number of tokens that `top_k` keeps; it may be any integer, even one that no tensor can hold."""
     return min(top_k, vocabulary) if top_k > 0 else vocabulary
 
 
 def _likeliest(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `count` largest logits of each row, largest first, and their tokens.
+    """Return the `count` largest logits of each row, largest first, and their tokens.
 
-    On a CPU the order of equal ones depends on the row alone. On a GPU it depends on the kernel, which depends on the
-    number of rows, and 16-bit logits are often equal: there they come in the order of tokens, or else a seed would give
-    other tokens in other company.
+    On a CPU the order of equal logits depends on the row alone. On a GPU it depends on the kernel, and so on the number
+    of rows, and 16-bit logits are often equal. There equal logits are put in the order of tokens; else a seed would
+    give other tokens in another batch.
     """
     if logits.device.type == "cpu":
         largest = logits.topk(count)
@@ -148,14 +148,14 @@ def _likeliest(logits: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Te
 
 
 def _in_order_of_tokens(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of these tokens `[rows, count]`, largest first, equal ones in the order of tokens; and the tokens."""
+    """Return the logits of these tokens `[rows, count]`, largest first, equal ones by token; and the tokens."""
     tokens = tokens.sort(dim=-1).values
     ordered, places = logits.gather(1, tokens).sort(dim=-1, descending=True, stable=True)
     return ordered, tokens.gather(1, places)
 
 
 def _pick(logits: torch.Tensor, rules: _Rules, *, head: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token of each row `[rows]`, and whether the `head` likeliest tokens were enough to tell it `[rows]`."""
+    """Return the token of each row `[rows]`, and True if the `head` likeliest tokens were enough `[rows]`."""
     whole = head == logits.shape[1]
     # A stable sort keeps ties in the order of tokens.
     ordered, order = logits.sort(dim=-1, descending=True, stable=True) if whole else _likeliest(logits, head)
@@ -169,7 +169,7 @@ def _pick(logits: torch.Tensor, rules: _Rules, *, head: int) -> tuple[torch.Tens
         everything = ((logits - ordered[:, :1]) / rules.temperature.float()).exp().sum(dim=-1, keepdim=True).double()
         total = torch.where(complete, total, everything)
     probabilities = weights / total
-    # A token stays if the tokens before it have not yet reached top_p: the one that crosses the line is kept.
+    # A token stays if the tokens before it do not reach top_p: the one that crosses the threshold is kept.
     before = probabilities.cumsum(dim=-1) - probabilities
     kept = probabilities.masked_fill((before >= rules.top_p) & (rank > 0), 0.0)
     cumulative = kept.cumsum(dim=-1)
@@ -181,8 +181,8 @@ def _pick(logits: torch.Tensor, rules: _Rules, *, head: int) -> tuple[torch.Tens
     last = ((kept > 0).sum(dim=-1, keepdim=True) - 1).clamp_min(0)
     chosen = torch.searchsorted(cumulative, target, right=True).minimum(last)
     if not whole:
-        # Tokens as likely as the last of the head may be in it or not: which of them it is, only a whole sort can tell.
-        # So it is with the probability of all that a top_k beyond the head keeps.
+        # Tokens as likely as the last of the head may be in it or not: only a whole sort decides which of them it is.
+        # The same holds for the probability of the tokens that a top_k beyond the head keeps.
         decided &= ordered.gather(1, chosen) > ordered[:, -1:]
         decided &= complete | (rules.top_k >= logits.shape[1])
     return order.gather(1, chosen).squeeze(1), decided.squeeze(1)

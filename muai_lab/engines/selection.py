@@ -1,4 +1,4 @@
-"""Which engine serves: the first of the preference that is available, supports the model and loads."""
+"""The selection of the engine: the first of the preference that is available, supports the model and loads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An engine that may be asked. refuse: why it cannot serve, cheaply, None when it may; make: builds it."""
+    """An engine that may be tried. refuse: returns why it cannot serve, None if it may; cheap. make: builds it."""
 
     name: str
     refuse: Callable[[], str | None]
@@ -28,10 +28,10 @@ class Candidate:
 
 
 class EngineCandidates:
-    """The engines of a preference, asked one after the other; each is asked once.
+    """The engines of a preference, tried one after the other; each is tried once.
 
-    skipped: (engine, reason) of those that cannot serve, in order. With `fall_back` off the first failure is raised as
-    it is, instead of going on.
+    skipped: (engine, reason) of those that cannot serve, in order. If `fall_back` is off, the first failure is raised
+    and no other engine is tried.
     """
 
     def __init__(self, candidates: Iterable[Candidate], *, model: str, fall_back: bool = True) -> None:
@@ -42,18 +42,21 @@ class EngineCandidates:
 
     @classmethod
     def of(cls, optimization: OptimizationSettings, source: ModelSource, *, slots: int) -> EngineCandidates:
-        """Those that the settings prefer; only plain PyTorch with `optimization.enabled: false`."""
+        """Return those that the settings prefer; only plain PyTorch with `optimization.enabled: false`."""
         names = optimization.engine_preference if optimization.enabled else ("pytorch",)
         candidates = [_candidate(name, optimization, source, slots) for name in names]
         return cls(candidates, model=source.name, fall_back=optimization.fallback_on_error)
 
     @property
     def left(self) -> bool:
-        """Whether another engine may be asked when the present one fails."""
+        """True if another engine may be tried when the present one fails."""
         return self.fall_back and bool(self._queue)
 
     def next(self) -> AnyEngine:
-        """The next engine that can serve; a streaming engine is not started yet. Raises EngineError if none is left."""
+        """Return the next engine that can serve; a streaming engine is not started yet.
+
+        Raises EngineError if none is left.
+        """
         while self._queue:
             candidate = self._queue.popleft()
             reason = candidate.refuse()
@@ -69,7 +72,7 @@ class EngineCandidates:
         raise EngineError(", ".join(name for name, _ in self.skipped), f"none can serve {self._model}:{reasons}")
 
     def skip(self, name: str, reason: str) -> None:
-        """Record that an engine cannot serve, or no longer can. Raises EngineError where there is no fallback."""
+        """Record that an engine cannot serve, or no longer can. Raises EngineError if `fall_back` is off."""
         self.skipped.append((name, reason))
         log.info("%s: engine %s skipped: %s", self._model, name, reason)
         if not self.fall_back:

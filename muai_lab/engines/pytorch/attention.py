@@ -209,7 +209,7 @@ class _DecodeGroup:
         return self._targets[heads]
 
     def _mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor | None:
-        """Return an additive mask `[rows, 1, 1, longest]`, -inf where a row may not attend; None if it may everywhere."""
+        """Return an additive mask `[rows, 1, 1, longest]`, -inf where a row may not attend, or None."""
         if window not in self._masks:
             mask = None
             if self._ragged or (window is not None and self._longest > window):

@@ -1,7 +1,7 @@
 """Decoder-only models: the Hugging Face forward pass over packed tokens, with attention over our slots.
 
-A step packs the tokens of all sequences into one row `[1, tokens]`, so nothing is padded: the model's own layers see
-plain tokens, and only the attention function knows which token belongs to which sequence (see `attention`).
+A step packs the tokens of all sequences into one row `[1, tokens]`, without padding. The model's own layers see plain
+tokens; only the attention function knows the sequence of each token (see `attention`).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from muai_lab.engines.pytorch.slots import KVShape, KVSlots
 
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
-# Tokens that one forward pass of a prefill computes at most. On a CPU more would leave its caches between one layer's
-# operations; a GPU wants many, since launching the operations of one pass takes it as long as computing thousands.
+# Most tokens in one forward pass of a prefill. On a CPU more would not stay in its caches between the operations of one
+# layer. A GPU needs many: launching the operations of one pass takes as long as computing thousands of tokens.
 _PACK_TOKENS = {"cpu": 1024, "cuda": 8192}
 
 
@@ -51,17 +51,17 @@ class DecoderModel:
         return self._slots * self._kv.max_len * self._kv.position_bytes
 
     def prefill(self, chunks: Sequence[PrefillChunk]) -> torch.Tensor:
-        """Compute the chunks' tokens; returns each final chunk's last logits `[final chunks, vocabulary]`."""
+        """Compute the chunks' tokens. Returns each final chunk's last logits `[final chunks, vocabulary]`."""
         for chunk in chunks:
             self._kv.fit(chunk.slot, chunk.start + len(chunk.tokens))
         logits = [self._prefill_pack(pack) for pack in _packs(chunks, self._pack_tokens)]
         return logits[0] if len(logits) == 1 else torch.cat(logits)
 
     def decode(self, slots: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
-        """Append `tokens[i]` to `slots[i]`; returns the logits that follow them `[slots, vocabulary]`.
+        """Append `tokens[i]` to `slots[i]`. Returns the logits that follow them `[slots, vocabulary]`.
 
-        Rows that share a group with these are attended too (their result is dropped), so that views stay dense. They
-        write behind their own end, where their next real token will go.
+        All rows in the same groups are computed, so that views stay dense; the results of the others are dropped. They
+        write after their own end, where their next real token will go.
         """
         kv = self._kv
         for slot in kv.slots():
@@ -114,7 +114,7 @@ class DecoderModel:
 
     def _forward(self, tokens: list[int], positions: list[int], step: AttentionStep, wanted: list[int]) -> torch.Tensor:
         device = self._device
-        # One copy to the device for both, since each waits until it is there.
+        # One copy to the device for both, because each copy waits until it is done.
         packed = torch.tensor([[tokens], [positions]], device=device)
         output = self._model(
             input_ids=packed[0],
@@ -128,7 +128,7 @@ class DecoderModel:
 
     @torch.inference_mode()
     def _survey(self) -> list[KVShape]:
-        """Shapes of the layers' keys and values, as the model's own attention is called with them."""
+        """Return the shapes of the layers' keys and values, as the model calls its attention with them."""
         config = self._model.config.get_text_config(decoder=True)
         kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
         unserved = sorted(set(kinds) - _LAYER_TYPES)
@@ -144,7 +144,7 @@ class DecoderModel:
 
     @torch.inference_mode()
     def _prove(self) -> None:
-        """Check that token by token gives what the prompt at once gives: all state of the model is in the slots."""
+        """Check that steps of one token give the same as the whole prompt: the slots hold all state of the model."""
         prompt = (0, 1, 2)
         whole = self.prefill([PrefillChunk(0, prompt)])
         self.release(0)
@@ -158,7 +158,7 @@ class DecoderModel:
 
 
 def _packs(chunks: Sequence[PrefillChunk], most: int) -> Iterator[Sequence[PrefillChunk]]:
-    """The chunks in order, in packs of at most `most` tokens; longer chunks are cut."""
+    """Yield the chunks in order, in packs of at most `most` tokens; longer chunks are cut."""
     pack: list[PrefillChunk] = []
     size = 0
     for chunk in chunks:

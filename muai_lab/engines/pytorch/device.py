@@ -1,4 +1,4 @@
-"""The device that a model runs on: which one, in which dtype, and what its memory allows."""
+"""The device that a model runs on, its dtypes and its memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BUILT_FOR = re.compile(r"(sm|compute)_(\d+)(\d)([af]?)")
 
 
 def choose_device(wanted: str) -> torch.device:
-    """`auto` takes the first CUDA device that serves. Raises EngineError for a device that cannot be had here."""
+    """Choose the device; `auto` takes the first CUDA device that serves. Raises EngineError if there is none."""
     if wanted == "cpu":
         return torch.device("cpu")
     problem = cuda_problem()
@@ -33,7 +33,7 @@ def choose_device(wanted: str) -> torch.device:
 
 
 def unused_gpu(wanted: str, device: torch.device) -> str | None:
-    """Why `auto` took the CPU on a machine with a GPU, None if it did not: the user may think that the GPU serves."""
+    """Return why `auto` took the CPU on a machine with a GPU; None if it did not. The user may expect the GPU."""
     if wanted != "auto" or device.type != "cpu":
         return None
     gpus = visible_gpus()
@@ -41,7 +41,7 @@ def unused_gpu(wanted: str, device: torch.device) -> str | None:
 
 
 def cuda_problem() -> str | None:
-    """Why this PyTorch cannot use a GPU here, as the end of a sentence that begins with its name; None if it can."""
+    """Return why this PyTorch cannot use a GPU here; None if it can. The text continues a sentence after its name."""
     if torch.cuda.is_available():
         capability, built = torch.cuda.get_device_capability(0), torch.cuda.get_arch_list()
         if torch.version.cuda is not None and not runs_on(capability, built):
@@ -60,14 +60,14 @@ def cuda_problem() -> str | None:
 
 
 def runs_on(capability: tuple[int, int], built: Sequence[str]) -> bool:
-    """True if a build has kernels for a GPU. built: as `torch.cuda.get_arch_list` has it, `sm_90` or `compute_120`.
+    """True if a build has kernels for a GPU. built: from `torch.cuda.get_arch_list`, `sm_90` or `compute_120`.
 
-    Machine code runs within its major version, from its minor version on (`a`: on that one only); PTX is compiled for
-    every later GPU. Source: https://docs.nvidia.com/cuda/cuda-c-programming-guide/#application-compatibility
+    Machine code runs within its major version, from its minor version on (`a`: on that version only). PTX is compiled
+    for every later GPU. Source: https://docs.nvidia.com/cuda/cuda-c-programming-guide/#application-compatibility
     """
     found = [match.groups() for match in map(_BUILT_FOR.fullmatch, built) if match]
     if not found:
-        return True  # nothing is told
+        return True  # the build does not say
     for kind, major, minor, suffix in found:
         target = (int(major), int(minor))
         if suffix == "a":
@@ -82,7 +82,10 @@ def runs_on(capability: tuple[int, int], built: Sequence[str]) -> bool:
 
 
 def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """`auto`: fp32 on a CPU; bf16 on a GPU that has it, else fp16. Raises EngineError where the device lacks it."""
+    """Choose the dtype; `auto`: fp32 on a CPU, bf16 on a GPU that has it, else fp16.
+
+    Raises EngineError if the device lacks it.
+    """
     if wanted == "auto":
         if device.type == "cpu":
             return torch.float32
@@ -101,13 +104,13 @@ def has_bf16() -> bool:
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or `cpu`."""
+    """Return the GPU's name, or `cpu`."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
 @contextmanager
 def device_failures(model: str, engine: str = NAME) -> Iterator[None]:
-    """Turn what a GPU runs into while a model is loaded into an EngineError that says what to do."""
+    """Turn errors of a GPU while a model is loaded into an EngineError that says what to do."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -123,7 +126,7 @@ def device_failures(model: str, engine: str = NAME) -> Iterator[None]:
 
 
 def memory_warning(kv_bytes: int, cache_bytes: int, free_bytes: float) -> str | None:
-    """What to lower if keys and values of full slots and the prefix cache would not fit beside the weights."""
+    """Return a warning if keys and values of full slots and the prefix cache do not fit beside the weights."""
     if kv_bytes + cache_bytes <= free_bytes:
         return None
     needs = f"{kv_bytes / 2**30:.1f} GiB for keys and values"

@@ -1,8 +1,8 @@
 """T5-style encoder-decoder models over slots.
 
-The encoder runs once a prompt (padded batch, the model's own forward); its keys and values for every decoder layer's
-cross-attention are kept in the slot. The decoder is stepped layer by layer here, since the relative position bias of T5
-depends on each row's own position, which the model's own forward takes to be the same for all rows.
+The encoder runs once per prompt (padded batch, the model's own forward). Its keys and values for the cross-attention of
+every decoder layer are kept in the slot. The decoder is stepped layer by layer here: T5's relative position bias
+depends on the position of each row, and the model's own forward assumes one position for all rows.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class EncoderDecoderModel:
         self._slots = slots
         self._start: int = config.decoder_start_token_id
         self._scale = config.d_model**-0.5 if getattr(config, "scale_decoder_outputs", False) else 1.0
-        # As many heads as this process holds: fewer than the configuration says when the layers are sharded.
+        # The heads of this process: fewer than the configuration says if the layers are sharded.
         layers = [KVShape(self._first_attention.n_heads, config.d_kv, config.d_kv)] * config.num_decoder_layers
         memory = {"slots": slots, "max_len": max_len, "dtype": model.dtype, "device": self._device}
         self.kv = KVRows(layers, **memory)  # the decoder's own tokens
@@ -46,7 +46,7 @@ class EncoderDecoderModel:
         return self._model.decoder.block[0].layer[0].SelfAttention
 
     def prefill(self, chunks: Sequence[PrefillChunk]) -> torch.Tensor:
-        """Encode whole prompts and run the decoder's start token; returns logits `[chunks, vocabulary]`."""
+        """Encode whole prompts and run the decoder's start token. Returns logits `[chunks, vocabulary]`."""
         for chunk in chunks:
             if chunk.start != 0 or not chunk.final:
                 raise ValueError("an encoder reads its prompt whole: chunked prefill is for decoders")
@@ -117,14 +117,14 @@ class EncoderDecoderModel:
 
     @staticmethod
     def _heads(projected: torch.Tensor, attention: Any) -> torch.Tensor:
-        """`[rows, tokens, heads × dim]` -> `[rows, heads, tokens, dim]`."""
+        """Reshape `[rows, tokens, heads × dim]` to `[rows, heads, tokens, dim]`."""
         rows, tokens, _ = projected.shape
         return projected.view(rows, tokens, attention.n_heads, attention.key_value_proj_dim).transpose(1, 2)
 
     def _attend(
         self, attention: Any, hidden: torch.Tensor, memory: KVRows, layer: int, longest: int, mask: torch.Tensor
     ) -> torch.Tensor:
-        """Attention output `[rows, 1, d_model]` of one new token a row; T5 does not scale its scores."""
+        """Return the attention output `[rows, 1, d_model]` of one new token per row; T5 does not scale its scores."""
         rows = hidden.shape[0]
         attended = F.scaled_dot_product_attention(
             self._heads(attention.q(hidden), attention),
@@ -137,7 +137,7 @@ class EncoderDecoderModel:
         return output
 
     def _self_bias(self, positions: torch.Tensor, longest: int) -> torch.Tensor:
-        """Relative position bias `[rows, heads, 1, longest]`, -inf behind each row's own position."""
+        """Return the relative position bias `[rows, heads, 1, longest]`, -inf after each row's position."""
         attention = self._first_attention
         columns = torch.arange(longest, device=self._device)
         relative = columns.unsqueeze(0) - positions.unsqueeze(1)

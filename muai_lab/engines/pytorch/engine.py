@@ -33,7 +33,7 @@ class PyTorchEngine(SlotEngine):
     """Serves a Hugging Face checkpoint with PyTorch, on a CPU or a CUDA device."""
 
     def __init__(self, source: ModelSource, optimization: OptimizationSettings, *, slots: int) -> None:
-        """Load the model. Raises EngineError when device, dtype, architecture or weights do not allow it."""
+        """Load the model. Raises EngineError if device, dtype, architecture or weights do not allow it."""
         import transformers
 
         settings = optimization.pytorch

@@ -1,4 +1,4 @@
-"""Copies of keys and values of one sequence, in blocks of positions: what the prefix cache keeps of it."""
+"""Copies of the keys and values of one sequence, in blocks of positions, for the prefix cache."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from muai_lab.engines.pytorch.slots import KVRows
 
-# Positions that are copied at once: on their way they are in memory twice.
+# Positions that are copied at once: during a copy they are in memory twice.
 _PASS_POSITIONS = 1024
 
 
@@ -27,7 +27,7 @@ class TensorBlock:
 def copy_out(rows: KVRows, row: int, begin: int, end: int, block: int) -> list[TensorBlock]:
     """Copy the positions `begin` to `end` of a row in blocks of `block` positions.
 
-    Raises ValueError where the row does not hold them, or they are no whole blocks.
+    Raises ValueError if the row does not hold them, or if they are no whole blocks.
     """
     if not 0 <= begin <= end <= rows.lengths[row] or (end - begin) % block:
         raise ValueError(f"positions {begin} to {end} of {rows.lengths[row]} are asked in blocks of {block}")
@@ -35,7 +35,7 @@ def copy_out(rows: KVRows, row: int, begin: int, end: int, block: int) -> list[T
     step = max(1, _PASS_POSITIONS // block) * block
     for at in range(begin, end, step):
         stop = min(at + step, end)
-        # Few operations, since each costs microseconds: one for all layers, then one a block.
+        # Few operations, because each takes microseconds: one for all layers, then one per block.
         passed = [torch.stack([memory[row, :, at:stop] for memory in alike]) for alike in _alike(rows)]
         for offset in range(0, stop - at, block):
             tensors = tuple(
@@ -46,7 +46,7 @@ def copy_out(rows: KVRows, row: int, begin: int, end: int, block: int) -> list[T
 
 
 def positions(blocks: Sequence[TensorBlock]) -> int:
-    """Positions that the blocks, which are all of one length, hold together."""
+    """Return the number of positions in the blocks, which all have one length."""
     return len(blocks) * blocks[0].tensors[0].shape[2]
 
 
@@ -66,7 +66,7 @@ def copy_in(rows: KVRows, row: int, blocks: Sequence[TensorBlock]) -> None:
 
 
 def _alike(rows: KVRows) -> Iterator[list[torch.Tensor]]:
-    """The memories of keys and values, those of one shape together, always in the same order."""
+    """Yield the memories of keys and values, those of one shape together, always in the same order."""
     groups: dict[tuple[int, int], list[torch.Tensor]] = {}
     for memory in (*rows.keys, *rows.values):
         groups.setdefault((memory.shape[1], memory.shape[3]), []).append(memory)

@@ -1,11 +1,11 @@
-"""Faster matrix products on a CPU: the same nn.Linear through oneDNN, with the weights packed for it.
+"""Faster matrix products on a CPU: the same nn.Linear through oneDNN, with packed weights.
 
-PyTorch sends fp32 products to MKL, which does without AVX-512 on AMD processors; oneDNN's own kernels reach about twice
-the speed there from a handful of tokens on, and lose nothing on Intel. bf16 products go to oneDNN anyway, but with
-weights that it has to rearrange in each call.
+PyTorch sends fp32 products to MKL, which does not use AVX-512 on AMD processors. There oneDNN's own kernels are about
+twice as fast from a few tokens on; on Intel they are as fast. bf16 products go to oneDNN anyway, but with weights that
+it must rearrange in each call.
 
-oneDNN compiles and keeps a kernel for every number of rows that it meets (milliseconds and about a megabyte each, up to
-a thousand of them), and traffic brings every number. So rows are padded to a few dozen sizes.
+oneDNN compiles and keeps a kernel for every number of rows: milliseconds and about a megabyte each, up to a thousand of
+them. Real traffic has every number of rows, so rows are padded to a few dozen sizes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch.nn.functional as F  # noqa: N812 (the field's name for it)
 
 _DTYPES = (torch.float32, torch.bfloat16)
 
-# Below this many elements a plain fp32 weight is faster for a single row, and small enough to be kept as well.
+# Below this number of elements a plain fp32 weight is faster for a single row, and small enough to keep as well.
 _KEEP_PLAIN = 1_000_000
 
 
@@ -25,7 +25,7 @@ class PackedLinear(torch.nn.Module):
     """An nn.Linear over packed weights, for inference."""
 
     def __init__(self, linear: torch.nn.Linear, *, shared: bool) -> None:
-        """shared: the weight is used elsewhere too (tied embeddings), so packing it would only add a copy."""
+        """shared: the weight has other uses (tied embeddings), so packing it would only add a copy."""
         super().__init__()
         weight = linear.weight.detach()
         self._packed = weight if shared else _pack(weight)
@@ -36,7 +36,7 @@ class PackedLinear(torch.nn.Module):
         self.in_features, self.out_features = linear.in_features, linear.out_features
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """`[..., in_features]` to `[..., out_features]`."""
+        """Map `[..., in_features]` to `[..., out_features]`."""
         count = inputs.numel() // self.in_features
         if count == 1 and self._plain is not None:
             return F.linear(inputs, self._plain, self.bias)
@@ -49,9 +49,9 @@ class PackedLinear(torch.nn.Module):
 
 
 def padded_rows(count: int) -> int:
-    """The size that `count` rows are padded to: 33 sizes up to 1,024 rows, 8 for each doubling beyond.
+    """Return the size that `count` rows are padded to: 33 sizes up to 1,024 rows, 8 for each doubling beyond.
 
-    At most 7 rows or a quarter are too many.
+    The padding is at most 7 rows or a quarter.
     """
     if count == 1:
         return 1
@@ -60,7 +60,7 @@ def padded_rows(count: int) -> int:
 
 
 def pack_linears(model: torch.nn.Module) -> int:
-    """Replace the nn.Linear modules of a model on a CPU; returns how many (0: this PyTorch cannot)."""
+    """Replace the nn.Linear modules of a model on a CPU. Returns their number; 0 if this PyTorch cannot."""
     dtypes = [dtype for dtype in _DTYPES if _works(dtype)]
     replaced = 0
     uses: dict[int, int] = {}
@@ -89,13 +89,13 @@ def _product(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
 
 
 def _works(dtype: torch.dtype) -> bool:
-    """Whether this build has the operators (they are private to PyTorch, used by its compiler) and they are right."""
+    """True if this build has the operators, which are private to PyTorch, and if they compute correctly."""
     mkldnn: Any = torch.backends.mkldnn
     if not mkldnn.is_available():
         return False
     inputs, weight, bias = (torch.randn(shape).to(dtype) for shape in ((4, 16), (8, 16), (8,)))
     try:
         product = _product(inputs, _pack(weight), bias)
-    except (AttributeError, RuntimeError, TypeError):  # gone, or asked for otherwise, or not on this processor
+    except (AttributeError, RuntimeError, TypeError):  # removed, changed, or not on this processor
         return False
     return torch.allclose(product, F.linear(inputs, weight, bias), atol=1e-4 if dtype is torch.float32 else 0.2)

@@ -1,4 +1,4 @@
-"""A step engine over a model that runs over slots: what is the same wherever the model came from."""
+"""A step engine over any model that runs over slots."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from muai_lab.errors import EngineError
 
 
 class SlotModel(Protocol):
-    """A model with memory for sequences in slots. prompts: how it computes them."""
+    """A model with memory for sequences in slots. prompts: the way in which it computes prompts."""
 
     prompts: PromptCompute
 
     def prefill(self, chunks: Sequence[PrefillChunk]) -> torch.Tensor:
-        """Compute the chunks' tokens; the last logits of each final chunk `[final chunks, vocabulary]`."""
+        """Compute the chunks' tokens. Returns the last logits of each final chunk `[final chunks, vocabulary]`."""
 
     def decode(self, slots: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
-        """Append `tokens[i]` to `slots[i]`; the logits that follow `[slots, vocabulary]`."""
+        """Append `tokens[i]` to `slots[i]`. Returns the logits that follow `[slots, vocabulary]`."""
 
     def release(self, slot: int) -> None:
-        """Forget the slot's sequence."""
+        """Drop the slot's sequence."""
 
 
 @runtime_checkable
 class PrefixModel(SlotModel, Protocol):
-    """A model of whose sequences the beginning can be copied."""
+    """A model whose prefixes can be copied between slots."""
 
     @property
     def position_bytes(self) -> int:
@@ -43,22 +43,22 @@ class PrefixModel(SlotModel, Protocol):
         """See `PrefixEngine.copy_out`."""
 
     def copy_in(self, slot: int, blocks: Sequence[Any]) -> None:
-        """See `PrefixEngine.copy_in`; the blocks are this model's own."""
+        """See `PrefixEngine.copy_in`; the blocks come from this model."""
 
 
 def over_slots(
     model: Any, *, encoder_decoder: bool, slots: int, max_len: int, engine: str
 ) -> DecoderModel | EncoderDecoderModel:
-    """A loaded Hugging Face model with memory for `slots` sequences of `max_len` positions, and a proof that it runs.
+    """Give a loaded Hugging Face model memory for `slots` sequences of `max_len` positions, and check that it runs.
 
-    Raises EngineError, in the name of `engine`, for an architecture that cannot be served so.
+    Raises EngineError, in the name of `engine`, for an architecture that cannot be served over slots.
     """
     kind = EncoderDecoderModel if encoder_decoder else DecoderModel
     try:
         with device_failures(type(model).__name__, engine):
             return kind(model, slots=slots, max_len=max_len)
     except (ValueError, TypeError, AttributeError, RuntimeError, IndexError) as error:
-        # What a foreign architecture makes of our calls cannot be told beforehand.
+        # The errors of an unknown architecture in our calls cannot be predicted.
         name = type(model).__name__
         raise EngineError(engine, f"{name} cannot be served by steps over slots: {error}") from error
 
@@ -77,7 +77,7 @@ class SlotEngine(PrefixEngine):
         encoder_decoder: bool,
         prefix_refusal: str | None,
     ) -> None:
-        """prefix_refusal: why prefixes cannot be reused (see `muai_lab.engines.prefixes`), None for a `PrefixModel`."""
+        """prefix_refusal: why prefixes cannot be reused (see `muai_lab.engines.prefixes`); None for a `PrefixModel`."""
         self.info = info
         self.slots = slots
         self.eos_token_ids = eos_token_ids
@@ -142,15 +142,15 @@ class SlotEngine(PrefixEngine):
         """Drop the model and its memory."""
         self._model = None
         if self.info.device != "cpu":
-            gc.collect()  # what failed steps left in cycles still holds memory that the next engine wants
+            gc.collect()  # reference cycles of failed steps still hold memory that the next engine needs
             torch.cuda.empty_cache()
 
     def prompt_limit(self) -> int:
-        """See `StepEngine.prompt_limit`; an encoder's prompt does not share positions with the output."""
+        """See `Engine.prompt_limit`. An encoder's prompt does not share positions with the output."""
         return self.info.max_model_len if self._encoder_decoder else super().prompt_limit()
 
     def output_limit(self, prompt_tokens: int) -> int:
-        """See `StepEngine.output_limit`."""
+        """See `Engine.output_limit`."""
         return self.info.max_model_len if self._encoder_decoder else super().output_limit(prompt_tokens)
 
     def _live(self) -> SlotModel:
@@ -175,7 +175,7 @@ class SlotEngine(PrefixEngine):
 
 
 def _after_output(model: SlotModel, chunk: PrefillChunk) -> torch.Tensor:
-    """Logits `[vocabulary]` after the tokens that the sequence had produced when it lost its slot."""
+    """Return logits `[vocabulary]` after the tokens that the sequence had produced when it lost its slot."""
     for token in chunk.output:
         logits = model.decode([chunk.slot], [token])
     return logits[0]

@@ -1,9 +1,9 @@
 """Key/value memory of running sequences.
 
 `KVRows` holds sequences of similar length as dense rows of one tensor per layer, so that a decode step works on plain
-views `[0:rows, :, 0:longest]` with no gathering. `KVSlots` sorts sequences by length into several `KVRows` and moves
-one on when it has outgrown its own: attention then reads little more than what each sequence holds, and a long sequence
-costs neither memory nor time for the short ones.
+views `[0:rows, :, 0:longest]` without gathering. `KVSlots` sorts sequences by length into several `KVRows`, and moves
+one that outgrows its rows. So attention reads little more than each sequence holds, and a long sequence takes neither
+memory nor time from the short ones.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-_FIRST_BLOCK = 2048  # positions that a `KVRows` has room for at first, in as many rows as that makes
+_FIRST_BLOCK = 2048  # positions that a `KVRows` has room for at first, over all of its rows
 _FIRST_POSITIONS = 128
 
 
 @dataclass(frozen=True, slots=True)
 class KVShape:
-    """Shape of one layer's keys and values. Models whose layers differ have one KVShape a layer."""
+    """Shape of one layer's keys and values; layers may differ."""
 
     heads: int
     key_dim: int
@@ -32,7 +32,7 @@ class KVShape:
 class KVRows:
     """Keys and values `[rows, heads, positions, dim]` per layer, with the length of each row.
 
-    Rows are dense: the last one moves into one that is freed. Both rows and positions grow by doubling.
+    Rows are dense: the last row moves into one that is freed. Both rows and positions grow by doubling.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class KVRows:
 
     @property
     def positions(self) -> int:
-        """Positions that each row has room for at present."""
+        """Positions that each row has room for now."""
         return self._position_capacity
 
     @property
@@ -72,11 +72,11 @@ class KVRows:
         return sum(layer.heads * (layer.key_dim + layer.value_dim) for layer in self._layers) * self._dtype.itemsize
 
     def row(self, slot: int) -> int:
-        """Row of a slot that is open. Valid until a slot is released."""
+        """Return the row of an open slot. Valid until a slot is released."""
         return self._row_of[slot]
 
     def open(self, slot: int) -> int:
-        """The slot's row; an empty one if the slot had none."""
+        """Return the slot's row; an empty one if the slot had none."""
         if slot in self._row_of:
             return self._row_of[slot]
         if self.rows == self._most_rows:
@@ -100,14 +100,14 @@ class KVRows:
             for tensor in (*self.keys, *self.values):
                 tensor[row, :, :length] = tensor[last, :, :length]
         if not self.rows and self._row_capacity > self._first_rows():
-            # Nobody is left after a crowd: its memory may be wanted for other lengths.
+            # The last of many rows is gone: sequences of other lengths may need the memory.
             self.keys, self.values, self._row_capacity, self._position_capacity = [], [], 0, 0
 
     def reserve(self, positions: int) -> None:
         """Make room for `positions` positions in every live row.
 
-        Raises ValueError for more than `max_len`. Raises torch.OutOfMemoryError on a GPU that has no room, which leaves
-        all rows as they were.
+        Raises ValueError for more than `max_len`. Raises torch.OutOfMemoryError if the GPU has no room; all rows then
+        stay as they were.
         """
         if positions > self.max_len:
             raise ValueError(f"{positions} positions asked of rows that hold at most {self.max_len}")
@@ -124,8 +124,8 @@ class KVRows:
         self._row_capacity, self._position_capacity = rows, capacity
 
     def _check_room(self, wanted: int) -> None:
-        """Raise before anything is given up: a growth that fails halfway would lose rows that other sequences need."""
-        # Layer by layer the old tensors give way to the new ones, so that one more layer is there at a time.
+        """Raise before any tensor is freed: a growth that fails halfway would lose the rows of other sequences."""
+        # Layer by layer the new tensors replace the old ones, so there is one more layer at a time.
         peak = wanted - self.bytes + wanted // len(self._layers)
         free = _free_bytes(self._device)
         if peak > free:
@@ -177,33 +177,33 @@ class KVSlots:
         return self._groups[0].position_bytes
 
     def groups(self) -> list[KVRows]:
-        """The rows in use, short sequences first."""
+        """Return the rows in use, short sequences first."""
         return [group for group in self._groups if group.rows]
 
     def slots(self) -> list[int]:
-        """Slots that hold a sequence."""
+        """Return the slots that hold a sequence."""
         return list(self._group_of)
 
     def length(self, slot: int) -> int:
-        """Positions that the slot holds."""
+        """Return the number of positions that the slot holds."""
         group = self._group_of.get(slot)
         return 0 if group is None else group.lengths[group.row(slot)]
 
     def set_length(self, slot: int, length: int) -> None:
-        """Say how many positions of the slot are filled."""
+        """Set how many positions of the slot are filled."""
         group = self._group_of[slot]
         group.lengths[group.row(slot)] = length
 
     def place(self, slot: int) -> tuple[KVRows, int]:
-        """Where the slot's sequence is: its rows, and its row in them. Valid until `fit` or `release` is called."""
+        """Return the rows that hold the slot's sequence, and its row in them. Valid until `fit` or `release`."""
         group = self._group_of[slot]
         return group, group.row(slot)
 
     def fit(self, slot: int, positions: int) -> None:
-        """Make room for `positions` positions, opening the slot if it is not.
+        """Make room for `positions` positions, and open the slot if needed.
 
-        Raises ValueError beyond `max_len`, and torch.OutOfMemoryError as `KVRows.reserve` does: the slot then holds
-        what it held.
+        Raises ValueError beyond `max_len`, and torch.OutOfMemoryError as `KVRows.reserve` does: the slot then keeps its
+        contents.
         """
         if positions > self.max_len:
             raise ValueError(f"slot {slot}: {positions} positions asked, and a sequence has at most {self.max_len}")
@@ -234,18 +234,18 @@ class KVSlots:
 
 
 def _free_bytes(device: torch.device) -> float:
-    """Bytes that new tensors can take: what a GPU has free, and what PyTorch holds of it without using it."""
+    """Return the bytes for new tensors: free memory of the GPU, and memory that PyTorch has reserved but not used."""
     if device.type != "cuda":
-        return math.inf  # a CPU's pages are taken when they are first written, see `_zeros`
+        return math.inf  # a CPU allocates pages when they are first written, see `_zeros`
     free, _total = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Zeros, not empty memory: positions behind a row's end are masked, but 0 × NaN would still be NaN.
+    """Return zeros, not empty memory: positions after a row's end are masked, but 0 × NaN would still be NaN.
 
-    On a CPU they come from numpy, which lets the system hand out zeroed pages when they are first written: room that no
-    sequence has reached yet costs no memory and no time.
+    On a CPU they come from numpy, with which the system allocates zeroed pages when they are first written. Room that
+    no sequence has reached takes no memory and no time.
     """
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
@@ -253,7 +253,7 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
 
 
 def _lengths(max_len: int) -> list[int]:
-    """Row lengths: 128, 256, 384, 512, 768, 1024, 1536, ... `max_len`: narrow where most sequences are."""
+    """Return row lengths 128, 256, 384, 512, 768, 1024, 1536, ... `max_len`: dense where most sequences are."""
     lengths = [128, 256, 384]
     while lengths[-1] < max_len:
         lengths.append(lengths[-2] * 2)

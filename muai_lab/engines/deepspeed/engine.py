@@ -1,4 +1,4 @@
-"""The DeepSpeed step engine: the PyTorch engine's steps over a model that `deepspeed.init_inference` prepared."""
+"""The DeepSpeed step engine: the steps of the PyTorch engine over a model from `deepspeed.init_inference`."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ log = logging.getLogger(__name__)
 
 
 class DeepSpeedEngine(SlotEngine):
-    """Serves a Hugging Face checkpoint with DeepSpeed inference, its layers shared out over `tensor_parallel` ranks."""
+    """Serves a Hugging Face checkpoint with DeepSpeed inference, its layers sharded over `tensor_parallel` ranks."""
 
     def __init__(self, source: ModelSource, optimization: OptimizationSettings, *, slots: int) -> None:
-        """Load the model and start the other ranks. Raises EngineError, and leaves nothing behind then."""
+        """Load the model and start the other ranks. If it raises EngineError, nothing is left running."""
         import transformers
 
         settings = optimization.deepspeed
@@ -103,7 +103,7 @@ class DeepSpeedEngine(SlotEngine):
 
     @property
     def worker_process_ids(self) -> list[int]:
-        """Processes of the ranks beside our own."""
+        """Process ids of the other ranks."""
         return [] if self._ranks is None else self._ranks.process_ids
 
     def close(self) -> None:
@@ -112,7 +112,7 @@ class DeepSpeedEngine(SlotEngine):
         self._resources.close()
 
     def _share(self, job: RankJob, inject: bool, resources: ExitStack) -> tuple[str | None, Prepared, SlotModel]:
-        """Start the other ranks, and have every rank take its share of the model."""
+        """Start the other ranks, and have every rank prepare its shard of the model."""
         check_ungrouped()
         device = job.torch_device(0)
         threads = max(1, torch.get_num_threads() // job.ranks) if job.device == "cpu" else torch.get_num_threads()
@@ -123,7 +123,7 @@ class DeepSpeedEngine(SlotEngine):
         refused = injection_refusal(model, device, wanted=inject)
         whole = whole_logits(job, model)
         others.wait_for("loaded")
-        others.tell("join")
+        others.send("join")
         try:
             resources.enter_context(process_group(device, rank=0, ranks=job.ranks, meeting_point=job.meeting_point))
             prepared = prepare(job, model, 0)

@@ -1,4 +1,4 @@
-"""DeepSpeed itself, called so that it leaves no traces: no chatter, no variables, nothing compiled while serving."""
+"""Calls of DeepSpeed without side effects: no output, no environment variables, nothing compiled while serving."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from muai_lab.errors import EngineError
 
 log = logging.getLogger(__name__)
 
-# Longest that one rank waits for the others within an operation. Ranks that wait for work do not wait in one.
+# Longest time that one rank waits for the others within an operation. Ranks that wait for work are in no operation.
 _GROUP_TIMEOUT = timedelta(seconds=120)
 
 
 @contextmanager
 def environment(**variables: str) -> Iterator[None]:
-    """Set environment variables for a while. What the user has set is left alone."""
+    """Set environment variables within the context, except those that the user has set."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update({name: value for name, value in variables.items() if before[name] is None})
     try:
@@ -38,14 +38,14 @@ def environment(**variables: str) -> Iterator[None]:
 
 
 def import_deepspeed(device: torch.device) -> Any:
-    """The module. Its log goes where ours goes, instead of to standard output."""
+    """Import the module, with its log sent to ours instead of standard output. Raises EngineError if that fails."""
     first = "deepspeed" not in sys.modules
-    # The second variable is what DeepSpeed sets, and leaves set, when it is imported.
+    # DeepSpeed sets the second variable when it is imported, and leaves it set.
     with environment(DS_ACCELERATOR=device.type, PYTORCH_NVML_BASED_CUDA_CHECK="1"), _quiet():
         try:
             import deepspeed
         except (ImportError, RuntimeError, AttributeError, OSError) as error:
-            # Besides not being there: versions of torch and DeepSpeed that do not fit, a broken CUDA installation.
+            # Also raised for versions of torch and DeepSpeed that do not match, and for a broken CUDA installation.
             raise EngineError(NAME, f"DeepSpeed cannot be imported: {type(error).__name__}: {error}") from error
     if first:
         logger = logging.getLogger("DeepSpeed")
@@ -56,9 +56,9 @@ def import_deepspeed(device: torch.device) -> Any:
 
 
 def init_inference(model: Any, dtype: torch.dtype, device: torch.device, *, rank: int, ranks: int) -> Any:
-    """The model as `deepspeed.init_inference` returns it: in `dtype`, on the device, its layers shared out.
+    """Return the model of `deepspeed.init_inference`: in `dtype`, on the device, with its layers sharded.
 
-    With several ranks all of them call this, inside `process_group`. Raises EngineError.
+    All ranks must call this inside `process_group`. Raises EngineError.
     """
     deepspeed = import_deepspeed(device)
     from deepspeed.module_inject.policy import TransformerPolicy
@@ -70,7 +70,7 @@ def init_inference(model: Any, dtype: torch.dtype, device: torch.device, *, rank
                 model, dtype=dtype, tensor_parallel={"tp_size": ranks}, replace_with_kernel_inject=False
             )
     except (ValueError, RuntimeError, AssertionError, AttributeError, NotImplementedError) as error:
-        # Assertions are how DeepSpeed says that it cannot shard a model.
+        # DeepSpeed raises AssertionError for a model that it cannot shard.
         name = type(model).__name__
         raise EngineError(NAME, f"init_inference failed for {name}: {type(error).__name__}: {error}") from error
     finally:
@@ -79,11 +79,11 @@ def init_inference(model: Any, dtype: torch.dtype, device: torch.device, *, rank
 
 
 def injection_refusal(model: Any, device: torch.device, *, wanted: bool) -> str | None:
-    """Why DeepSpeed's kernels are not put into the model.
+    """Return why DeepSpeed's kernels are not injected into the model.
 
-    Where a policy and kernels exist there is still no way to serve with them: an injected layer keeps keys and values
-    in a workspace of DeepSpeed's own, in which all rows of a batch have one length, so that no sequence could join or
-    leave a running batch. Source: `deepspeed/model_implementations/transformers/ds_transformer.py`.
+    Even if a policy and kernels exist, we cannot serve with them. An injected layer keeps keys and values in a workspace
+    of DeepSpeed, where all rows of a batch have one length. So no sequence could join or leave a running batch.
+    Source: `deepspeed/model_implementations/transformers/ds_transformer.py`.
     """
     if not wanted:
         return "switched off by replace_with_kernel_inject"
@@ -100,15 +100,15 @@ def injection_refusal(model: Any, device: torch.device, *, wanted: bool) -> str 
 
 
 def replaced_layers(model: torch.nn.Module) -> int:
-    """How many modules of the model DeepSpeed has put in place of the model's own."""
+    """Count the modules of the model that DeepSpeed has replaced."""
     return sum(type(module).__module__.partition(".")[0] == "deepspeed" for module in model.modules())
 
 
 @contextmanager
 def process_group(device: torch.device, *, rank: int, ranks: int, meeting_point: Path) -> Iterator[None]:
-    """Be one of `ranks` in torch's and DeepSpeed's process group, which meet through a file: no port is opened for it.
+    """Join the process group of torch and DeepSpeed. Its ranks meet through a file, so no port is opened.
 
-    Raises EngineError, also where this process is in another group already.
+    Raises EngineError, also if this process is already in another group.
     """
     deepspeed = import_deepspeed(device)
     import torch.distributed as distributed
@@ -130,7 +130,7 @@ def process_group(device: torch.device, *, rank: int, ranks: int, meeting_point:
                 )
             with _no_compiled_ops(), _quiet():
                 deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
-            # Left to itself, init_inference makes a second group of the same ranks, with a timeout of half an hour.
+            # Without this, init_inference makes a second group of the same ranks, with a timeout of half an hour.
             InferenceEngine.inference_mp_group = distributed.group.WORLD
         except (RuntimeError, ValueError) as error:
             _leave(comm, InferenceEngine)
@@ -143,7 +143,7 @@ def process_group(device: torch.device, *, rank: int, ranks: int, meeting_point:
 
 @contextmanager
 def _excepthook_kept() -> Iterator[None]:
-    """Undo torch.distributed's hook, which prefixes every line of a traceback with the rank: one more each group."""
+    """Undo torch.distributed's hook, which prefixes every line of a traceback with the rank, once per group."""
     before = sys.excepthook
     try:
         yield
@@ -152,7 +152,7 @@ def _excepthook_kept() -> Iterator[None]:
 
 
 def check_ungrouped() -> None:
-    """Raises EngineError where this process is in a group already: torch.distributed and DeepSpeed know but one."""
+    """Raise EngineError if this process is in a group already: torch.distributed and DeepSpeed support only one."""
     import torch.distributed as distributed
 
     if distributed.is_initialized():
@@ -164,12 +164,12 @@ def check_ungrouped() -> None:
 
 
 def communication(device: torch.device) -> str:
-    """What the ranks talk over."""
+    """Return the communication backend of the ranks."""
     return "nccl" if device.type == "cuda" else "gloo"
 
 
 def abort_group() -> None:
-    """Make operations that wait for other ranks fail. Needed for NCCL only: gloo's fail when a rank's sockets close."""
+    """Make operations that wait for other ranks fail. Only for NCCL: gloo's fail when the sockets of a rank close."""
     import torch.distributed as distributed
     from torch.distributed import distributed_c10d
 
@@ -181,7 +181,7 @@ def _leave(comm: Any, inference_engine: Any) -> None:
     import torch.distributed as distributed
 
     inference_engine.inference_mp_group = None
-    gc.collect()  # the layers hold the group, which has threads and sockets, and are themselves held in circles
+    gc.collect()  # the layers hold the group, which has threads and sockets, and are in reference cycles
     if distributed.is_initialized():
         if comm.cdb is not None:
             comm.destroy_process_group()
@@ -192,7 +192,7 @@ def _leave(comm: Any, inference_engine: Any) -> None:
 
 @contextmanager
 def _no_compiled_ops() -> Iterator[None]:
-    """Let DeepSpeed find none of its compiled operations.
+    """Hide DeepSpeed's compiled operations from it.
 
     It would run the compiler for a shared-memory reduction, which takes a minute and waits for a dead rank forever.
     """
@@ -212,7 +212,7 @@ def _no_compiled_ops() -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What DeepSpeed prints goes to the debug log."""
+    """Send DeepSpeed's output to the debug log."""
     printed = io.StringIO()
     try:
         with redirect_stdout(printed):

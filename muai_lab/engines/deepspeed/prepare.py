@@ -1,4 +1,4 @@
-"""From a checkpoint to a model over slots, on one rank of those that share it. Every rank runs this, in step."""
+"""From a checkpoint to a model over slots, on one of the ranks that share it. All ranks run this in lockstep."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _UNSHARE = "DeepSpeed shares this model out wrongly: set optimization.deepspeed.
 
 @dataclass(frozen=True, slots=True)
 class RankJob:
-    """What every rank must know. device: `cpu` or `cuda`. meeting_point: file through which ranks find each other."""
+    """The job of every rank. device: `cpu` or `cuda`. meeting_point: file through which the ranks find each other."""
 
     source: ModelSource
     dtype: str
@@ -36,13 +36,13 @@ class RankJob:
     meeting_point: Path
 
     def torch_device(self, rank: int) -> torch.device:
-        """Where a rank computes: each on a GPU of its own, or all on the CPU."""
+        """Return the device of a rank: a GPU for each, or the CPU for all."""
         return torch.device("cuda", rank) if self.device == "cuda" else torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A rank's model. module: what DeepSpeed made of the Hugging Face model. packed: linear layers that we replaced."""
+    """A rank's model. module: the Hugging Face model after DeepSpeed. packed: linear layers that we packed."""
 
     module: Any
     slots: SlotModel
@@ -51,7 +51,7 @@ class Prepared:
 
 
 def load(job: RankJob) -> Any:
-    """The whole Hugging Face model, in the CPU's memory: DeepSpeed moves it, or this rank's share, to the device."""
+    """Load the whole Hugging Face model into CPU memory; DeepSpeed moves it, or this rank's shard, to the device."""
     try:
         return load_model(job.source, DTYPES[job.dtype], torch.device("cpu"))
     except EngineError as error:
@@ -59,7 +59,7 @@ def load(job: RankJob) -> Any:
 
 
 def prepare(job: RankJob, model: Any, rank: int) -> Prepared:
-    """Have DeepSpeed prepare the model, and put it over slots. With several ranks: inside `process_group`."""
+    """Have DeepSpeed prepare the model, and put it over slots. With several ranks, call it in `process_group`."""
     device, dtype = job.torch_device(rank), DTYPES[job.dtype]
     module = init_inference(model, dtype, device, rank=rank, ranks=job.ranks)
     packed = pack_linears(module) if job.device == "cpu" and dtype is torch.float32 else 0
@@ -74,22 +74,22 @@ def prepare(job: RankJob, model: Any, rank: int) -> Prepared:
 
 
 def whole_logits(job: RankJob, model: Any) -> torch.Tensor:
-    """What the model answers to a short prompt before it is shared out `[1, vocabulary]`; on one rank, on the CPU."""
+    """Return the logits of a short prompt `[1, vocabulary]` before the model is sharded; on one rank, on the CPU."""
     return probe_logits(_over_slots(job, model, slots=1, max_len=2 * len(_PROBE_PROMPT)))
 
 
 @torch.inference_mode()
 def probe_logits(model: SlotModel) -> torch.Tensor:
-    """What the model over slots answers to the same prompt; on all ranks together once it is shared out."""
+    """Return the logits of the same prompt from the model over slots; on all ranks together once it is sharded."""
     logits = model.prefill([PrefillChunk(0, _PROBE_PROMPT)])
     model.release(0)
     return logits.float().cpu()
 
 
 def check_shares(whole: torch.Tensor, shared: torch.Tensor) -> None:
-    """Raises EngineError if the ranks together do not compute what the whole model does.
+    """Raise EngineError if the ranks together do not compute the same as the whole model.
 
-    DeepSpeed tells by the names of layers how to share them out, and can be wrong without an error.
+    DeepSpeed decides by the names of layers how to shard them, and can be wrong without an error.
     """
     likeness = torch.cosine_similarity(whole, shared).item()
     if not likeness > 0.99:

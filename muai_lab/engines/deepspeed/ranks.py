@@ -1,4 +1,4 @@
-"""The ranks that share a model: the first is our own process, the others are children of it."""
+"""The ranks that share a model: the first is this process, the others are its children."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_FAREWELL_S = 5.0  # that a worker has to end by itself
-_POST_MORTEM_S = 5.0  # that a rank may take to die after the others have noticed
+_FAREWELL_S = 5.0  # for a worker to end by itself
+_POST_MORTEM_S = 5.0  # for a rank to die after the others have noticed
 
 
 @dataclass(slots=True)
@@ -39,14 +39,14 @@ class _Worker:
     rank: int
     process: subprocess.Popen[bytes]
     connection: Connection[Any, Any]
-    said: list[str] = field(default_factory=list)
+    reported: list[str] = field(default_factory=list)
 
 
 class Ranks:
-    """Starts the other ranks, passes each step on to them, notices when one dies, and ends them."""
+    """Starts the other ranks, sends each step to them, detects when one dies, and ends them."""
 
     def __init__(self, job: RankJob, *, threads: int) -> None:
-        """Start the processes; `job.ranks - 1` of them. threads: CPU threads that each computes with."""
+        """Start the `job.ranks - 1` processes. threads: CPU threads of each."""
         self._closing = False
         self._died = threading.Event()
         self._workers: list[_Worker] = []
@@ -65,39 +65,39 @@ class Ranks:
 
     @property
     def process_ids(self) -> list[int]:
-        """Of the child processes."""
+        """Ids of the child processes."""
         return [worker.process.pid for worker in self._workers]
 
     @property
     def died(self) -> bool:
-        """True once a rank has ended without being told to."""
+        """True once a rank has ended by itself."""
         return self._died.is_set()
 
-    def wait_for(self, word: str) -> list[Any]:
-        """Wait until all have said `word`; returns what each said with it. Raises EngineError when one cannot."""
-        told = []
+    def wait_for(self, state: str) -> list[Any]:
+        """Wait until all ranks report `state`; returns what each sent with it. Raises EngineError if one fails."""
+        values = []
         for worker in self._workers:
             try:
-                said, what = worker.connection.recv()
+                reported, value = worker.connection.recv()
             except (EOFError, OSError) as error:
                 raise self.failure() from error
-            if said != word:
-                worker.said.append(what)
+            if reported != state:
+                worker.reported.append(value)
                 raise self.failure()
-            told.append(what)
-        return told
+            values.append(value)
+        return values
 
-    def tell(self, message: object) -> None:
-        """Send a message to all. Raises EngineError when a rank is gone."""
+    def send(self, message: object) -> None:
+        """Send a message to all ranks. Raises EngineError if a rank is gone."""
         if self.died:
             raise self.failure()
         for worker in self._workers:
             self._send(worker, message)
 
     def failure(self, cause: Exception | None = None) -> EngineError:
-        """What became of the rank that died, waiting for it to die if need be.
+        """Return the end of the rank that died; wait for it to die if needed.
 
-        cause: what our own rank ran into, which is the answer if no other has died.
+        cause: the error of our own rank, which is the reason if no other rank has died.
         """
         deadline = time.monotonic() + _POST_MORTEM_S
         while not self._died.wait(0.02) and time.monotonic() < deadline:
@@ -106,16 +106,16 @@ class Ranks:
             _listen(worker)
         if not self.died and cause is not None:
             return EngineError(NAME, f"rank 0 failed: {type(cause).__name__}: {cause}")
-        # One that was killed tells nothing, and others then report only that they lost it: so it comes first.
-        order = sorted(self._workers, key=lambda worker: ((worker.process.poll() or 0) >= 0, not worker.said))
+        # A killed rank reports nothing, and others then report only that they lost it: so it comes first.
+        order = sorted(self._workers, key=lambda worker: ((worker.process.poll() or 0) >= 0, not worker.reported))
         worker = order[0]
         return EngineError(NAME, f"rank {worker.rank} (process {worker.process.pid}) {_end_of(worker)}")
 
     def close(self) -> None:
-        """Tell all to end, and kill those that do not. Calling it twice is harmless."""
+        """Ask all ranks to end, and kill those that do not. A second call does nothing."""
         self._closing = True
         for worker in self._workers:
-            with suppress(OSError):  # it may be gone already
+            with suppress(OSError):  # the worker may be gone already
                 worker.connection.send(None)
             worker.connection.close()
         deadline = time.monotonic() + _FAREWELL_S
@@ -144,7 +144,7 @@ class Ranks:
 
 
 class SharedModel:
-    """Our rank's share of a model over slots, stepped together with the others'."""
+    """Our rank's shard of a model over slots, stepped together with those of the others."""
 
     def __init__(self, own: SlotModel, ranks: Ranks, device: torch.device) -> None:
         self.prompts = own.prompts
@@ -163,11 +163,11 @@ class SharedModel:
     def release(self, slot: int) -> None:
         """See `SlotModel.release`."""
         if not self._ranks.died:
-            self._ranks.tell(("release", (slot,)))
+            self._ranks.send(("release", (slot,)))
         self._own.release(slot)
 
     def _together(self, name: str, step: Callable[..., T], *arguments: object) -> T:
-        self._ranks.tell((name, arguments))
+        self._ranks.send((name, arguments))
         try:
             result = step(*arguments)
             if self._device.type == "cuda":
@@ -180,10 +180,10 @@ class SharedModel:
 
 
 class SharedDecoder(SharedModel):
-    """The same for a model of whose sequences the beginning can be copied: every rank keeps its share of each block."""
+    """The same for a model whose prefixes can be copied: every rank keeps its share of each block."""
 
     def __init__(self, own: PrefixModel, ranks: Ranks, device: torch.device, *, others_position_bytes: int) -> None:
-        """others_position_bytes: what a position takes in a copy on the other ranks together."""
+        """others_position_bytes: bytes of one position in a copy, on the other ranks together."""
         super().__init__(own, ranks, device)
         self._own_prefixes = own
         self._others_position_bytes = others_position_bytes
@@ -192,20 +192,20 @@ class SharedDecoder(SharedModel):
 
     @property
     def position_bytes(self) -> int:
-        """See `PrefixModel.position_bytes`; of all ranks."""
+        """See `PrefixModel.position_bytes`; on all ranks together."""
         return self._own_prefixes.position_bytes + self._others_position_bytes
 
     def copy_out(self, slot: int, begin: int, end: int, block: int) -> list[SharedBlock]:
         """See `PrefixEngine.copy_out`."""
         self._forget()
         names = [next(self._names) for _ in range(begin, end, block)]
-        self._ranks.tell(("copy_out", (names, slot, begin, end, block)))
+        self._ranks.send(("copy_out", (names, slot, begin, end, block)))
         own = self._own_prefixes.copy_out(slot, begin, end, block)
         return [self._shared(name, share, block) for name, share in zip(names, own, strict=True)]
 
     def copy_in(self, slot: int, blocks: Sequence[SharedBlock]) -> None:
         """See `PrefixEngine.copy_in`."""
-        self._ranks.tell(("copy_in", (slot, [block.name for block in blocks])))
+        self._ranks.send(("copy_in", (slot, [block.name for block in blocks])))
         self._own_prefixes.copy_in(slot, [block.own for block in blocks])
 
     def release(self, slot: int) -> None:
@@ -220,15 +220,15 @@ class SharedDecoder(SharedModel):
         return block
 
     def _forget(self) -> None:
-        """Have the other ranks drop their shares of blocks that nobody holds any more."""
+        """Have the other ranks drop their shares of blocks that have no reference left."""
         names = [self._forgotten.pop() for _ in range(len(self._forgotten))]
         if names:
-            self._ranks.tell(("forget", (names,)))
+            self._ranks.send(("forget", (names,)))
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class SharedBlock:
-    """A block of which every rank holds a share, known to all by its name. own: our rank's. nbytes: of all."""
+    """A block of which every rank holds a share, under the same name. own: our rank's share. nbytes: of all shares."""
 
     name: int
     own: KVBlock
@@ -260,16 +260,16 @@ def _start(rank: int, job: RankJob, threads: int) -> _Worker:
 
 
 def _listen(worker: _Worker) -> None:
-    with suppress(EOFError, OSError):  # nothing more to hear
+    with suppress(EOFError, OSError):  # nothing more to read
         while worker.connection.poll():
-            said, text = worker.connection.recv()
-            if said == "failed":
-                worker.said.append(text)
+            reported, text = worker.connection.recv()
+            if reported == "failed":
+                worker.reported.append(text)
 
 
 def _end_of(worker: _Worker) -> str:
-    if worker.said:
-        return f"failed: {worker.said[0]}"
+    if worker.reported:
+        return f"failed: {worker.reported[0]}"
     status = worker.process.poll()
     if status is None:
         return "does not answer"

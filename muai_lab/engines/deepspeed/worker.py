@@ -1,7 +1,7 @@
-"""A rank other than the first: a process that repeats, on its share of every layer, each step that the first makes.
+"""A rank other than the first: a process that repeats every step of the first rank on its shard of every layer.
 
-Started as `python -m muai_lab.engines.deepspeed.worker FD RANK`, where FD is its end of the control connection. It ends
-when the first rank says so or is gone, and never by a signal meant for the whole group (the first rank drains then).
+It is started as `python -m muai_lab.engines.deepspeed.worker FD RANK`; FD is its end of the control connection. It ends
+when the first rank requests it or is gone. It ignores signals to the whole group, because the first rank then drains.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PARENT_CHECK_S = 1.0
 
 
 def main(argv: list[str]) -> int:
-    """Run until the connection ends; the exit status is 0, or 1 after a failure that was reported."""
+    """Run until the connection ends. Returns the exit status: 0, or 1 after a failure that was reported."""
     connection: Connection[Any, Any] = Connection(int(argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     except EngineError as error:
         _report(connection, error.reason)
         return 1
-    except Exception as error:  # noqa: BLE001 - whatever it is, the first rank must learn of it
+    except Exception as error:  # noqa: BLE001 - the first rank must get any error
         _report(connection, f"{type(error).__name__}: {error}")
         return 1
     return 0
@@ -51,7 +51,7 @@ def _run(connection: Connection[Any, Any], rank: int) -> None:
     job: RankJob = connection.recv()
     model = load(job)
     connection.send(("loaded", None))
-    connection.recv()  # all have loaded; loading takes its time, joining may not
+    connection.recv()  # all have loaded; the load may take long, the join may not
     with process_group(job.torch_device(rank), rank=rank, ranks=job.ranks, meeting_point=job.meeting_point):
         slots = prepare(job, model, rank).slots
         probe_logits(slots)
@@ -71,7 +71,7 @@ def _run(connection: Connection[Any, Any], rank: int) -> None:
 
 
 class _Shares:
-    """This rank's shares of the blocks that the first rank keeps."""
+    """This rank's shares of the blocks in the first rank's cache."""
 
     def __init__(self, slots: PrefixModel) -> None:
         self._slots = slots
@@ -96,7 +96,7 @@ def _report(connection: Connection[Any, Any], text: str) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """End with the parent, even where an operation waits for it that cannot be interrupted."""
+    """End with the parent, even while an operation waits for it that cannot be interrupted."""
     while os.getppid() == parent:
         time.sleep(_PARENT_CHECK_S)
     os._exit(1)

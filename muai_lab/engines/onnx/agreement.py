@@ -1,7 +1,7 @@
-"""How often an int8 graph chooses the token of the graph it was made from: a figure of the machine that serves.
+"""The share of tokens for which an int8 graph agrees with the graph it was quantised from, on this processor.
 
-Kernels differ from processor to processor, and so does the figure. It is measured where it is asked for, in a process
-of its own, and kept for this kind of processor: a cache that comes from another kind does not bring its figure along.
+Kernels differ between processors, and so does the agreement. It is measured on the machine that serves, in a process of
+its own, and kept for this kind of processor. A cache from another kind of processor holds no value for this one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Literal
 import onnxruntime
 from filelock import FileLock
 
-from muai_lab.engines.onnx.elsewhere import carry_out
+from muai_lab.engines.onnx.child_process import carry_out
 from muai_lab.engines.onnx.graph_cache import graph_directory, source_order
 from muai_lab.engines.onnx.recipe import Recipe
 from muai_lab.errors import EngineError
@@ -30,14 +30,14 @@ from muai_lab.processor import Processor, this_processor
 
 AGREEMENT_FILE = "agreement.json"
 
-_VERSION = 1  # raise when the way of measuring changes
+_VERSION = 1  # raise it if the measurement changes
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Int8Agreement:
-    """share: of the positions at which both graphs choose the same greedy token, over `positions` of them."""
+    """share: of `positions` positions, those at which both graphs choose the same greedy token."""
 
     share: float
     positions: int
@@ -63,18 +63,18 @@ def agreement_here(
     measure: Measure | None = None,
     processor: Processor | None = None,
 ) -> Int8Agreement | None:
-    """Return the figure of this kind of processor, measured if it is not known yet (seconds to minutes, once).
+    """Return the agreement on this kind of processor; measure it if it is not known yet (seconds to minutes, once).
 
     Args:
         source: The model.
         recipe: The recipe of the int8 graph.
         quantized: Directory of the int8 graph.
         session: The session that serves.
-        measure: Measures, in place of a process of its own.
+        measure: Measures, instead of a process of its own.
         processor: The processor, by default that of this machine.
 
     Returns:
-        None, with a warning, if it cannot be measured, as without memory for both graphs.
+        The agreement. None, with a warning, if it cannot be measured, for example without memory for both graphs.
     """
     measured_under = {
         "version": _VERSION,
@@ -90,7 +90,7 @@ def agreement_here(
         with _turn(kept):
             if (known := _read(kept)) is not None:
                 return known  # another process measured it while this one waited
-            found = (measure or _measure_elsewhere)(source, recipe, quantized, session)
+            found = (measure or _measure_in_child)(source, recipe, quantized, session)
             _keep(kept, {**asdict(found), **measured_under})
             return found
     except (OSError, EngineError) as error:
@@ -99,7 +99,7 @@ def agreement_here(
         return None
 
 
-def _measure_elsewhere(source: ModelSource, recipe: Recipe, quantized: Path, session: SessionKind) -> Int8Agreement:
+def _measure_in_child(source: ModelSource, recipe: Recipe, quantized: Path, session: SessionKind) -> Int8Agreement:
     order = {
         "source": source_order(source),
         "recipe": asdict(recipe),
@@ -127,7 +127,7 @@ def _turn(kept: Path) -> Iterator[None]:
 
 
 def _read(file: Path) -> Int8Agreement | None:
-    """The figure in the file; None if there is none that can be one."""
+    """Return the agreement in the file; None if it holds no valid one."""
     try:
         fields: Any = json.loads(file.read_text(encoding="utf-8"))
         share, positions = float(fields["share"]), int(fields["positions"])

@@ -1,7 +1,7 @@
 """The process that measures one agreement: `python -m muai_lab.engines.onnx.agreement_process <order as JSON>`.
 
-The base graph continues fixed prompts greedily. The int8 graph reads the same text (teacher forcing), so that one
-difference does not count for all that follow.
+The base graph continues fixed prompts greedily. The int8 graph reads the same text (teacher forcing), so a difference
+does not affect the positions after it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 from muai_lab.engines.base import PrefillChunk
 from muai_lab.engines.onnx.agreement import AGREEMENT_FILE, Int8Agreement, SessionKind
-from muai_lab.engines.onnx.elsewhere import obey
+from muai_lab.engines.onnx.child_process import obey
 from muai_lab.engines.onnx.graph_cache import read_facts, source_of
 from muai_lab.engines.onnx.loading import SlotGraph, open_graph
 from muai_lab.engines.onnx.recipe import Recipe
@@ -37,7 +37,7 @@ _PROMPTS = (
 
 
 def measure(source: ModelSource, recipe: Recipe, session: SessionKind, *, base: Path, quantized: Path) -> Int8Agreement:
-    """Return how often both graphs choose the same token in such a session on this machine."""
+    """Return the agreement of both graphs in such a session on this machine."""
     tokenizer, facts = load_tokenizer(source), read_facts(quantized)
     room = facts.max_len - _TOKENS
     prompts = [tokenizer.encode(text)[:room] for text in _PROMPTS]
@@ -52,7 +52,7 @@ def measure(source: ModelSource, recipe: Recipe, session: SessionKind, *, base: 
 
 
 def _greedy(graph: SlotGraph, prompts: Sequence[Sequence[int]], text: torch.Tensor | None) -> torch.Tensor:
-    """Greedy tokens `[prompts, _TOKENS]` behind the prompts and, where given, behind `text` instead of their own."""
+    """Return greedy tokens `[prompts, _TOKENS]` after the prompts; each follows `text`, if given, or its own tokens."""
     slots = list(range(len(prompts)))
     logits = graph.prefill([PrefillChunk(slot, prompt) for slot, prompt in zip(slots, prompts, strict=True)])
     chosen = [logits.argmax(dim=-1)]

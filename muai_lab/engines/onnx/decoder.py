@@ -1,7 +1,7 @@
 """A decoder graph over slots: keys and values are appended in place, nothing is copied from step to step.
 
-Past and present of the graph's attention are bound to the same memory `[rows, kv_heads, positions, head_dim]`, and each
-row has a length of its own, so rows of any lengths decode together; a row's result does not depend on the others.
+Past and present of the graph's attention are bound to the same memory `[rows, kv_heads, positions, head_dim]`. Each row
+has its own length, so rows of any lengths decode together. A row's result does not depend on the others.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from muai_lab.engines.pytorch import kv_blocks
 from muai_lab.engines.pytorch.kv_blocks import TensorBlock
 from muai_lab.engines.pytorch.slots import KVRows, KVShape
 
-# Prompt tokens that one run computes at most: attention's scratch memory is heads × tokens × positions.
+# Most prompt tokens in one run: the scratch memory of attention is heads × tokens × positions.
 _RUN_TOKENS = 512
 
 
 class DecoderGraph:
-    """One session over slots: prompts one by one (nothing is padded), then one token a row and step."""
+    """One session over slots: prompts one by one, without padding, then one token per row and step."""
 
     prompts = PromptCompute.PIECES
 
@@ -40,9 +40,9 @@ class DecoderGraph:
             for part in ("key", "value")
             for layer in range(facts.layers)
         ]
-        # The builder's graphs give fp32 logits where the rest is bf16.
+        # The builder's bf16 graphs have fp32 logits.
         self._logits_dtype = torch.float16 if dtype is torch.float16 else torch.float32
-        self._step: Binding | None = None  # of all rows; None once rows have come, gone or moved
+        self._step: Binding | None = None  # of all rows; None after a row was added, removed or moved
 
     @property
     def kv_bytes(self) -> int:
@@ -50,7 +50,7 @@ class DecoderGraph:
         return self._kv.bytes
 
     def prefill(self, chunks: Sequence[PrefillChunk]) -> torch.Tensor:
-        """Compute the chunks' tokens; returns each final chunk's last logits `[final chunks, vocabulary]`."""
+        """Compute the chunks' tokens. Returns each final chunk's last logits `[final chunks, vocabulary]`."""
         kv = self._kv
         self._step = None
         for chunk in chunks:
@@ -61,10 +61,10 @@ class DecoderGraph:
         return torch.cat(final) if final else torch.empty((0, self._facts.vocab_size))
 
     def decode(self, slots: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
-        """Append `tokens[i]` to `slots[i]`; returns the logits that follow them `[slots, vocabulary]`.
+        """Append `tokens[i]` to `slots[i]`. Returns the logits that follow them `[slots, vocabulary]`.
 
-        Rows of other slots are computed too (their result is dropped), so that the rows stay one block of memory. They
-        write behind their own end, where their next real token will go.
+        Rows of other slots are computed too, so that the rows stay one block of memory; their results are dropped. They
+        write after their own end, where their next real token will go.
         """
         kv = self._kv
         rows = [kv.row(slot) for slot in slots]
@@ -143,6 +143,6 @@ class DecoderGraph:
 
 
 def _runs(chunk: PrefillChunk) -> Iterator[tuple[int, Sequence[int]]]:
-    """The chunk's tokens in runs of at most `_RUN_TOKENS`, each with the position of its first."""
+    """Yield the chunk's tokens in runs of at most `_RUN_TOKENS`, each with the position of its first token."""
     for begin in range(0, len(chunk.tokens), _RUN_TOKENS):
         yield chunk.start + begin, chunk.tokens[begin : begin + _RUN_TOKENS]

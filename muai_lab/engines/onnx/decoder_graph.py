@@ -1,8 +1,8 @@
-"""Decoder-only models as graphs: onnxruntime-genai's model builder, with two inputs made plainer.
+"""Decoder-only models as graphs: onnxruntime-genai's model builder, with simpler inputs for the lengths of rows.
 
-The builder gives a graph whose attention (GroupQueryAttention) appends to keys and values in place. It derives each
-row's length from the row sums of an attention mask; here the lengths themselves become the input, so that a step has no
-mask `[rows, positions]` to build.
+The attention of the builder's graphs (GroupQueryAttention) appends to keys and values in place. It computes each row's
+length from the row sums of an attention mask. Here the lengths themselves become the input, so that no step has to
+build a mask `[rows, positions]`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 from onnx import TensorProto, helper
 
-from muai_lab.engines.onnx.elsewhere import NAME
+from muai_lab.engines.onnx.child_process import NAME
 from muai_lab.engines.onnx.recipe import GraphFacts, Recipe
 from muai_lab.errors import EngineError
 
@@ -34,7 +34,7 @@ _INPUTS = ("input_ids", "past_key_values.", LAST_POSITIONS, LONGEST)
 def export_decoder(
     source: ModelSource, recipe: Recipe, directory: Path, *, config: Any, eos_token_ids: frozenset[int]
 ) -> GraphFacts:
-    """Export the checkpoint, whose configuration is `config`. Raises EngineError for an architecture not served."""
+    """Export the checkpoint with this configuration. Raises EngineError for an architecture that is not served."""
     from onnxruntime_genai.models.builder import create_model, parse_extra_options
 
     with tempfile.TemporaryDirectory(dir=directory.parent) as scratch:
@@ -66,7 +66,7 @@ def export_decoder(
 def take_lengths(model: Any) -> None:
     """Replace the attention mask by `last_positions` [rows] (each row's length - 1) and `longest` (scalar), int32.
 
-    Raises EngineError where the mask serves something else too.
+    Raises EngineError if the mask has another use in the graph.
     """
     graph = model.graph
     attention = [node for node in graph.node if node.op_type == "GroupQueryAttention"]
@@ -88,9 +88,9 @@ def take_lengths(model: Any) -> None:
 
 
 def set_windows(model: Any, config: Any) -> None:
-    """Give each layer's attention the window that the checkpoint's configuration says.
+    """Set each layer's attention window as the checkpoint's configuration says.
 
-    The builder sets it only where the configuration lists the type of each layer; Mistral's, for one, does not.
+    The builder sets it only if the configuration lists the type of each layer; Mistral's does not.
     """
     window = getattr(config, "sliding_window", None)
     types = getattr(config, "layer_types", None)
@@ -111,7 +111,7 @@ def _drop_unused(graph: Any) -> None:
     """Remove nodes and inputs that nothing reads."""
     wanted = {output.name for output in graph.output}
     kept = []
-    for node in reversed(graph.node):  # in topological order, so readers come before what they read
+    for node in reversed(graph.node):  # in topological order, so readers come before their inputs
         if any(output in wanted for output in node.output):
             kept.append(node)
             wanted.update(node.input)

@@ -1,6 +1,6 @@
-"""A T5's two graphs over slots: a prompt is encoded whole, then one token a row and step.
+"""The two graphs of a T5 over slots: a prompt is encoded whole, then one token per row and step.
 
-The decoder's memory is read in place; of each step only the new token's keys and values are copied, behind its row.
+The decoder reads its memory in place; each step copies only the keys and values of the new tokens to their rows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from muai_lab.engines.pytorch.slots import KVRows, KVShape
 
 
 class EncoderDecoderGraph:
-    """Two sessions over slots; rows of the prompts' memory move in step with rows of the decoder's."""
+    """Two sessions over slots; the rows of prompts move together with the rows of the decoder."""
 
     prompts = PromptCompute.WHOLE
 
@@ -41,7 +41,7 @@ class EncoderDecoderGraph:
         return self._own.bytes + self._encoded.bytes
 
     def prefill(self, chunks: Sequence[PrefillChunk]) -> torch.Tensor:
-        """Encode whole prompts and run the decoder's start token; returns logits `[chunks, vocabulary]`."""
+        """Encode whole prompts and run the decoder's start token. Returns logits `[chunks, vocabulary]`."""
         for chunk in chunks:
             if chunk.start != 0 or not chunk.final:
                 raise ValueError("an encoder reads its prompt whole: chunked prefill is for decoders")
@@ -54,7 +54,7 @@ class EncoderDecoderGraph:
         return self.decode([chunk.slot for chunk in chunks], [self._start] * len(chunks))
 
     def decode(self, slots: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
-        """Append `tokens[i]` to the decoder side of `slots[i]`; returns logits `[slots, vocabulary]`."""
+        """Append `tokens[i]` to the decoder side of `slots[i]`. Returns logits `[slots, vocabulary]`."""
         own, encoded = self._own, self._encoded
         rows = [own.row(slot) for slot in slots]
         own.reserve(max(own.lengths[row] for row in rows) + 1)
@@ -108,5 +108,5 @@ class EncoderDecoderGraph:
 
 
 def _tensors(memory: KVRows) -> list[torch.Tensor]:
-    """Keys and values of each layer in turn."""
+    """Return keys and values, alternating, layer by layer."""
     return [tensor for pair in zip(memory.keys, memory.values, strict=True) for tensor in pair]

@@ -11,7 +11,7 @@ import onnxruntime
 
 from muai_lab.engines.base import EngineInfo
 from muai_lab.engines.onnx.agreement import Int8Agreement, SessionKind, agreement_here
-from muai_lab.engines.onnx.elsewhere import NAME
+from muai_lab.engines.onnx.child_process import NAME
 from muai_lab.engines.onnx.graph_cache import graph_directory, read_facts
 from muai_lab.engines.onnx.int8_product import choose_product
 from muai_lab.engines.onnx.loading import SlotGraph, choose_dtype, open_graph
@@ -34,9 +34,9 @@ class OnnxEngine(SlotEngine):
     """Serves a Hugging Face checkpoint with ONNX Runtime: decoders over slots in place, and T5."""
 
     def __init__(self, source: ModelSource, optimization: OptimizationSettings, *, slots: int) -> None:
-        """Load the model, exporting it first where needed (seconds to minutes, once).
+        """Load the model; export it first if needed (seconds to minutes, once).
 
-        Raises EngineError when providers, dtype, architecture, weights or the cache do not allow it.
+        Raises EngineError if providers, dtype, architecture, weights or the cache do not allow it.
         """
         settings = optimization.onnx
         reason = supports(optimization, source)
@@ -46,7 +46,7 @@ class OnnxEngine(SlotEngine):
         recipe, facts, providers = opened.recipe, opened.facts, opened.providers
         details: dict[str, str | int | float | bool | None] = {
             "execution_providers": ", ".join(providers.serving),
-            "skipped_providers": _told(providers) or None,
+            "skipped_providers": _in_words(providers) or None,
             "optimization_level": settings.optimization_level,
             "threads": settings.threads or default_threads(),
             "quantization": _quantization(recipe),
@@ -87,7 +87,7 @@ class _Opened:
 
 
 def _open(source: ModelSource, settings: OnnxSettings, slots: int) -> _Opened:
-    """The graph on the first provider that serves; the others' reasons are logged."""
+    """Open the graph on the first provider that serves; log the reasons of the others."""
     providers = choose_providers(settings.execution_providers)
     while providers.serving:
         device = providers.device
@@ -119,12 +119,12 @@ def _open(source: ModelSource, settings: OnnxSettings, slots: int) -> _Opened:
             providers = providers.without(str(error), "it does not start: its own libraries are missing or do not fit")
             continue
         if providers.skipped:
-            log.warning("ONNX Runtime skips %s", _told(providers))
+            log.warning("ONNX Runtime skips %s", _in_words(providers))
         return _Opened(graph, recipe, facts, directory, providers, agreement)
-    raise EngineError(NAME, f"none of optimization.onnx.execution_providers can serve ({_told(providers)})")
+    raise EngineError(NAME, f"none of optimization.onnx.execution_providers can serve ({_in_words(providers)})")
 
 
-def _told(providers: Providers) -> str:
+def _in_words(providers: Providers) -> str:
     return "; ".join(f"{name}: {why}" for name, why in providers.skipped.items())
 
 

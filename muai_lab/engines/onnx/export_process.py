@@ -7,17 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from muai_lab.engines.onnx.elsewhere import NAME, obey
+from muai_lab.engines.onnx.child_process import NAME, obey
 from muai_lab.engines.onnx.graph_cache import source_of, write_facts
 from muai_lab.engines.onnx.recipe import GraphFacts, Recipe
 from muai_lab.models.registry import ModelSource
 
 
 def export(source: ModelSource, recipe: Recipe, directory: Path, base: Path | None) -> GraphFacts:
-    """Write the graph into `directory`. base: the same graph before it is quantised, where the recipe says int8.
+    """Write the graph into `directory`.
 
-    Raises EngineError for files that are missing, damaged or of another model, and for a graph that is not proved to
-    compute what the checkpoint does.
+    base: the graph to quantise, if the recipe says int8. Raises EngineError for files that are missing, damaged or of
+    another model, and for a graph that does not compute the same as the checkpoint.
     """
     if base is not None:
         from muai_lab.engines.onnx.int8 import quantize_entry

@@ -18,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from muai_lab.engines.onnx.elsewhere import NAME, carry_out
+from muai_lab.engines.onnx.child_process import NAME, carry_out
 from muai_lab.engines.onnx.recipe import GraphFacts, Recipe
 from muai_lab.errors import EngineError
 from muai_lab.models.content import content_hash, file_hash
@@ -50,7 +50,7 @@ def graph_directory(source: ModelSource, recipe: Recipe, build: BuildGraph | Non
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f".{entry.name}.lock"):
             if not is_intact(entry):  # else another process made it while this one waited for the lock
-                _make(entry, source, recipe, build or _build_elsewhere)
+                _make(entry, source, recipe, build or _build_in_child)
     except OSError as error:
         raise EngineError(
             NAME,
@@ -96,7 +96,7 @@ def _make(entry: Path, source: ModelSource, recipe: Recipe, build: BuildGraph) -
         fresh.rename(entry)
 
 
-def _build_elsewhere(source: ModelSource, recipe: Recipe, directory: Path) -> None:
+def _build_in_child(source: ModelSource, recipe: Recipe, directory: Path) -> None:
     order = {
         "source": source_order(source),
         "recipe": asdict(recipe),

@@ -1,10 +1,11 @@
 """Dynamic int8 quantisation of an exported graph: weights once, activations at every step, row by row.
 
-ONNX Runtime's own `quantize_dynamic` takes one scale for a whole activation tensor. In a batch that makes a row's
-result depend on the rows beside it, so that the same seed would not give the same tokens, and one large value costs all
-rows their precision. Here every row (token) has a scale of its own, its largest absolute value, as in LLM.int8()
-(Dettmers et al. 2022, https://arxiv.org/abs/2208.07339, section 2.1, "vector-wise"), and every column of the weights
-has one. The product itself is ONNX Runtime's int8 matrix multiplication, in the form that is exact on this processor.
+ONNX Runtime's own `quantize_dynamic` takes one scale for a whole activation tensor. In a batch, a row's result then
+depends on the other rows, so the same seed would not give the same tokens. One large value also reduces the precision
+of all rows. Here every row (token) has its own scale, its largest absolute value, and so has every column of the weights.
+Source: LLM.int8(), Dettmers et al. 2022, https://arxiv.org/abs/2208.07339, section 2.1, "vector-wise".
+
+The product itself is ONNX Runtime's int8 matrix multiplication, in the form that is exact on this processor.
 """
 
 from __future__ import annotations
@@ -42,10 +43,10 @@ def quantize_entry(recipe: Recipe, base: Path, directory: Path) -> GraphFacts:
 
 
 def quantize_rows(model: Any, product: Int8Product) -> int:
-    """Make every product with constant weights an int8 one, in place; returns how many there were.
+    """Make every product with constant weights an int8 one, in place. Returns their number.
 
-    The row's scale: x ≈ largest · (q - 128) / 127. A row of zeros has no scale; its quotient is not a number, and what
-    comes of it is multiplied by the row's largest value, which is 0.
+    A row's scale: x ≈ largest · (q - 128) / 127. A row of zeros has no scale; its quotient is not a number, but the
+    result is multiplied by the row's largest value, which is 0.
     """
     graph = model.graph
     weights = {entry.name: entry for entry in graph.initializer}
@@ -59,7 +60,7 @@ def quantize_rows(model: Any, product: Int8Product) -> int:
     )
     nodes: list[Any] = []
     rows: set[str] = set()  # activations that are quantised already
-    quantized: set[str] = set()  # weights likewise
+    quantized: set[str] = set()  # weights that are quantised already
     count = 0
     for node in graph.node:
         weight = weights.get(node.input[1]) if node.op_type == "MatMul" else None
@@ -84,7 +85,7 @@ def quantize_rows(model: Any, product: Int8Product) -> int:
 
 
 def quantize_weights(model: Any) -> None:
-    """int8 weights in blocks, in place: what ONNX Runtime's GPU kernels multiply with activations as they are."""
+    """Quantise weights to int8 in blocks, in place. ONNX Runtime's GPU kernels multiply them with plain activations."""
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     MatMulNBitsQuantizer(model, bits=8, block_size=32, is_symmetric=True).process()
@@ -100,7 +101,7 @@ def _quantized_rows(name: str) -> list[Any]:
 
 
 def _quantized_columns(weight: Any, product: Int8Product) -> list[Any]:
-    """8-bit weights `[in, out]` and the scale `[out]` of each column."""
+    """Return 8-bit weights `[in, out]` and the scale `[out]` of each column."""
     values = numpy_helper.to_array(weight).astype(np.float32)
     scales = np.maximum(np.abs(values).max(axis=0), _TINY) / _LARGEST
     return [

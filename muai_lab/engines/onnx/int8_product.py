@@ -1,15 +1,16 @@
-"""The int8 matrix product of ONNX Runtime, and the form of it that this processor computes exactly.
+"""The int8 matrix product of ONNX Runtime, in the form that this processor computes exactly.
 
-ONNX Runtime multiplies unsigned activations with signed (U8S8) or unsigned (U8U8) weights, by another kernel on each
-kind of processor, and some of these kernels are wrong:
+ONNX Runtime multiplies unsigned activations with signed (U8S8) or unsigned (U8U8) weights. Each kind of processor has
+its own kernel, and some of these kernels are wrong:
 
 - U8S8 on x86 without VNNI (AVX2 such as AMD Zen 1 to 3, AVX-512 such as Skylake): two products are added in 16 bits,
   and the sum saturates.
 - U8U8 on x86 with VNNI or AMX before ONNX Runtime 1.25: it ran through the kernel for signed weights
   (https://github.com/microsoft/onnxruntime/pull/27671).
 
-The instruction sets alone do not decide it. So each product is tried at its extremes, which takes 0.1 s. U8S8 comes
-first: it has dedicated instructions (VNNI, AMX) on the processors that compute it exactly, and U8U8 has none.
+The instruction sets alone do not decide which product is exact. So each one is tried at its extremes, which takes
+0.1 s. U8S8 comes first: processors that compute it exactly have dedicated instructions for it (VNNI, AMX), but none for
+U8U8.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from muai_lab.engines.onnx.elsewhere import NAME
+from muai_lab.engines.onnx.child_process import NAME
 from muai_lab.engines.onnx.recipe import Int8Product
 from muai_lab.errors import EngineError
 
@@ -30,8 +31,8 @@ MIDDLE = 128
 
 _CPU = ("CPUExecutionProvider",)
 _PREFERENCE: tuple[Int8Product, ...] = ("u8s8", "u8u8")
-# Kernels differ in the rows, columns and summands that they compute at once, and in their remainders. With this depth
-# the largest sum, depth × 127², is still exact in fp32.
+# Kernels differ in the numbers of rows, columns and terms that they compute at once, and in their remainders. With this
+# depth the largest sum, depth × 127², is still exact in fp32.
 _DEPTH, _COLUMNS = 1031, 83
 _ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 16, 31, 32, 33, 70)
 

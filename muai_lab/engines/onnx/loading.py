@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from muai_lab.engines.onnx.child_process import NAME
 from muai_lab.engines.onnx.decoder import DecoderGraph
 from muai_lab.engines.onnx.decoder_graph import GRAPH_FILE
-from muai_lab.engines.onnx.elsewhere import NAME
 from muai_lab.engines.onnx.encoder_decoder import EncoderDecoderGraph
 from muai_lab.engines.onnx.recipe import GraphFacts
 from muai_lab.engines.onnx.session import open_session
@@ -24,7 +24,7 @@ SlotGraph = DecoderGraph | EncoderDecoderGraph
 
 
 def choose_dtype(wanted: str, device: torch.device, *, encoder_decoder: bool) -> Literal["fp32", "fp16", "bf16"]:
-    """`auto`: fp32 on a CPU and for T5, else fp16. Raises EngineError where it cannot be had."""
+    """Choose the dtype; `auto`: fp32 on a CPU and for T5, else fp16. Raises EngineError if it is not supported."""
     if encoder_decoder or device.type == "cpu":
         if wanted in ("auto", "fp32"):
             return "fp32"
@@ -46,7 +46,7 @@ def open_graph(
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
 ) -> SlotGraph:
-    """The graph in `directory` with memory for `slots` sequences. Raises EngineError when it cannot be loaded."""
+    """Open the graph in `directory` with memory for `slots` sequences. Raises EngineError if it cannot be loaded."""
     device = device or torch.device("cpu")
     if kind == "decoder":
         session = open_session(directory / GRAPH_FILE, settings, providers)

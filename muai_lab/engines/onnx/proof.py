@@ -1,6 +1,6 @@
-"""Proof that an exported graph computes what the checkpoint says, before it is kept.
+"""The check that an exported graph computes the same as the checkpoint, before the graph is kept.
 
-Exporters know architectures by name, and a variant that they do not know of gives a graph that runs and is wrong.
+Exporters know architectures by name. A variant that they do not know gives a graph that runs but computes wrong values.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from muai_lab.engines.base import PrefillChunk
-from muai_lab.engines.onnx.elsewhere import NAME
+from muai_lab.engines.onnx.child_process import NAME
 from muai_lab.errors import EngineError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _TOLERANCE = 1e-3
 
 
 def sample_logits(model: SlotModel, *, vocab_size: int) -> torch.Tensor:
-    """Logits `[_STEPS + 1, vocabulary]` behind a fixed prompt and each of a few fixed tokens after it."""
+    """Return logits `[_STEPS + 1, vocabulary]` after a fixed prompt and after each of a few fixed tokens."""
     spread = torch.Generator().manual_seed(0)
     tokens = torch.randint(vocab_size, (_PROMPT_TOKENS + _STEPS,), generator=spread).tolist()
     with torch.inference_mode():
@@ -35,7 +35,7 @@ def sample_logits(model: SlotModel, *, vocab_size: int) -> torch.Tensor:
 
 
 def check_logits(found: torch.Tensor, expected: torch.Tensor) -> None:
-    """Raise EngineError when the graph's logits are not the checkpoint's."""
+    """Raise EngineError if the logits of the graph differ from those of the checkpoint."""
     difference = ((found - expected).abs().max() / expected.abs().max()).item()
     if not difference <= _TOLERANCE:  # also when it is not a number
         raise EngineError(

@@ -1,4 +1,4 @@
-"""What makes one exported graph differ from another of the same model, and what an exported graph is like."""
+"""The recipe that tells exported graphs of one model apart, and the facts of an exported graph."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from typing import Literal
 
-RECIPE_VERSION = 3  # raise when the way of exporting changes; the exporting libraries are hashed by version
+RECIPE_VERSION = 3  # raise it if the export changes; the versions of the exporting libraries are hashed
 
 _EXPORTERS = {
     "decoder": ("onnxruntime-genai", "onnxruntime-genai-cuda", "onnx", "transformers"),
@@ -22,11 +22,11 @@ Int8 = Int8Product | Literal["weights"]
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How a model is turned into a graph.
+    """The recipe of an export.
 
-    kind: which exporter. dtype: of weights and of keys and values. target: device that the graph is shaped for.
-    int8: quantised, from the graph of the same recipe without: for which product of activations and weights (see
-    `int8_product`), or `weights` alone.
+    kind: the exporter. dtype: of weights and of keys and values. target: device that the graph is made for. int8:
+    quantised from the graph of the same recipe without int8, for this product of activations and weights (see
+    `int8_product`), or `weights` only.
     """
 
     kind: Literal["decoder", "encoder_decoder"]
@@ -39,18 +39,18 @@ class Recipe:
         return replace(self, int8=None)
 
     def hash(self) -> str:
-        """Short hash over the recipe and the versions of what carries it out."""
+        """Return a short hash over the recipe and the versions of the exporting libraries."""
         return hashlib.sha256(json.dumps(self.described(), sort_keys=True).encode()).hexdigest()[:12]
 
     def described(self) -> dict[str, object]:
-        """All that the hash covers, for people who look into the cache."""
+        """Return everything that the hash covers, for readers of the cache."""
         versions = {name: _version(name) for name in _EXPORTERS[self.kind]}
         return {"version": RECIPE_VERSION, **asdict(self), "libraries": versions}
 
 
 @dataclass(frozen=True, slots=True)
 class GraphFacts:
-    """What an engine must know of a graph to run it; written beside it by the export.
+    """The facts that an engine needs to run a graph; the export writes them beside it.
 
     layers, kv_heads, head_dim: of the key/value memory. max_len: most positions. start_token: the first token of a
     decoder that has an encoder.
@@ -66,7 +66,7 @@ class GraphFacts:
 
     @classmethod
     def of(cls, fields: dict[str, object]) -> GraphFacts:
-        """From JSON. Raises TypeError when fields are missing or unknown."""
+        """Read from JSON. Raises TypeError if fields are missing or unknown."""
         facts = {**fields, "eos_token_ids": tuple(fields["eos_token_ids"])}  # type: ignore[arg-type]
         return cls(**facts)  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime sessions: which providers serve, how many threads, and tensors bound without copying."""
+"""ONNX Runtime sessions: providers, threads, and tensors that are bound without copying."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import onnxruntime
 import psutil
 import torch
 
-from muai_lab.engines.onnx.elsewhere import NAME
+from muai_lab.engines.onnx.child_process import NAME
 from muai_lab.errors import EngineError
 from muai_lab.processor import usable_cores
 
@@ -33,24 +33,24 @@ _ELEMENT_TYPES = {  # of onnx.TensorProto
 
 @dataclass(frozen=True, slots=True)
 class Providers:
-    """Execution providers that serve, in order, and those that were asked for but cannot, with reasons."""
+    """Execution providers that serve, in order, and configured ones that cannot, with reasons."""
 
     serving: tuple[str, ...]
     skipped: Mapping[str, str]
 
     @property
     def device(self) -> torch.device:
-        """Where the first provider computes, and where keys and values therefore live."""
+        """The device of the first provider, which also holds keys and values."""
         on_gpu = self.serving[0] in ("CUDAExecutionProvider", "TensorrtExecutionProvider")
         return torch.device("cuda" if on_gpu else "cpu")
 
     def without(self, name: str, reason: str) -> Providers:
-        """The same without a provider that turned out not to serve."""
+        """Return the same without a provider that failed."""
         return Providers(tuple(other for other in self.serving if other != name), {**self.skipped, name: reason})
 
 
 def choose_providers(wanted: Sequence[str]) -> Providers:
-    """Those of `wanted` that can serve here; `serving` is empty when none can."""
+    """Return those of `wanted` that can serve here; `serving` is empty if none can."""
     built_in = onnxruntime.get_available_providers()
     skipped: dict[str, str] = {}
     for name in wanted:
@@ -62,13 +62,13 @@ def choose_providers(wanted: Sequence[str]) -> Providers:
 
 
 def default_threads() -> int:
-    """The physical cores that this process may use, a part of one counted whole."""
+    """Return the number of physical cores that this process may use, rounded up."""
     allowed = math.ceil(usable_cores())
     return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed))
 
 
 def open_session(path: Path, settings: OnnxSettings, providers: Sequence[str]) -> onnxruntime.InferenceSession:
-    """A session over the graph in `path`. Raises EngineError when the graph cannot be loaded."""
+    """Open a session over the graph in `path`. Raises EngineError if the graph cannot be loaded."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = {
         "none": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
@@ -76,32 +76,32 @@ def open_session(path: Path, settings: OnnxSettings, providers: Sequence[str]) -
         "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
         "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
     }[settings.optimization_level]
-    # A number, even where it is the default: left to itself ONNX Runtime also pins its threads to cores, which the
-    # server and the load generator beside it would then have to share with them.
+    # An explicit number, even if it is the default: without it ONNX Runtime also pins its threads to cores, which the
+    # server and the load generator must then share with them.
     options.intra_op_num_threads = settings.threads or default_threads()
     options.inter_op_num_threads = 1
-    # Threads that look out for work instead of sleeping win a third on a machine with nothing else to do, and lose as
-    # much or more beside a server and a load generator, which is where this engine runs.
+    # Threads that spin for work instead of sleeping are a third faster on an idle machine, and slower by as much or
+    # more beside a server and a load generator, as this engine runs.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.enable_mem_pattern = False  # plans memory per input shape, and every step here has a shape of its own
+    options.enable_mem_pattern = False  # plans memory per input shape, but here every step has another shape
     options.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(path, options, providers=list(providers))
     except Exception as error:  # its errors are a dozen unrelated classes of a C extension
         reason = str(error).strip().splitlines()[0]
         raise EngineError(NAME, f"ONNX Runtime cannot load the exported graph {path}: {reason}") from error
-    # A provider whose own libraries are missing is left out without an error; what serves then is not what was chosen.
+    # ONNX Runtime skips a provider whose own libraries are missing without an error, and serves with another one.
     if providers[0] not in session.get_providers():
         raise ProviderFailed(providers[0])
     return session
 
 
 class ProviderFailed(Exception):
-    """A provider that this build has does not start on this machine; `str(error)` is its name."""
+    """A provider of this build does not start on this machine; `str(error)` is its name."""
 
 
 class Binding:
-    """Tensors bound to a session's inputs and outputs by address: what is bound must outlive the run."""
+    """Tensors bound to a session's inputs and outputs by address; they must outlive the run."""
 
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
         self._session = session
@@ -109,7 +109,7 @@ class Binding:
         self._on_gpu = False
 
     def input(self, name: str, tensor: torch.Tensor) -> None:
-        """Bind a contiguous tensor as input; what it holds at the run counts on a CPU, at this call on a GPU."""
+        """Bind a contiguous tensor as input; it is read at the run on a CPU, at this call on a GPU."""
         self._binding.bind_input(name, *self._place(tensor))
 
     def output(self, name: str, tensor: torch.Tensor) -> None:
@@ -117,7 +117,7 @@ class Binding:
         self._binding.bind_output(name, *self._place(tensor))
 
     def run(self) -> None:
-        """Compute; outputs are complete when it returns. Raises EngineError when the graph fails."""
+        """Compute; outputs are complete when it returns. Raises EngineError if the graph fails."""
         if self._on_gpu:
             torch.cuda.current_stream().synchronize()  # ONNX Runtime has a stream of its own
         try:

@@ -1,12 +1,11 @@
 """T5 encoder-decoders as two graphs, exported by torch.onnx from modules that are written for slots.
 
 `encoder.onnx`: one whole prompt -> keys and values of every decoder layer's cross-attention.
-`decoder.onnx`: one new token for every row -> logits, and the token's own keys and values, to be put behind the row's
-end. So the memory of a row is read where it is, and only what is new is copied.
+`decoder.onnx`: one new token for every row -> logits, and the token's keys and values, to append to the row. So the
+memory of a row is read in place, and only the new positions are copied.
 
-T5 adds a bias to attention scores that depends on distance only, and is the same for all distances from a maximum on:
-a short table holds it (Raffel et al. 2020, https://arxiv.org/abs/1910.10683, section 2.1), and rows may be of any
-length.
+T5 adds a bias to attention scores that depends on distance only, and is constant from a maximum distance on. A short
+table holds it (Raffel et al. 2020, https://arxiv.org/abs/1910.10683, section 2.1), and rows may have any length.
 """
 
 from __future__ import annotations
@@ -27,22 +26,22 @@ DECODER_FILE = "decoder.onnx"
 
 
 def cross_names(layers: int) -> list[str]:
-    """Names of the encoder's outputs, and of the decoder's inputs for them: keys and values of each layer in turn."""
+    """Return the names of the encoder's outputs and the decoder's inputs for them: keys and values, layer by layer."""
     return [f"cross.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
 
 
 def own_names(layers: int) -> list[str]:
-    """Names of the decoder's inputs for what it has said so far."""
+    """Return the names of the decoder's inputs for its tokens so far."""
     return [f"past.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
 
 
 def new_names(layers: int) -> list[str]:
-    """Names of the decoder's outputs for its new token."""
+    """Return the names of the decoder's outputs for its new token."""
     return [f"new.{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
 
 
 def export_t5(model: Any, directory: Path, *, max_len: int, eos_token_ids: frozenset[int]) -> GraphFacts:
-    """Export a Hugging Face model that is loaded in fp32."""
+    """Export a Hugging Face model that was loaded in fp32."""
     config = model.config
     layers, heads, dim = config.num_decoder_layers, config.num_heads, config.d_kv
     tokens, rows = torch.export.Dim("tokens"), torch.export.Dim("rows")
@@ -107,7 +106,7 @@ def _export(
 
 
 class _Encoder(nn.Module):
-    """A whole prompt `[1, tokens]` -> `[1, heads, tokens, dim]` per decoder layer, keys and values in turn."""
+    """A whole prompt `[1, tokens]` -> `[1, heads, tokens, dim]`: keys and values, alternating, per decoder layer."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -134,10 +133,10 @@ class _Encoder(nn.Module):
 
 
 class _DecoderStep(nn.Module):
-    """One token `[rows, 1]` behind `lengths` [rows] own tokens and a prompt of `prompt_lengths` [rows] tokens.
+    """One token `[rows, 1]` after `lengths` [rows] own tokens and a prompt of `prompt_lengths` [rows] tokens.
 
-    own, cross: `[rows, heads, positions, dim]` per layer, keys and values in turn; what lies behind a row's length is
-    not looked at. Gives logits `[rows, vocabulary]` and the new token's `[rows, heads, 1, dim]` per layer likewise.
+    own, cross: `[rows, heads, positions, dim]`, keys and values alternating, per layer; positions after a row's length
+    are ignored. Returns logits `[rows, vocabulary]` and, per layer, the new token's `[rows, heads, 1, dim]`.
     """
 
     def __init__(self, model: Any) -> None:
@@ -182,7 +181,7 @@ class _DecoderStep(nn.Module):
 
 
 class _DistanceBias(nn.Module):
-    """Bias per head of a key that is `distance` positions away (negative: before the query); `[..., heads]`."""
+    """The bias `[..., heads]` of a key that is `distance` positions away (negative: before the query)."""
 
     def __init__(self, stack: Any, *, bidirectional: bool) -> None:
         super().__init__()
@@ -202,11 +201,11 @@ class _DistanceBias(nn.Module):
 
 
 def _heads(projected: torch.Tensor, attention: Any) -> torch.Tensor:
-    """`[rows, tokens, heads × dim]` -> `[rows, heads, tokens, dim]`."""
+    """Reshape `[rows, tokens, heads × dim]` to `[rows, heads, tokens, dim]`."""
     rows, tokens, _ = projected.shape
     return projected.view(rows, tokens, attention.n_heads, attention.key_value_proj_dim).transpose(1, 2)
 
 
 def _joined(attended: torch.Tensor) -> torch.Tensor:
-    """`[rows, heads, tokens, dim]` -> `[rows, tokens, heads × dim]`."""
+    """Reshape `[rows, heads, tokens, dim]` to `[rows, tokens, heads × dim]`."""
     return attended.transpose(1, 2).flatten(2)

@@ -1,4 +1,4 @@
-"""From the settings to vLLM's arguments: what each key becomes, and what of it has an effect on this device."""
+"""From the settings to vLLM's arguments, with the keys that have no effect on this device."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 _MIB = 1 << 20
-_COLDEST = 1e-5  # what is colder means greedy; vLLM would raise it to 0.01
-_MOST_TOP_K = 2**31 - 1  # beyond any vocabulary; vLLM sends it in 64 bits, and keeps it in 32
-_SEEDS = 1 << 63  # vLLM's are 64 bits with a sign, and -1 means none
+_COLDEST = 1e-5  # a lower temperature means greedy; vLLM would raise it to 0.01
+_MOST_TOP_K = 2**31 - 1  # beyond any vocabulary; vLLM sends it as 64 bits, but keeps 32
+_SEEDS = 1 << 63  # vLLM's are signed 64-bit integers, and -1 means none
 _ADVICE = (
     (
         "larger than the available KV cache memory",
@@ -30,15 +30,16 @@ _ADVICE = (
     ("less than desired GPU memory utilization", "lower optimization.vllm.gpu_memory_utilization"),
     ("out of memory", "lower optimization.vllm.gpu_memory_utilization or optimization.batcher.max_batch_size"),
 )
-"""What a message of vLLM's contains, and what to do about it in our settings."""
+"""Part of a message from vLLM, and the remedy in our settings."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineArguments:
-    """What a vLLM engine is started with.
+    """The arguments of a vLLM engine.
 
-    keywords: of `vllm.AsyncEngineArgs`. eos_token_ids: what ends an output. vocab_size: rows of the model's embedding.
-    effective: what the keys became, for the record. warnings: keys that could not have the effect they ask for.
+    keywords: of `vllm.AsyncEngineArgs`. eos_token_ids: tokens that end an output. vocab_size: rows of the model's
+    embedding. effective: the values in effect, for the record. warnings: keys without the effect that they have
+    elsewhere.
     """
 
     keywords: dict[str, Any]
@@ -51,7 +52,7 @@ class EngineArguments:
 def engine_arguments(
     source: ModelSource, optimization: OptimizationSettings, *, slots: int, cpu: bool
 ) -> EngineArguments:
-    """Map the settings. slots: most requests at once. Raises EngineError for what the model or the device refuses."""
+    """Map the settings. slots: most requests at once. Raises EngineError if model or device do not allow them."""
     if source.path is None:
         raise EngineError(NAME, f"{source.name} has no files on this machine")
     settings, cache = optimization.vllm, optimization.cache
@@ -63,7 +64,7 @@ def engine_arguments(
     offloading = 0 if cpu else settings.swap_space
     keywords = {
         "model": str(source.path),
-        # Prompts come and outputs leave as token ids: our stack has the tokenizer, and vLLM needs none.
+        # Prompts and outputs are token ids: our stack has the tokenizer, and vLLM needs none.
         "skip_tokenizer_init": True,
         "generation_config": "vllm",  # sampling defaults of the checkpoint would change what a request asks for
         "dtype": _dtype(settings.dtype, text.get("dtype") or text.get("torch_dtype"), cpu=cpu),
@@ -74,7 +75,7 @@ def engine_arguments(
         "kv_offloading_size": offloading or None,
         "enable_prefix_caching": prefix_caching,
         "max_num_seqs": slots,
-        # A token for each running sequence, and the rest for prompts, which vLLM cuts where they do not fit.
+        # One token for each running sequence, and the rest for prompts, which vLLM cuts if they do not fit.
         "max_num_batched_tokens": slots + optimization.batcher.max_prefill_tokens,
         "enforce_eager": eager,
         "use_tqdm_on_load": False,
@@ -95,7 +96,7 @@ def engine_arguments(
 
 
 def sampling_keywords(sampling: Sampling) -> dict[str, Any]:
-    """Keywords of vLLM's `SamplingParams`; no number is more than its processes can pass on."""
+    """Return the keywords of vLLM's `SamplingParams`; every number fits into the messages of its processes."""
     return {
         "temperature": sampling.temperature if sampling.temperature >= _COLDEST else 0.0,
         "top_p": sampling.top_p,
@@ -105,7 +106,7 @@ def sampling_keywords(sampling: Sampling) -> dict[str, Any]:
 
 
 def advice(message: str) -> str:
-    """vLLM's message with the names of our keys instead of, or beside, those of its arguments."""
+    """Return vLLM's message, with our keys beside the names of its arguments."""
     for sign, keys in _ADVICE:
         if sign in message:
             return f"{message} Here: {keys}."
@@ -113,10 +114,10 @@ def advice(message: str) -> str:
 
 
 def _dtype(wanted: str, checkpoint: str | None, *, cpu: bool) -> str:
-    """vLLM's name of the dtype.
+    """Return vLLM's name of the dtype.
 
-    `auto` is vLLM's, which takes the checkpoint's own, but makes fp32 into 16 bits. That suits a GPU; on a CPU it is
-    rarely faster and changes the output, so there fp32 stays, and fp16, which a CPU only emulates, becomes bf16.
+    `auto` on a GPU is vLLM's: the dtype of the checkpoint, but 16 bits for fp32. On a CPU 16 bits are rarely faster and
+    change the output, so fp32 stays fp32 there. fp16, which a CPU only emulates, becomes bf16.
     """
     if wanted != "auto":
         return DTYPES[wanted]
@@ -134,10 +135,10 @@ def _max_model_len(wanted: int | None, own: int | None) -> int | None:
 
 
 def _kv_bytes(optimization: OptimizationSettings, *, cpu: bool) -> int | None:
-    """Memory of the key/value blocks, None for what gpu_memory_utilization leaves.
+    """Return the memory of the key/value blocks; None to derive it from gpu_memory_utilization.
 
     In vLLM running sequences and cached prefixes share these blocks, so 0 cannot mean none: it turns the prefix cache
-    off and leaves the size to the default.
+    off, and the size is the default.
     """
     cache = optimization.cache
     budget = cache.max_memory_mb
@@ -164,7 +165,7 @@ def _warnings(optimization: OptimizationSettings, *, cpu: bool) -> list[str]:
 
 
 def _eos_token_ids(directory: Path, config: dict[str, Any]) -> tuple[int, ...]:
-    """As generation_config.json says, else config.json: vLLM knows of none when it has no tokenizer."""
+    """Return the ids in generation_config.json, else in config.json: without a tokenizer vLLM knows none."""
     path = directory / "generation_config.json"
     ids = _read_json(path).get("eos_token_id") if path.is_file() else None
     if ids is None:

@@ -25,20 +25,20 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 STALL_S = 60.0
-"""Longest time without a step while requests are open. A step is at most a few thousand prompt tokens: under half a
+"""Longest time without a step while requests are open. A step has at most a few thousand prompt tokens: under half a
 minute for billions of parameters on a CPU. vLLM's own limit for one step is 300 s."""
 
 CLOSE_S = 15.0
-"""Longest wait for vLLM to end its processes in order (it takes 5 s, more on a busy machine); then they are killed."""
+"""Longest wait for vLLM to end its processes (5 s, more on a busy machine); then they are killed."""
 
 _ONE_START = threading.Lock()  # the environment and the list of child processes belong to the whole process
 
 
 class VllmEngine(StreamingEngine):
-    """Serves a decoder with vLLM, on CPUs or GPUs; the model runs in processes of vLLM's."""
+    """Serves a decoder with vLLM, on CPUs or GPUs; the model runs in vLLM's own processes."""
 
     def __init__(self, source: ModelSource, optimization: OptimizationSettings, *, slots: int) -> None:
-        """Check and map the settings; nothing is loaded yet. Raises EngineError for what cannot work here."""
+        """Check and map the settings; nothing is loaded yet. Raises EngineError if they cannot work here."""
         available = availability(optimization)
         reason = available.reason or supports(optimization, source)
         if reason is not None:
@@ -61,7 +61,7 @@ class VllmEngine(StreamingEngine):
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """Numbers of the engine's processes; empty before the start."""
+        """Ids of the engine's processes; empty before the start."""
         return self._processes.pids
 
     async def start(self) -> None:
@@ -73,11 +73,11 @@ class VllmEngine(StreamingEngine):
             await asyncio.shield(loading)
             await self._llm.get_supported_tasks()  # the first exchange with the engine, on this loop
         except asyncio.CancelledError:
-            self._failure = "its start was given up"
+            self._failure = "its start was cancelled"
             while not loading.done():  # it ends with the processes that it waits for
                 self._processes.kill()
                 await asyncio.wait((loading,), timeout=0.1)
-            loading.exception()  # taken note of
+            loading.exception()  # retrieved, else asyncio logs it
             await self.close()
             raise
         except Exception:
@@ -95,7 +95,7 @@ class VllmEngine(StreamingEngine):
         ignore_eos: bool,
         cache_salt: str = "",
     ) -> AsyncIterator[StreamedTokens]:
-        """See `StreamingEngine.generate`; raises InvalidRequest or RequestError for what concerns this request only."""
+        """See `StreamingEngine.generate`. Raises InvalidRequest or RequestError for an error of this request only."""
         from muai_lab.engines.vllm import library
 
         llm = self._live()
@@ -127,7 +127,7 @@ class VllmEngine(StreamingEngine):
                 await outputs.aclose()  # aborts the request in the engine, if it still runs there
 
     async def check(self) -> None:
-        """See `StreamingEngine.check`. An engine that hangs is killed here, so that its open requests end."""
+        """See `StreamingEngine.check`. An engine that hangs is killed, so that its open requests end."""
         if self._live().errored or self._processes.failure() is not None:
             raise self._dead()
         silent_s = time.monotonic() - max(self._clock.last_step_at, self._busy_since)
@@ -150,7 +150,7 @@ class VllmEngine(StreamingEngine):
         if self._log is not None:
             self._log.close()
             self._log = None
-            # vLLM's objects refer to each other; left to the end of the interpreter, they complain on the terminal.
+            # vLLM's objects are in reference cycles; at the end of the interpreter they would print to the terminal.
             del llm
             await asyncio.to_thread(_collect)
 
@@ -167,15 +167,15 @@ class VllmEngine(StreamingEngine):
                         self._llm, self._clock = open_llm(self._arguments.keywords)
                 except EngineError as error:
                     self._failure = error.reason
-                except Exception as error:  # vLLM lets through whatever its many libraries raise
+                except Exception as error:  # vLLM passes on the errors of its many libraries
                     log.debug("vLLM did not start", exc_info=True)
                     self._failure = f"cannot start with {self._source.name}: {self._reason(error)}"
                 finally:
                     self._processes.settle()
                     self._log.unlink()
-        # Raised out here, as the traceback of vLLM's own error would keep its half-made objects and their sockets.
+        # Raised here, because the traceback of vLLM's own error would keep its partial objects and their sockets.
         if self._llm is None:
-            raise EngineError(NAME, self._failure or "its start was given up")
+            raise EngineError(NAME, self._failure or "its start was cancelled")
 
     def _live(self) -> Any:
         if self._llm is None:
@@ -183,7 +183,7 @@ class VllmEngine(StreamingEngine):
         return self._llm
 
     def _dead(self) -> EngineError:
-        """Why the engine no longer serves."""
+        """Return the error that says why the engine no longer serves."""
         if self._failure is None:
             cause = None if self._log is None else self._log.root_cause()
             ended = self._processes.failure() or "its engine stopped"
@@ -191,7 +191,7 @@ class VllmEngine(StreamingEngine):
         return EngineError(NAME, self._failure)
 
     def _reason(self, error: Exception) -> str:
-        """What a person can act on: the error of the innermost process, else the first of a validation."""
+        """Return the error of the innermost process, else the first error of a validation, with our advice."""
         cause = None if self._log is None else self._log.root_cause()
         if cause is None:
             if hasattr(error, "errors"):  # pydantic's: vLLM checks its configuration with it
@@ -220,9 +220,9 @@ class VllmEngine(StreamingEngine):
 
 
 def _collect() -> None:
-    """Collect garbage, also among what the server has set apart as loaded for good."""
-    apart = gc.get_freeze_count() > 0
+    """Collect garbage, also among the objects that the server has frozen."""
+    frozen = gc.get_freeze_count() > 0
     gc.unfreeze()
     gc.collect()
-    if apart:  # else what a failed start still refers to would never be collected, and complain at the end
+    if frozen:  # else the objects of a failed start would never be collected, and would print at the end
         gc.freeze()

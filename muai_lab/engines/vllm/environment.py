@@ -1,4 +1,4 @@
-"""What vLLM takes from its surroundings instead of from arguments, set for the time of its start only."""
+"""The environment of vLLM's start: variables, signals and logging that it does not take as arguments."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from typing import IO
 from muai_lab.scratch import scratch_prefix
 
 SERVER_VARIABLE = "MUAI_LAB_VLLM_SERVER"
-"""Number of the process that started the engine, for `server_watch` in the engine's workers."""
+"""Id of the process that started the engine, for `server_watch` in the engine's workers."""
 
 _FIXED = {
     # No telemetry, no network: models are local directories.
@@ -31,13 +31,13 @@ _FIXED = {
     "VLLM_DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
-    # A fork of a process with an event loop and threads inherits locks that nobody releases.
+    # A fork of a process with an event loop and threads inherits locks that are never released.
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
 }
 _UNLESS_SET = {
-    # Threads that spin while they wait take the time of those they wait for: with a thread per core, a fifth to a
-    # seventh of the tokens per second was left on two cores.
+    # Threads that spin while they wait take processor time from those they wait for: with a thread per core, two cores
+    # had only a fifth to a seventh of the tokens per second.
     "OMP_WAIT_POLICY": "PASSIVE",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "TRANSFORMERS_VERBOSITY": "error",
@@ -45,11 +45,11 @@ _UNLESS_SET = {
     "TORCH_CPP_LOG_LEVEL": "ERROR",
 }
 _UNSET = (
-    "VLLM_CPU_KVCACHE_SPACE",  # would overrule optimization.cache.max_memory_mb
+    "VLLM_CPU_KVCACHE_SPACE",  # would override optimization.cache.max_memory_mb
 )
 _ERROR = re.compile(r"^(?:[A-Za-z_]\w*\.)*([A-Za-z_]\w*(?:Error|Exception|Exit)): (?=\S)(.+)$", re.MULTILINE)
 
-# What one process says because another has died.
+# Errors that one process reports because another has died.
 _CONSEQUENCES = (
     ("EngineDeadError", "EngineCore encountered an issue. See stack trace (above) for the root cause."),
     ("RuntimeError", "cancelled"),
@@ -57,10 +57,10 @@ _CONSEQUENCES = (
 
 
 class EngineLog:
-    """vLLM's own log, of all its processes, in a file: our terminal stays ours, and failures can be explained.
+    """vLLM's own log, of all its processes, in a file: it stays off our terminal, and explains failures.
 
-    The file has a name only until the engine has started and everyone has it open; nothing is left of it, however the
-    processes end. Where the user has configured vLLM's logging (VLLM_LOGGING_CONFIG_PATH), that stays in force.
+    The file has a name only until the engine has started and every process has opened it, so nothing of it is left
+    however the processes end. If the user has configured vLLM's logging (VLLM_LOGGING_CONFIG_PATH), that stays in use.
     """
 
     def __init__(self) -> None:
@@ -88,20 +88,20 @@ class EngineLog:
             f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@" >>{shlex.quote(str(path))} 2>&1\n', encoding="utf-8"
         )
         self._python.chmod(0o700)
-        # In force from here on: the import of vLLM already logs.
+        # Configured here, because the import of vLLM already logs.
         logging.config.dictConfig(content)
         self._reader = path.open(encoding="utf-8", errors="replace")
 
     def interpreter(self) -> str:
-        """The Python to start vLLM's processes with: one whose output goes to the log.
+        """Return the Python for vLLM's processes: one whose output goes to the log.
 
-        Not all that they print goes through logging: libraries, crashes, what comes before logging is configured.
+        Some of their output does not go through logging: that of libraries and crashes, and before its configuration.
         """
-        usable = self._python is not None and os.access(self._python, os.X_OK)  # not where /tmp is mounted noexec
+        usable = self._python is not None and os.access(self._python, os.X_OK)  # false if /tmp is mounted noexec
         return str(self._python) if usable else sys.executable
 
     def root_cause(self) -> str | None:
-        """The first error in the log, which is that of the innermost process; None when there is none."""
+        """Return the first error in the log, which is that of the innermost process; None if there is none."""
         if self._reader is None:
             return None
         self._reader.seek(0)
@@ -109,7 +109,7 @@ class EngineLog:
         return next((f"{name}: {text.strip()}" for name, text in errors if (name, text) not in _CONSEQUENCES), None)
 
     def unlink(self) -> None:
-        """Take its name from the file: the processes of the engine have opened it."""
+        """Remove the name of the file, once the engine's processes have opened it."""
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
 
@@ -124,19 +124,19 @@ class EngineLog:
                 logger.removeHandler(handler)
                 handler.close()
         if not logger.handlers:
-            logger.addHandler(logging.NullHandler())  # what vLLM's threads say at their end is for nobody
+            logger.addHandler(logging.NullHandler())  # drops what vLLM's threads log at their end
         self._reader.close()
         self._reader = None
 
 
 @contextmanager
 def start_environment(log: EngineLog) -> Iterator[None]:
-    """The surroundings in which vLLM is imported and started.
+    """Set the environment in which vLLM is imported and started.
 
-    Processes that it starts inherit it, and keep it. Afterwards this process has its own again: vLLM also sets
-    variables by itself (LD_PRELOAD among them) that would reach every other process that we start. Interrupts from the
-    terminal go to all processes of a group; vLLM's are started with SIGINT blocked, so that the server can still finish
-    its requests (SIGTERM ends them).
+    The processes that it starts inherit and keep it. Afterwards this process gets its own back: vLLM also sets
+    variables (LD_PRELOAD among them) that would reach every other process that we start. Interrupts from the terminal
+    go to all processes of a group. vLLM's are started with SIGINT blocked, so that the server can still finish its
+    requests; SIGTERM ends them.
     """
     before, interpreter = dict(os.environ), multiprocessing.spawn.get_executable()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
@@ -148,8 +148,8 @@ def start_environment(log: EngineLog) -> Iterator[None]:
             os.environ.pop(name, None)
         os.environ[SERVER_VARIABLE] = str(os.getpid())
         os.environ["VLLM_LOGGING_CONFIG_PATH"] = log.configuration or ""
-        # Python's helper process for shared memory outlives the engine, so it is not started with the log's
-        # interpreter; and before SIGINT is blocked, as starting it ends with SIGINT unblocked.
+        # Python's helper process for shared memory outlives the engine, so it does not get the log's interpreter. It
+        # is started before SIGINT is blocked, because its start unblocks SIGINT.
         resource_tracker.ensure_running()
         multiprocessing.set_executable(log.interpreter())
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

@@ -1,4 +1,4 @@
-"""What we use of vLLM, in one place: the engine object, its steps, requests and reports. Importing it takes seconds."""
+"""Everything that we use of vLLM: the engine object, its steps, requests and reports. The import takes seconds."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ _WATCH = "muai_lab.engines.vllm.server_watch.ServerWatch"
 
 
 class StepClock(PrometheusStatLogger):
-    """Notes when the engine last made a step.
+    """Records when the engine last made a step.
 
-    It stands where vLLM would put its Prometheus logger, which fills the process-wide registry with metrics of vLLM's
-    own at every step. That there is a logger at all makes vLLM stamp the tokens of each request.
+    It replaces vLLM's Prometheus logger, which fills the process-wide registry with vLLM's own metrics at every step.
+    vLLM records the times of tokens only if there is a logger.
     """
 
     def __init__(self, vllm_config: Any = None, engine_indexes: list[int] | None = None) -> None:
-        # Without super's, which registers the metrics.
+        # The constructor of the base class is not called: it registers the metrics.
         self.last_step_at = time.monotonic()
 
     def record(self, *_args: Any, **_keywords: Any) -> None:
@@ -48,13 +48,13 @@ class StepClock(PrometheusStatLogger):
         self.last_step_at = time.monotonic()
 
     def log_engine_initialized(self) -> None:
-        """Nothing to say."""
+        """Log nothing."""
 
     def record_admission_rejection(self, reason: str) -> None:
-        """Nothing to count: our batcher in front admits no more than vLLM takes."""
+        """Count nothing: our batcher admits no more than vLLM accepts."""
 
     def record_sleep_state(self, sleep: int = 0, level: int = 0) -> None:
-        """The engine is never put to sleep."""
+        """Record nothing: the engine never sleeps."""
 
 
 def open_llm(keywords: dict[str, Any]) -> tuple[Any, StepClock]:
@@ -66,32 +66,34 @@ def open_llm(keywords: dict[str, Any]) -> tuple[Any, StepClock]:
 
 
 def release(llm: Any) -> None:
-    """Give back sockets and their threads after `llm.shutdown`; left to garbage collection, they wait for the last
-    reference, which the traceback of any error may hold. Called on the loop that served."""
+    """Free sockets and their threads after `llm.shutdown`, on the loop that served.
+
+    Garbage collection would free them only with the last reference, which the traceback of any error may hold.
+    """
     llm.engine_core.resources.ctx.destroy(linger=0)
 
 
 def prompt_input(prompt: Sequence[int], cache_salt: str) -> Any:
-    """Token ids as a rendered input, which vLLM takes without its tokenizer."""
+    """Return token ids as a rendered input, which vLLM accepts without a tokenizer."""
     return tokens_input(list(prompt), cache_salt=cache_salt or None)
 
 
 def sampling_params(sampling: Sampling, *, max_tokens: int, stop_token_ids: Sequence[int]) -> Any:
-    """One request's parameters. stop_token_ids: end the output (and belong to it); empty to ignore the end of text."""
+    """Return one request's parameters. stop_token_ids: end the output and belong to it; empty to ignore the end."""
     return SamplingParams(
         **sampling_keywords(sampling),
         max_tokens=max_tokens,
         stop_token_ids=list(stop_token_ids),
-        # Said by stop_token_ids; what vLLM itself would take for the end of text depends on a tokenizer it has not got.
+        # Set by stop_token_ids: vLLM's own end of text depends on the tokenizer, which it does not have.
         ignore_eos=True,
         detokenize=False,
         output_kind=RequestOutputKind.DELTA,
-        skip_clone=True,  # it is this request's alone
+        skip_clone=True,  # no other request uses it
     )
 
 
 def report(output: Any, *, caching: bool) -> StreamedTokens:
-    """What one of vLLM's outputs says. caching: prefixes are cached, so their count means something."""
+    """Convert one of vLLM's outputs. caching: prefixes are cached, so their count is valid."""
     completion = output.outputs[0]
     metrics = output.metrics
     return StreamedTokens(

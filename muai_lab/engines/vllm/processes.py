@@ -1,4 +1,4 @@
-"""The processes of one vLLM engine: found at its start, watched, and gone at its end."""
+"""The processes of one vLLM engine: found at its start, watched, and ended with it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LOOKS, _LOOK_INTERVAL_S = 200, 0.001
 
 
 class EngineProcesses:
-    """The engine-core processes that this process starts between `begin` and `settle`, and everything below them."""
+    """The engine-core processes that this process starts between `begin` and `settle`, and all their descendants."""
 
     def __init__(self) -> None:
         self._foreign: frozenset[BaseProcess] | None = None
@@ -22,23 +22,23 @@ class EngineProcesses:
         self._tree: list[psutil.Process] = []
 
     def begin(self) -> None:
-        """From here on engine cores that appear are this engine's. Engines must not start at the same time."""
+        """Treat engine cores that appear from now on as this engine's. Only one engine may start at a time."""
         self._foreign = frozenset(multiprocessing.active_children())
 
     def settle(self) -> None:
-        """The start is over: engine cores that appear later are another engine's."""
+        """End the start: engine cores that appear later belong to another engine."""
         self.note()
         self._foreign = None
 
     def note(self) -> None:
-        """Remember what there is now: once a core is dead, the processes below it can no longer be told."""
+        """Record the present processes: once a core is dead, its descendants can no longer be found."""
         if self._foreign is not None:
             known = self._foreign.union(self._cores)
             children = (child for child in multiprocessing.active_children() if child not in known)
             self._cores += [child for child in children if child.name.startswith(_NAME)]
         for core in self._cores:
             if core.exitcode is not None:
-                continue  # its number may be another process's by now
+                continue  # its id may belong to another process by now
             try:
                 process = psutil.Process(core.pid)
                 found = [process, *process.children(recursive=True)]
@@ -48,11 +48,11 @@ class EngineProcesses:
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """Numbers of those noted, whether they still run or not."""
+        """Ids of the recorded processes, also of those that have ended."""
         return tuple(process.pid for process in self._tree)
 
     def failure(self) -> str | None:
-        """How one of them ended, None while all run."""
+        """Return how one of them ended; None while all run."""
         ended = self._ended_core()
         if ended is not None:
             return ended
@@ -69,7 +69,7 @@ class EngineProcesses:
         return None
 
     def kill(self) -> None:
-        """End what still runs, and wait until it is gone."""
+        """Kill the processes that still run, and wait for their end."""
         self.note()
         for process in self._tree:
             try:
@@ -82,7 +82,7 @@ class EngineProcesses:
 
 
 def alive(process: psutil.Process) -> bool:
-    """Whether it runs: not ended, nor waiting for its parent to take note, nor another one with the same number."""
+    """True if the process runs: not ended, not a zombie, and not another process with the same id."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -90,10 +90,10 @@ def alive(process: psutil.Process) -> bool:
 
 
 def _exitcode(core: BaseProcess) -> int | None:
-    """How it ended, None while it runs.
+    """Return its exit code; None while it runs.
 
-    A thread of vLLM's waits for its end, too. If that thread has asked the system first, the system knows the process
-    no longer, and for a moment the exit code is not written down yet.
+    A thread of vLLM also waits for its end. If that thread reaps the process first, the system no longer knows the
+    process, and for a moment its exit code is not recorded yet.
     """
     for _ in range(_LOOKS):
         if core.exitcode is not None or core.pid is None or psutil.pid_exists(core.pid):

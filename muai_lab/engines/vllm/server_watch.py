@@ -1,8 +1,8 @@
 """Imported by vLLM's worker processes only: ends the engine when the server that started it is gone.
 
-vLLM's engine process does not notice that its parent was killed; it would stay, with all its memory, for ever. vLLM
-imports a class of ours into each worker (`worker_extension_cls`), and that is the one place in its processes where code
-of ours runs, hence the work at import.
+vLLM's engine process does not detect that its parent was killed; it would stay, with all its memory, forever. vLLM
+imports a class of ours into each worker (`worker_extension_cls`). That is the only place in its processes where our
+code runs, hence the work at import.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from muai_lab.engines.vllm.environment import SERVER_VARIABLE
 from muai_lab.engines.vllm.processes import alive
 
 INTERVAL_S = 0.5
-GRACE_S = 10.0  # as vLLM takes seconds to end its workers in order
+GRACE_S = 10.0  # vLLM takes seconds to end its workers
 
 
 class ServerWatch:
-    """What vLLM mixes into its worker: nothing but the import of this module."""
+    """The class that vLLM mixes into its worker; it only causes the import of this module."""
 
 
 def watch(server: psutil.Process, engine_pid: int | None) -> None:

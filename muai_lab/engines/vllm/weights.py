@@ -1,7 +1,7 @@
-"""A look at a checkpoint's weights before vLLM loads them.
+"""The check of a checkpoint's weights before vLLM loads them.
 
-vLLM does not notice a tensor that is missing inside a merged one (gate and up projection, for one): it would serve
-whatever was in that memory. And it takes many seconds to find out that a file is damaged.
+vLLM does not detect a tensor that is missing in a merged one, such as gate and up projection: it would serve with
+uninitialised memory. It also takes many seconds to detect that a file is damaged.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def check_weights(source: ModelSource) -> None:
-    """Raise EngineError when a safetensors file is damaged or tensors are missing; reads the headers only.
+    """Raise EngineError if a safetensors file is damaged or tensors are missing; reads the headers only.
 
-    Other formats, and architectures that transformers does not know, are left to vLLM to judge.
+    Other formats, and architectures that Transformers does not know, are left to vLLM.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -37,7 +37,7 @@ def check_weights(source: ModelSource) -> None:
             ) from error
     wanted = _parameters(directory) if found else set()
     missing = sorted(wanted - found)
-    # Names that the model does not have are those of an older layout, which vLLM renames: then nothing can be told.
+    # Names that the model does not have belong to an older layout, which vLLM renames: then no check is possible.
     if missing and found <= wanted:
         raise EngineError(
             NAME,
@@ -47,7 +47,7 @@ def check_weights(source: ModelSource) -> None:
 
 
 def _parameters(directory: Path) -> set[str]:
-    """Names of what the architecture has, tied ones once; empty where transformers cannot tell."""
+    """Return the names of the architecture's parameters, tied ones once; empty if Transformers does not know it."""
     import torch
     import transformers
 
@@ -57,5 +57,5 @@ def _parameters(directory: Path) -> set[str]:
             kind: Any = transformers.AutoModelForCausalLM
             model = kind.from_config(config)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, AttributeError, TypeError):
-        return set()  # vLLM may know it all the same, and says so if not
+        return set()  # vLLM may know the architecture; if not, it reports it
     return {name for name, _ in model.named_parameters()}

@@ -1,7 +1,7 @@
-"""Work in a process of its own: exporters print, patch libraries, hold weights twice, and may be killed for memory.
+"""Work in a child process: exporters print, patch libraries, hold weights twice, and may be killed for memory.
 
-The process gets one order as JSON. A reason that the user can mend goes from it into a file of the order's directory;
-all that it prints is shown only if it fails otherwise.
+The child gets one order as JSON. It writes an error that the user can mend into a file of the order's directory. Its
+output is logged only if it fails otherwise.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def carry_out(module: str, order: Mapping[str, Any], directory: Path, *, task: s
     """Run `python -m <module>` with the order, offline and without GPUs.
 
     Args:
-        module: Its `main` ends in `obey`.
+        module: Calls `obey` when it is run.
         order: Plain data; `directory` is added to it.
-        directory: An empty directory, for what the process writes.
+        directory: An empty directory for the output of the process.
         task: The work in words, for the error: `export qwen_chat to a graph`.
 
     Raises:
@@ -59,7 +59,10 @@ def carry_out(module: str, order: Mapping[str, Any], directory: Path, *, task: s
 
 
 def obey(order: str, work: Callable[[Mapping[str, Any], Path], None]) -> int:
-    """Do the work of one order, given its fields and directory; return the process's exit status."""
+    """Do the work of one order. Returns the exit status of the process.
+
+    work: gets the fields of the order and its directory.
+    """
     collect_rarely()
     fields = json.loads(order)
     directory = Path(fields["directory"])

@@ -81,8 +81,8 @@ def init_inference(model: Any, dtype: torch.dtype, device: torch.device, *, rank
 def injection_refusal(model: Any, device: torch.device, *, wanted: bool) -> str | None:
     """Return why DeepSpeed's kernels are not injected into the model.
 
-    Even if a policy and kernels exist, we cannot serve with them. An injected layer keeps keys and values in a workspace
-    of DeepSpeed, where all rows of a batch have one length. So no sequence could join or leave a running batch.
+    Even if a policy and kernels exist, we cannot serve with them. An injected layer keeps keys and values in memory
+    of DeepSpeed, in which all rows of a batch have one length. So no sequence could join or leave a running batch.
     Source: `deepspeed/model_implementations/transformers/ds_transformer.py`.
     """
     if not wanted:

@@ -2,8 +2,8 @@
 
 ONNX Runtime's own `quantize_dynamic` takes one scale for a whole activation tensor. In a batch, a row's result then
 depends on the other rows, so the same seed would not give the same tokens. One large value also reduces the precision
-of all rows. Here every row (token) has its own scale, its largest absolute value, and so has every column of the weights.
-Source: LLM.int8(), Dettmers et al. 2022, https://arxiv.org/abs/2208.07339, section 2.1, "vector-wise".
+of all rows. Here every row (token) has its own scale, its largest absolute value, and so has every column of the
+weights. Source: LLM.int8(), Dettmers et al. 2022, https://arxiv.org/abs/2208.07339, section 2.1, "vector-wise".
 
 The product itself is ONNX Runtime's int8 matrix multiplication, in the form that is exact on this processor.
 """

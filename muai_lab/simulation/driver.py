@@ -17,7 +17,7 @@ from muai_lab.stack.events import Observer, Rejected
 from muai_lab.stack.observers import ObserverList
 from muai_lab.stack.plan import Plan
 from muai_lab.stack.scheduler import Scheduler
-from muai_lab.stack.step import CopiedOut, Outcome, run_step
+from muai_lab.stack.step import CopiedOut, StepOutcome, run_step
 
 Action = Callable[[float], None]
 
@@ -82,7 +82,7 @@ class VirtualDriver:
                     return
                 self.now = min(max(self.now, min(times)), until_s)
 
-    def _carry_out(self, plan: Plan, copied_out: CopiedOut) -> Outcome:
+    def _carry_out(self, plan: Plan, copied_out: CopiedOut) -> StepOutcome:
         began = self.now
         for out in plan.copy_out:
             copied_out(out, self._engine.copy_out(out))

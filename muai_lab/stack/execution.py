@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from muai_lab.engines.base import PrefillChunk, SlotFaults, StepEngine
 from muai_lab.stack.caching import caches
 from muai_lab.stack.plan import Plan
-from muai_lab.stack.step import CopiedOut, Outcome
+from muai_lab.stack.step import CopiedOut, StepOutcome
 
 
 class StepRaised(Exception):
@@ -50,7 +50,7 @@ class Execution:
         """Slots that the present step computes."""
         return (*self.plan.decode, *(chunk.slot for chunk in self.plan.prefill))
 
-    def carry_out(self, plan: Plan, copied_out: CopiedOut) -> Outcome:
+    def carry_out(self, plan: Plan, copied_out: CopiedOut) -> StepOutcome:
         """Carry out a plan; see `muai_lab.stack.step.CarryOut`. Raises StepRaised for any error of the engine."""
         began = self._clock()
         self.plan, self.began, self.faults, self._computed = plan, began, {}, ()

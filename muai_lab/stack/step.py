@@ -12,10 +12,10 @@ from muai_lab.stack.scheduler import Scheduler
 CopiedOut = Callable[[CopyOut, Sequence[KVBlock]], None]
 """Takes in the blocks of one copy out of a slot; called before anything is copied into a slot."""
 
-Outcome = tuple[Mapping[int, int], float, float]
+StepOutcome = tuple[Mapping[int, int], float, float]
 """The token of each slot that produced one; when the step began and ended, in seconds."""
 
-CarryOut = Callable[[Plan, CopiedOut], Outcome]
+CarryOut = Callable[[Plan, CopiedOut], StepOutcome]
 """Copies, releases, decodes and prefills as a plan says, and times it. What it raises leaves the step uncompleted."""
 
 

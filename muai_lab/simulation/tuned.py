@@ -148,9 +148,9 @@ def simulate(
         def tick(now: float) -> None:
             if now > intervals * interval_s:
                 return  # the rest only drains
-            told = tuner.tick(now)
-            if told:
-                decisions.extend(told)
+            made = tuner.tick(now)
+            if made:
+                decisions.extend(made)
                 setup.enforce(tuner.values, scheduler, now)
 
         driver.every(block_s, tick)

@@ -56,7 +56,7 @@ class PrefixReuse:
         self._ins: list[CopyIn] = []
         self._copying: list[Match] = []  # of the present plan
         self._evicted = 0
-        self._told: tuple[int, int, int] | None = None
+        self._reported: tuple[int, int, int] | None = None
 
     @property
     def on(self) -> bool:
@@ -146,7 +146,7 @@ class PrefixReuse:
         counts = self.cache.counts
         evicted, budget_bytes = counts.evicted_blocks - self._evicted, self.cache.budget_bytes
         state = (counts.blocks, counts.evicted_blocks, budget_bytes)
-        if state == self._told:
+        if state == self._reported:
             return []
-        self._told, self._evicted = state, counts.evicted_blocks
+        self._reported, self._evicted = state, counts.evicted_blocks
         return [CacheState(now, counts.stored_bytes, counts.blocks, evicted, budget_bytes)]

@@ -126,10 +126,10 @@ class TuningLoop:
         self._tap.listener = window
         while True:
             await self._sleep(block_s)
-            told = tuner.tick(self._clock())
-            if told:
-                await self._make(tuner.values, told)
-            if any(isinstance(event, Tuned) and event.outcome == "kept" for event in told):
+            decisions = tuner.tick(self._clock())
+            if decisions:
+                await self._make(tuner.values, decisions)
+            if any(isinstance(event, Tuned) and event.outcome == "kept" for event in decisions):
                 await asyncio.to_thread(self._memory.save, tuner.good)
 
     async def _start(self) -> Values | None:
@@ -142,21 +142,21 @@ class TuningLoop:
 
     def _began(self, values: Values, now: float) -> list[Tuned]:
         """Return the event of each knob's first value."""
-        told = []
+        decisions = []
         for knob in Knob:
             before, after = self._in_force.of(knob), values.of(knob)
             outcome, reason = ("began", "in force") if before == after else ("restored", "good before the restart")
-            told.append(Tuned(now, knob.value, before, after, outcome, reason))
-        return told
+            decisions.append(Tuned(now, knob.value, before, after, outcome, reason))
+        return decisions
 
-    async def _make(self, values: Values, told: Sequence[Tuned | TunerNoted]) -> None:
+    async def _make(self, values: Values, decisions: Sequence[Tuned | TunerNoted]) -> None:
         """Apply the changed values, then show the events to the observers."""
         if values != self._in_force:
             await self._apply(_changes(self._in_force, values))
             self._in_force = values
-        for event in told:
+        for event in decisions:
             _log(self._name, event)
-        self._show(told)
+        self._show(decisions)
 
 
 def targets_of(settings: TunerSettings) -> Targets:

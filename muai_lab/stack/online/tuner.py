@@ -274,7 +274,7 @@ class OnlineTuner:
         settle_s = min(max(total(baseline).mean_service_s, block_s), self._interval_s / 3)
         before, self.values = self.values, values
         self._trial = _Trial(before, baseline, now, now + settle_s, self._boundary(now + self._interval_s / 2))
-        return self._told(before, values, "tried", reason, now)
+        return self._tuned(before, values, "tried", reason, now)
 
     def _watch(self, trial: _Trial, now: float) -> list[Tuned | TunerNoted]:
         blocks = self._window.blocks(now, trial.measured_from)
@@ -337,7 +337,7 @@ class OnlineTuner:
         self._resting, self._rest = False, _FIRST_REST
         self._regain = None
         self._good = [*self._good[1 - _REMEMBERED :], (workload(blocks), self.values)]
-        notes = self._told(trial.before, self.values, "kept", str(comparison), now)
+        notes = self._tuned(trial.before, self.values, "kept", str(comparison), now)
         self._next = self._boundary(now)
         # The blocks of this trial are the baseline of the next one, which can begin at once.
         return notes + self._consider(now)
@@ -355,7 +355,7 @@ class OnlineTuner:
         # After a trial that hurt, a whole interval passes without one, so there are never two such in a row.
         self._next = self._boundary(now + (self._interval_s if hurt else 0.0))
         self._regain = (trial.baseline, 0)
-        return self._told(tried, self.values, "reverted", reason, now)
+        return self._tuned(tried, self.values, "reverted", reason, now)
 
     def _direction(self, before: Values) -> tuple[Knob, int] | None:
         """Return the direction of the last step, if it moved one knob."""
@@ -367,7 +367,7 @@ class OnlineTuner:
         rungs = 2 if knob is Knob.BATCH and (ratio >= _DOUBLING or ratio <= 1 / _DOUBLING) else 1
         return knob, rungs if ratio > 1 else -rungs
 
-    def _told(self, before: Values, after: Values, outcome: str, reason: str, now: float) -> list[Tuned | TunerNoted]:
+    def _tuned(self, before: Values, after: Values, outcome: str, reason: str, now: float) -> list[Tuned | TunerNoted]:
         return [
             Tuned(now, knob.value, before.of(knob), after.of(knob), outcome, reason) for knob in before.moved(after)
         ]

@@ -11,6 +11,9 @@ from muai_lab.stack.online.window import Block, Targets, total
 LEAST_GAIN = 0.01
 """Smallest relative change that counts, however certain it is."""
 
+CLEAR_DEVIATIONS = 3.0
+"""Standard errors of a clear fall: it is tested again and again, so it must be surer than a gain."""
+
 _FEW_BLOCKS = 5  # below this number their spread says little
 _HOPELESS = 0.5  # attainment below which a queue is assumed to be the cause, not the pace of the configuration
 

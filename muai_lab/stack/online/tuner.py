@@ -10,13 +10,14 @@ Another workload starts the search over. Nothing is tried while there is nothing
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from muai_lab.stack.events import Tuned, TunerNoted
-from muai_lab.stack.online.judge import TrialComparison, compare
+from muai_lab.stack.online.judge import CLEAR_DEVIATIONS, TrialComparison, compare
 from muai_lab.stack.online.knobs import Knob, KnobBounds, Values
-from muai_lab.stack.online.shift import WorkloadFeatures, shifts, workload
+from muai_lab.stack.online.moves import MoveOrder
+from muai_lab.stack.online.shift import shifts, workload
 from muai_lab.stack.online.window import Block, Targets, TunerWindow, total
 
 BLOCKS_PER_INTERVAL = 10
@@ -28,17 +29,11 @@ _CUT_BLOCKS = 2
 _ENOUGH = 0.98  # attainment from which on a trial risks more than it can gain
 _LATEST_BLOCKS = 3
 _KEEP_DEVIATIONS = 1.7  # about one false keep in twenty
-_CUT_DEVIATIONS = 3.0  # tested again and again, so it must be surer
 _CUT_SHARE = 0.05
 _COLLAPSE_SHARE = 0.1
 _LOST = 0.05  # attainment below which there is nothing to lose
 _FIRST_REST, _LONGEST_REST = 4, 64  # intervals
 _LONGEST_RECOVERY = 3  # intervals
-_REMEMBERED = 16  # workloads
-_SHARING = 0.01  # of the prompt tokens that a small cache must serve for a larger one to be tried first
-_MOST = 0.5  # attainment below which most requests miss their targets
-_SLOW_SHARE = 0.1  # of the requests that must miss their pace for a smaller batch to be worth a trial
-_DOUBLING = 1.8  # ratio from which on a step of the batch size was one of two rungs
 
 
 @dataclass(slots=True)
@@ -76,23 +71,20 @@ class OnlineTuner:
         self.home = home
         self.values = home if start is None else bounds.clip(start, home)
         self._window = window
-        self._bounds = bounds
+        self._tunes_cache = bounds.allows(Knob.CACHE)
+        self._moves = MoveOrder(home, bounds, targets, adaptive=adaptive)
         self._targets = targets
         self._interval_s = interval_s
         self._window_s = window_s
-        self._adaptive = adaptive
         self._began = began
         self._epoch_began = began  # the workload has been the same since then
         self._since = began  # the present values have been in force since then
         self._next = began + interval_s
         self._trial: _Trial | None = None
-        self._tried: dict[Values, float] = {}  # under this workload: gain in standard errors
-        self._onward: tuple[Knob, int] | None = None  # the last move that helped
         self._resting = False
         self._rest_until = began
         self._rest = _FIRST_REST
         self._regain: tuple[Sequence[Block], int] | None = None  # level before a trial, intervals waited
-        self._good: list[tuple[WorkloadFeatures, Values]] = []
 
     @property
     def good(self) -> Values:
@@ -117,13 +109,13 @@ class OnlineTuner:
         whole = total(recent)
         if whole.settled < _FEW or self._satisfied(whole) or self._recovering(recent) or now < self._rest_until:
             return notes
-        candidates = [one for one in self._candidates(whole, workload(recent)) if self._worth_trying(one[0])]
+        candidates = self._moves.candidates(self.values, whole, workload(recent))
         for values, reason in candidates:
-            if values not in self._tried:
+            if values not in self._moves.tried:
                 return notes + self._try(values, recent, reason, now)
         if candidates and self._resting:  # and the rest is over: try again the one that came nearest
             self._resting = False
-            values, reason = max(candidates, key=lambda one: self._tried[one[0]])
+            values, reason = max(candidates, key=lambda one: self._moves.tried[one[0]])
             return notes + self._try(values, recent, f"once more: {reason}", now)
         if candidates:
             self._resting = True
@@ -134,7 +126,7 @@ class OnlineTuner:
 
     def _guard(self, now: float) -> list[Tuned | TunerNoted]:
         """Within an interval, try the configured values at once if the values found have stopped helping."""
-        if self.values == self.home or self.home in self._tried:
+        if self.values == self.home or self.home in self._moves.tried:
             return []
         blocks = self._window.blocks(now, max(self._since, self._epoch_began))
         before, after = blocks[:-_CUT_BLOCKS][-BLOCKS_PER_INTERVAL:], blocks[-_CUT_BLOCKS:]
@@ -142,8 +134,8 @@ class OnlineTuner:
         if len(before) < _CUT_BLOCKS or total(before).settled < _FEW or whole.settled < _FEW_TO_CUT:
             return []
         comparison = compare(before, after, self._targets)
-        fallen = comparison.worse(_CUT_DEVIATIONS, least=_COLLAPSE_SHARE) and not self._satisfied(whole)
-        if not fallen or not self._points_home(whole):
+        fallen = comparison.worse(CLEAR_DEVIATIONS, least=_COLLAPSE_SHARE) and not self._satisfied(whole)
+        if not fallen or not self._moves.points_home(self.values, whole):
             return []
         self._next = self._boundary(now)
         return self._try(self.home, after, f"what was good no longer is, what is configured may be: {comparison}", now)
@@ -178,94 +170,17 @@ class OnlineTuner:
             return []
         # The share that the cache serves also follows from its size, while there are blocks from before a change.
         moved = self._since > self._epoch_began
-        ignore = frozenset({"prefix hits"} if moved and self._bounds.allows(Knob.CACHE) else ())
+        ignore = frozenset({"prefix hits"} if moved and self._tunes_cache else ())
         found = shifts(workload(earlier), workload(latest), ignore=ignore)
         return self._start_anew(now - self._interval_s, now, "; ".join(found)) if found else []
 
     def _start_anew(self, since: float, now: float, reason: str) -> list[TunerNoted]:
         """Start the search over: results under another workload do not count."""
         self._epoch_began = since
-        self._tried.clear()
-        self._onward = None
+        self._moves.start_over()
         self._regain = None
         self._resting, self._rest_until, self._rest = False, now, _FIRST_REST
         return [TunerNoted(now, "shift", reason)]
-
-    # What to try
-
-    def _candidates(self, whole: Block, present: WorkloadFeatures) -> Iterator[tuple[Values, str]]:
-        """Yield the values that may be tried now, most promising first, each with the reason."""
-        slow = whole.ended - whole.ready  # requests that missed their pace, late or not
-        too_slow = self._targets.set and slow * whole.settled > (whole.late + whole.rejected) * whole.ended
-        if self._onward is not None:
-            knob, rungs = self._onward
-            # Once a smaller batch has restored the pace, requests miss something else.
-            if knob is not Knob.BATCH or (rungs < 0) == too_slow or not self._targets.set:
-                yield from self._moves(knob, (rungs,), whole, "onward, since the last step helped")
-        if self._points_home(whole):
-            yield self.home, "what is configured may do better under this workload"
-        if whole.hit_rate > _SHARING:
-            yield from self._moves(Knob.CACHE, (1,), whole, "prompts share prefixes: more of them kept")
-        for known, values in reversed(self._good):
-            if not shifts(known, present, ignore=frozenset({"prefix hits"})):
-                yield values, "this was good under a workload like this one"
-        if too_slow:
-            # If most are too slow the deeper cut comes first: half as many may still be too many, and show nothing.
-            cuts = (-4, -2, -1) if whole.attainment < _MOST else (-2, -1, -4)
-            yield from self._moves(Knob.BATCH, cuts, whole, "tokens come too slowly: fewer at a time")
-            yield from self._moves(Knob.CACHE, (1,), whole, "tokens come too slowly: less to prefill beside them")
-            yield from self._moves(Knob.BATCH, (1,), whole, "fewer at a time did not help: more")
-        else:
-            yield from self._moves(Knob.BATCH, (2, 1), whole, "requests wait for a slot: more at a time")
-            yield from self._moves(Knob.TIMEOUT, (-1,), whole, "requests wait: shorter holds")
-            yield from self._moves(Knob.CACHE, (1,), whole, "requests wait: less to prefill")
-            if not self._targets.set or slow > _SLOW_SHARE * whole.ended:
-                yield from self._moves(Knob.BATCH, (-2, -1), whole, "more at a time did not help: fewer")
-        yield from self._moves(Knob.TIMEOUT, (1,), whole, "longer holds, for fuller batches")
-        if whole.looked_up and not whole.cached:
-            yield from self._moves(Knob.CACHE, (-1,), whole, "the cache serves nothing: without it")
-
-    def _worth_trying(self, values: Values) -> bool:
-        """False for the values in force, and beyond a batch size that was clearly worse: goodput has one peak."""
-        here, there = self.values.max_batch_size, values.max_batch_size
-        if values == self.values:
-            return False
-        if values.moved(self.values) != (Knob.BATCH,):
-            return True
-        return not any(
-            deviations < -_CUT_DEVIATIONS
-            and tried.moved(self.values) == (Knob.BATCH,)
-            and min(here, there) < tried.max_batch_size < max(here, there)
-            for tried, deviations in self._tried.items()
-        )
-
-    def _moves(self, knob: Knob, rungs: Sequence[int], whole: Block, reason: str) -> Iterator[tuple[Values, str]]:
-        """Yield the moves of one knob that can have an effect."""
-        for count in rungs:
-            if knob is Knob.BATCH and not self._batch_matters(whole, up=count > 0):
-                continue
-            values = self._bounds.step(self.values, knob, count)
-            if values is not None:
-                yield values, reason
-
-    def _batch_matters(self, whole: Block, *, up: bool) -> bool:
-        """True if a move of the batch size can have an effect.
-
-        Raising it has none unless it holds requests back; nor has lowering it if the adaptive limit is lower.
-        """
-        at_limit = whole.running_when_short >= 0.85 * self.values.max_batch_size
-        return at_limit and whole.short_s > 0.1 * whole.busy_s if up or self._adaptive else True
-
-    def _points_home(self, whole: Block) -> bool:
-        """True if the configured values are worth a trial: not in force, and not in the wrong direction."""
-        if self.home == self.values:
-            return False
-        if self.home.moved(self.values) != (Knob.BATCH,):
-            return True
-        wants_more = whole.late + whole.rejected > whole.ended - whole.ready
-        if self.home.max_batch_size > self.values.max_batch_size:
-            return not self._targets.set or wants_more
-        return not wants_more
 
     # With a trial
 
@@ -288,7 +203,7 @@ class OnlineTuner:
         if not over:
             # If nearly nothing was good before, a trial has nothing to lose, and may begin with a backlog.
             lost = total(trial.baseline).attainment > _LOST
-            if lost and comparison.worse(_CUT_DEVIATIONS, least=_CUT_SHARE):
+            if lost and comparison.worse(CLEAR_DEVIATIONS, least=_CUT_SHARE):
                 return self._revert(trial, f"cut short: {comparison}", now, comparison)
             return []
         return self._judge(trial, blocks, comparison, now)
@@ -332,11 +247,9 @@ class OnlineTuner:
     ) -> list[Tuned | TunerNoted]:
         self._trial = None
         self._since = trial.measured_from
-        self._tried[trial.before] = -comparison.deviations
-        self._onward = self._direction(trial.before)
+        self._moves.helped(trial.before, self.values, comparison.deviations, workload(blocks))
         self._resting, self._rest = False, _FIRST_REST
         self._regain = None
-        self._good = [*self._good[1 - _REMEMBERED :], (workload(blocks), self.values)]
         notes = self._tuned(trial.before, self.values, "kept", str(comparison), now)
         self._next = self._boundary(now)
         # The blocks of this trial are the baseline of the next one, which can begin at once.
@@ -348,24 +261,13 @@ class OnlineTuner:
         tried, self.values = self.values, trial.before
         hurt = comparison is not None and comparison.worse(_KEEP_DEVIATIONS)
         self._trial = None
-        if not void:
-            self._tried[tried] = -math.inf if comparison is None else comparison.deviations
-        self._onward = None
+        deviations = -math.inf if comparison is None else comparison.deviations
+        self._moves.failed(tried, None if void else deviations)
         self._since = now + (trial.measured_from - trial.began)
         # After a trial that hurt, a whole interval passes without one, so there are never two such in a row.
         self._next = self._boundary(now + (self._interval_s if hurt else 0.0))
         self._regain = (trial.baseline, 0)
         return self._tuned(tried, self.values, "reverted", reason, now)
-
-    def _direction(self, before: Values) -> tuple[Knob, int] | None:
-        """Return the direction of the last step, if it moved one knob."""
-        moved = before.moved(self.values)
-        if len(moved) != 1:
-            return None
-        (knob,) = moved
-        ratio = max(self.values.of(knob), 1) / max(before.of(knob), 1)
-        rungs = 2 if knob is Knob.BATCH and (ratio >= _DOUBLING or ratio <= 1 / _DOUBLING) else 1
-        return knob, rungs if ratio > 1 else -rungs
 
     def _tuned(self, before: Values, after: Values, outcome: str, reason: str, now: float) -> list[Tuned | TunerNoted]:
         return [

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from muai_lab.engines.onnx.recipe import GraphFacts
+from muai_lab.engines.pytorch.encoder_decoder import output_scale, split_heads
 
 ENCODER_FILE = "encoder.onnx"
 DECODER_FILE = "decoder.onnx"
@@ -120,7 +121,9 @@ class _Encoder(nn.Module):
         for block in self.encoder.block:
             layer = block.layer[0]
             attention, normed = layer.SelfAttention, layer.layer_norm(hidden)
-            query, key, value = (_heads(part(normed), attention) for part in (attention.q, attention.k, attention.v))
+            query, key, value = (
+                split_heads(part(normed), attention) for part in (attention.q, attention.k, attention.v)
+            )
             weights = (query @ key.transpose(-1, -2) + bias).softmax(dim=-1)
             hidden = hidden + attention.o(_joined(weights @ value))
             hidden = block.layer[1](hidden)
@@ -128,7 +131,7 @@ class _Encoder(nn.Module):
         found = []
         for block in self.decoder.block:
             attention = block.layer[1].EncDecAttention
-            found += [_heads(attention.k(hidden), attention), _heads(attention.v(hidden), attention)]
+            found += [split_heads(attention.k(hidden), attention), split_heads(attention.v(hidden), attention)]
         return found
 
 
@@ -142,7 +145,7 @@ class _DecoderStep(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.decoder, self.head = model.decoder, model.lm_head
-        self.scale = model.config.d_model**-0.5 if getattr(model.config, "scale_decoder_outputs", False) else 1.0
+        self.scale = output_scale(model.config)
         self.bias = _DistanceBias(model.decoder, bidirectional=False)
 
     def forward(
@@ -164,7 +167,9 @@ class _DecoderStep(nn.Module):
         for index, block in enumerate(self.decoder.block):
             own_layer, cross_layer, feed_forward = block.layer
             attention, normed = own_layer.SelfAttention, own_layer.layer_norm(hidden)
-            query, key, value = (_heads(part(normed), attention) for part in (attention.q, attention.k, attention.v))
+            query, key, value = (
+                split_heads(part(normed), attention) for part in (attention.q, attention.k, attention.v)
+            )
             new += [key, value]
             past_scores = query @ own[2 * index].transpose(-1, -2) + bias
             new_score = (query * key).sum(dim=-1, keepdim=True) + bias_of_new
@@ -172,7 +177,7 @@ class _DecoderStep(nn.Module):
             attended = weights[..., :-1] @ own[2 * index + 1] + weights[..., -1:] * value
             hidden = hidden + attention.o(_joined(attended))
             attention, normed = cross_layer.EncDecAttention, cross_layer.layer_norm(hidden)
-            scores = _heads(attention.q(normed), attention) @ cross[2 * index].transpose(-1, -2)
+            scores = split_heads(attention.q(normed), attention) @ cross[2 * index].transpose(-1, -2)
             weights = scores.masked_fill(behind_prompt, float("-inf")).softmax(dim=-1)
             hidden = hidden + attention.o(_joined(weights @ cross[2 * index + 1]))
             hidden = feed_forward(hidden)
@@ -198,12 +203,6 @@ class _DistanceBias(nn.Module):
     def forward(self, distance: torch.Tensor) -> torch.Tensor:
         table: torch.Tensor = self.get_buffer("table")
         return table[distance.clamp(-self.reach, self.reach) + self.reach]
-
-
-def _heads(projected: torch.Tensor, attention: Any) -> torch.Tensor:
-    """Reshape `[rows, tokens, heads × dim]` to `[rows, heads, tokens, dim]`."""
-    rows, tokens, _ = projected.shape
-    return projected.view(rows, tokens, attention.n_heads, attention.key_value_proj_dim).transpose(1, 2)
 
 
 def _joined(attended: torch.Tensor) -> torch.Tensor:

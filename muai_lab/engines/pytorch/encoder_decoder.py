@@ -28,7 +28,7 @@ class EncoderDecoderModel:
         self._device: torch.device = model.device
         self._slots = slots
         self._start: int = config.decoder_start_token_id
-        self._scale = config.d_model**-0.5 if getattr(config, "scale_decoder_outputs", False) else 1.0
+        self._scale = output_scale(config)
         # The heads of this process: fewer than the configuration says if the layers are sharded.
         layers = [KVShape(self._first_attention.n_heads, config.d_kv, config.d_kv)] * config.num_decoder_layers
         memory = {"slots": slots, "max_len": max_len, "dtype": model.dtype, "device": self._device}
@@ -65,8 +65,8 @@ class EncoderDecoderModel:
         self.encoded.reserve(longest)
         for index, block in enumerate(self._model.decoder.block):
             attention = block.layer[1].EncDecAttention
-            keys = self._heads(attention.k(hidden), attention)
-            values = self._heads(attention.v(hidden), attention)
+            keys = split_heads(attention.k(hidden), attention)
+            values = split_heads(attention.v(hidden), attention)
             for batch_row, (row, chunk) in enumerate(zip(rows, chunks, strict=True)):
                 length = len(chunk.tokens)
                 self.encoded.lengths[row] = length
@@ -97,8 +97,8 @@ class EncoderDecoderModel:
             own, cross, feed_forward = block.layer
             attention = own.SelfAttention
             normed = own.layer_norm(hidden)
-            kv.keys[index][rows, :, positions] = self._heads(attention.k(normed), attention)[:, :, 0]
-            kv.values[index][rows, :, positions] = self._heads(attention.v(normed), attention)[:, :, 0]
+            kv.keys[index][rows, :, positions] = split_heads(attention.k(normed), attention)[:, :, 0]
+            kv.values[index][rows, :, positions] = split_heads(attention.v(normed), attention)[:, :, 0]
             hidden = hidden + self._attend(attention, normed, kv, index, longest, bias)
             normed = cross.layer_norm(hidden)
             hidden = hidden + self._attend(cross.EncDecAttention, normed, encoded, index, prompt_longest, prompt_mask)
@@ -115,19 +115,13 @@ class EncoderDecoderModel:
         self.kv.release(slot)
         self.encoded.release(slot)
 
-    @staticmethod
-    def _heads(projected: torch.Tensor, attention: Any) -> torch.Tensor:
-        """Reshape `[rows, tokens, heads × dim]` to `[rows, heads, tokens, dim]`."""
-        rows, tokens, _ = projected.shape
-        return projected.view(rows, tokens, attention.n_heads, attention.key_value_proj_dim).transpose(1, 2)
-
     def _attend(
         self, attention: Any, hidden: torch.Tensor, memory: KVRows, layer: int, longest: int, mask: torch.Tensor
     ) -> torch.Tensor:
         """Return the attention output `[rows, 1, d_model]` of one new token per row; T5 does not scale its scores."""
         rows = hidden.shape[0]
         attended = F.scaled_dot_product_attention(
-            self._heads(attention.q(hidden), attention),
+            split_heads(attention.q(hidden), attention),
             memory.keys[layer][:rows, :, :longest],
             memory.values[layer][:rows, :, :longest],
             attn_mask=mask,
@@ -151,3 +145,14 @@ class EncoderDecoderModel:
         behind = (relative > 0)[:, None, None, :]
         masked: torch.Tensor = bias.masked_fill(behind, float("-inf"))
         return masked
+
+
+def split_heads(projected: torch.Tensor, attention: Any) -> torch.Tensor:
+    """Reshape `[rows, tokens, heads × dim]` to `[rows, heads, tokens, dim]`."""
+    rows, tokens, _ = projected.shape
+    return projected.view(rows, tokens, attention.n_heads, attention.key_value_proj_dim).transpose(1, 2)
+
+
+def output_scale(config: Any) -> float:
+    """Return the factor of the decoder's output before the head: 1/sqrt(d_model) with tied embeddings, else 1."""
+    return float(config.d_model**-0.5) if getattr(config, "scale_decoder_outputs", False) else 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,3 +29,13 @@ class Availability:
     def on_gpu(self) -> bool:
         """True if it would run on a GPU; `device` is then the GPU's name, or only `cuda` or `rocm`."""
         return self.device not in (None, "cpu")
+
+
+def installed_version(*distributions: str) -> str | None:
+    """Return the version of the first of these distributions that is installed; None if none is."""
+    for name in distributions:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return None

@@ -82,7 +82,7 @@ def test_other_weights_under_the_same_name_are_another_graph(cache: Path, source
 
 def test_an_upgrade_of_the_exporter_is_another_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     before = RECIPE.hash()
-    monkeypatch.setattr("muai_lab.engines.onnx.recipe.metadata.version", lambda name: "99.0")
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "99.0")
 
     assert RECIPE.hash() != before
 

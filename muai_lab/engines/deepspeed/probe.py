@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from importlib import metadata
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from muai_lab.engines.architectures import encoder_decoder_refusal
-from muai_lab.engines.availability import Availability
+from muai_lab.engines.availability import Availability, installed_version
 from muai_lab.errors import ModelError
 
 if TYPE_CHECKING:
@@ -36,8 +35,8 @@ _KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads", "num_attention_heads"
 
 def availability(optimization: OptimizationSettings) -> Availability:
     """See `muai_lab.engines.catalogue.EngineKind`."""
-    version = _version()
-    if version is None:
+    version = installed_version("deepspeed")
+    if version is None or find_spec("deepspeed") is None:
         return Availability("DeepSpeed is not installed: pip install 'muai-lab[deepspeed]'")
     device, devices, dtypes = _device()
     return Availability(_refusal(optimization, device, devices, dtypes), version, device, dtypes)
@@ -62,7 +61,7 @@ def supports(optimization: OptimizationSettings, source: ModelSource) -> str | N
 
 def uses_cpu() -> bool:
     """True if models run on the CPU: there is no GPU, or DeepSpeed's variable DS_ACCELERATOR is `cpu`."""
-    if os.environ.get("DS_ACCELERATOR") == "cpu" or (_torch_version() or "").endswith("+cpu"):
+    if os.environ.get("DS_ACCELERATOR") == "cpu" or (installed_version("torch") or "").endswith("+cpu"):
         return True
     import torch
 
@@ -101,21 +100,6 @@ def _device() -> tuple[str, int, tuple[str, ...]]:
 
     bf16: tuple[str, ...] = ("bf16",) if torch.cuda.is_bf16_supported(including_emulation=False) else ()
     return torch.cuda.get_device_name(0), torch.cuda.device_count(), ("fp16", *bf16, "fp32")
-
-
-def _version() -> str | None:
-    try:
-        version = metadata.version("deepspeed")
-    except metadata.PackageNotFoundError:
-        return None
-    return version if find_spec("deepspeed") is not None else None
-
-
-def _torch_version() -> str | None:
-    try:
-        return metadata.version("torch")
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _key_value_heads(source: ModelSource) -> int | None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import metadata
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from muai_lab.engines.architectures import encoder_decoder_refusal
-from muai_lab.engines.availability import Availability
+from muai_lab.engines.availability import Availability, installed_version
 from muai_lab.errors import EngineError, ModelError
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ def availability(optimization: OptimizationSettings) -> Availability:
     extra = "onnx-gpu" if find_spec("onnxruntime") is None and _has_cuda_torch() else "onnx"
     if find_spec("onnxruntime") is None:
         return Availability(f"onnxruntime is not installed: pip install 'muai-lab[{extra}]'")
-    version = _version()
+    version = installed_version(*_DISTRIBUTIONS)
     missing = [name for name in _EXPORTERS if find_spec(name) is None]
     if missing:
         return Availability(
@@ -80,17 +79,5 @@ def _is_quantized(source: ModelSource) -> bool:
         return False  # the load reports what is wrong with the file
 
 
-def _version() -> str | None:
-    for name in _DISTRIBUTIONS:
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return None
-
-
 def _has_cuda_torch() -> bool:
-    try:
-        return "+cu" in metadata.version("torch")
-    except metadata.PackageNotFoundError:
-        return False
+    return "+cu" in (installed_version("torch") or "")

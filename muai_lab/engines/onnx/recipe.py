@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
-from importlib import metadata
 from typing import Literal
+
+from muai_lab.engines.availability import installed_version
 
 RECIPE_VERSION = 3  # raise it if the export changes; the versions of the exporting libraries are hashed
 
@@ -44,7 +45,7 @@ class Recipe:
 
     def described(self) -> dict[str, object]:
         """Return everything that the hash covers, for readers of the cache."""
-        versions = {name: _version(name) for name in _EXPORTERS[self.kind]}
+        versions = {name: installed_version(name) for name in _EXPORTERS[self.kind]}
         return {"version": RECIPE_VERSION, **asdict(self), "libraries": versions}
 
 
@@ -69,10 +70,3 @@ class GraphFacts:
         """Read from JSON. Raises TypeError if fields are missing or unknown."""
         facts = {**fields, "eos_token_ids": tuple(fields["eos_token_ids"])}  # type: ignore[arg-type]
         return cls(**facts)  # type: ignore[arg-type]
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None

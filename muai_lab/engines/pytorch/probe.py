@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import metadata
 from typing import TYPE_CHECKING
 
 from muai_lab.engines.architectures import encoder_decoder_refusal
-from muai_lab.engines.availability import Availability
+from muai_lab.engines.availability import Availability, installed_version
 
 if TYPE_CHECKING:
     from muai_lab.models.registry import ModelSource
@@ -24,9 +23,8 @@ KEYS: Mapping[str, str] = {
 
 def availability(optimization: OptimizationSettings) -> Availability:
     """See `muai_lab.engines.catalogue.EngineKind`."""
-    try:
-        version = metadata.version("torch")
-    except metadata.PackageNotFoundError:
+    version = installed_version("torch")
+    if version is None:
         return Availability("PyTorch is not installed: pip install torch")
     from muai_lab.engines.pytorch.device import choose_device, choose_dtype, device_name, has_bf16
     from muai_lab.errors import EngineError

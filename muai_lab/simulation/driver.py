@@ -11,8 +11,10 @@ import heapq
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from muai_lab.errors import Overloaded
 from muai_lab.simulation.engine import VirtualEngine
 from muai_lab.simulation.traffic import SimulatedRequest
+from muai_lab.stack.admission import check_room
 from muai_lab.stack.events import Observer, Rejected
 from muai_lab.stack.observers import ObserverList
 from muai_lab.stack.plan import Plan
@@ -102,9 +104,11 @@ class VirtualDriver:
         self.at(request.at_s, arrive)
 
     def _submit(self, request: SimulatedRequest, now: float) -> None:
-        scheduler, capacity = self.scheduler, self._queue_capacity
-        if capacity is not None and scheduler.waiting + scheduler.running - self._engine.slots >= capacity:
-            self._observers.show([Rejected(now, f"the queue is full ({capacity} requests wait)")])
+        scheduler = self.scheduler
+        try:
+            check_room(1, scheduler.waiting + scheduler.running, self._engine.slots, self._queue_capacity)
+        except Overloaded as error:
+            self._observers.show([Rejected(now, str(error))])
         else:
             scheduler.add(request.generation(), now)
 

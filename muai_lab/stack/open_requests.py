@@ -10,9 +10,7 @@ from muai_lab.stack.events import Admitted, CacheLookup, Event, Failed, Finished
 from muai_lab.stack.generation import Generation
 
 _FAILURES: dict[str, type[RequestError]] = {
-    "cancelled": RequestCancelled,
-    "timeout": RequestTimeout,
-    "rejected": InvalidRequest,
+    kind.status: kind for kind in (RequestCancelled, RequestTimeout, InvalidRequest)
 }
 
 

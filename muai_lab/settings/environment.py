@@ -50,19 +50,6 @@ def _parse_mapping(text: str) -> object:
     return entries
 
 
-def format_text(value: object) -> str:
-    """The text that `parse_text` turns back into `value`."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list | tuple):
-        return ",".join(value)
-    if isinstance(value, Mapping):
-        return ",".join(f"{name}={item}" for name, item in value.items())
-    return str(value)
-
-
 def variables() -> dict[str, Key]:
     """Return every environment variable, by long and short names, with the key that it sets."""
     return {name: key for key in keys_by_path().values() for name in (key.env_long, key.env_short) if name is not None}

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from muai_lab.errors import SettingsError
 from muai_lab.settings.catalogue import keys_by_path
-from muai_lab.settings.environment import format_text, parse_text, variables
+from muai_lab.settings.environment import parse_text, variables
 from muai_lab.settings.resolve import load_settings
+from tests.unit.environment_text import format_text
 
 BATCH_SIZE = keys_by_path()["optimization.batcher.max_batch_size"]
 LATENCY = keys_by_path()["monitoring.anomaly.latency_threshold_ms"]

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from muai_lab.errors import EngineError, Overloaded, SettingsError
 from muai_lab.settings.catalogue import Key, keys_by_path
-from muai_lab.settings.environment import format_text
 from muai_lab.settings.origin import Origin
 from muai_lab.settings.resolve import flatten, load_settings
+from tests.unit.environment_text import format_text
 
 BATCH_SIZE = "optimization.batcher.max_batch_size"
 SECRET = "https://hooks.example/T0/SESAME"

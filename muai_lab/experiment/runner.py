@@ -146,16 +146,7 @@ def _run(
     offered, prompts = _prompts_to_send(settings, schedule, tokenizer)
     directory.update_manifest(
         schedule_hash=schedule.hash,
-        load={
-            "kind": settings.arrival.kind,
-            "rate": arrival_rate(settings, schedule),
-            "concurrency": settings.arrival.concurrency if settings.arrival.kind == "closed" else None,
-            "target": settings.target.kind,
-            "workload": settings.workload.name,
-            "workload_kind": settings.workload.kind,
-            "sessions": len(schedule.starts) < len(schedule),
-            "prompts": prompts,
-        },
+        load=_described(settings, schedule) | {"prompts": prompts},
         model={
             "name": settings.model.name,
             "kind": source.kind,
@@ -187,6 +178,24 @@ def _run(
     if death is not None:
         raise RunError(death)
     watcher.stage("analysing")
+    return _conclude(directory, result, offering)
+
+
+def _described(settings: LabSettings, schedule: Schedule) -> dict[str, Any]:
+    """The load, for the manifest."""
+    return {
+        "kind": settings.arrival.kind,
+        "rate": arrival_rate(settings, schedule),
+        "concurrency": settings.arrival.concurrency if settings.arrival.kind == "closed" else None,
+        "target": settings.target.kind,
+        "workload": settings.workload.name,
+        "workload_kind": settings.workload.kind,
+        "sessions": len(schedule.starts) < len(schedule),
+    }
+
+
+def _conclude(directory: RunDirectory, result: LoadResult, offering: _Offer) -> Summary:
+    """Analyse the records, and raise the reason why the load ended before its time, if it did."""
     if result.lost:
         _analyse(directory, PARTIAL, error="; ".join(result.lost))
         raise RunCutShort(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def scratch_prefix(purpose: str) -> str:
-    """What the name of a temporary folder of this process begins with. purpose: a word that tells whose it is."""
+    """Return the beginning of the name of a temporary folder of this process. purpose: A word that names its user."""
     return f"muai-lab-{os.getpid()}-{purpose}-"
 
 

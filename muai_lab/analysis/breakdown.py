@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from muai_lab.analysis.metrics import judged_columns
 from muai_lab.analysis.statistics import min_samples
 from muai_lab.analysis.summary_schema import Breakdown, BreakdownRow
 
@@ -58,8 +59,8 @@ def _row(label: str, requests: pd.DataFrame) -> BreakdownRow:
 
 
 def _median_latency(ok: pd.DataFrame, metric: str) -> float | None:
-    intended = ok.get(f"{metric}_from_intended_s")
-    return _median(ok[f"{metric}_s"] if intended is None or intended.isna().all() else intended)
+    columns = judged_columns(metric)
+    return _median(ok[next((column for column in columns if ok[column].notna().any()), columns[-1])])
 
 
 def _median(values: pd.Series) -> float | None:

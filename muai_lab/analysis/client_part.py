@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
-from muai_lab.analysis.metrics import METRIC_BY_NAME, shown_in
+from muai_lab.analysis.metrics import METRIC_BY_NAME, judged_columns, shown_in
 from muai_lab.analysis.statistics import min_samples
 from muai_lab.analysis.summary_schema import ClientPart
 from muai_lab.slo import Slo
 from muai_lab.visible import tolerated
 from muai_lab.wording import duration, percent
+
+_Part = TypeVar("_Part")
 
 _SHOWN = [
     METRIC_BY_NAME[name]
@@ -51,6 +53,10 @@ def footnote(generator: Mapping[str, Any], samples: Callable[[str], int]) -> str
     return f"* of the marked figures, up to this much can be the load generator's own delay: {'; '.join(notes)}"
 
 
+def _judged(parts: Mapping[str, _Part], metric: str) -> _Part | None:
+    return next((part for column in judged_columns(metric) if (part := parts.get(column))), None)
+
+
 def _needed(statistic: str) -> int:
     """Fewest samples for which a statistic (`mean`, `p50`, ...) is shown."""
     return 1 if statistic == "mean" else min_samples(float(statistic[1:]) / 100)
@@ -68,7 +74,7 @@ def slo_in_doubt(added: Mapping[str, Mapping[str, float]], slo: Slo) -> str | No
     names = [name for name in ("p50", "p90", "p95", "p99") if float(name[1:]) / 100 >= slo.quantile - 1e-9]
     statistic = names[0] if names else "p99"
     for metric, bound_ms in (("ttft", slo.ttft_ms), ("e2e", slo.e2e_ms)):
-        part = added.get(f"{metric}_from_intended_s") or added.get(f"{metric}_s")
+        part = _judged(added, metric)
         if bound_ms is None or part is None:
             continue
         if part[statistic] > tolerated(bound_ms / 1e3):
@@ -89,7 +95,7 @@ def allowing(generator: Mapping[str, Any], slo: Slo) -> Slo:
     parts = parts_of(generator)
 
     def wider(metric: str, bound_ms: float | None) -> float | None:
-        part = parts.get(f"{metric}_from_intended_s") or parts.get(f"{metric}_s")
+        part = _judged(parts, metric)
         return bound_ms if bound_ms is None or part is None else bound_ms + 1e3 * max(part.may_add_s.values())
 
     return replace(slo, ttft_ms=wider("ttft", slo.ttft_ms), e2e_ms=wider("e2e", slo.e2e_ms))

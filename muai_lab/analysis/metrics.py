@@ -239,6 +239,13 @@ def shown_in(place: Place) -> tuple[Metric, ...]:
     return tuple(metric for metric in METRICS if place in metric.shown)
 
 
+def judged_columns(name: str) -> tuple[str, ...]:
+    """Return the columns that judge a metric, in order of preference: from the intended time, then from sending."""
+    metric = METRIC_BY_NAME[name]
+    preferred = () if metric.from_intended is None else (METRIC_BY_NAME[metric.from_intended].column,)
+    return (*preferred, metric.column)
+
+
 def judged_metric(requests: pd.DataFrame, name: str) -> Metric:
     """Return the metric that an SLO or a comparison judges: from the intended time in an open loop.
 

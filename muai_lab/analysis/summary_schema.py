@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from muai_lab.analysis.documents import clean
+from muai_lab.analysis.metrics import judged_columns
 from muai_lab.request_status import STATUSES
 
 SCHEMA_VERSION = 1
@@ -355,9 +356,9 @@ class Summary(Struct, frozen=True, kw_only=True):
     precision: PrecisionSummary | None = None
 
     def judged(self, metric: str) -> str:
-        """Return the column of `ttft` or `e2e` that counts: from the intended time in an open loop."""
-        from_intended = f"{metric}_from_intended_s"
-        return from_intended if self.latency.get(from_intended) else f"{metric}_s"
+        """Return the column of a metric that counts: from the intended time in an open loop."""
+        columns = judged_columns(metric)
+        return next((column for column in columns if self.latency.get(column)), columns[-1])
 
     def estimate(self, column: str, statistic: str) -> ReportedEstimate | None:
         """Return the `mean`, `p50`, ... of a latency metric; None if it is not known."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from muai_lab.analysis import server_series
 from muai_lab.analysis.frames import Run
+from muai_lab.analysis.metrics import judged_metric
 from muai_lab.analysis.statistics import SAMPLES_BEYOND
 from muai_lab.analysis.summary_schema import LatencySummary
 from muai_lab.analysis.window import in_flight
@@ -245,8 +246,8 @@ def _gauge(
 
 
 def _first_tokens(axes: Axes, requests: pd.DataFrame) -> None:
-    from_intended = requests["ttft_from_intended_s"].notna().any()
-    column = "ttft_from_intended_s" if from_intended else "ttft_s"
+    metric = judged_metric(requests, "ttft")
+    column = metric.column
     seen = requests[(requests["status"] == "ok") & requests[column].notna() & requests["due_s"].notna()]
     values = seen[column].to_numpy() * 1e3
     kept = _thinned(values)
@@ -254,7 +255,7 @@ def _first_tokens(axes: Axes, requests: pd.DataFrame) -> None:
         seen["due_s"].to_numpy()[kept], values[kept], linestyle="none", marker="o", markersize=2.0, markeredgewidth=0,
         color=BLUE, alpha=0.65, label="successful",
     )  # fmt: skip
-    since = "due" if from_intended else "sent"
+    since = "due" if metric.open_loop_only else "sent"
     title = f"Time to first token of each request, ms since {since}"
     if kept.size < values.size:
         title += f" ({kept.size} of {values.size:,} drawn: the slowest and a sample)"

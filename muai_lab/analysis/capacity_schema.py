@@ -88,8 +88,9 @@ class CapacityStudy(Struct, frozen=True, kw_only=True):
     """A capacity study, finished or not.
 
     ended: The reason for its end if the search was not over. goes_on: True if a longer study can continue it.
-    capacity_rps: None if no probe could be judged. end_found: False if the highest rate that was tried meets the SLO.
-    no_interval: The reason if there is no interval. engine: As the manifest of the last probe has it.
+    capacity_rps: None if no probe counts, or only short ones of which some miss the SLO. end_found: False if the
+    highest rate that was tried meets the SLO. no_interval: The reason if there is no interval. engine: As the manifest
+    of the last probe has it.
     """
 
     schema_version: int = 2

@@ -219,8 +219,8 @@ class _Study:
         elif sum(not one.counts(self._slo.quantile) and one.ask.rate == ask.rate for one in self._probes) >= _TRIES:
             self._search.cannot_offer(ask.rate)
             self._ended = (
-                f"the load generator could not offer {ask.rate:.3g} requests/s, so nothing above was tried (more "
-                "cores, load.processes or load.backend=ray offer more)"
+                f"{probe.doubt}, so nothing above {ask.rate:.3g} requests/s was tried (more cores, load.processes or "
+                "load.backend=ray offer more)"
             )
         self._watcher.judged(probe)
 
@@ -255,6 +255,7 @@ class _Study:
 
         settings, slo, search = self._settings, self._slo, self._search
         capacity = search.capacity() if search.outcomes else None
+        answered = capacity is not None and (capacity.rate is None or capacity.open or capacity.edge is not None)
         low, high = search.bracket if search.outcomes else (None, None)
         spent_s = time.monotonic() - self._begun
         document = clean(
@@ -265,8 +266,9 @@ class _Study:
                 "goes_on": self._limit is not None,
                 "started": self._started,
                 "slo": {**slo.bounds_ms, "quantile": slo.quantile},
+                # Short probes flatter a server: by themselves they show where to look, and no capacity.
                 "capacity_rps": None
-                if capacity is None
+                if capacity is None or not answered
                 else {"value": capacity.rate, "low": capacity.low, "high": capacity.high},
                 "end_found": capacity is not None and not capacity.open,
                 "interval": self._interval(),

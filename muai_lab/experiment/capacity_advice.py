@@ -61,7 +61,9 @@ def without_interval(
             "one (10 by default)"
         )
     near, edge = search.near(), search.capacity().edge
-    if edge is not None and len(near) >= LEAST_EDGES:
+    if edge is None:
+        return "no interval: no long probe that counts was made"
+    if len(near) >= LEAST_EDGES:
         if search.long_enough():
             return (
                 f"no interval: the {len(near)} long probes miss the SLO too seldom, or too unevenly, to show the edge; "

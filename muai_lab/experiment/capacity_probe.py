@@ -22,14 +22,17 @@ if TYPE_CHECKING:
     from muai_lab.window import Window
 
 _BLOCKS = 5
+# Share of the misses that the load generator may explain: log-odds that are off by 0.1 move a crossing whose slope over
+# the log rate is 10 by 1 %.
+_EXPLAINED = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
     """One probe.
 
-    verdict: The run's validity. stopped: The reason why it was ended early; None if it was not. saturated: True if the
-    load generator was late, so that the figures contain its own delays. server: Directory of the server's start.
+    verdict: The run's validity. stopped: The reason why it was ended early; None if it was not. doubt: The reason if
+    the load generator's own delays can have decided the attainment, else None. server: Directory of the server's start.
     """
 
     number: int
@@ -38,7 +41,7 @@ class Probe:
     verdict: str
     stopped: str | None
     directory: Path
-    saturated: bool = False
+    doubt: str | None = None
     server: str = "server"
     figures: Mapping[str, float | None] = field(default_factory=dict)
 
@@ -48,7 +51,7 @@ class Probe:
         A late load generator makes latencies longer. If a probe of the search keeps the SLO all the same, it counts.
         The estimate takes no probe whose misses may be the generator's.
         """
-        return not self.saturated or (not self.ask.edge and self.outcome.attainment >= quantile)
+        return self.doubt is None or (not self.ask.edge and self.outcome.attainment >= quantile)
 
     def document(self, quantile: float) -> Mapping[str, Any]:
         """Return the probe as `capacity.json` has it."""
@@ -84,11 +87,9 @@ def judge_probe(
     that were in flight for longer than the SLO allows.
     """
     from muai_lab.analysis.attainment import met
-    from muai_lab.analysis.client_part import doubt_of
     from muai_lab.analysis.memory import run_span
-    from muai_lab.analysis.validity import SATURATED, validity_of
+    from muai_lab.analysis.validity import validity_of
 
-    generator = run.manifest.get("generator") or {}
     window = run.window
     assert window is not None, "a run that offered load has a window"
     measured = run.measured if stopped is None else _decided(run.measured, slo, window)
@@ -109,7 +110,7 @@ def judge_probe(
         "stopped early" if stopped else validity_of(run).verdict,
         stopped,
         run.path,
-        generator.get("verdict") == SATURATED or doubt_of(generator, slo) is not None,
+        _doubt(run.manifest.get("generator") or {}, measured, int(hit.sum()), slo, ask.rate),
         server,
         {
             "offered": len(measured) / span_s if stopped is None else None,
@@ -118,6 +119,25 @@ def judge_probe(
             "tpot": float(ok["tpot_s"].median()) if ok["tpot_s"].notna().any() else None,
         },
     )  # fmt: skip
+
+
+def _doubt(generator: Mapping[str, Any], measured: pd.DataFrame, hit: int, slo: Slo, rate: float) -> str | None:
+    """The reason if the load generator's own delays can have decided which share met the SLO.
+
+    They can only turn a request that met it into a miss. So the share with bounds that are wider by the longest delay
+    is the most that the server can have attained.
+    """
+    from muai_lab.analysis.attainment import met
+    from muai_lab.analysis.client_part import allowing, doubt_of
+    from muai_lab.analysis.validity import SATURATED
+
+    if generator.get("verdict") == SATURATED:
+        return f"the load generator could not offer {rate:.3g} requests/s"
+    reason = doubt_of(generator, slo)
+    if reason is None:
+        return None
+    explained = int(met(measured, allowing(generator, slo)).sum()) - hit
+    return reason if explained > _EXPLAINED * (len(measured) - hit) else None
 
 
 def _decided(measured: pd.DataFrame, slo: Slo, window: Window) -> pd.DataFrame:

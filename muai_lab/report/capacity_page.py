@@ -13,7 +13,14 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from muai_lab.analysis.capacity_schema import CapacityEstimate, CapacityStudy, LongProbes, ProbeSummary, StudySlo
+from muai_lab.analysis.capacity_schema import (
+    CapacityEstimate,
+    CapacityStudy,
+    LongProbes,
+    ProbeSummary,
+    RateBracket,
+    StudySlo,
+)
 from muai_lab.analysis.configuration import redacted
 from muai_lab.analysis.validity import SATURATED
 from muai_lab.report.page import render_page
@@ -35,8 +42,12 @@ def capacity_sheet(study: CapacityStudy) -> Sheet:
     ]
     if study.capacity_rps is not None and study.capacity is not None:
         facts += _capacity_facts(study, study.capacity_rps)
+    if study.bracket_rps.kept is not None:
+        facts.append(("short probes", _bracket_text(study.bracket_rps)))
     notes = tuple(redacted(note) for note in (study.ended, study.no_interval) if note)
-    return Sheet(_headline(study), study.complete, tuple(facts), (_probes_grid(study),), notes)
+    return Sheet(
+        _headline(study), study.complete and study.capacity_rps is not None, tuple(facts), (_probes_grid(study),), notes
+    )
 
 
 def _capacity_facts(study: CapacityStudy, capacity: CapacityEstimate) -> list[tuple[str, str]]:
@@ -53,10 +64,12 @@ def _capacity_facts(study: CapacityStudy, capacity: CapacityEstimate) -> list[tu
             f"state of queue and batch persists for about {duration(made.memory_s)}"
         )
         facts.append(("estimate", spans))
-    met, missed = (
-        "no rate tried" if rate is None else number(rate) for rate in (study.bracket_rps.kept, study.bracket_rps.lost)
-    )
-    return [*facts, ("short probes", f"met at {met}, not met at {missed} requests/s")]
+    return facts
+
+
+def _bracket_text(bracket: RateBracket) -> str:
+    met, missed = ("no rate tried" if rate is None else number(rate) for rate in (bracket.kept, bracket.lost))
+    return f"met at {met}, not met at {missed} requests/s"
 
 
 def _scope_text(made: LongProbes) -> str:
@@ -77,7 +90,7 @@ def _headline(study: CapacityStudy) -> str:
     engine = (study.engine or {}).get("name") or "the endpoint"
     capacity = study.capacity_rps
     if capacity is None:
-        return f"{partial}no capacity: {_why_nothing(study.probes)}"
+        return f"{partial}no capacity: {_why_nothing(study)}"
     if capacity.value is None:
         lowest = min(probe.rate_rps for probe in study.probes)
         return f"{partial}{engine} does not meet the SLO, not even at {number(lowest)} requests/s"
@@ -97,9 +110,12 @@ def _between(study: CapacityStudy, capacity: CapacityEstimate) -> str:
     return f"{interval(capacity)}{of_one}"
 
 
-def _why_nothing(probes: Sequence[ProbeSummary]) -> str:
+def _why_nothing(study: CapacityStudy) -> str:
+    probes = study.probes
     if not probes:
         return "nothing was measured"
+    if study.bracket_rps.kept is not None:
+        return "only short probes count, and short windows after an idle server flatter it"
     rates = sorted({number(probe.rate_rps) for probe in probes})
     return (
         f"the load generator was late in {plural(len(probes), 'probe')} at {', '.join(rates)} requests/s, and their "
@@ -209,7 +225,7 @@ _LOOKS: dict[str, dict[str, Any]] = {
     "long probe, SLO met": {"color": BLUE, "marker": "D"},
     "long probe, SLO not met": {"color": ORANGE, "marker": "D"},
     "ended early: of the requests decided by then": {"color": ORANGE, "marker": "o", "markerfacecolor": "none"},
-    "does not count: the load generator was late": {"color": MUTED, "marker": "x"},
+    "does not count: the load generator may have decided it": {"color": MUTED, "marker": "x"},
 }
 _MET, _MISSED, _LONG_MET, _LONG_MISSED, _EARLY, _UNCOUNTED = _LOOKS
 

@@ -214,6 +214,51 @@ def test_a_stopped_probe_counts_only_what_was_decided(tmp_path: Path) -> None:
     assert probe.figures["goodput"] is None
 
 
+def generator(verdict: str = "ok", added_s: float = 0.0) -> dict[str, Any]:
+    figures = dict.fromkeys(("mean", "p50", "p90", "p95", "p99"), added_s)
+    added = {"ttft_from_intended_s": {"figures_s": figures, "marked": []}}
+    return {"verdict": verdict, "reason": None, "cpu_share": 0.1, "send_lag_p99_s": 0.001, "added": added}
+
+
+@pytest.mark.parametrize(
+    ("near", "stated", "edge", "counts"),
+    [
+        (0, generator(), True, True),
+        # 30 ms of 500 ms are more than is tolerated, but 20 of 40 requests are late by far more than that.
+        (0, generator(added_s=0.03), True, True),
+        (2, generator(added_s=0.03), True, True),
+        (3, generator(added_s=0.03), True, False),
+        (3, generator(added_s=0.03), False, False),
+        (0, generator("client_saturated"), True, False),
+    ],
+)
+def test_a_probe_counts_unless_the_client_can_explain_its_misses(
+    tmp_path: Path, near: int, stated: dict[str, Any], edge: bool, counts: bool
+) -> None:
+    # Given 20 answers in time, and 20 late ones, of which `near` would be in time without the client's part
+    ttft_s = [0.1] * 20 + [0.51] * near + [0.9] * (20 - near)
+    rows = [record(i, due=i * 0.2, sent=i * 0.2, chunks=[i * 0.2 + wait]) for i, wait in enumerate(ttft_s)]
+    run = load_run(write_run(tmp_path / "probe-00", rows, manifest={"generator": stated}))
+
+    probe = judge_probe(run, Slo(ttft_ms=500), 0, NextProbe(5.0, 0.0, 10.0, edge=edge))
+
+    assert probe.outcome.attainment == 0.5
+    assert probe.counts(0.95) == counts
+
+
+def test_a_short_probe_that_keeps_the_slo_counts_however_late_the_client_was(tmp_path: Path) -> None:
+    rows = [record(i, due=i * 0.2, sent=i * 0.2, chunks=[i * 0.2 + 0.1]) for i in range(40)]
+    run = load_run(write_run(tmp_path / "probe-00", rows, manifest={"generator": generator("client_saturated")}))
+
+    short, long = (
+        judge_probe(run, Slo(ttft_ms=500), 0, NextProbe(5.0, 0.0, 10.0, edge=edge)) for edge in (False, True)
+    )
+
+    assert short.counts(0.95)
+    assert not long.counts(0.95)
+    assert long.doubt == "the load generator could not offer 5 requests/s"
+
+
 def study(**changes: Any) -> CapacityStudy:
     return msgspec.convert(capacity_document(**changes), CapacityStudy)
 
@@ -237,7 +282,11 @@ def test_the_sheet_begins_with_the_capacity_and_its_interval() -> None:
         ),
         ({"capacity_rps": {"value": 17.2, "low": None, "high": None}}, "17.2 requests/s within the SLO (no inter"),
         ({"status": "partial", "ended": "interrupted"}, "PARTIAL: pytorch carries 17.2"),
-        ({"capacity_rps": None}, "no capacity: the load generator was late in 3 probes at 16.0, 32.0, 8.00 requests/s"),
+        ({"capacity_rps": None, "interval": None}, "no capacity: only short probes count, and short windows"),
+        (
+            {"capacity_rps": None, "bracket_rps": {"kept": None, "lost": 8.0}},
+            "no capacity: the load generator was late in 3 probes at 16.0, 32.0, 8.00 requests/s",
+        ),
         ({"capacity_rps": None, "probes": []}, "no capacity: nothing was measured"),
     ],
 )
@@ -260,6 +309,14 @@ def test_the_sheet_says_for_which_server_starts_the_interval_holds(starts: int, 
 
     assert said in dict(sheet.facts)["holds for"]
     assert ("of this server start" in sheet.verdict) == (starts == 1)
+
+
+def test_rates_of_short_probes_alone_are_no_good_result() -> None:
+    sheet = capacity_sheet(study(capacity_rps=None, interval=None))
+
+    assert not sheet.good
+    assert "capacity" not in dict(sheet.facts)
+    assert dict(sheet.facts)["short probes"] == "met at 16.0, not met at 32.0 requests/s"
 
 
 class TestAStudyWithoutInterval:
@@ -307,6 +364,9 @@ class TestAStudyWithoutInterval:
         assert "capacity.repeats=2 makes too few long probes, 6 or more give one" in self.said(
             self.search(edges=2), repeats=2
         )
+
+    def test_says_so_if_no_long_probe_counts(self) -> None:
+        assert self.said(self.search(edges=0)) == "no interval: no long probe that counts was made"
 
     def test_says_so_if_no_rate_keeps_the_slo_or_none_breaks_it(self) -> None:
         lost, kept = CapacitySearch(self.PLAN), CapacitySearch(self.PLAN)

@@ -34,7 +34,6 @@ _TOP_PROBES = 2  # long probes at the highest rate, if the search found no end
 _STEP = 0.15  # of the log rate: no long probe lies farther from those before
 _NEAREST, _WIDEST = 0.01, 0.1  # of the log rate: from the crossing to a long probe
 _SHORTEST_REACH, _LONGEST_REACH = 0.08, 0.4  # of the log rate: within which a long probe belongs to the edge
-_REFITS = 3
 
 
 @dataclass(frozen=True, slots=True)

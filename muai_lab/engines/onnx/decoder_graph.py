@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from muai_lab.models.registry import ModelSource
 
 GRAPH_FILE = "model.onnx"
-WEIGHTS_FILE = "model.onnx.data"
 LAST_POSITIONS = "last_positions"
 LONGEST = "longest"
 

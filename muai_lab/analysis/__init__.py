@@ -9,8 +9,9 @@ The names below are loaded on first use, so that `import muai_lab.analysis` alon
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from muai_lab.lazy import lazy_names
 
 if TYPE_CHECKING:
     from muai_lab.analysis.change import Difference as Difference
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from muai_lab.analysis.summary import summarise as summarise
     from muai_lab.analysis.summary_schema import Summary as Summary
     from muai_lab.analysis.sweep import load_runs as load_runs
+    from muai_lab.analysis.views import as_aiperf as as_aiperf
+    from muai_lab.analysis.views import as_guidellm as as_guidellm
+    from muai_lab.analysis.views import as_vllm as as_vllm
     from muai_lab.window import Window as Window
 
 _HOME = {
@@ -41,6 +45,9 @@ _HOME = {
     "Run": "frames",
     "Summary": "summary_schema",
     "Window": "window",
+    "as_aiperf": "views",
+    "as_guidellm": "views",
+    "as_vllm": "views",
     "compare": "comparison",
     "difference": "comparison",
     "find_runs": "frames",
@@ -53,12 +60,4 @@ _HOME = {
 
 __all__ = sorted(_HOME)
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_names(__name__, _HOME)
